@@ -1,0 +1,3 @@
+#![forbid(unsafe_code)]
+//! ttyctl
+fn main() {}

@@ -1,0 +1,6 @@
+//! fdkit makes a descriptor table a file.
+//!
+//! The modules stand in the order in which data meets them, and arrows point one way only.
+
+pub mod error;
+pub mod sys;

@@ -1,0 +1,2 @@
+//! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
+#![allow(unsafe_code)]
