@@ -4,3 +4,8 @@
 
 pub mod error;
 pub mod sys;
+
+pub mod image;
+
+pub mod filter;
+pub mod proc;

@@ -1,2 +1,195 @@
 //! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
 #![allow(unsafe_code)]
+
+pub mod start;
+pub mod tty;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use std::cmp::Ordering;
+use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+/// Signals to this process by number, but not by name: F_SETSIG and F_GETSIG of fcntl(2).
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+
+/// A descriptor that stands for a process and never for another: pidfd_open(2), Linux 5.3.
+pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// A descriptor of ours for the open file description behind number `fd` of that process:
+/// pidfd_getfd(2), Linux 5.6.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: the call takes three integers and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+fn kcmp(one: i32, two: i32, kind: i32, a: RawFd, b: RawFd) -> nix::Result<Ordering> {
+    // SAFETY: KCMP_FILE and KCMP_FILES take five integers and touch no memory.
+    match Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, one, two, kind, a, b) })? {
+        0 => Ok(Ordering::Equal),
+        1 => Ok(Ordering::Less),
+        _ => Ok(Ordering::Greater),
+    }
+}
+
+/// How the open file descriptions behind two numbers compare: equal ones are one, and the rest
+/// have an order which holds as long as the kernel runs. kcmp(2) KCMP_FILE.
+pub fn compare_files(a: (i32, RawFd), b: (i32, RawFd)) -> nix::Result<Ordering> {
+    kcmp(a.0, b.0, 0, a.1, b.1)
+}
+
+/// How the descriptor tables of two processes compare: equal ones are shared by CLONE_FILES.
+/// kcmp(2) KCMP_FILES.
+pub fn compare_tables(a: i32, b: i32) -> nix::Result<Ordering> {
+    kcmp(a, b, 2, 0, 0)
+}
+
+/// What statx(2) says of a descriptor without asking a server: AT_STATX_DONT_SYNC.
+pub fn stat(fd: BorrowedFd<'_>) -> nix::Result<libc::statx> {
+    let mut found = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path is an empty C string, and statx fills the whole struct when it succeeds.
+    unsafe {
+        let mask = libc::STATX_BASIC_STATS;
+        Errno::result(libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, found.as_mut_ptr()))?;
+        Ok(found.assume_init())
+    }
+}
+
+/// The type and the id which F_SETOWN_EX takes: 0 a thread, 1 a process, 2 a process group.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// F_OWNER_TID, F_OWNER_PID or F_OWNER_PGRP.
+    pub kind: i32,
+    /// The thread, process or process group; zero for nobody.
+    pub id: i32,
+}
+
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+
+/// Who gets SIGIO and SIGURG from a description: F_GETOWN_EX of fcntl(2).
+pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<Owner> {
+    let mut owner = Owner::default();
+    // SAFETY: F_GETOWN_EX fills one f_owner_ex, which Owner is.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &mut owner) })?;
+    Ok(owner)
+}
+
+/// Sets who gets SIGIO and SIGURG: F_SETOWN_EX of fcntl(2).
+pub fn set_owner(fd: BorrowedFd<'_>, owner: Owner) -> nix::Result<()> {
+    // SAFETY: F_SETOWN_EX reads one f_owner_ex, which Owner is.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &owner) }).map(drop)
+}
+
+/// The signal sent in place of SIGIO, zero for SIGIO itself: F_GETSIG of fcntl(2).
+pub fn signal(fd: BorrowedFd<'_>) -> nix::Result<i32> {
+    // SAFETY: F_GETSIG takes no argument.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) })
+}
+
+/// Sets the signal sent in place of SIGIO: F_SETSIG of fcntl(2).
+pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
+    // SAFETY: F_SETSIG takes an integer.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, signal) }).map(drop)
+}
+
+/// How many bytes can be read now: FIONREAD of ioctl(2).
+pub fn readable(fd: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD fills one int, which is ours.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &mut bytes) })?;
+    Ok(bytes.max(0) as usize)
+}
+
+/// Whether a name matches a pattern of the shell, byte for byte: fnmatch(3) without flags, so that
+/// `*` also matches a slash.
+pub fn name_matches(pattern: &CStr, name: &[u8]) -> bool {
+    let Ok(name) = CString::new(name) else { return false };
+    // SAFETY: both are C strings that outlive the call.
+    unsafe { libc::fnmatch(pattern.as_ptr(), name.as_ptr(), 0) == 0 }
+}
+
+/// Closes every descriptor from `first` to `last`, both included: close_range(2), Linux 5.9.
+///
+/// Only for numbers that no `OwnedFd` stands for.
+pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
+    // SAFETY: three integers. The restorer is the only caller, after it has moved all that it owns
+    // to its service numbers, which it leaves out.
+    Errno::result(unsafe {
+        libc::syscall(libc::SYS_close_range, first as libc::c_uint, last as libc::c_uint, 0)
+    })
+    .map(drop)
+}
+
+/// A descriptor that stands at its number for as long as the process runs: a restored one, or one
+/// that the caller handed down. Nobody closes it but an exec or [`close_range`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat(RawFd);
+
+impl Seat {
+    /// The descriptor which the caller of this process left open at this number.
+    pub fn inherited(number: RawFd) -> nix::Result<Seat> {
+        // SAFETY: F_GETFD takes no pointer and changes nothing, whatever the number means.
+        Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+        Ok(Seat(number))
+    }
+
+    /// Puts a descriptor at this number, or fails with EBUSY and leaves whoever stands there.
+    ///
+    /// No system call if it is there already, two otherwise.
+    pub fn take(fd: OwnedFd, number: RawFd) -> nix::Result<Seat> {
+        if fd.as_raw_fd() == number {
+            return Ok(Seat(fd.into_raw_fd()));
+        }
+        Seat::copy(fd.as_fd(), number)
+    }
+
+    /// Makes a second number of the same description, with one system call.
+    pub fn copy(fd: BorrowedFd<'_>, number: RawFd) -> nix::Result<Seat> {
+        // SAFETY: fcntl returned a new descriptor that nobody else owns.
+        let new = unsafe { OwnedFd::from_raw_fd(fcntl(fd, FcntlArg::F_DUPFD(number))?) };
+        match new.as_raw_fd() {
+            there if there == number => Ok(Seat(new.into_raw_fd())),
+            _ => Err(Errno::EBUSY),
+        }
+    }
+
+    /// The number.
+    pub fn number(self) -> RawFd {
+        self.0
+    }
+}
+
+impl AsFd for Seat {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: a Seat is open until the exec, see its words.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
+
+/// A descriptor moved to exactly this number, which is free or may be overwritten, close-on-exec.
+pub fn move_to(fd: OwnedFd, number: RawFd) -> nix::Result<OwnedFd> {
+    if fd.as_raw_fd() == number {
+        return Ok(fd);
+    }
+    // SAFETY: dup3 takes integers; what it returns stands for nothing else any more, since the
+    // restorer chose the number among those that it does not own.
+    unsafe {
+        let new = Errno::result(libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC))?;
+        Ok(OwnedFd::from_raw_fd(new))
+    }
+}

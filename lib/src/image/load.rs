@@ -1,0 +1,66 @@
+//! A whole image in memory, but for its contents, of which only the place is kept.
+
+use super::{Entry, Head, Item, OpenFile, Reader, Slot, Task, scan};
+use crate::error::Result;
+use std::collections::BTreeMap;
+use std::io::Read;
+
+/// Where a piece of contents stands in the stream, and in its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The offset of its bytes in the stream.
+    pub at: u64,
+    /// How many they are.
+    pub len: usize,
+    /// The offset in a file.
+    pub offset: i64,
+}
+
+/// An image that was read to its end and found whole.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Its head.
+    pub head: Head,
+    /// Its tasks, parents first.
+    pub tasks: Vec<Task>,
+    /// Its open file descriptions, by ascending id.
+    pub files: Vec<OpenFile>,
+    /// Its descriptors; those of one table ascend.
+    pub slots: Vec<Slot>,
+    /// Where the contents of each object stand.
+    pub contents: BTreeMap<u32, Vec<Chunk>>,
+}
+
+impl Image {
+    /// Reads a whole image. Fails with status 3 as [`Reader::next`] does.
+    pub fn load(from: impl Read) -> Result<Image> {
+        let mut reader = Reader::new(from);
+        let (head, _) = reader.head()?;
+        let (mut tasks, mut files, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut contents: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
+        while let Some(Entry { item, whole, offset }) = reader.next()? {
+            match item {
+                Item::Task(task) => tasks.push(task),
+                Item::File(file) => files.push(file),
+                Item::Slot(slot) => slots.push(slot),
+                Item::Data(data) => {
+                    let len = data.bytes.0.len();
+                    let value = scan::record(whole).map_or(&[][..], |(_, value)| value);
+                    let bytes = scan::field(value, "bytes").unwrap_or_default();
+                    // The bytes are the last of the field, and the field is part of the record.
+                    let end = bytes.as_ptr() as usize - whole.as_ptr() as usize + bytes.len();
+                    let at = offset + (end - len) as u64;
+                    let chunk = Chunk { at, len, offset: data.offset };
+                    contents.entry(data.object).or_default().push(chunk);
+                }
+                Item::Head(_) | Item::End(_) | Item::Other => (),
+            }
+        }
+        Ok(Image { head, tasks, files, slots, contents })
+    }
+
+    /// The file with this id. A checked image has every file that its slots name.
+    pub fn file(&self, id: u32) -> Option<&OpenFile> {
+        self.files.binary_search_by_key(&id, |file| file.id).ok().map(|at| &self.files[at])
+    }
+}

@@ -1,0 +1,17 @@
+//! The stream that flows through the pipes: fdimage(5), its records, its reader and its writer.
+
+mod check;
+mod load;
+mod read;
+mod record;
+pub mod scan;
+mod write;
+
+pub use check::Checker;
+pub use load::{Chunk, Image};
+pub use read::{Entry, Reader, Summary};
+pub use record::{
+    Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals, Slot,
+    Table, Task, Terminal, VERSION,
+};
+pub use write::Writer;

@@ -1,0 +1,514 @@
+//! What /proc says of a process and of its descriptors. Parsing is apart from reading.
+
+use crate::error::{At, Error, Result, Status};
+use crate::image::{Bytes, Credentials, Inode, Lock, Signals, Table, Task, Terminal};
+use crate::sys;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::libc;
+use nix::sys::stat::Mode;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+
+/// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
+pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+
+/// A process, held so that its pid cannot come to mean another one.
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat.
+    pub start: u64,
+    pidfd: OwnedFd,
+    dir: OwnedFd,
+    links: OwnedFd,
+    infos: OwnedFd,
+}
+
+/// What changes when a process execs, although its pid and start time stay: where its code and its
+/// stack begin, fields 26 and 28 of /proc/PID/stat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    start: u64,
+    program: (u64, u64),
+}
+
+/// A parsed /proc/PID/stat, by the names of proc_pid_stat(5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    comm: Vec<u8>,
+    fields: Vec<i64>,
+}
+
+impl Stat {
+    /// Parses the line. The name may hold blanks and parentheses, so its end is the last one.
+    pub fn parse(text: &[u8]) -> Option<Stat> {
+        let open = text.iter().position(|&byte| byte == b'(')?;
+        let close = text.iter().rposition(|&byte| byte == b')')?;
+        let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+        let field = |word: &str| word.parse().or_else(|_| word.parse::<u64>().map(|n| n as i64));
+        let fields: Vec<i64> = rest.split_whitespace().map(|w| field(w).unwrap_or(0)).collect();
+        (fields.len() > 25).then(|| Stat { comm: text[open + 1..close].to_vec(), fields })
+    }
+
+    /// A field by its number in proc_pid_stat(5), which counts from 1.
+    pub fn field(&self, number: usize) -> i64 {
+        self.fields.get(number - 3).copied().unwrap_or(0)
+    }
+}
+
+impl Process {
+    /// Takes hold of a process.
+    ///
+    /// Fails with status 5 if there is none, and with 4 and the reason if its descriptors may not
+    /// be looked at.
+    pub fn open(pid: i32) -> Result<Process> {
+        let gone = || Error::new(Status::Gone, "no such process");
+        let pidfd = sys::pidfd_open(pid).map_err(|errno| match errno {
+            Errno::ESRCH | Errno::EINVAL => gone(),
+            other => other.into(),
+        })?;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let cwd = nix::fcntl::AT_FDCWD;
+        let dir = openat(cwd, format!("/proc/{pid}").as_str(), flags, Mode::empty())
+            .map_err(|errno| if errno == Errno::ENOENT { gone() } else { errno.into() })?;
+        let inside = |name: &str| {
+            openat(dir.as_fd(), name, flags, Mode::empty()).map_err(|errno| match errno {
+                Errno::ENOENT | Errno::ESRCH => gone(),
+                Errno::EACCES | Errno::EPERM => refusal(&dir, pid),
+                other => Error::from(other),
+            })
+        };
+        let (links, infos) = (inside("fd")?, inside("fdinfo")?);
+        let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
+        let stat = Stat::parse(&stat).ok_or_else(gone)?;
+        let start = stat.field(22) as u64;
+        Ok(Process { pid, start, pidfd, dir, links, infos })
+    }
+
+    /// The pidfd.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// What tells this program in this process from any other.
+    pub fn identity(&self) -> Result<Identity> {
+        let stat = self.stat()?;
+        let program = (stat.field(26) as u64, stat.field(28) as u64);
+        Ok(Identity { start: stat.field(22) as u64, program })
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        let text = self.read("stat")?;
+        Stat::parse(&text).ok_or_else(|| Error::new(Status::System, "stat: not understood"))
+    }
+
+    /// The content of a file in /proc/PID.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        read_at(self.dir.as_fd(), name).map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ESRCH => Error::new(Status::Gone, "the process is gone"),
+            other => Error::from(other).at(name),
+        })
+    }
+
+    fn link(&self, name: &str) -> Option<Bytes> {
+        Some(Bytes(readlinkat(self.dir.as_fd(), name).ok()?.into_vec()))
+    }
+
+    /// The numbers in use, ascending.
+    pub fn numbers(&self) -> Result<Vec<RawFd>> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = Dir::openat(self.dir.as_fd(), "fd", flags, Mode::empty())
+            .map_err(|errno| match errno {
+                Errno::ENOENT => Errno::ESRCH.into(),
+                Errno::EACCES | Errno::EPERM => refusal(&self.dir, self.pid),
+                other => Error::from(other),
+            })?;
+        let mut numbers = Vec::new();
+        for entry in dir.iter() {
+            numbers.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The threads, ascending; the children if `children`, of all threads.
+    pub fn threads(&self) -> Result<Vec<i32>> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut dir = Dir::openat(self.dir.as_fd(), "task", flags, Mode::empty())?;
+        let mut threads = Vec::new();
+        for entry in dir.iter() {
+            threads.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()));
+        }
+        threads.sort_unstable();
+        Ok(threads)
+    }
+
+    /// The children of all its threads, ascending: /proc/PID/task/TID/children.
+    pub fn children(&self) -> Result<Vec<i32>> {
+        let mut children = Vec::new();
+        for thread in self.threads()? {
+            // A thread may end meanwhile; its children are then those of another.
+            let Ok(text) = self.read(&format!("task/{thread}/children")) else { continue };
+            let text = String::from_utf8_lossy(&text).into_owned();
+            children.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+        }
+        children.sort_unstable();
+        Ok(children)
+    }
+
+    /// What readlink(2) shows of a number.
+    pub fn descriptor_link(&self, name: &str) -> nix::Result<Vec<u8>> {
+        Ok(readlinkat(self.links.as_fd(), name)?.into_vec())
+    }
+
+    /// The text of a number's fdinfo, in a buffer that is used again.
+    pub fn descriptor_info(&self, name: &str, into: &mut Vec<u8>) -> nix::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = openat(self.infos.as_fd(), name, flags, Mode::empty())?;
+        read_whole(file, into)
+    }
+
+    /// All that an image says of a task. `table` is the id of its table, `numbers` what is in it.
+    pub fn task(&self, table: u32, highest: Option<RawFd>) -> Result<Task> {
+        let stat = self.stat()?;
+        let status = self.read("status")?;
+        let status = StatusText(&status);
+        let limits = self.read("limits")?;
+        let number = |number: usize| stat.field(number) as i32;
+        let device = stat.field(7) as u32;
+        let cmdline = self.read("cmdline").unwrap_or_default();
+        let args = match cmdline.strip_suffix(b"\0") {
+            Some(args) => args.split(|&byte| byte == 0).map(Bytes::from).collect(),
+            None => Vec::new(),
+        };
+        let mut namespaces = BTreeMap::new();
+        for name in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
+            let inode = self.link(&format!("ns/{name}")).and_then(|link| bracketed(&link.0));
+            namespaces.extend(inode.map(|inode| (name.to_owned(), inode)));
+        }
+        Ok(Task {
+            pid: self.pid,
+            ppid: number(4),
+            pgid: number(5),
+            sid: number(6),
+            start: self.start,
+            comm: Bytes(stat.comm.clone()),
+            exe: self.link("exe"),
+            args,
+            cwd: self.link("cwd"),
+            root: self.link("root"),
+            umask: status.octal("Umask"),
+            credentials: Credentials {
+                uids: status.four("Uid"),
+                gids: status.four("Gid"),
+                groups: status.words("Groups").filter_map(|word| word.parse().ok()).collect(),
+                caps: ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+                    .map(|key| status.words(key).next().map_or(0, hex)),
+            },
+            namespaces,
+            table: Table {
+                id: table,
+                capacity: status.words("FDSize").next().map_or(0, |n| n.parse().unwrap_or(0)),
+                highest: highest.map(|highest| highest as u32),
+                limit: open_files(&limits).unwrap_or((0, 0)),
+            },
+            terminal: (device != 0).then(|| Terminal { device, foreground: number(8) }),
+        })
+    }
+}
+
+/// Why the descriptors of a process may not be looked at, and the cure.
+fn refusal(dir: &OwnedFd, pid: i32) -> Error {
+    let status = read_at(dir.as_fd(), "status").unwrap_or_default();
+    let theirs = StatusText(&status).four("Uid")[0];
+    let ours = nix::unistd::geteuid().as_raw();
+    let why = if theirs != ours {
+        format!(
+            "not permitted: it runs as uid {theirs}, we as {ours}; run as that user or as root"
+        )
+    } else {
+        format!(
+            "not permitted: process {pid} is of our uid, but has capabilities that we lack or is \
+             not dumpable; run as root (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
+        )
+    };
+    Error::new(Status::Denied, why)
+}
+
+/// Why pidfd_getfd(2) was refused although /proc may be read.
+pub fn attach_refusal() -> &'static str {
+    match std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").as_deref().map(str::trim) {
+        Ok("1") => "Yama's ptrace_scope is 1 and it is no descendant; run as root",
+        Ok("2") => "Yama's ptrace_scope is 2; it takes CAP_SYS_PTRACE",
+        Ok("3") => "Yama's ptrace_scope is 3, until the next boot",
+        _ => "a security module or seccomp filter forbids it, or CAP_SYS_PTRACE is missing",
+    }
+}
+
+fn read_at(dir: BorrowedFd<'_>, name: &str) -> nix::Result<Vec<u8>> {
+    let file = openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut text = Vec::new();
+    read_whole(file, &mut text)?;
+    Ok(text)
+}
+
+fn read_whole(file: OwnedFd, into: &mut Vec<u8>) -> nix::Result<()> {
+    const STEP: usize = 4096;
+    let mut have = 0;
+    loop {
+        into.resize((have + STEP).max(into.capacity()), 0);
+        let count = nix::unistd::read(file.as_fd(), &mut into[have..])?;
+        have += count;
+        // seq_file never gives less than there is room for, except at the end.
+        if count == 0 || have + STEP / 2 < into.len() {
+            into.truncate(have);
+            return Ok(());
+        }
+    }
+}
+
+/// The number in `name:[number]`.
+pub fn bracketed(link: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(link).ok()?;
+    text.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
+}
+
+fn hex(word: &str) -> u64 {
+    u64::from_str_radix(word, 16).unwrap_or(0)
+}
+
+struct StatusText<'a>(&'a [u8]);
+
+impl StatusText<'_> {
+    fn words(&self, key: &str) -> impl Iterator<Item = &str> {
+        let lines = self.0.split(|&byte| byte == b'\n');
+        let mut values = lines.filter_map(|line| std::str::from_utf8(line).ok()?.split_once(':'));
+        values.find(|(each, _)| *each == key).map_or("", |(_, value)| value).split_whitespace()
+    }
+
+    fn octal(&self, key: &str) -> u32 {
+        self.words(key).next().map_or(0, |word| u32::from_str_radix(word, 8).unwrap_or(0))
+    }
+
+    fn four(&self, key: &str) -> [u32; 4] {
+        let mut words = self.words(key).map(|word| word.parse().unwrap_or(u32::MAX));
+        [(); 4].map(|()| words.next().unwrap_or(u32::MAX))
+    }
+}
+
+/// Soft and hard limit of open files in /proc/PID/limits.
+fn open_files(limits: &[u8]) -> Option<(u64, u64)> {
+    let text = std::str::from_utf8(limits).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let mut words = line.split_whitespace().map(|word| word.parse().unwrap_or(u64::MAX));
+    Some((words.next()?, words.next()?))
+}
+
+/// The text of an fdinfo, taken apart: proc_pid_fdinfo(5).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Info {
+    /// The file position.
+    pub pos: i64,
+    /// Access mode, status flags and [`CLOEXEC`].
+    pub flags: u32,
+    /// The mount.
+    pub mnt: i32,
+    /// The inode, since 5.14.
+    pub ino: u64,
+    /// All other lines, locks included.
+    pub rest: String,
+}
+
+impl Info {
+    /// Parses the text; what is not understood stays in `rest`.
+    pub fn parse(text: &[u8]) -> Info {
+        let text = String::from_utf8_lossy(text);
+        let mut info = Info::default();
+        for line in text.lines() {
+            let (key, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.trim();
+            match key {
+                "pos" => info.pos = value.parse().unwrap_or(0),
+                "flags" => info.flags = u32::from_str_radix(value, 8).unwrap_or(0),
+                "mnt_id" => info.mnt = value.parse().unwrap_or(0),
+                "ino" => info.ino = value.parse().unwrap_or(0),
+                _ => {
+                    info.rest.push_str(line);
+                    info.rest.push('\n');
+                }
+            }
+        }
+        info
+    }
+
+    /// The value of a line, without blanks around it.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let mut lines = self.rest.lines().filter_map(|line| line.split_once(':'));
+        Some(lines.find(|(each, _)| *each == key)?.1.trim())
+    }
+
+    /// The locks held; a lock that is only waited for is shown with `->` and is not among them.
+    pub fn locks(&self) -> Vec<Lock> {
+        self.rest.lines().filter_map(|line| lock(line.strip_prefix("lock:")?)).collect()
+    }
+}
+
+/// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`.
+fn lock(line: &str) -> Option<Lock> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let [_, class, _, access, _, _, start, end] = words[..] else { return None };
+    Some(Lock {
+        class: class.to_owned(),
+        write: access == "WRITE",
+        start: start.parse().ok()?,
+        end: end.parse().ok(),
+    })
+}
+
+/// A descriptor of another process: what /proc tells of it, and what a copy of ours tells more.
+pub struct Descriptor<'a> {
+    /// Whose it is.
+    pub process: &'a Process,
+    /// Its number there.
+    pub fd: RawFd,
+    /// What readlink(2) shows.
+    pub link: Bytes,
+    /// Its fdinfo.
+    pub info: Info,
+    /// What stat(2) says.
+    pub inode: Option<Inode>,
+    /// Owner and signal.
+    pub signals: Option<Signals>,
+    /// A descriptor of ours for the same description; not for a passive scan.
+    pub copy: Option<OwnedFd>,
+}
+
+impl<'a> Descriptor<'a> {
+    /// Looks at a number. `fetch` asks for a copy.
+    pub fn read(
+        process: &'a Process,
+        fd: RawFd,
+        fetch: bool,
+        text: &mut Vec<u8>,
+    ) -> Result<Descriptor<'a>> {
+        let mut name = [0; 12];
+        let name = decimal(fd, &mut name);
+        process.descriptor_info(name, text).at(|| "fdinfo")?;
+        let info = Info::parse(text);
+        let copy = match fetch {
+            true => Some(sys::pidfd_getfd(process.pidfd(), fd).at(|| "pidfd_getfd")?),
+            false => None,
+        };
+        let (mut inode, mut signals) = (None, None);
+        if let Some(copy) = &copy {
+            inode = Some(inode_of(copy.as_fd()).at(|| "stat")?);
+            // An O_PATH descriptor has neither.
+            if info.flags & libc::O_PATH as u32 == 0 {
+                let owner = sys::owner(copy.as_fd()).at(|| "F_GETOWN_EX")?;
+                let signal = sys::signal(copy.as_fd()).at(|| "F_GETSIG")?;
+                signals = (owner.id != 0 || signal != 0)
+                    .then_some(Signals { kind: owner.kind, id: owner.id, signal });
+            }
+        }
+        let link = match &inode {
+            // On sockfs every inode is a socket and its link is this text.
+            Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFSOCK
+                && info.flags & libc::O_PATH as u32 == 0 =>
+            {
+                format!("socket:[{}]", inode.ino).into_bytes()
+            }
+            _ => process.descriptor_link(name).at(|| "readlink")?,
+        };
+        Ok(Descriptor { process, fd, link: Bytes(link), info, inode, signals, copy })
+    }
+
+    /// Access mode and status flags, without FD_CLOEXEC.
+    pub fn flags(&self) -> u32 {
+        self.info.flags & !CLOEXEC
+    }
+
+    /// Whether it is only a place in the file system: O_PATH.
+    pub fn is_path(&self) -> bool {
+        self.info.flags & libc::O_PATH as u32 != 0
+    }
+
+    /// The file type bits of its mode, if stat(2) was asked.
+    pub fn file_type(&self) -> Option<u32> {
+        self.inode.as_ref().map(|inode| inode.mode & libc::S_IFMT)
+    }
+
+    /// The name without ` (deleted)`, if the kernel says that the name is gone.
+    pub fn deleted(&self) -> Option<&[u8]> {
+        let name = self.link.0.strip_suffix(b" (deleted)")?;
+        // A living file may be called so; one without any name cannot live.
+        self.inode.as_ref().is_none_or(|inode| inode.nlink == 0).then_some(name)
+    }
+}
+
+/// The record of what is open.
+pub fn inode_of(fd: BorrowedFd<'_>) -> nix::Result<Inode> {
+    let stat = sys::stat(fd)?;
+    let mode = u32::from(stat.stx_mode);
+    let device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+    Ok(Inode {
+        dev: (stat.stx_dev_major, stat.stx_dev_minor),
+        ino: stat.stx_ino,
+        mode,
+        nlink: stat.stx_nlink,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        size: stat.stx_size,
+        mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+        rdev: device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
+    })
+}
+
+/// A number as text, without allocation: it is needed thrice a descriptor.
+fn decimal(number: RawFd, into: &mut [u8; 12]) -> &str {
+    let mut at = into.len();
+    let mut rest = number.unsigned_abs();
+    loop {
+        at -= 1;
+        into[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    std::str::from_utf8(&into[at..]).unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_blanks_and_parentheses_does_not_shift_the_fields() {
+        let line = b"7 (a) b) S 1 7 7 34816 7 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 1 1 1 10 0 30 0 0";
+        let stat = Stat::parse(line).unwrap();
+        assert_eq!(stat.comm, b"a) b");
+        assert_eq!((stat.field(4), stat.field(7), stat.field(22)), (1, 34816, 4711));
+    }
+
+    #[test]
+    fn an_fdinfo_is_taken_apart() {
+        let text = b"pos:\t5\nflags:\t02100001\nmnt_id:\t29\nino:\t77\n\
+            lock:\t1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 10 14\n\
+            lock:\t2: -> FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF\neventfd-count:               2a\n";
+        let info = Info::parse(text);
+        assert_eq!((info.pos, info.mnt, info.ino), (5, 29, 77));
+        assert_eq!(info.flags, CLOEXEC | libc::O_WRONLY as u32 | 0o100000);
+        assert_eq!(info.get("eventfd-count"), Some("2a"));
+        let lock = Lock { class: "POSIX".into(), write: true, start: 10, end: Some(14) };
+        assert_eq!(info.locks(), [lock]);
+    }
+
+    #[test]
+    fn limits_may_be_unlimited() {
+        let text = b"Limit  Soft Limit  Hard Limit  Units\nMax open files  20000  unlimited  files\n";
+        assert_eq!(open_files(text), Some((20000, u64::MAX)));
+    }
+}
