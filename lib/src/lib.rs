@@ -9,3 +9,12 @@ pub mod image;
 
 pub mod filter;
 pub mod proc;
+pub mod service;
+pub mod site;
+pub mod text;
+
+pub mod kind;
+
+pub mod capture;
+pub mod freeze;
+pub mod restore;

@@ -1,0 +1,446 @@
+//! Walks the tables of processes, finds what dup(2) and fork(2) share, and writes the image.
+
+use crate::error::{Error, Result, Status};
+use crate::filter::{Filter, Subject};
+use crate::freeze::Frozen;
+use crate::image::{
+    Bytes, Data, Head, Inode, Item, OpenFile, Signals, Slot, Summary, VERSION, Writer,
+};
+use crate::kind::{self, Entry, KINDS};
+use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal};
+use crate::sys;
+use std::cmp::Ordering;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::os::fd::{AsFd, RawFd};
+use std::time::{Duration, SystemTime};
+
+/// What to take.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The descendants too.
+    pub tree: bool,
+    /// Only what passes all of these.
+    pub filters: Vec<Filter>,
+    /// The most bytes of contents of one object; none takes no contents.
+    pub data: Option<u64>,
+    /// Only the text of /proc.
+    pub passive: bool,
+    /// Stop the tasks meanwhile.
+    pub freeze: bool,
+    /// Leave them stopped.
+    pub stop: bool,
+}
+
+/// A descriptor that was looked at, without what cannot leave its thread.
+struct Taken {
+    fd: RawFd,
+    link: Bytes,
+    info: Info,
+    inode: Option<Inode>,
+    signals: Option<Signals>,
+    kind: &'static Entry,
+    body: Vec<u8>,
+}
+
+/// Where a description was seen, to compare others with.
+#[derive(Clone, Copy)]
+struct Seen {
+    file: u32,
+    pid: i32,
+    fd: RawFd,
+}
+
+/// An object whose contents are wanted, and who holds it.
+struct Holder {
+    object: u32,
+    process: usize,
+    fd: RawFd,
+    kind: &'static Entry,
+    inode: Inode,
+}
+
+/// Captures processes into an image. `say` gets what could not be taken, a line each.
+///
+/// Gives the status: 1 if some descriptors could not be taken, 5 if a process changed meanwhile.
+/// Fails, before anything is written, if a process cannot be looked at.
+pub fn capture<W: Write>(
+    pids: &[i32],
+    options: &Options,
+    out: W,
+    say: &mut dyn FnMut(String),
+) -> Result<(Status, Summary)> {
+    let mut frozen = Frozen::default();
+    let processes = gather(pids, options, &mut frozen)?;
+    let mut scan = Scan {
+        options,
+        say,
+        status: Status::Done,
+        out: Writer::new(out),
+        seen: HashMap::new(),
+        objects: HashMap::new(),
+        holders: Vec::new(),
+        files: 0,
+        summary: Summary::default(),
+    };
+    scan.out.put(&Item::Head(head(options)))?;
+    scan.tables(&processes)?;
+    scan.contents(&processes)?;
+    if options.stop {
+        for process in &processes {
+            frozen.leave_stopped(process)?;
+        }
+    }
+    scan.out.end()?;
+    Ok((scan.status, scan.summary))
+}
+
+fn named(pid: i32) -> impl Fn(Error) -> Error {
+    move |err| err.at(pid.to_string())
+}
+
+/// Takes hold of all processes, parents before children, and stops them if that is asked.
+fn gather(pids: &[i32], options: &Options, frozen: &mut Frozen) -> Result<Vec<Process>> {
+    let mut processes: Vec<Process> = Vec::new();
+    let mut known: std::collections::HashSet<i32> = pids.iter().copied().collect();
+    let mut queue: std::collections::VecDeque<(i32, bool)> = Default::default();
+    for (at, &pid) in pids.iter().enumerate() {
+        if !pids[..at].contains(&pid) {
+            queue.push_back((pid, true));
+        }
+    }
+    while let Some((pid, asked)) = queue.pop_front() {
+        let process = match Process::open(pid) {
+            // A child that has ended meanwhile is no longer of the tree.
+            Err(err) if !asked && err.status() == Status::Gone => continue,
+            other => other.map_err(named(pid))?,
+        };
+        if options.freeze || options.stop {
+            frozen.add(&process).map_err(named(pid))?;
+        }
+        if options.tree {
+            for child in process.children().map_err(named(pid))? {
+                if known.insert(child) {
+                    queue.push_back((child, false));
+                }
+            }
+        }
+        processes.push(process);
+    }
+    Ok(processes)
+}
+
+fn head(options: &Options) -> Head {
+    let text = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    // reproducible-builds.org: the time of an image can be given from outside.
+    let given = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
+    let now = match given {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default(),
+    };
+    Head {
+        version: VERSION,
+        minor: 0,
+        tool: "fdscan".into(),
+        release: env!("CARGO_PKG_VERSION").into(),
+        kernel: Bytes(text("/proc/sys/kernel/osrelease").into_bytes()),
+        boot: text("/proc/sys/kernel/random/boot_id"),
+        time: (now.as_secs(), now.subsec_nanos()),
+        contents: options.data.is_some(),
+        frozen: options.freeze || options.stop,
+        passive: options.passive,
+    }
+}
+
+struct Scan<'a, W: Write> {
+    options: &'a Options,
+    say: &'a mut dyn FnMut(String),
+    status: Status,
+    out: Writer<W>,
+    /// Files by what /proc tells of them; those of one key are ordered by kcmp(2).
+    seen: HashMap<u64, Vec<Seen>>,
+    objects: HashMap<(u32, u32, u64), u32>,
+    holders: Vec<Holder>,
+    files: u32,
+    summary: Summary,
+}
+
+impl<W: Write> Scan<'_, W> {
+    fn trouble(&mut self, status: Status, line: String) {
+        self.status = self.status.max(status);
+        (self.say)(line);
+    }
+
+    /// Writes all tasks, then the descriptors of each table once.
+    fn tables(&mut self, processes: &[Process]) -> Result<()> {
+        // The first process of each table, and all its pids.
+        let mut tables: Vec<(usize, Vec<i32>)> = Vec::new();
+        let mut before: Vec<(Identity, Vec<RawFd>)> = Vec::new();
+        // Equal capacity and count come first: only such tables can be one.
+        let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (at, process) in processes.iter().enumerate() {
+            let pid = process.pid;
+            let identity = process.identity().map_err(named(pid))?;
+            let numbers = process.numbers().map_err(named(pid))?;
+            let candidates = alike.entry(numbers.len()).or_default();
+            let shared = candidates.iter().copied().find(|&table| {
+                let first = &processes[tables[table].0];
+                !self.options.passive
+                    && sys::compare_tables(first.pid, pid) == Ok(Ordering::Equal)
+            });
+            let table = shared.unwrap_or_else(|| {
+                candidates.push(tables.len());
+                tables.push((at, Vec::new()));
+                tables.len() - 1
+            });
+            tables[table].1.push(pid);
+            let highest = numbers.last().copied();
+            let task = process.task(table as u32, highest).map_err(named(pid))?;
+            self.summary.tasks += 1;
+            self.out.put(&Item::Task(task))?;
+            before.push((identity, numbers));
+        }
+        for (table, (at, pids)) in tables.iter().enumerate() {
+            let process = &processes[*at];
+            let (identity, numbers) = &before[*at];
+            self.table(table as u32, *at, process, pids, numbers)?;
+            self.look_again(process, identity, numbers);
+        }
+        Ok(())
+    }
+
+    /// Says if a table, or the program that has it, is not what it was.
+    fn look_again(&mut self, process: &Process, identity: &Identity, numbers: &[RawFd]) {
+        let pid = process.pid;
+        let line = match (process.identity(), process.numbers()) {
+            (Ok(now), Ok(_)) if now != *identity => {
+                "it became another program during the scan".to_owned()
+            }
+            (Ok(_), Ok(now)) if now != numbers => {
+                let only = |a: &[RawFd], b: &[RawFd]| {
+                    a.iter().filter(|fd| b.binary_search(fd).is_err()).count()
+                };
+                let (new, old) = (only(&now, numbers), only(numbers, &now));
+                format!("it opened {new} and closed {old} descriptors during the scan; --freeze stops it")
+            }
+            (Ok(_), Ok(_)) => return,
+            _ => "it ended during the scan".to_owned(),
+        };
+        self.trouble(Status::Gone, format!("{pid}: {line}"));
+    }
+
+    fn table(
+        &mut self,
+        table: u32,
+        at: usize,
+        process: &Process,
+        pids: &[i32],
+        numbers: &[RawFd],
+    ) -> Result<()> {
+        let filters = &self.options.filters;
+        let wanted = |fd: &RawFd| filters.iter().all(|filter| filter.may_pass(*fd as u32));
+        let numbers: Vec<RawFd> = numbers.iter().copied().filter(wanted).collect();
+        let mut fetch = !self.options.passive;
+        if let (true, Some(&first)) = (fetch, numbers.first())
+            && let Err(nix::errno::Errno::EPERM) = sys::pidfd_getfd(process.pidfd(), first)
+        {
+            fetch = false;
+            let why = attach_refusal();
+            let lost = "sharing, owners and sizes are not in the image";
+            self.trouble(Status::No, format!("{}: {lost}: {why}", process.pid));
+        }
+        for result in look(process, &numbers, fetch) {
+            match result {
+                Ok(taken) => self.write(table, at, process, pids, taken, fetch)?,
+                // A number closed since it was listed is a change, which is told below.
+                Err((_, err)) if matches!(err.errno(), Some(nix::errno::Errno::ENOENT | nix::errno::Errno::EBADF)) => (),
+                Err((fd, err)) => {
+                    self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
+                    let errno = err.errno().map_or(0, |errno| errno as i32);
+                    let taken = Taken {
+                        fd,
+                        link: Bytes::default(),
+                        info: Info::default(),
+                        inode: None,
+                        signals: None,
+                        kind: &KINDS[KINDS.len() - 1],
+                        body: kind::unreadable(errno),
+                    };
+                    self.write(table, at, process, pids, taken, false)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a slot, and its file if that is not in the image yet.
+    fn write(
+        &mut self,
+        table: u32,
+        process: usize,
+        holder: &Process,
+        pids: &[i32],
+        taken: Taken,
+        known: bool,
+    ) -> Result<()> {
+        let Taken { fd, link, info, inode, signals, kind, body } = taken;
+        let subject = Subject { fd: fd as u32, pids, kind: kind.name, link: &link.0 };
+        if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
+            return Ok(());
+        }
+        let locks = info.locks();
+        let flags = info.flags & !CLOEXEC;
+        let (id, new) = self.identify(&link, &info, flags, holder.pid, fd, known);
+        if new {
+            let object = match &inode {
+                Some(inode) if kind.shares => {
+                    let key = (inode.dev.0, inode.dev.1, inode.ino);
+                    let next = self.objects.len() as u32;
+                    let object = *self.objects.entry(key).or_insert(next);
+                    if object == next && self.options.data.is_some() {
+                        let inode = inode.clone();
+                        self.holders.push(Holder { object, process, fd, kind, inode });
+                    }
+                    Some(object)
+                }
+                _ => None,
+            };
+            self.summary.files += 1;
+            self.summary.opaque += u64::from(kind.name == "opaque");
+            self.out.put(&Item::File(OpenFile {
+                id,
+                kind: kind.name.to_owned(),
+                flags,
+                pos: info.pos,
+                link,
+                mnt: info.mnt,
+                inode,
+                signals,
+                object,
+                refs: Vec::new(),
+                locks: locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect(),
+                body,
+            }))?;
+        }
+        self.summary.slots += 1;
+        self.out.put(&Item::Slot(Slot {
+            table,
+            fd: fd as u32,
+            cloexec: info.flags & CLOEXEC != 0,
+            file: id,
+            locks: locks.into_iter().filter(|lock| lock.class == "POSIX").collect(),
+        }))
+    }
+
+    /// The id of the description behind a number, and whether it is new.
+    ///
+    /// Only descriptions that /proc cannot tell apart are compared, and since kcmp(2) orders them
+    /// a search among n takes log n comparisons. Positions are no part of the key: they move.
+    fn identify(
+        &mut self,
+        link: &Bytes,
+        info: &Info,
+        flags: u32,
+        pid: i32,
+        fd: RawFd,
+        known: bool,
+    ) -> (u32, bool) {
+        let next = self.files;
+        if !known {
+            self.files += 1;
+            return (next, true);
+        }
+        let mut hasher = DefaultHasher::new();
+        // Two eventfds have one inode; only this number is their own.
+        (link, info.ino, info.mnt, flags, info.get("eventfd-id")).hash(&mut hasher);
+        let seen = self.seen.entry(hasher.finish()).or_default();
+        let place = seen.binary_search_by(|other| {
+            // A process that ends meanwhile cannot be compared; what it had is then its own.
+            sys::compare_files((other.pid, other.fd), (pid, fd)).unwrap_or(Ordering::Less)
+        });
+        match place {
+            Ok(at) => (seen[at].file, false),
+            Err(at) => {
+                seen.insert(at, Seen { file: next, pid, fd });
+                self.files += 1;
+                (next, true)
+            }
+        }
+    }
+
+    /// Writes the contents of all objects, after all files and slots.
+    fn contents(&mut self, processes: &[Process]) -> Result<()> {
+        let Some(limit) = self.options.data else { return Ok(()) };
+        for holder in std::mem::take(&mut self.holders) {
+            let process = &processes[holder.process];
+            let out = &mut self.out;
+            let summary = &mut self.summary;
+            let mut failed = None;
+            let mut put = |offset: i64, bytes: &[u8]| {
+                summary.contents += bytes.len() as u64;
+                let bytes = Bytes(bytes.to_vec());
+                let data = Data { object: holder.object, offset, bytes };
+                out.put(&Item::Data(data)).inspect_err(|err| failed = Some(err.clone()))
+            };
+            let read = sys::pidfd_getfd(process.pidfd(), holder.fd).map_err(Error::from);
+            let read = read.and_then(|copy| {
+                let found = crate::proc::inode_of(copy.as_fd())?;
+                if (found.dev, found.ino) != (holder.inode.dev, holder.inode.ino) {
+                    return Err(Error::new(Status::Gone, "the number names another file by now"));
+                }
+                (holder.kind.contents)(copy.as_fd(), &found, limit, &mut put)
+            });
+            if let Some(err) = failed {
+                return Err(err);
+            }
+            if let Err(err) = read {
+                let line = format!("{}: fd {}: its contents: {err}", process.pid, holder.fd);
+                self.trouble(Status::No, line);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Below this many descriptors a second thread costs more than it saves.
+const WORTH_A_THREAD: usize = 512;
+
+/// Looks at numbers of a process, on several processors if they are many.
+fn look(
+    process: &Process,
+    numbers: &[RawFd],
+    fetch: bool,
+) -> Vec<std::result::Result<Taken, (RawFd, Error)>> {
+    let part = |numbers: &[RawFd]| {
+        let mut text = Vec::with_capacity(4096);
+        let take = |&fd| take(process, fd, fetch, &mut text).map_err(|err| (fd, err));
+        numbers.iter().map(take).collect::<Vec<_>>()
+    };
+    if numbers.len() < 2 * WORTH_A_THREAD {
+        return part(numbers);
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(8);
+    let share = numbers.len().div_ceil(cores).max(WORTH_A_THREAD);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            numbers.chunks(share).map(|chunk| scope.spawn(move || part(chunk))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+    })
+}
+
+fn take(process: &Process, fd: RawFd, fetch: bool, text: &mut Vec<u8>) -> Result<Taken> {
+    let it = Descriptor::read(process, fd, fetch, text)?;
+    let mut kind = kind::of(&it);
+    let body = match (kind.capture)(&it) {
+        Ok(body) => body,
+        // What a kind does not understand is kept as it is.
+        Err(_) => {
+            kind = &KINDS[KINDS.len() - 1];
+            (kind.capture)(&it)?
+        }
+    };
+    let Descriptor { fd, link, info, inode, signals, .. } = it;
+    Ok(Taken { fd, link, info, inode, signals, kind, body })
+}

@@ -1,0 +1,41 @@
+//! Directories, with the position of readdir(3).
+
+use super::Kind;
+use crate::error::{Error, Result};
+use crate::image::OpenFile;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// All that is known of one is known of every file; its flags keep O_DIRECTORY.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Directory {}
+
+impl Kind for Directory {
+    const NAME: &'static str = "directory";
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.link.0.starts_with(b"/") && match it.file_type() {
+            Some(kind) => kind == libc::S_IFDIR,
+            None => it.info.flags & (libc::O_DIRECTORY as u32) != 0,
+        }
+    }
+
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(Directory {})
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
+            return Err(Error::unrestorable("the directory was removed"));
+        }
+        site.foresee(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Directory {} = self;
+        site.reopen(file)
+    }
+}

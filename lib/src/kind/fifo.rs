@@ -1,0 +1,71 @@
+//! fifo(7): a pipe with a name. It is opened by that name, and its bytes are put back only if
+//! nobody else has filled it since.
+
+use super::{Kind, Sink, pipe};
+use crate::error::{At, Result};
+use crate::image::{Inode, OpenFile};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use crate::sys;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// An open fifo.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Fifo {
+    /// F_GETPIPE_SZ; zero if it could not be asked.
+    size: u32,
+    /// How many bytes wait in it: FIONREAD.
+    queued: u32,
+}
+
+impl Kind for Fifo {
+    const NAME: &'static str = "fifo";
+    const SHARES: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.file_type() == Some(libc::S_IFIFO)
+            && it.link.0.starts_with(b"/")
+            && it.deleted().is_none()
+            && !it.is_path()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let (size, queued, _) = pipe::look(it)?;
+        Ok(Fifo { size, queued })
+    }
+
+    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+        pipe::peek(copy, limit, to)
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        site.foresee(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Fifo { size, queued } = self;
+        site.probe(file)?;
+        // A reader or writer waits in open(2) for the other; with both ends open here, none does.
+        let both = site.open(&file.link.0, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
+        let first = site.standing(file).is_none();
+        let made = site.reopen(file)?;
+        if first && queued > 0 {
+            let name = crate::text::escape(&file.link.0).into_owned();
+            if sys::readable(both.as_fd())? > 0 {
+                site.warnings.push(format!("{name}: others have written to it: left as it is"));
+            } else if !site.has_contents(file.object) {
+                let why = "are not in the image (scan with --data): it is restored empty";
+                site.warnings.push(format!("{name}: the {queued} bytes in it {why}"));
+            } else {
+                if size != 0 && fcntl(both.as_fd(), FcntlArg::F_GETPIPE_SZ)? as u32 != size {
+                    fcntl(both.as_fd(), FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "its size")?;
+                }
+                pipe::fill(site, file, both.as_fd(), libc::O_NONBLOCK as u32)?;
+            }
+        }
+        Ok(made)
+    }
+}

@@ -1,0 +1,46 @@
+//! The memory devices whose open has no side effect: null, zero, full, random, urandom (mem(4),
+//! null(4), full(4), random(4)).
+
+use super::Kind;
+use crate::error::Result;
+use crate::image::OpenFile;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// The device number is that of the inode.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Mem {}
+
+/// Minor numbers of major 1.
+const MINORS: [u32; 5] = [3, 5, 7, 8, 9];
+
+impl Kind for Mem {
+    const NAME: &'static str = "mem";
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        let Some(inode) = &it.inode else {
+            let names = ["null", "zero", "full", "random", "urandom"];
+            return names.iter().any(|n| it.link.0.strip_prefix(b"/dev/") == Some(n.as_bytes()));
+        };
+        inode.mode & libc::S_IFMT == libc::S_IFCHR
+            && inode.nlink > 0
+            && inode.rdev.is_some_and(|(major, minor)| major == 1 && MINORS.contains(&minor))
+    }
+
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(Mem {})
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        site.foresee(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Mem {} = self;
+        // The path alone could name any device, so its number is looked at before it is opened.
+        site.probe(file)?;
+        site.reopen(file)
+    }
+}

@@ -1,0 +1,125 @@
+//! The kinds of descriptors: one file each, one table that names them all.
+//!
+//! A kind is read top to bottom: record, claims, capture, restore, tests. What is the same for all
+//! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
+
+mod directory;
+mod eventfd;
+mod fifo;
+mod mem;
+mod opaque;
+mod path;
+mod pipe;
+mod regular;
+mod unlinked;
+
+use crate::error::{Error, Result};
+use crate::image::{Inode, OpenFile};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::os::fd::BorrowedFd;
+
+pub(crate) use opaque::unreadable;
+
+/// Takes contents: the offset in a file, and at most [`crate::image::MAX_CHUNK`] bytes.
+pub type Sink<'a> = &'a mut dyn FnMut(i64, &[u8]) -> Result<()>;
+
+/// What every kind does. The record is the type itself.
+pub trait Kind: Serialize + DeserializeOwned {
+    /// Its name in images and filters.
+    const NAME: &'static str;
+    /// Whether its descriptions share an object, known by device and inode number.
+    const SHARES: bool = false;
+    /// Whether lseek(2) brings its position back.
+    const SEEKS: bool = false;
+
+    /// Whether a descriptor is of this kind.
+    fn claims(it: &Descriptor<'_>) -> bool;
+
+    /// Takes what is its own from a descriptor.
+    fn capture(it: &Descriptor<'_>) -> Result<Self>;
+
+    /// Reads the contents of its object without consuming them. `copy` is a descriptor of ours for
+    /// one of its descriptions; its position is not ours and must not be moved.
+    fn contents(_copy: BorrowedFd<'_>, _inode: &Inode, _limit: u64, _to: Sink<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Says why a description cannot be restored here, before anything is touched.
+    fn check(&self, _file: &OpenFile, _site: &Site<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes the description anew.
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made>;
+}
+
+/// A kind without its type.
+pub struct Entry {
+    /// [`Kind::NAME`]
+    pub name: &'static str,
+    /// [`Kind::SHARES`]
+    pub shares: bool,
+    /// [`Kind::SEEKS`]
+    pub seeks: bool,
+    /// [`Kind::claims`]
+    pub claims: fn(&Descriptor<'_>) -> bool,
+    /// [`Kind::capture`], as the encoded body.
+    pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
+    /// [`Kind::contents`]
+    pub contents: fn(BorrowedFd<'_>, &Inode, u64, Sink<'_>) -> Result<()>,
+    /// [`Kind::check`], from the encoded body.
+    pub check: fn(&OpenFile, &Site<'_>) -> Result<()>,
+    /// [`Kind::restore`], from the encoded body.
+    pub restore: fn(&OpenFile, &mut Site<'_>) -> Result<Made>,
+}
+
+const fn entry<K: Kind>() -> Entry {
+    Entry {
+        name: K::NAME,
+        shares: K::SHARES,
+        seeks: K::SEEKS,
+        claims: K::claims,
+        capture: |it| {
+            serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
+        },
+        contents: K::contents,
+        check: |file, site| body::<K>(file)?.check(file, site),
+        restore: |file, site| body::<K>(file)?.restore(file, site),
+    }
+}
+
+fn body<K: Kind>(file: &OpenFile) -> Result<K> {
+    serde_cbor::from_slice(&file.body)
+        .map_err(|err| Error::malformed(format!("its body is not one of kind {}: {err}", K::NAME)))
+}
+
+/// All kinds. The first that claims a descriptor has it; `opaque` claims whatever is left.
+pub static KINDS: &[Entry] = &[
+    entry::<regular::Regular>(),
+    entry::<unlinked::Unlinked>(),
+    entry::<directory::Directory>(),
+    entry::<pipe::Pipe>(),
+    entry::<fifo::Fifo>(),
+    entry::<eventfd::Eventfd>(),
+    entry::<mem::Mem>(),
+    entry::<path::Path>(),
+    entry::<opaque::Opaque>(),
+];
+
+/// The kind with this name.
+pub fn named(name: &str) -> Option<&'static Entry> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+/// The names of all kinds.
+pub fn names() -> Vec<&'static str> {
+    KINDS.iter().map(|kind| kind.name).collect()
+}
+
+/// The kind that claims a descriptor.
+pub fn of(it: &Descriptor<'_>) -> &'static Entry {
+    KINDS.iter().find(|kind| (kind.claims)(it)).unwrap_or(&KINDS[KINDS.len() - 1])
+}

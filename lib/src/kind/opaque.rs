@@ -1,0 +1,48 @@
+//! What has no kind of its own: recorded with all that /proc tells, and not restored.
+
+use super::Kind;
+use crate::error::{Error, Result};
+use crate::image::{Bytes, OpenFile};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use serde::{Deserialize, Serialize};
+
+/// What /proc tells, or why it did not.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Opaque {
+    /// The lines of fdinfo that are not common to all kinds.
+    pub info: Bytes,
+    /// The errno with which it could not be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+}
+
+/// The body of a descriptor that could not be looked at.
+pub(crate) fn unreadable(errno: i32) -> Vec<u8> {
+    serde_cbor::to_vec(&Opaque { info: Bytes::default(), errno: Some(errno) }).unwrap_or_default()
+}
+
+impl Kind for Opaque {
+    const NAME: &'static str = "opaque";
+
+    fn claims(_: &Descriptor<'_>) -> bool {
+        true
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Ok(Opaque { info: it.info.rest.as_bytes().into(), errno: None })
+    }
+
+    fn check(&self, _: &OpenFile, _: &Site<'_>) -> Result<()> {
+        Err(Error::unrestorable(match self.errno {
+            Some(errno) => format!("it could not be read when it was scanned (errno {errno})"),
+            None => "no kind of this version restores it".to_owned(),
+        }))
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Opaque { info: _, errno: _ } = &self;
+        self.check(file, site)?;
+        Err(Error::unrestorable("opaque"))
+    }
+}

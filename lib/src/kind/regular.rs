@@ -1,0 +1,44 @@
+//! Regular files that still have the name by which they were opened, O_PATH ones too.
+
+use super::Kind;
+use crate::error::Result;
+use crate::image::OpenFile;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// All that is known of one is known of every file: path, flags, position, inode.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Regular {}
+
+impl Kind for Regular {
+    const NAME: &'static str = "regular";
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.link.0.starts_with(b"/") && it.deleted().is_none() && match it.file_type() {
+            Some(kind) => kind == libc::S_IFREG,
+            // Without stat(2) a path may be a directory, but those have a flag of their own
+            // only if O_DIRECTORY was given, and devices are below /dev.
+            None => {
+                it.info.flags & (libc::O_DIRECTORY as u32) == 0
+                    && !it.link.0.starts_with(b"/dev/")
+                    && !it.is_path()
+            }
+        }
+    }
+
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(Regular {})
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        site.foresee(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Regular {} = self;
+        site.reopen(file)
+    }
+}

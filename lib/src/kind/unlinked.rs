@@ -1,0 +1,146 @@
+//! Regular files whose name is gone: unlinked, or made with O_TMPFILE. Only their contents can
+//! bring them back.
+
+use super::{Kind, Sink};
+use crate::error::{At, Error, Result};
+use crate::image::{Inode, MAX_CHUNK, OpenFile};
+use crate::proc::Descriptor;
+use crate::site::{Made, SETTABLE, Site};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::libc;
+use nix::sys::stat::{Mode, fchmod};
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, ftruncate, unlinkat};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// A file without a name.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Unlinked {
+    /// Made with O_TMPFILE, so that linkat(2) can still name it.
+    tmpfile: bool,
+}
+
+const TMPFILE: u32 = libc::O_TMPFILE as u32;
+
+impl Kind for Unlinked {
+    const NAME: &'static str = "unlinked";
+    const SHARES: bool = true;
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        // What lives on a file system of the kernel's own (memfd, shared memory) looks alike.
+        const OTHERS: [&[u8]; 4] = [b"/memfd:", b"/SYSV", b"/dev/zero", b"/anon_hugepage"];
+        it.file_type() == Some(libc::S_IFREG)
+            && it.link.0.starts_with(b"/")
+            && it.deleted().is_some()
+            && !it.is_path()
+            && !OTHERS.iter().any(|other| it.link.0.starts_with(other))
+            && !it.link.0.starts_with(b"/secretmem")
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Ok(Unlinked { tmpfile: it.info.flags & TMPFILE == TMPFILE })
+    }
+
+    fn contents(copy: BorrowedFd<'_>, inode: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+        if inode.size > limit {
+            let why = format!("its {} bytes are more than the limit {limit}", inode.size);
+            return Err(Error::unrestorable(why));
+        }
+        // A description of our own: the position of the one we were lent is not ours to move.
+        let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+        let file = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .at(|| "open it for reading")?;
+        let mut buffer = vec![0; MAX_CHUNK];
+        let mut at = 0i64;
+        loop {
+            let count = pread(file.as_fd(), &mut buffer, at).at(|| "read")?;
+            if count == 0 {
+                return Ok(());
+            }
+            // Holes and zeroes read alike, and are both restored as holes.
+            if at == 0 || buffer[..count].iter().any(|&byte| byte != 0) {
+                to(at, &buffer[..count])?;
+            }
+            at += count as i64;
+        }
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        let size = file.inode.as_ref().map_or(0, |inode| inode.size);
+        if size > 0 && !site.has_contents(file.object) {
+            let why = "its contents are not in the image; scan with --data";
+            return Err(Error::unrestorable(why));
+        }
+        Ok(())
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Unlinked { tmpfile } = self;
+        if let Some(seat) = site.standing(file) {
+            return site.again(seat.as_fd(), file.flags);
+        }
+        let new = create(site, file, tmpfile)?;
+        if let Some(inode) = &file.inode {
+            ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
+        }
+        site.contents(file.object, |at, bytes| {
+            let mut done = 0;
+            while done < bytes.len() {
+                done += pwrite(new.as_fd(), &bytes[done..], at + done as i64).at(|| "write")?;
+            }
+            Ok(())
+        })?;
+        let plain = libc::O_RDWR as u32 | libc::O_LARGEFILE as u32 | SETTABLE | TMPFILE;
+        let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
+            && file.flags & !plain & !0o100000 == 0
+        {
+            true => Made { fd: new, flags: 0 },
+            false => site.again(new.as_fd(), file.flags)?,
+        };
+        if let Some(inode) = &file.inode {
+            let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
+            if (uid, gid) != (nix::unistd::geteuid(), nix::unistd::getegid()) {
+                let here = fchownat(made.fd.as_fd(), "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH);
+                if here.is_err() {
+                    let name = crate::text::escape(&file.link.0).into_owned();
+                    site.warnings.push(format!("{name}: its owner {uid}:{gid} was not put back"));
+                }
+            }
+            fchmod(made.fd.as_fd(), Mode::from_bits_truncate(inode.mode & 0o7777))
+                .at(|| "fchmod")?;
+        }
+        Ok(made)
+    }
+}
+
+/// Makes an empty file whose name, as readlink(2) shows it, is the old one with ` (deleted)`.
+fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd> {
+    let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
+    let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+    let (dir, name) = (&path[..slash.max(1)], &path[slash + 1..]);
+    let dir = site.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
+    let owner = Mode::S_IRUSR | Mode::S_IWUSR;
+    if tmpfile {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+        return openat(dir.as_fd(), ".", flags, owner).at(|| "O_TMPFILE");
+    }
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW;
+    let (new, name) = match openat(dir.as_fd(), name, flags, owner) {
+        Err(Errno::EEXIST) => {
+            // The name lives again (a rotated log); another's file is not moved aside for us.
+            let mut other = name.to_vec();
+            other.extend(format!(".fdrestore-{}", std::process::id()).bytes());
+            let shown = crate::text::escape(&file.link.0).into_owned();
+            let why = "a new file has its name: the restored one shows another";
+            site.warnings.push(format!("{shown}: {why}"));
+            (openat(dir.as_fd(), other.as_slice(), flags, owner), other)
+        }
+        other => (other, name.to_vec()),
+    };
+    let new = new.at(|| "create it")?;
+    unlinkat(dir.as_fd(), name.as_slice(), UnlinkatFlags::NoRemoveDir).at(|| "unlink it")?;
+    Ok(new)
+}

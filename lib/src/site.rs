@@ -1,0 +1,210 @@
+//! What a kind may look around in while it restores a description: the image, the file system
+//! below the root, and what was made already.
+
+use crate::error::{At, Error, Result};
+use crate::image::{Image, Inode, OpenFile};
+use crate::proc::inode_of;
+use crate::sys::Seat;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::libc;
+use nix::sys::stat::Mode;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// The status flags that F_SETFL can change.
+pub const SETTABLE: u32 =
+    (libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u32;
+const ASYNC: u32 = libc::O_ASYNC as u32;
+
+/// A description just made, and the status flags it was born with.
+pub struct Made {
+    /// A descriptor of it.
+    pub fd: OwnedFd,
+    /// Its flags, of which those in [`SETTABLE`] count.
+    pub flags: u32,
+}
+
+/// What to do about a file that is not what it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Changed {
+    /// Refuse.
+    Fail,
+    /// Say so.
+    #[default]
+    Warn,
+    /// Say nothing.
+    Ignore,
+}
+
+/// The work in progress.
+pub struct Site<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// Where its bytes can be read again.
+    pub source: Option<OwnedFd>,
+    /// The directory below which paths are opened.
+    pub root: Option<OwnedFd>,
+    /// Whether nothing will be made.
+    pub dry: bool,
+    /// What to do about changed files.
+    pub changed: Changed,
+    /// Said before COMMAND runs.
+    pub warnings: Vec<String>,
+    /// The lowest number of each file that is restored.
+    pub lowest: &'a HashMap<u32, RawFd>,
+    /// The files of each object that are restored.
+    pub objects: &'a HashMap<u32, Vec<u32>>,
+    /// What stands already.
+    pub seats: HashMap<u32, Seat>,
+}
+
+impl<'a> Site<'a> {
+    /// Opens a path of the image below the root. It is never created nor truncated, and no magic
+    /// link of /proc is followed (openat2(2), Linux 5.6).
+    pub fn open(&self, path: &[u8], flags: u32) -> Result<OwnedFd> {
+        let unwanted = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
+        let flags = OFlag::from_bits_retain((flags as i32 & !unwanted) | libc::O_NOCTTY);
+        let mut resolve = ResolveFlag::RESOLVE_NO_MAGICLINKS;
+        let dir = match &self.root {
+            Some(root) => {
+                resolve |= ResolveFlag::RESOLVE_IN_ROOT;
+                root.as_fd()
+            }
+            None => nix::fcntl::AT_FDCWD,
+        };
+        openat2(dir, path, OpenHow::new().flags(flags).resolve(resolve)).at(|| "open")
+    }
+
+    /// Opens what a file of the image names, and holds it against what was recorded.
+    ///
+    /// The type must be the same; another inode, size, mode or time is what [`Changed`] is about.
+    pub fn reopen(&mut self, file: &OpenFile) -> Result<Made> {
+        let fd = self.open(&file.link.0, file.flags)?;
+        let found = inode_of(fd.as_fd()).at(|| "stat")?;
+        if let Some(old) = &file.inode {
+            self.compare(file, old, &found)?;
+        }
+        Ok(Made { fd, flags: file.flags & !ASYNC })
+    }
+
+    fn compare(&mut self, file: &OpenFile, old: &Inode, new: &Inode) -> Result<()> {
+        if (old.mode ^ new.mode) & libc::S_IFMT != 0 || old.rdev != new.rdev {
+            return Err(Error::unrestorable("the path now names something of another type"));
+        }
+        let regular = new.mode & libc::S_IFMT == libc::S_IFREG;
+        let mut what = Vec::new();
+        if (old.dev, old.ino) != (new.dev, new.ino) {
+            what.push("it is another inode".to_owned());
+        }
+        if regular && old.size != new.size {
+            what.push(format!("its size was {} and is {}", old.size, new.size));
+        } else if regular && old.mtime != new.mtime {
+            what.push("its contents were written to".to_owned());
+        }
+        if old.mode != new.mode {
+            what.push(format!("its mode was {:o} and is {:o}", old.mode, new.mode));
+        }
+        match self.changed {
+            _ if what.is_empty() => Ok(()),
+            Changed::Ignore => Ok(()),
+            Changed::Fail => Err(Error::unrestorable(format!("changed: {}", what.join(", ")))),
+            Changed::Warn => {
+                let name = crate::text::escape(&file.link.0).into_owned();
+                self.warnings.push(format!("{name}: changed since the scan: {}", what.join(", ")));
+                Ok(())
+            }
+        }
+    }
+
+    /// [`Site::probe`] for a dry run only: a real one finds out by opening.
+    pub fn foresee(&self, file: &OpenFile) -> Result<()> {
+        if self.dry { self.probe(file) } else { Ok(()) }
+    }
+
+    /// Looks whether the path of a file is there and of the same type, without opening it.
+    ///
+    /// A device number must be the same too: opening another device could do anything.
+    pub fn probe(&self, file: &OpenFile) -> Result<()> {
+        let nofollow = match &file.inode {
+            Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFLNK => libc::O_NOFOLLOW,
+            _ => 0,
+        };
+        let fd = self.open(&file.link.0, (libc::O_PATH | nofollow) as u32)?;
+        let found = inode_of(fd.as_fd()).at(|| "stat")?;
+        match &file.inode {
+            Some(old) if (old.mode ^ found.mode) & libc::S_IFMT != 0 || old.rdev != found.rdev => {
+                Err(Error::unrestorable("the path now names something of another type"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A second description of what a descriptor has open.
+    pub fn again(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Made> {
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let unwanted = libc::O_ASYNC | libc::O_TMPFILE;
+        let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
+        let fd = open(path.as_str(), how, Mode::empty()).at(|| "open a second description")?;
+        Ok(Made { fd, flags: flags & !ASYNC })
+    }
+
+    /// The other files of the same object that are restored.
+    pub fn peers(&self, file: &OpenFile) -> Vec<&'a OpenFile> {
+        let ids = file.object.and_then(|object| self.objects.get(&object));
+        let others = ids.into_iter().flatten().filter(|&&id| id != file.id);
+        others.filter_map(|&id| self.image.file(id)).collect()
+    }
+
+    /// One of the files of the same object that stands already.
+    pub fn standing(&self, file: &OpenFile) -> Option<Seat> {
+        self.peers(file).iter().find_map(|peer| self.seats.get(&peer.id).copied())
+    }
+
+    /// Puts at its number what was made ahead of its turn: the other end of a pipe.
+    pub fn leave(&mut self, file: &OpenFile, made: Made) -> Result<()> {
+        let number = self.lowest[&file.id];
+        set_flags(made.fd.as_fd(), made.flags, file.flags)?;
+        let seat = Seat::take(made.fd, number).at(|| format!("put it at {number}"))?;
+        self.seats.insert(file.id, seat);
+        Ok(())
+    }
+
+    /// Hands the contents of an object to `take`, piece by piece, with the offset of each.
+    pub fn contents(
+        &self,
+        object: Option<u32>,
+        mut take: impl FnMut(i64, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let chunks = object.and_then(|object| self.image.contents.get(&object));
+        let mut buffer = Vec::new();
+        for chunk in chunks.into_iter().flatten() {
+            let source = self.source.as_ref().ok_or(Errno::EBADF)?;
+            buffer.resize(chunk.len, 0);
+            let mut have = 0;
+            while have < chunk.len {
+                let at = (chunk.at as usize + have) as i64;
+                match nix::sys::uio::pread(source.as_fd(), &mut buffer[have..], at)? {
+                    0 => return Err(Error::malformed("the image became shorter")),
+                    count => have += count,
+                }
+            }
+            take(chunk.offset, &buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Whether contents of this object are in the image.
+    pub fn has_contents(&self, object: Option<u32>) -> bool {
+        object.is_some_and(|object| self.image.contents.contains_key(&object))
+    }
+}
+
+/// Sets the status flags where they differ, O_ASYNC aside: it works only once the owner is set.
+pub fn set_flags(fd: BorrowedFd<'_>, born: u32, want: u32) -> Result<()> {
+    if (born ^ want) & SETTABLE & !ASYNC != 0 && want & libc::O_PATH as u32 == 0 {
+        let flags = OFlag::from_bits_retain((want & !ASYNC) as i32);
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags)).at(|| "F_SETFL")?;
+    }
+    Ok(())
+}
