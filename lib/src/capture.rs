@@ -9,6 +9,7 @@ use crate::image::{
 use crate::kind::{self, Entry, KINDS};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal};
 use crate::sys;
+use nix::errno::Errno;
 use std::cmp::Ordering;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap};
@@ -243,9 +244,8 @@ impl<W: Write> Scan<'_, W> {
         let wanted = |fd: &RawFd| filters.iter().all(|filter| filter.may_pass(*fd as u32));
         let numbers: Vec<RawFd> = numbers.iter().copied().filter(wanted).collect();
         let mut fetch = !self.options.passive;
-        if let (true, Some(&first)) = (fetch, numbers.first())
-            && let Err(nix::errno::Errno::EPERM) = sys::pidfd_getfd(process.pidfd(), first)
-        {
+        let refused = |&first| sys::pidfd_getfd(process.pidfd(), first).err() == Some(Errno::EPERM);
+        if fetch && numbers.first().is_some_and(refused) {
             fetch = false;
             let why = attach_refusal();
             let lost = "sharing, owners and sizes are not in the image";
@@ -255,7 +255,7 @@ impl<W: Write> Scan<'_, W> {
             match result {
                 Ok(taken) => self.write(table, at, process, pids, taken, fetch)?,
                 // A number closed since it was listed is a change, which is told below.
-                Err((_, err)) if matches!(err.errno(), Some(nix::errno::Errno::ENOENT | nix::errno::Errno::EBADF)) => (),
+                Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => (),
                 Err((fd, err)) => {
                     self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
                     let errno = err.errno().map_or(0, |errno| errno as i32);

@@ -47,6 +47,11 @@ impl Filter {
         self.0.iter().any(|term| term.not != term.test.holds(subject))
     }
 
+    /// Whether it asks for more than numbers and processes.
+    pub fn asks_the_file(&self) -> bool {
+        self.0.iter().any(|term| !matches!(term.test, Test::Numbers(..) | Test::Pid(_)))
+    }
+
     /// False only if the number alone says that the descriptor cannot pass, before it is looked at.
     pub fn may_pass(&self, fd: u32) -> bool {
         self.0.iter().any(|term| match term.test {

@@ -18,3 +18,5 @@ pub mod kind;
 pub mod capture;
 pub mod freeze;
 pub mod restore;
+
+pub mod cli;

@@ -171,9 +171,8 @@ impl<'a> Plan<'a> {
             let file = Some(file.id);
             self.steps.push(Step { fd, file, deed, cloexec: slot.cloexec });
         }
-        if let Some(at) = used.iter().position(|used| !used)
-            && let Inherit::Key(key, _) = &options.inherit[at]
-        {
+        let unused = used.iter().position(|used| !used).map(|at| &options.inherit[at]);
+        if let Some(Inherit::Key(key, _)) = unused {
             let key = escape(key);
             return Err(Error::misuse(format!("--inherit: the image has no '{key}'")));
         }
@@ -307,10 +306,8 @@ pub fn restore(
     let mut handed: Vec<(RawFd, Option<OwnedFd>)> = Vec::new();
     for step in &plan.steps {
         // One that stays at its number needs no place; another waits among the services.
-        if let Deed::Inherit(from) = step.deed
-            && from != step.fd
-            && !handed.iter().any(|(each, _)| *each == from)
-        {
+        let Deed::Inherit(from) = step.deed else { continue };
+        if from != step.fd && !handed.iter().any(|(each, _)| *each == from) {
             let copy = Seat::inherited(from).map_err(Error::from).and_then(|seat| {
                 seat.as_fd().try_clone_to_owned().map_err(Error::from)
             });

@@ -64,7 +64,13 @@ impl<'a> Site<'a> {
     /// link of /proc is followed (openat2(2), Linux 5.6).
     pub fn open(&self, path: &[u8], flags: u32) -> Result<OwnedFd> {
         let unwanted = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
-        let flags = OFlag::from_bits_retain((flags as i32 & !unwanted) | libc::O_NOCTTY);
+        // openat2 takes O_PATH with nothing but these.
+        let path_only = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let flags = match flags as i32 {
+            flags if flags & libc::O_PATH != 0 => flags & path_only,
+            flags => flags & !unwanted | libc::O_NOCTTY,
+        };
+        let flags = OFlag::from_bits_retain(flags);
         let mut resolve = ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let dir = match &self.root {
             Some(root) => {

@@ -1,3 +1,49 @@
 #![forbid(unsafe_code)]
-//! fdimg
-fn main() {}
+//! fdimg: looks at images, keeps them, and takes parts of them. The list of its subcommands.
+
+mod read;
+mod select;
+mod show;
+mod source;
+mod verify;
+mod write;
+
+use argh::{ArgsInfo, FromArgs};
+use fdkit::cli::Tool;
+use fdkit::error::{Result, Status};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Work with images of file descriptors.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(help_triggers("-h", "--help"))]
+struct Args {
+    #[argh(subcommand)]
+    command: Command,
+}
+
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand)]
+enum Command {
+    Write(write::Args),
+    Read(read::Args),
+    Show(show::Args),
+    Verify(verify::Args),
+    Select(select::Args),
+}
+
+const TOOL: Tool = Tool::new("fdimg");
+
+fn main() -> ExitCode {
+    TOOL.main(run)
+}
+
+fn run(_: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
+    match args.command {
+        Command::Write(args) => write::run(&args),
+        Command::Read(args) => read::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Select(args) => select::run(&args),
+    }
+}

@@ -1,3 +1,205 @@
 #![forbid(unsafe_code)]
-//! fdrestore
-fn main() {}
+//! fdrestore: an image becomes the descriptors of a new command.
+
+use argh::{ArgsInfo, FromArgValue, FromArgs};
+use fdkit::cli::{self, Arg, Tool};
+use fdkit::error::{At, Error, Result, Status};
+use fdkit::image::Image;
+use fdkit::restore::{Deed, Inherit, Missing, Options, Plan, restore};
+use fdkit::site::Changed;
+use fdkit::text::escape;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitCode;
+
+/// Recreate the file descriptors of an image and run a command with them: fdrestore [OPTIONS] -- COMMAND...
+#[derive(FromArgs, ArgsInfo)]
+#[argh(help_triggers("-h", "--help"))]
+struct Args {
+    /// the image; - or none is stdin
+    #[argh(option, short = 'i', arg_name = "IMAGE")]
+    image: Option<Arg>,
+    /// the task whose table is restored (the first)
+    #[argh(option, arg_name = "PID")]
+    task: Option<i32>,
+    /// the caller's descriptor FD in place of KEY: what readlink shows, FD or PID:FD of the image; a bare list (0,1,2) keeps the caller's own
+    #[argh(option, arg_name = "KEY=FD")]
+    inherit: Vec<Arg>,
+    /// what to do about a descriptor that cannot be restored: fail, null (/dev/null) or skip
+    #[argh(option, arg_name = "POLICY", default = "Policy(Missing::Fail)")]
+    missing: Policy<Missing>,
+    /// what to do about a file that is not what it was: fail, warn or ignore
+    #[argh(option, arg_name = "POLICY", default = "Policy(Changed::Warn)")]
+    changed: Policy<Changed>,
+    /// open paths below DIR
+    #[argh(option, arg_name = "DIR")]
+    root: Option<Arg>,
+    /// print the plan and stop
+    #[argh(switch, short = 'n')]
+    dry_run: bool,
+    /// print the plan as JSON
+    #[argh(switch, short = 'J')]
+    json: bool,
+}
+
+struct Policy<T>(T);
+
+impl FromArgValue for Policy<Missing> {
+    fn from_arg_value(value: &str) -> Result<Self, String> {
+        match value {
+            "fail" => Ok(Policy(Missing::Fail)),
+            "null" => Ok(Policy(Missing::Null)),
+            "skip" => Ok(Policy(Missing::Skip)),
+            _ => Err("it is fail, null or skip".into()),
+        }
+    }
+}
+
+impl FromArgValue for Policy<Changed> {
+    fn from_arg_value(value: &str) -> Result<Self, String> {
+        match value {
+            "fail" => Ok(Policy(Changed::Fail)),
+            "warn" => Ok(Policy(Changed::Warn)),
+            "ignore" => Ok(Policy(Changed::Ignore)),
+            _ => Err("it is fail, warn or ignore".into()),
+        }
+    }
+}
+
+const TOOL: Tool = Tool::chain("fdrestore");
+
+fn main() -> ExitCode {
+    TOOL.main(run)
+}
+
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Status> {
+    if command.is_empty() && !args.dry_run {
+        return Err(Error::misuse("COMMAND is not given; it goes after --"));
+    }
+    let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
+    let options =
+        Options { task: args.task, missing: args.missing.0, changed: args.changed.0, inherit };
+    let mut spool = spool(&args)?;
+    let image = Image::load(&mut spool).at(|| name(&args))?;
+    if image.head.passive {
+        tool.warn("the image was made with --passive: what was shared is restored apart");
+    }
+    let root = match &args.root {
+        Some(path) => {
+            let mut how = std::fs::OpenOptions::new();
+            let dir = how.read(true).custom_flags(0o10200000).open(path.as_path());
+            Some(OwnedFd::from(dir.at(|| path.to_string())?))
+        }
+        None => None,
+    };
+    let plan = Plan::new(&image, &options, root.as_ref().map(AsFd::as_fd), args.dry_run)
+        .at(|| name(&args))?;
+    if args.dry_run {
+        cli::text_stdout()?.write_all(show(&plan, args.json).as_bytes())?;
+        plan.refuse(&mut |line| tool.warn(line))?;
+        return Ok(Status::Done);
+    }
+    plan.refuse(&mut |line| tool.warn(line))?;
+    let (err, restored) = restore(&plan, &options, spool.into(), root);
+    let cloexec = match restored {
+        Ok(cloexec) => cloexec,
+        Err(why) => {
+            if let Some(err) = err {
+                let line = format!("fdrestore: {why} (status {})\n", why.status() as u8);
+                let _ = File::from(err).write_all(line.as_bytes());
+            }
+            std::process::exit(125);
+        }
+    };
+    let mut env: Vec<(OsString, OsString)> =
+        std::env::vars_os().filter(|(key, _)| key != "FDRESTORE_CLOEXEC").collect();
+    if !cloexec.is_empty() {
+        let list: Vec<String> = cloexec.iter().map(ToString::to_string).collect();
+        env.push(("FDRESTORE_CLOEXEC".into(), list.join(",").into()));
+    }
+    // 126 or 127: no Status of ours.
+    std::process::exit(tool.exec(&command, &env, err.as_ref().map(AsFd::as_fd)))
+}
+
+fn name(args: &Args) -> String {
+    match args.image.as_ref().filter(|path| !path.is_dash()) {
+        Some(path) => path.to_string(),
+        None => "stdin".to_owned(),
+    }
+}
+
+/// `KEY=FD`, or a list of the caller's own.
+fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
+    let bytes = word.as_os_str().as_bytes();
+    let number = |bytes: &[u8]| {
+        let number = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u32>().ok());
+        let number = number.and_then(|number| i32::try_from(number).ok());
+        number.ok_or_else(|| Error::misuse(format!("--inherit: '{}' is no descriptor", escape(bytes))))
+    };
+    match bytes.iter().rposition(|&byte| byte == b'=') {
+        Some(at) => Ok(vec![Inherit::Key(bytes[..at].to_vec(), number(&bytes[at + 1..])?)]),
+        None => bytes.split(|&byte| byte == b',').map(|it| Ok(Inherit::Own(number(it)?))).collect(),
+    }
+}
+
+/// The whole image in a sealed memfd: what was checked is what is restored, whoever writes to the
+/// file meanwhile.
+fn spool(args: &Args) -> Result<File> {
+    let mut from: Box<dyn Read> = match args.image.as_ref().filter(|path| !path.is_dash()) {
+        Some(path) => Box::new(File::open(path.as_path()).at(|| path.to_string())?),
+        None => Box::new(cli::binary_stdin("use a pipe or -i IMAGE")?),
+    };
+    let fail = |err: memfd::Error| Error::new(Status::System, err.to_string()).at("memfd");
+    let memory = memfd::MemfdOptions::default().allow_sealing(true).create("image").map_err(fail)?;
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer).at(|| name(args))? {
+            0 => break,
+            count => memory.as_file().write_all(&buffer[..count])?,
+        }
+    }
+    use memfd::FileSeal::{SealGrow, SealSeal, SealShrink, SealWrite};
+    memory.add_seals(&[SealShrink, SealGrow, SealWrite, SealSeal]).map_err(fail)?;
+    let mut file = memory.into_file();
+    file.rewind()?;
+    Ok(file)
+}
+
+/// The plan as a table or as JSON.
+fn show(plan: &Plan<'_>, json: bool) -> String {
+    let mut out = String::new();
+    let mut rows = Vec::new();
+    for step in &plan.steps {
+        let file = step.file.and_then(|id| plan.image.file(id));
+        let (kind, link) = match file {
+            Some(file) => (escape(file.kind.as_bytes()), escape(&file.link.0)),
+            None => ("-".into(), "the caller's own".into()),
+        };
+        let deed = match step.deed {
+            Deed::Make => "make".to_owned(),
+            Deed::Share => "dup".to_owned(),
+            Deed::Inherit(from) => format!("inherit {from}"),
+            Deed::Null => "/dev/null".to_owned(),
+            Deed::Skip => "none".to_owned(),
+        };
+        if json {
+            rows.push(serde_json::json!({
+                "fd": step.fd, "deed": deed, "kind": kind, "name": link, "cloexec": step.cloexec,
+            }));
+        } else {
+            out.push_str(&format!("{:>5}  {deed:<10}  {kind:<9}  {link}\n", step.fd));
+        }
+    }
+    match json {
+        false => out,
+        true => {
+            let pid = plan.task.pid;
+            let plan = serde_json::json!({"pid": pid, "steps": rows, "problems": plan.problems});
+            format!("{plan:#}\n")
+        }
+    }
+}

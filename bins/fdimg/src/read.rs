@@ -1,0 +1,31 @@
+//! fdimg read: a file becomes a stream again.
+
+use crate::source;
+use argh::{ArgsInfo, FromArgs};
+use fdkit::cli::{self, Arg};
+use fdkit::error::{At, Result, Status};
+use fdkit::image::{Reader, Writer};
+
+/// Write an image file to stdout, checked on the way.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "read", help_triggers("-h", "--help"))]
+pub(crate) struct Args {
+    /// the image
+    #[argh(positional, arg_name = "FILE")]
+    file: Arg,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    let from = source::open(Some(&args.file))?;
+    let out = cli::binary_stdout("use a pipe, or fdimg show")?;
+    let name = || source::name(Some(&args.file));
+    let mut reader = Reader::new(from);
+    let mut writer = Writer::new(out);
+    let (_, head) = reader.head().at(name)?;
+    writer.pass(&head)?;
+    while let Some(entry) = reader.next().at(name)? {
+        writer.pass(entry.whole)?;
+    }
+    writer.end()?;
+    Ok(Status::Done)
+}

@@ -1,0 +1,183 @@
+//! fdimg select: an image of the descriptors that pass. Two passes, in memory of a few bits a file.
+
+use crate::source;
+use argh::{ArgsInfo, FromArgs};
+use fdkit::cli::{self, Arg};
+use fdkit::error::{At, Error, Result, Status};
+use fdkit::filter::{Filter, Subject};
+use fdkit::image::{Entry, Item, OpenFile, Reader, Writer};
+use fdkit::kind;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+
+/// Keep the descriptors that pass a filter, with the files they name, on stdout.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "select", help_triggers("-h", "--help"))]
+pub(crate) struct Args {
+    /// what passes: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and
+    #[argh(option, short = 'F', arg_name = "FILTER")]
+    filter: Vec<String>,
+    /// the image; - or none is stdin
+    #[argh(positional, arg_name = "FILE")]
+    file: Option<Arg>,
+}
+
+/// A bit for each of the records of a stream.
+#[derive(Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, at: usize) {
+        if self.0.len() <= at / 64 {
+            self.0.resize(at / 64 + 1, 0);
+        }
+        self.0[at / 64] |= 1 << (at % 64);
+    }
+
+    fn has(&self, at: usize) -> bool {
+        self.0.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    if args.filter.is_empty() {
+        return Err(Error::misuse("which descriptors? -F FILTER is not given"));
+    }
+    let kinds = kind::names();
+    let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
+    let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let name = || source::name(args.file.as_ref());
+    let out = cli::binary_stdout("use a pipe, or fdimg show -F")?;
+    let mut file = match args.file.as_ref().filter(|path| !path.is_dash()) {
+        Some(path) => File::open(path.as_path()).at(|| path.to_string())?,
+        None => spool().at(|| "spool stdin")?,
+    };
+    if !file.metadata().at(name)?.is_file() {
+        return Err(Error::misuse("not a regular file; use a pipe").at(name()));
+    }
+    file.rewind().at(name)?;
+    let kept = first_pass(&mut file, &filters).at(name)?;
+    file.rewind().at(name)?;
+    second_pass(&mut file, &kept, out).at(name)?;
+    Ok(Status::Done)
+}
+
+/// stdin in a file without a name, so that it can be read twice.
+fn spool() -> Result<File> {
+    let mut from = cli::binary_stdin("name a FILE or use a pipe")?;
+    let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
+    let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+    let mut file = File::from(open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(file),
+            count => file.write_all(&buffer[..count])?,
+        }
+    }
+}
+
+/// Which records are kept: a file because a slot that passes names it, or a kept file does.
+fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
+    let mut reader = Reader::new(from);
+    reader.head()?;
+    let mut kept = Bits::default();
+    let mut wanted = Bits::default();
+    // By the order of files in the stream, since ids may have gaps: the ids, as runs.
+    let mut runs: Vec<(u32, usize)> = Vec::new();
+    let mut places = Bits::default();
+    let mut pids: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
+    let mut names: Vec<(u32, Vec<u32>)> = Vec::new();
+    let mut files = 0;
+    // The slots that share a file mostly follow it; an earlier file is judged by what is kept of it.
+    let mut last: Option<OpenFile> = None;
+    let mut earlier: BTreeMap<u32, (String, Vec<u8>)> = BTreeMap::new();
+    let by_file = filters.iter().any(Filter::asks_the_file);
+    let mut record = 0;
+    let ordinal = |runs: &[(u32, usize)], id: u32| {
+        let at = runs.partition_point(|&(first, _)| first <= id) - 1;
+        runs[at].1 + (id - runs[at].0) as usize
+    };
+    while let Some(Entry { item, .. }) = reader.next()? {
+        record += 1;
+        match item {
+            Item::Task(task) => {
+                pids.entry(task.table.id).or_default().push(task.pid);
+                kept.set(record);
+            }
+            Item::File(file) => {
+                if runs.last().is_none_or(|&(id, at)| file.id - id != (files - at) as u32) {
+                    runs.push((file.id, files));
+                }
+                files += 1;
+                places.set(record);
+                if !file.refs.is_empty() {
+                    names.push((file.id, file.refs.clone()));
+                }
+                if let (true, Some(old)) = (by_file, last.take()) {
+                    earlier.insert(old.id, (old.kind, old.link.0));
+                }
+                last = Some(file);
+            }
+            Item::Slot(slot) => {
+                let (kind, link) = match (&last, earlier.get(&slot.file)) {
+                    (Some(file), _) if file.id == slot.file => (&file.kind, &file.link.0),
+                    (_, Some((kind, link))) => (kind, link),
+                    _ => (&String::new(), &Vec::new()),
+                };
+                let pids = pids.get(&slot.table).map_or(&[][..], Vec::as_slice);
+                let subject = Subject { fd: slot.fd, pids, kind, link };
+                if filters.iter().all(|filter| filter.passes(&subject)) {
+                    kept.set(record);
+                    wanted.set(ordinal(&runs, slot.file));
+                }
+            }
+            Item::Data(_) | Item::Other => kept.set(record),
+            Item::Head(_) | Item::End(_) => (),
+        }
+    }
+    // References point backwards, so one walk from the end reaches all.
+    for (id, refs) in names.iter().rev().filter(|(_, refs)| !refs.is_empty()) {
+        if wanted.has(ordinal(&runs, *id)) {
+            for id in refs {
+                wanted.set(ordinal(&runs, *id));
+            }
+        }
+    }
+    let mut file = 0;
+    for at in 0..=record {
+        if places.has(at) {
+            if wanted.has(file) {
+                kept.set(at);
+            }
+            file += 1;
+        }
+    }
+    Ok(kept)
+}
+
+fn second_pass(from: &mut File, kept: &Bits, out: impl Write) -> Result<()> {
+    let mut reader = Reader::new(from);
+    let mut writer = Writer::new(out);
+    let (_, head) = reader.head()?;
+    writer.pass(&head)?;
+    let mut objects = HashSet::new();
+    let mut record = 0;
+    while let Some(Entry { whole, item, .. }) = reader.next()? {
+        record += 1;
+        if !kept.has(record) {
+            continue;
+        }
+        match item {
+            Item::File(file) => objects.extend(file.object),
+            // Contents go with the files that they belong to.
+            Item::Data(data) if !objects.contains(&data.object) => continue,
+            _ => (),
+        }
+        writer.pass(whole)?;
+    }
+    writer.end().map(drop)
+}

@@ -1,0 +1,296 @@
+//! fdimg show: one line a descriptor, for people, or JSON.
+
+use crate::source;
+use argh::{ArgsInfo, FromArgs};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use fdkit::cli::{self, Arg, Color};
+use fdkit::error::{At, Error, Result, Status};
+use fdkit::filter::{Filter, Subject};
+use fdkit::image::scan::{self, Token};
+use fdkit::image::{Image, OpenFile, Slot, Task};
+use fdkit::kind;
+use fdkit::text::escape;
+use nix::libc;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::io::Write;
+use unicode_width::UnicodeWidthChar;
+
+/// Show an image: a line a descriptor.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "show", help_triggers("-h", "--help"))]
+pub(crate) struct Args {
+    /// only descriptors that pass, as for fdimg select
+    #[argh(option, short = 'F', arg_name = "FILTER")]
+    filter: Vec<String>,
+    /// one JSON document
+    #[argh(switch, short = 'J')]
+    json: bool,
+    /// colours: auto, always or never
+    #[argh(option, arg_name = "WHEN", default = "Color::Auto")]
+    color: Color,
+    /// the image; - or none is stdin
+    #[argh(positional, arg_name = "FILE")]
+    file: Option<Arg>,
+}
+
+/// A descriptor with all that it belongs to.
+struct Row<'a> {
+    tasks: Vec<&'a Task>,
+    slot: &'a Slot,
+    file: &'a OpenFile,
+    shared: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    let kinds = kind::names();
+    let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
+    let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let from = source::open(args.file.as_ref())?;
+    let image = Image::load(from).at(|| source::name(args.file.as_ref()))?;
+    let rows = rows(&image, &filters);
+    let text = if args.json { document(&image, &rows) } else { tables(&rows, args.color.on()) };
+    cli::text_stdout()?.write_all(text.as_bytes())?;
+    Ok(Status::Done)
+}
+
+fn rows<'a>(image: &'a Image, filters: &[Filter]) -> Vec<Row<'a>> {
+    let mut tasks: HashMap<u32, Vec<&Task>> = HashMap::new();
+    for task in &image.tasks {
+        tasks.entry(task.table.id).or_default().push(task);
+    }
+    let mut holders: HashMap<u32, Vec<&Slot>> = HashMap::new();
+    for slot in &image.slots {
+        holders.entry(slot.file).or_default().push(slot);
+    }
+    let mut rows = Vec::new();
+    for slot in &image.slots {
+        let (Some(file), Some(tasks_here)) = (image.file(slot.file), tasks.get(&slot.table)) else {
+            continue;
+        };
+        let pids: Vec<i32> = tasks_here.iter().map(|task| task.pid).collect();
+        let (kind, link) = (&file.kind, &file.link.0);
+        let subject = Subject { fd: slot.fd, pids: &pids, kind, link };
+        if !filters.iter().all(|filter| filter.passes(&subject)) {
+            continue;
+        }
+        let others = holders[&slot.file].iter().filter(|other| **other != slot);
+        let shared = others
+            .map(|other| match other.table == slot.table {
+                true => other.fd.to_string(),
+                false => format!("{}:{}", tasks[&other.table][0].pid, other.fd),
+            })
+            .collect();
+        rows.push(Row { tasks: tasks_here.clone(), slot, file, shared });
+    }
+    rows
+}
+
+fn mode(file: &OpenFile) -> &'static str {
+    let flags = file.flags as i32;
+    match flags & libc::O_ACCMODE {
+        _ if flags & libc::O_PATH != 0 => "path",
+        libc::O_RDONLY => "r",
+        libc::O_WRONLY => "w",
+        _ => "rw",
+    }
+}
+
+/// The status flags by their names in open(2).
+fn flags(file: &OpenFile) -> Vec<&'static str> {
+    const NAMES: [(i32, &str); 9] = [
+        (libc::O_APPEND, "append"),
+        (libc::O_NONBLOCK, "nonblock"),
+        (libc::O_ASYNC, "async"),
+        (libc::O_DIRECT, "direct"),
+        (libc::O_NOATIME, "noatime"),
+        (libc::O_SYNC, "sync"),
+        (libc::O_DSYNC, "dsync"),
+        (libc::O_TMPFILE, "tmpfile"),
+        (libc::O_DIRECTORY, "directory"),
+    ];
+    let mut names = Vec::new();
+    let mut left = file.flags as i32;
+    for (bits, name) in NAMES {
+        if left & bits == bits {
+            names.push(name);
+            left &= !bits;
+        }
+    }
+    names
+}
+
+/// The short values of a body, `key=value`, whatever the kind.
+fn details(file: &OpenFile) -> String {
+    let mut out = String::new();
+    for (key, value) in scan::entries(&file.body) {
+        let text = match scan::tokens(value).next() {
+            Some(Token::Bool(true)) => format!(" {}", escape(key.as_bytes())),
+            Some(Token::Uint(number)) if number > 0 => {
+                format!(" {}={number}", escape(key.as_bytes()))
+            }
+            Some(Token::Nint(number)) => {
+                format!(" {}={}", escape(key.as_bytes()), -1 - i128::from(number))
+            }
+            Some(Token::Text(text)) => {
+                format!(" {}={}", escape(key.as_bytes()), escape(text.as_bytes()))
+            }
+            _ => String::new(),
+        };
+        out.push_str(&text);
+    }
+    out
+}
+
+fn tables(rows: &[Row<'_>], color: bool) -> String {
+    let width = cli::terminal_width();
+    let mut out = String::new();
+    for group in rows.chunk_by(|a, b| a.slot.table == b.slot.table) {
+        let names: Vec<String> = group[0].tasks.iter().map(|task| title(task)).collect();
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        let facts = &group[0].tasks[0].table;
+        let line = format!("{}  FDSize {}", names.join(", "), facts.capacity);
+        push(&mut out, &line, width, if color { "1" } else { "" });
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(["FD", "KIND", "MODE", "POS", "FLAGS", "SHARED", "NAME"]);
+        for row in group {
+            let mut flags = flags(row.file);
+            if row.slot.cloexec {
+                flags.push("cloexec");
+            }
+            let name = format!("{}{}", escape(&row.file.link.0), details(row.file));
+            table.add_row([
+                row.slot.fd.to_string(),
+                escape(row.file.kind.as_bytes()).into_owned(),
+                mode(row.file).to_owned(),
+                row.file.pos.to_string(),
+                flags.join(","),
+                row.shared.join(","),
+                name,
+            ]);
+        }
+        for column in [0, 3] {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        for (at, line) in table.lines().enumerate() {
+            let opaque = at > 0 && group.get(at - 1).is_some_and(|row| row.file.kind == "opaque");
+            let style = match (color, at, opaque) {
+                (true, 0, _) => "2",
+                (true, _, true) => "33",
+                _ => "",
+            };
+            push(&mut out, line.trim_end(), width, style);
+        }
+    }
+    out
+}
+
+fn title(task: &Task) -> String {
+    format!("{} {}", task.pid, escape(&task.comm.0))
+}
+
+/// Adds a line, cut to the width of a terminal.
+fn push(out: &mut String, line: &str, width: Option<usize>, style: &str) {
+    let mut room = width.unwrap_or(usize::MAX);
+    let fits = |letter: &char| {
+        let wide = letter.width().unwrap_or(0);
+        room.checked_sub(wide).inspect(|left| room = *left).is_some()
+    };
+    let line: String = line.chars().take_while(fits).collect();
+    match style {
+        "" => out.push_str(&line),
+        style => out.push_str(&format!("\x1b[{style}m{line}\x1b[0m")),
+    }
+    out.push('\n');
+}
+
+fn document(image: &Image, rows: &[Row<'_>]) -> String {
+    let head = &image.head;
+    let tasks: Vec<Value> = image.tasks.iter().map(task).collect();
+    let descriptors: Vec<Value> = rows.iter().map(descriptor).collect();
+    let document = json!({
+        "head": {
+            "version": head.version, "minor": head.minor, "tool": head.tool,
+            "release": head.release, "kernel": escape(&head.kernel.0), "boot": head.boot,
+            "time": head.time.0, "contents": head.contents, "frozen": head.frozen,
+            "passive": head.passive,
+        },
+        "tasks": tasks,
+        "descriptors": descriptors,
+    });
+    format!("{document:#}\n")
+}
+
+fn task(task: &Task) -> Value {
+    let text = |bytes: &Option<fdkit::image::Bytes>| bytes.as_ref().map(|b| escape(&b.0).into_owned());
+    json!({
+        "pid": task.pid, "ppid": task.ppid, "pgid": task.pgid, "sid": task.sid,
+        "start": task.start, "comm": escape(&task.comm.0), "exe": text(&task.exe),
+        "args": task.args.iter().map(|arg| escape(&arg.0)).collect::<Vec<_>>(),
+        "cwd": text(&task.cwd), "root": text(&task.root), "umask": task.umask,
+        "uids": task.credentials.uids, "gids": task.credentials.gids,
+        "groups": task.credentials.groups, "namespaces": task.namespaces,
+        "table": task.table.id, "capacity": task.table.capacity,
+        "highest": task.table.highest,
+        "limit": [task.table.limit.0, task.table.limit.1],
+        "terminal": task.terminal.as_ref().map(|tty| json!({
+            "device": tty.device, "foreground": tty.foreground,
+        })),
+    })
+}
+
+fn descriptor(row: &Row<'_>) -> Value {
+    let file = row.file;
+    let locks: Vec<Value> = file.locks.iter().chain(&row.slot.locks).map(|lock| json!({
+        "class": lock.class, "write": lock.write, "start": lock.start, "end": lock.end,
+    })).collect();
+    json!({
+        "pid": row.tasks[0].pid,
+        "pids": row.tasks.iter().map(|task| task.pid).collect::<Vec<_>>(),
+        "fd": row.slot.fd, "kind": file.kind, "mode": mode(file), "pos": file.pos,
+        "flags": flags(file), "cloexec": row.slot.cloexec, "name": escape(&file.link.0),
+        "shared": row.shared, "file": file.id, "object": file.object, "mnt": file.mnt,
+        "inode": file.inode.as_ref().map(|it| json!({
+            "dev": [it.dev.0, it.dev.1], "ino": it.ino, "mode": it.mode, "nlink": it.nlink,
+            "uid": it.uid, "gid": it.gid, "size": it.size, "rdev": it.rdev,
+        })),
+        "signals": file.signals.as_ref().map(|it| json!({
+            "kind": it.kind, "id": it.id, "signal": it.signal,
+        })),
+        "locks": locks,
+        "body": body(&mut scan::tokens(&file.body).peekable(), 0),
+    })
+}
+
+/// CBOR as JSON; its depth is bounded by the scanner.
+fn body<'a>(tokens: &mut impl Iterator<Item = Token<'a>>, depth: usize) -> Value {
+    let Some(token) = tokens.next().filter(|_| depth <= scan::MAX_DEPTH) else {
+        return Value::Null;
+    };
+    match token {
+        Token::Uint(number) => json!(number),
+        Token::Nint(number) => match i64::try_from(number) {
+            Ok(number) => json!(-1 - number),
+            Err(_) => json!((-1 - i128::from(number)).to_string()),
+        },
+        Token::Bytes(bytes) => json!(escape(bytes)),
+        Token::Text(text) => json!(escape(text.as_bytes())),
+        Token::Bool(flag) => json!(flag),
+        Token::Null => Value::Null,
+        Token::Array(count) => (0..count).map(|_| body(tokens, depth + 1)).collect(),
+        Token::Map(count) => {
+            let mut map = Map::new();
+            for _ in 0..count {
+                if let Some(Token::Text(key)) = tokens.next() {
+                    map.insert(escape(key.as_bytes()).into_owned(), body(tokens, depth + 1));
+                }
+            }
+            Value::Object(map)
+        }
+    }
+}

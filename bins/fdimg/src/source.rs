@@ -1,0 +1,19 @@
+//! Where an image comes from: a file, or stdin for `-` and for nothing.
+
+use fdkit::cli::{self, Arg};
+use fdkit::error::{At, Result};
+use std::fs::File;
+use std::io::Read;
+
+/// Opens it. A terminal is refused.
+pub(crate) fn open(file: Option<&Arg>) -> Result<Box<dyn Read>> {
+    Ok(match file.filter(|path| !path.is_dash()) {
+        Some(path) => Box::new(File::open(path.as_path()).at(|| path.to_string())?),
+        None => Box::new(cli::binary_stdin("name a FILE or use a pipe")?),
+    })
+}
+
+/// Its name in messages.
+pub(crate) fn name(file: Option<&Arg>) -> String {
+    file.filter(|path| !path.is_dash()).map_or("stdin".to_owned(), Arg::to_string)
+}

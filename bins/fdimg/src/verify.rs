@@ -1,0 +1,54 @@
+//! fdimg verify: whether an image is whole, and what in it cannot be restored.
+
+use crate::source;
+use argh::{ArgsInfo, FromArgs};
+use fdkit::cli::{self, Arg};
+use fdkit::error::{At, Result, Status};
+use fdkit::image::{Item, Reader};
+use fdkit::kind;
+use fdkit::text::escape;
+use std::collections::BTreeMap;
+use std::io::Write;
+
+/// Check that an image is whole: structure, references, checksum.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "verify", help_triggers("-h", "--help"))]
+pub(crate) struct Args {
+    /// the image; - or none is stdin
+    #[argh(positional, arg_name = "FILE")]
+    file: Option<Arg>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    let from = source::open(args.file.as_ref())?;
+    let name = || source::name(args.file.as_ref());
+    let mut reader = Reader::new(from);
+    reader.head().at(name)?;
+    // Kinds that no restore here knows, and how many descriptions have them.
+    let mut unknown: BTreeMap<String, u64> = BTreeMap::new();
+    while let Some(entry) = reader.next().at(name)? {
+        if let Item::File(file) = entry.item {
+            if kind::named(&file.kind).is_none() && unknown.len() < 100 {
+                *unknown.entry(file.kind).or_default() += 1;
+            }
+        }
+    }
+    let sum = reader.summary();
+    let mut text = format!(
+        "{}: whole: {} tasks, {} descriptors, {} descriptions, {} bytes of contents\n",
+        name(),
+        sum.tasks,
+        sum.slots,
+        sum.files,
+        sum.contents
+    );
+    if sum.opaque > 0 {
+        text.push_str(&format!("{}: {} opaque, which cannot be restored\n", name(), sum.opaque));
+    }
+    for (kind, count) in unknown {
+        let kind = escape(kind.as_bytes()).into_owned();
+        text.push_str(&format!("{}: {count} of kind {kind}, not known here\n", name()));
+    }
+    cli::text_stdout()?.write_all(text.as_bytes())?;
+    Ok(Status::Done)
+}
