@@ -188,8 +188,7 @@ impl<W: Write> Scan<'_, W> {
             let candidates = alike.entry(numbers.len()).or_default();
             let shared = candidates.iter().copied().find(|&table| {
                 let first = &processes[tables[table].0];
-                !self.options.passive
-                    && sys::compare_tables(first.pid, pid) == Ok(Ordering::Equal)
+                !self.options.passive && sys::compare_tables(first.pid, pid) == Ok(Ordering::Equal)
             });
             let table = shared.unwrap_or_else(|| {
                 candidates.push(tables.len());
@@ -224,7 +223,9 @@ impl<W: Write> Scan<'_, W> {
                     a.iter().filter(|fd| b.binary_search(fd).is_err()).count()
                 };
                 let (new, old) = (only(&now, numbers), only(numbers, &now));
-                format!("it opened {new} and closed {old} descriptors during the scan; --freeze stops it")
+                format!(
+                    "it opened {new} and closed {old} descriptors during the scan; --freeze stops it"
+                )
             }
             (Ok(_), Ok(_)) => return,
             _ => "it ended during the scan".to_owned(),

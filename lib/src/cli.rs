@@ -354,7 +354,8 @@ pub fn size(text: &str) -> Result<u64, String> {
         "T" | "TB" | "TIB" => 40,
         _ => return Err(format!("'{text}' is no size: 64, 16K, 1M, 2G")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("'{text}' is no size: 64, 16K, 1M, 2G"))?;
+    let number: u64 =
+        digits.parse().map_err(|_| format!("'{text}' is no size: 64, 16K, 1M, 2G"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
 }
 

@@ -39,7 +39,10 @@ pub struct Filter(Vec<Term>);
 impl Filter {
     /// Parses the text; `kinds` are the names that can be meant. Fails with what is not understood.
     pub fn parse(text: &str, kinds: &[&str]) -> Result<Filter, String> {
-        text.split(',').map(|term| Term::parse(term.trim(), kinds)).collect::<Result<_, _>>().map(Filter)
+        text.split(',')
+            .map(|term| Term::parse(term.trim(), kinds))
+            .collect::<Result<_, _>>()
+            .map(Filter)
     }
 
     /// Whether the descriptor passes.
@@ -118,7 +121,8 @@ mod tests {
 
     #[test]
     fn each_word_of_the_language_means_what_it_says() {
-        for yes in ["5", "0-9", "pipe", "!fifo", "path:pipe:*", "pid:7", "9,5", "!deleted", "!0-4"] {
+        for yes in ["5", "0-9", "pipe", "!fifo", "path:pipe:*", "pid:7", "9,5", "!deleted", "!0-4"]
+        {
             assert!(passes(yes), "{yes}");
         }
         for no in ["4", "6-9", "fifo", "!pipe", "path:/*", "pid:8", "deleted", "!5", "8,fifo"] {

@@ -120,12 +120,13 @@ impl Process {
     /// The numbers in use, ascending.
     pub fn numbers(&self) -> Result<Vec<RawFd>> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = Dir::openat(self.dir.as_fd(), "fd", flags, Mode::empty())
-            .map_err(|errno| match errno {
+        let mut dir = Dir::openat(self.dir.as_fd(), "fd", flags, Mode::empty()).map_err(
+            |errno| match errno {
                 Errno::ENOENT => Errno::ESRCH.into(),
                 Errno::EACCES | Errno::EPERM => refusal(&self.dir, self.pid),
                 other => Error::from(other),
-            })?;
+            },
+        )?;
         let mut numbers = Vec::new();
         for entry in dir.iter() {
             numbers.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
@@ -226,9 +227,7 @@ fn refusal(dir: &OwnedFd, pid: i32) -> Error {
     let theirs = StatusText(&status).four("Uid")[0];
     let ours = nix::unistd::geteuid().as_raw();
     let why = if theirs != ours {
-        format!(
-            "not permitted: it runs as uid {theirs}, we as {ours}; run as that user or as root"
-        )
+        format!("not permitted: it runs as uid {theirs}, we as {ours}; run as that user or as root")
     } else {
         format!(
             "not permitted: process {pid} is of our uid, but has capabilities that we lack or is \
@@ -409,14 +408,18 @@ impl<'a> Descriptor<'a> {
             if info.flags & libc::O_PATH as u32 == 0 {
                 let owner = sys::owner(copy.as_fd()).at(|| "F_GETOWN_EX")?;
                 let signal = sys::signal(copy.as_fd()).at(|| "F_GETSIG")?;
-                signals = (owner.id != 0 || signal != 0)
-                    .then_some(Signals { kind: owner.kind, id: owner.id, signal });
+                signals = (owner.id != 0 || signal != 0).then_some(Signals {
+                    kind: owner.kind,
+                    id: owner.id,
+                    signal,
+                });
             }
         }
         let link = match &inode {
             // On sockfs every inode is a socket and its link is this text.
-            Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFSOCK
-                && info.flags & libc::O_PATH as u32 == 0 =>
+            Some(inode)
+                if inode.mode & libc::S_IFMT == libc::S_IFSOCK
+                    && info.flags & libc::O_PATH as u32 == 0 =>
             {
                 format!("socket:[{}]", inode.ino).into_bytes()
             }
@@ -508,7 +511,8 @@ mod tests {
 
     #[test]
     fn limits_may_be_unlimited() {
-        let text = b"Limit  Soft Limit  Hard Limit  Units\nMax open files  20000  unlimited  files\n";
+        let text =
+            b"Limit  Soft Limit  Hard Limit  Units\nMax open files  20000  unlimited  files\n";
         assert_eq!(open_files(text), Some((20000, u64::MAX)));
     }
 }

@@ -134,7 +134,9 @@ impl<'a> Plan<'a> {
         let mut used = vec![false; options.inherit.len()];
         for (at, inherit) in options.inherit.iter().enumerate() {
             let (Inherit::Own(fd) | Inherit::Key(_, fd)) = inherit;
-            if (0..3).contains(fd) && sys::start::closed_at_start(*fd) || Seat::inherited(*fd).is_err() {
+            if (0..3).contains(fd) && sys::start::closed_at_start(*fd)
+                || Seat::inherited(*fd).is_err()
+            {
                 return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
             }
             if let Inherit::Own(fd) = inherit {
@@ -148,9 +150,10 @@ impl<'a> Plan<'a> {
             let number = slot.fd.to_string().into_bytes();
             let full = format!("{}:{}", self.task.pid, slot.fd).into_bytes();
             let keys = [&file.link.0, &number, &full];
-            let handed = options.inherit.iter().position(
-                |inherit| matches!(inherit, Inherit::Key(key, _) if keys.contains(&key)),
-            );
+            let handed = options
+                .inherit
+                .iter()
+                .position(|inherit| matches!(inherit, Inherit::Key(key, _) if keys.contains(&key)));
             let deed = match handed {
                 _ if own.remove(&fd) => Deed::Inherit(fd),
                 Some(at) => {
@@ -184,12 +187,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Asks each kind whether it can restore what is wanted of it.
-    fn check(
-        &mut self,
-        options: &Options,
-        root: Option<BorrowedFd<'_>>,
-        dry: bool,
-    ) -> Result<()> {
+    fn check(&mut self, options: &Options, root: Option<BorrowedFd<'_>>, dry: bool) -> Result<()> {
         let mut failed: HashMap<u32, Deed> = HashMap::new();
         let mut steps = std::mem::take(&mut self.steps);
         let mut problems = Vec::new();
@@ -206,7 +204,8 @@ impl<'a> Plan<'a> {
                 let checked = match kind::named(&file.kind) {
                     Some(kind) => (kind.check)(file, &site),
                     None => {
-                        let why = format!("kind {} is not known here", escape(file.kind.as_bytes()));
+                        let why =
+                            format!("kind {} is not known here", escape(file.kind.as_bytes()));
                         Err(Error::unrestorable(why))
                     }
                 };
@@ -308,9 +307,9 @@ pub fn restore(
         // One that stays at its number needs no place; another waits among the services.
         let Deed::Inherit(from) = step.deed else { continue };
         if from != step.fd && !handed.iter().any(|(each, _)| *each == from) {
-            let copy = Seat::inherited(from).map_err(Error::from).and_then(|seat| {
-                seat.as_fd().try_clone_to_owned().map_err(Error::from)
-            });
+            let copy = Seat::inherited(from)
+                .map_err(Error::from)
+                .and_then(|seat| seat.as_fd().try_clone_to_owned().map_err(Error::from));
             match copy {
                 Ok(copy) => handed.push((from, Some(copy))),
                 Err(why) => return (services.swap_remove(1), Err(why)),
@@ -333,8 +332,12 @@ pub fn restore(
     let source = rest.next().flatten();
     let _ = rest.next();
     let root = rest.next().flatten();
-    let handed: HashMap<RawFd, OwnedFd> =
-        handed.iter().map(|(from, _)| *from).zip(rest).filter_map(|(from, fd)| Some((from, fd?))).collect();
+    let handed: HashMap<RawFd, OwnedFd> = handed
+        .iter()
+        .map(|(from, _)| *from)
+        .zip(rest)
+        .filter_map(|(from, fd)| Some((from, fd?)))
+        .collect();
     let mut site = plan.site(source, root, options.changed, false);
     let built = build(plan, options, &mut site, &handed, err.as_ref());
     let built = built.and_then(|cloexec| {

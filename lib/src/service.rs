@@ -34,7 +34,8 @@ pub fn base(wanted: &[u32], count: usize, limit: u32) -> Option<Vec<u32>> {
 
 /// The highest numbers below `end` that nobody wants, at most `count`, highest first.
 fn free_below(end: u32, wanted: &[u32], count: usize) -> Vec<u32> {
-    let mut taken = wanted[..wanted.partition_point(|&number| number < end)].iter().rev().peekable();
+    let mut taken =
+        wanted[..wanted.partition_point(|&number| number < end)].iter().rev().peekable();
     let free = |number: &u32| taken.next_if_eq(&number).is_none();
     (0..end).rev().filter(free).take(count).collect()
 }

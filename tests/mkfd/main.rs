@@ -1,1 +1,250 @@
-fn main() {}
+//! mkfd: a process with any descriptor at any number, which waits; and the same, looked at from
+//! inside after a restore.
+//!
+//! To add a kind: one file with a `Fixture`, its `mod` line, and its line in `FIXTURES`.
+
+#![cfg_attr(not(test), no_main)]
+#![deny(unsafe_code)]
+
+mod driver;
+mod many;
+mod spec;
+mod sys;
+
+mod directory;
+mod eventfd;
+mod fifo;
+mod mem;
+mod opaque;
+mod pipe;
+mod regular;
+mod socketpair;
+mod unlinked;
+
+use driver::{Bad, Entry, entry};
+use spec::{At, Result, Spec, Stop};
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// Every kind of fixture.
+static FIXTURES: &[Entry] = &[
+    entry::<regular::Regular>(),
+    entry::<unlinked::Unlinked>(),
+    entry::<directory::Directory>(),
+    entry::<pipe::Pipe>(),
+    entry::<fifo::Fifo>(),
+    entry::<eventfd::Eventfd>(),
+    entry::<mem::Mem>(),
+    entry::<socketpair::Socketpair>(),
+    entry::<opaque::Opaque>(),
+];
+
+const USAGE: &str = "\
+mkfd make [--dir DIR] [--close-std] [--nofile N] SPEC...   make, print the pid, wait
+mkfd check [--dir DIR] [--std LIST|none] [--fdsize N] [--log FILE] SPEC...
+                         look from inside: is each what make made, and is nothing else open?
+mkfd many N [--dir DIR] [--mix files,pipes,socketpairs,eventfds] [--close-std]
+                         N private descriptors from 3 up, print the pid, wait
+mkfd sleep [--close-std] print the pid and wait with whatever is open
+mkfd show                print what is open, FDSize and FDRESTORE_CLOEXEC
+mkfd exec [--close LIST] [--leak LIST] [--nofile N] -- COMMAND...
+                         close all from 3 up, leave /dev/null at the leaked numbers, run COMMAND
+mkfd list                the kinds and their keys
+
+SPEC is NAME@FD[,FD...][:KEY[=VALUE][,...]]; %HH in a value is a byte. Keys of every kind:
+  dup             the numbers beyond the kind's own are dups of its descriptions, in turn
+  cloexec         close-on-exec (after a restore: named in FDRESTORE_CLOEXEC instead)
+  nonblock[=N] async[=N]   O_NONBLOCK, O_ASYNC on all descriptions or the Nth (from 0)
+  own[=pid|tid|pgrp] sig=N   F_SETOWN_EX to itself, F_SETSIG
+--std LIST: of 0, 1, 2 exactly these are open beside the SPECs (default: any may be).
+Exit status: 0 done, 1 failed or not as made, 2 misuse, 77 this kernel cannot make it.
+";
+
+/// The command line, whole. The exit status.
+fn run(args: &[OsString]) -> i32 {
+    match command(args) {
+        Ok(status) => status,
+        Err(stop) => {
+            let (status, text) = match stop {
+                Stop::Misuse(text) => (2, text),
+                Stop::Cannot(text) => (77, text),
+                Stop::Failed(text) => (1, text),
+            };
+            driver::say(&text);
+            status
+        }
+    }
+}
+
+fn command(args: &[OsString]) -> Result<i32> {
+    let mut args = Args::parse(args.get(1..).unwrap_or_default())?;
+    let verb = args.words.first().cloned().unwrap_or_default();
+    args.words.drain(..args.words.len().min(1));
+    match verb.to_str().unwrap_or_default() {
+        "make" => {
+            let stdout = driver::make(&args.specs()?, args.nofile)?;
+            wait(stdout, &args)
+        }
+        "check" => {
+            let specs = args.specs()?;
+            let mut bad = Bad::default();
+            driver::check(&specs, args.std.as_deref(), args.fdsize, &mut bad);
+            driver::report(&bad, &specs, args.log.as_deref());
+            Ok(if bad.is_empty() { 0 } else { 1 })
+        }
+        "many" => {
+            let n = args.words.first().and_then(|n| n.to_str()?.parse().ok());
+            let n = n.ok_or_else(|| Stop::Misuse("many: a number is needed".into()))?;
+            many::make(n, args.mix.as_deref(), args.dir.as_deref())?;
+            wait(1, &args)
+        }
+        "sleep" => wait(1, &args),
+        "show" => {
+            let numbers = driver::open_numbers().at("/proc/self/fd")?;
+            let mut text = String::new();
+            for n in numbers {
+                text += &format!("{n} {}\n", driver::link(n).display());
+            }
+            text += &format!("FDSize {}\n", driver::fdsize());
+            if let Some(names) = std::env::var_os(driver::CLOEXEC) {
+                text += &format!("{} {}\n", driver::CLOEXEC, names.display());
+            }
+            print(text.as_bytes())
+        }
+        "list" => {
+            let mut text = String::new();
+            for entry in FIXTURES {
+                text += &format!("{:<11} {}\n", entry.name, entry.about);
+                for (key, about) in entry.keys {
+                    text += &format!("{:<13} {key:<10} {about}\n", "");
+                }
+            }
+            print(text.as_bytes())
+        }
+        "exec" => exec(&args),
+        "--help" | "-h" => print(USAGE.as_bytes()),
+        _ => Err(Stop::Misuse(format!("usage:\n{USAGE}"))),
+    }
+}
+
+/// Options may stand anywhere before `--`.
+#[derive(Default)]
+struct Args {
+    words: Vec<OsString>,
+    dir: Option<PathBuf>,
+    log: Option<PathBuf>,
+    close_std: bool,
+    std: Option<Vec<RawFd>>,
+    close: Vec<RawFd>,
+    leak: Vec<RawFd>,
+    fdsize: Option<u64>,
+    nofile: Option<u64>,
+    mix: Option<String>,
+}
+
+impl Args {
+    fn parse(args: &[OsString]) -> Result<Args> {
+        let mut it = args.iter();
+        let mut out = Args::default();
+        while let Some(arg) = it.next() {
+            let mut value = || {
+                it.next()
+                    .ok_or_else(|| Stop::Misuse(format!("{}: a value is needed", arg.display())))
+            };
+            match arg.to_str() {
+                Some("--") => {
+                    out.words.extend(it.cloned());
+                    break;
+                }
+                Some("--dir") => out.dir = Some(value()?.into()),
+                Some("--log") => out.log = Some(value()?.into()),
+                Some("--close-std") => out.close_std = true,
+                Some("--std") => out.std = Some(numbers(value()?)?),
+                Some("--close") => out.close = numbers(value()?)?,
+                Some("--leak") => out.leak = numbers(value()?)?,
+                Some("--fdsize") => out.fdsize = Some(number(value()?)?),
+                Some("--nofile") => out.nofile = Some(number(value()?)?),
+                Some("--mix") => out.mix = Some(value()?.to_string_lossy().into_owned()),
+                Some(option) if option.starts_with("--") && !out.words.is_empty() => {
+                    return Err(Stop::Misuse(format!("{option}: no such option")));
+                }
+                _ => out.words.push(arg.clone()),
+            }
+        }
+        Ok(out)
+    }
+
+    fn specs(&self) -> Result<Vec<Spec>> {
+        let parse = |word: &OsString| Spec::parse(word.as_bytes(), self.dir.clone());
+        let specs = self.words.iter().map(parse).collect::<Result<Vec<_>>>()?;
+        driver::look_at(&specs)?;
+        Ok(specs)
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &OsStr) -> Result<T> {
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| Stop::Misuse(format!("{}: not a number", text.display())))
+}
+
+fn numbers(text: &OsStr) -> Result<Vec<RawFd>> {
+    if text == "none" {
+        return Ok(Vec::new());
+    }
+    text.to_string_lossy().split(',').map(|n| number(OsStr::new(n))).collect()
+}
+
+/// Says the pid on `stdout`, closes what is to be closed, and waits until a signal ends it.
+fn wait(stdout: RawFd, args: &Args) -> Result<i32> {
+    sys::block_signals();
+    let line = format!("{}\n", std::process::id());
+    if let Ok(out) = sys::at(stdout) {
+        let _ = nix::unistd::write(out, line.as_bytes());
+    }
+    if stdout != 1 {
+        sys::close(stdout);
+    }
+    driver::forget_stderr();
+    if args.close_std {
+        let named = args.specs().unwrap_or_default();
+        let named = |n: RawFd| named.iter().any(|spec| spec.fds.contains(&n));
+        (0..3).filter(|&n| !named(n)).for_each(sys::close);
+    }
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+fn exec(args: &Args) -> Result<i32> {
+    let Some((program, rest)) = args.words.split_first() else {
+        return Err(Stop::Misuse("exec: COMMAND is needed".into()));
+    };
+    sys::close_from(3).at("close_range")?;
+    let wanted = args.leak.iter().copied().collect();
+    driver::raise_limit(&wanted)?;
+    for &n in &args.leak {
+        let null = driver::open("/dev/null".as_ref(), nix::fcntl::OFlag::O_RDWR)?;
+        sys::move_to(null, n, false).at(format!("dup3 to {n}"))?;
+    }
+    if let Some(limit) = args.nofile {
+        driver::set_limit(limit)?;
+    }
+    args.close.iter().copied().for_each(sys::close);
+    Err(Command::new(program).args(rest).exec()).at(program.display())
+}
+
+fn print(bytes: &[u8]) -> Result<i32> {
+    std::io::stdout().write_all(bytes).at("stdout")?;
+    std::io::stdout().flush().at("stdout")?;
+    Ok(0)
+}
+
+/// The number of an open descriptor, for messages.
+fn raw(fd: impl std::os::fd::AsFd) -> RawFd {
+    fd.as_fd().as_raw_fd()
+}

@@ -227,7 +227,8 @@ fn document(image: &Image, rows: &[Row<'_>]) -> String {
 }
 
 fn task(task: &Task) -> Value {
-    let text = |bytes: &Option<fdkit::image::Bytes>| bytes.as_ref().map(|b| escape(&b.0).into_owned());
+    let text =
+        |bytes: &Option<fdkit::image::Bytes>| bytes.as_ref().map(|b| escape(&b.0).into_owned());
     json!({
         "pid": task.pid, "ppid": task.ppid, "pgid": task.pgid, "sid": task.sid,
         "start": task.start, "comm": escape(&task.comm.0), "exe": text(&task.exe),
@@ -246,9 +247,16 @@ fn task(task: &Task) -> Value {
 
 fn descriptor(row: &Row<'_>) -> Value {
     let file = row.file;
-    let locks: Vec<Value> = file.locks.iter().chain(&row.slot.locks).map(|lock| json!({
-        "class": lock.class, "write": lock.write, "start": lock.start, "end": lock.end,
-    })).collect();
+    let locks: Vec<Value> = file
+        .locks
+        .iter()
+        .chain(&row.slot.locks)
+        .map(|lock| {
+            json!({
+                "class": lock.class, "write": lock.write, "start": lock.start, "end": lock.end,
+            })
+        })
+        .collect();
     json!({
         "pid": row.tasks[0].pid,
         "pids": row.tasks.iter().map(|task| task.pid).collect::<Vec<_>>(),

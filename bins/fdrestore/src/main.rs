@@ -138,7 +138,9 @@ fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
     let number = |bytes: &[u8]| {
         let number = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u32>().ok());
         let number = number.and_then(|number| i32::try_from(number).ok());
-        number.ok_or_else(|| Error::misuse(format!("--inherit: '{}' is no descriptor", escape(bytes))))
+        number.ok_or_else(|| {
+            Error::misuse(format!("--inherit: '{}' is no descriptor", escape(bytes)))
+        })
     };
     match bytes.iter().rposition(|&byte| byte == b'=') {
         Some(at) => Ok(vec![Inherit::Key(bytes[..at].to_vec(), number(&bytes[at + 1..])?)]),
@@ -154,7 +156,8 @@ fn spool(args: &Args) -> Result<File> {
         None => Box::new(cli::binary_stdin("use a pipe or -i IMAGE")?),
     };
     let fail = |err: memfd::Error| Error::new(Status::System, err.to_string()).at("memfd");
-    let memory = memfd::MemfdOptions::default().allow_sealing(true).create("image").map_err(fail)?;
+    let memory =
+        memfd::MemfdOptions::default().allow_sealing(true).create("image").map_err(fail)?;
     let mut buffer = vec![0; 256 << 10];
     loop {
         match from.read(&mut buffer).at(|| name(args))? {

@@ -70,7 +70,9 @@ impl Checker {
                 }
                 let object = file.object.filter(|&object| !self.objects.has(object));
                 if object.is_some_and(|object| !self.objects.add(object)) {
-                    return broken(format!("file {id}: its object does not come after smaller ids"));
+                    return broken(format!(
+                        "file {id}: its object does not come after smaller ids"
+                    ));
                 }
             }
             Item::Slot(slot) => {
@@ -80,7 +82,10 @@ impl Checker {
                     return broken(format!("slot {fd}: no such number can exist"));
                 }
                 if !self.files.has(slot.file) {
-                    return broken(format!("slot {fd} names file {}, which is not there", slot.file));
+                    return broken(format!(
+                        "slot {fd} names file {}, which is not there",
+                        slot.file
+                    ));
                 }
                 let Some(last) = self.tables.get_mut(&table) else {
                     return broken(format!("slot {fd} is of table {table}, which no task has"));

@@ -17,10 +17,11 @@ impl Kind for Directory {
     const SEEKS: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0.starts_with(b"/") && match it.file_type() {
-            Some(kind) => kind == libc::S_IFDIR,
-            None => it.info.flags & (libc::O_DIRECTORY as u32) != 0,
-        }
+        it.link.0.starts_with(b"/")
+            && match it.file_type() {
+                Some(kind) => kind == libc::S_IFDIR,
+                None => it.info.flags & (libc::O_DIRECTORY as u32) != 0,
+            }
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {

@@ -26,7 +26,8 @@ impl Kind for Eventfd {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let count = it.info.get("eventfd-count").and_then(|text| u64::from_str_radix(text, 16).ok());
+        let count =
+            it.info.get("eventfd-count").and_then(|text| u64::from_str_radix(text, 16).ok());
         Ok(Eventfd {
             count: count.ok_or_else(|| Error::unrestorable("fdinfo has no eventfd-count"))?,
             semaphore: it.info.get("eventfd-semaphore") == Some("1"),

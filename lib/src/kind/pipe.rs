@@ -53,7 +53,9 @@ pub(super) fn peek(copy: BorrowedFd<'_>, limit: u64, to: Sink<'_>) -> Result<()>
     let reader = open(path.as_str(), how, Mode::empty()).at(|| "open the read end")?;
     let waiting = sys::readable(reader.as_fd())? as u64;
     if waiting > limit {
-        return Err(Error::unrestorable(format!("{waiting} bytes are more than the limit {limit}")));
+        return Err(Error::unrestorable(format!(
+            "{waiting} bytes are more than the limit {limit}"
+        )));
     }
     let (out, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).at(|| "pipe")?;
     let size = fcntl(reader.as_fd(), FcntlArg::F_GETPIPE_SZ)?;
@@ -115,8 +117,7 @@ impl Kind for Pipe {
             Some(other) => file.flags & other.flags & BIRTH,
             None => 0,
         };
-        let (reader, writer) =
-            pipe2(OFlag::from_bits_retain(born as i32)).at(|| "pipe")?;
+        let (reader, writer) = pipe2(OFlag::from_bits_retain(born as i32)).at(|| "pipe")?;
         let has = fcntl(writer.as_fd(), FcntlArg::F_GETPIPE_SZ)? as u32;
         if size != 0 && size != has && (size > USUAL || size < has || has < USUAL) {
             fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "set its size")?;

@@ -17,16 +17,18 @@ impl Kind for Regular {
     const SEEKS: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0.starts_with(b"/") && it.deleted().is_none() && match it.file_type() {
-            Some(kind) => kind == libc::S_IFREG,
-            // Without stat(2) a path may be a directory, but those have a flag of their own
-            // only if O_DIRECTORY was given, and devices are below /dev.
-            None => {
-                it.info.flags & (libc::O_DIRECTORY as u32) == 0
-                    && !it.link.0.starts_with(b"/dev/")
-                    && !it.is_path()
+        it.link.0.starts_with(b"/")
+            && it.deleted().is_none()
+            && match it.file_type() {
+                Some(kind) => kind == libc::S_IFREG,
+                // Without stat(2) a path may be a directory, but those have a flag of their own
+                // only if O_DIRECTORY was given, and devices are below /dev.
+                None => {
+                    it.info.flags & (libc::O_DIRECTORY as u32) == 0
+                        && !it.link.0.starts_with(b"/dev/")
+                        && !it.is_path()
+                }
             }
-        }
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {

@@ -103,7 +103,8 @@ impl Kind for Unlinked {
         if let Some(inode) = &file.inode {
             let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
             if (uid, gid) != (nix::unistd::geteuid(), nix::unistd::getegid()) {
-                let here = fchownat(made.fd.as_fd(), "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH);
+                let here =
+                    fchownat(made.fd.as_fd(), "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH);
                 if here.is_err() {
                     let name = crate::text::escape(&file.link.0).into_owned();
                     site.warnings.push(format!("{name}: its owner {uid}:{gid} was not put back"));

@@ -1,0 +1,30 @@
+destdir := env("DESTDIR", "")
+prefix := env("PREFIX", "/usr/local")
+mandir := env("MANDIR", prefix / "share/man")
+
+check: fmt lint test
+
+fmt:
+    cargo fmt --check
+
+lint:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+test:
+    cargo test --workspace
+
+man:
+    mandoc -Tlint -Wwarning man/*.[1-8]
+
+build:
+    cargo build --release --locked
+
+demo:
+    sh tests/demo.sh
+
+install:
+    #!/bin/sh -eu
+    for b in fdscan fdimg fdrestore ttyctl; do
+        install -Dm755 "target/release/$b" "{{destdir}}{{prefix}}/bin/$b"
+    done
+    for m in man/*.[1-8]; do install -Dm644 "$m" "{{destdir}}{{mandir}}/man${m##*.}/${m##*/}"; done

@@ -1,0 +1,40 @@
+#!/bin/sh
+# The whole pipeline on a real program: a shell with a file, a pipe with data in it and an unlinked
+# file open is scanned, ended, and restored into a new one that proves the contents.
+set -eu
+cd "$(dirname "$0")/.."
+cargo build --release --quiet
+PATH=$PWD/target/release:$PATH
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"; kill "$pid" 2>/dev/null || :' EXIT
+cd "$dir"
+printf 'first line\nsecond line\n' >notes
+# 3 is a file read up to its second line, 4 an unlinked file, 5 and 6 the ends of one pipe.
+: | sh -c '
+    exec 5</proc/self/fd/0 6>/proc/self/fd/0 </dev/null >/dev/null 2>&1 3<notes 4<>scratch
+    rm scratch
+    printf "only in memory\n" >&4
+    printf "still in the pipe\n" >&6
+    dd bs=11 count=1 <&3
+    : >ready
+    exec sleep 1000' &
+pid=$!
+while [ ! -e ready ]; do sleep 0.1; done
+while [ "$(cat /proc/$pid/comm)" != sleep ]; do sleep 0.1; done
+
+echo "\$ fdscan --data -F 0-6 $pid | fdimg write demo.fdi"
+fdscan --data -F 0-6 "$pid" | fdimg write demo.fdi
+echo "\$ fdimg show demo.fdi"
+fdimg show demo.fdi
+kill "$pid"
+wait "$pid" 2>/dev/null || :
+echo "\$ fdrestore -i demo.fdi --inherit 1,2 -- sh -c '...'"
+fdrestore -i demo.fdi --inherit 1,2 -- sh -c '
+    read -r file <&3
+    pipe=$(dd bs=99 count=1 <&5 2>/dev/null)
+    gone=$(cat /proc/self/fd/4)
+    echo "file:     $file"
+    echo "pipe:     $pipe"
+    echo "unlinked: $gone ($(readlink /proc/self/fd/4))"
+    [ "$file" = "second line" ] && [ "$pipe" = "still in the pipe" ] && [ "$gone" = "only in memory" ]'
+echo "All contents came back."

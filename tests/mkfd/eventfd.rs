@@ -1,0 +1,81 @@
+//! eventfd(2): a count in the kernel, taken whole or by ones.
+
+use crate::driver::{Bad, Fixture, ready, signal_comes};
+use crate::spec::{At, Result, Spec, Stop};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::PollFlags;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{read, write};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// The highest count; one more write would wait.
+const HIGHEST: u64 = u64::MAX - 1;
+
+pub(crate) struct Eventfd;
+
+impl Fixture for Eventfd {
+    const NAME: &'static str = "eventfd";
+    const ABOUT: &'static str = "an event counter";
+    const KEYS: &'static [(&'static str, &'static str)] =
+        &[("count", "its count, up to 2^64-2"), ("semaphore", "EFD_SEMAPHORE: a read takes one")];
+
+    fn arity(_: &Spec) -> usize {
+        1
+    }
+
+    fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
+        let mut flags = EfdFlags::EFD_CLOEXEC;
+        flags.set(EfdFlags::EFD_SEMAPHORE, spec.has("semaphore"));
+        let fd = EventFd::from_value_and_flags(0, flags).at("eventfd2")?;
+        let count = spec.number("count")?.unwrap_or(0);
+        if count > HIGHEST {
+            return Err(Stop::Misuse("count is above 2^64-2".into()));
+        }
+        if count > 0 {
+            fd.write(count).at("write to the eventfd")?;
+        }
+        Ok(vec![fd.into()])
+    }
+
+    fn flags(_: &Spec, _: usize) -> OFlag {
+        OFlag::O_RDWR
+    }
+
+    fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
+        let fd = sys::at(spec.fds[0])?;
+        let count = spec.known_number("count").unwrap_or(0);
+        bad.same("count", told(spec), Some(count));
+        bad.same("readable", ready(fd, PollFlags::POLLIN)?, count > 0);
+        bad.same("writable", ready(fd, PollFlags::POLLOUT)?, count < HIGHEST);
+        if count == 0 {
+            signal_comes(spec, 0, bad, || write(fd, &1_u64.to_ne_bytes()).map(drop))?;
+            bad.same("a read after a write of 1", take(fd)?, Some(1));
+            return Ok(());
+        }
+        let (taken, left) = if spec.has("semaphore") { (1, count - 1) } else { (count, 0) };
+        bad.same("a read", take(fd)?, Some(taken));
+        bad.same("count after a read", told(spec), Some(left));
+        write(fd, &taken.to_ne_bytes())?;
+        bad.same("count after it was put back", told(spec), Some(count));
+        Ok(())
+    }
+}
+
+/// A read, unless it would wait.
+fn take(fd: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
+    if !ready(fd, PollFlags::POLLIN)? {
+        return Ok(None);
+    }
+    let mut bytes = [0; 8];
+    read(fd, &mut bytes)?;
+    Ok(Some(u64::from_ne_bytes(bytes)))
+}
+
+/// The count as fdinfo tells it.
+fn told(spec: &Spec) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", spec.fds[0])).ok()?;
+    let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"))?;
+    u64::from_str_radix(count.trim(), 16).ok()
+}

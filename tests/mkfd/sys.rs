@@ -1,0 +1,185 @@
+//! The calls for which nix has no safe name, and the only `unsafe` of the tests.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use nix::libc;
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// The C entry point instead of Rust's: before `fn main` Rust opens /dev/null on any of 0, 1, 2
+/// that is closed, and a fixture that says what is open must not open anything by itself.
+// SAFETY: no other symbol of this name exists, since the crate is `no_main`.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    let args = (0..argc as usize)
+        .map(|i| {
+            // SAFETY: the C library gives argc pointers to strings that live as long as the process.
+            let arg = unsafe { CStr::from_ptr(*argv.add(i)) };
+            OsStr::from_bytes(arg.to_bytes()).to_owned()
+        })
+        .collect::<Vec<OsString>>();
+    crate::run(&args)
+}
+
+/// The descriptor at a number, if it is open.
+pub(crate) fn at(n: RawFd) -> Result<BorrowedFd<'static>> {
+    // SAFETY: F_GETFD takes any number.
+    Errno::result(unsafe { libc::fcntl(n, libc::F_GETFD) })?;
+    // SAFETY: it is open, and mkfd closes no number that it looks up here before it is done with it.
+    Ok(unsafe { BorrowedFd::borrow_raw(n) })
+}
+
+/// A copy of `fd` at the lowest free number from `n` on.
+pub(crate) fn dup_above(fd: BorrowedFd<'_>, n: RawFd) -> Result<OwnedFd> {
+    // SAFETY: F_DUPFD_CLOEXEC takes a number.
+    let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, n) };
+    let new = Errno::result(new)?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Puts a copy of `fd` at exactly this number, replacing what is there.
+pub(crate) fn dup_to(fd: BorrowedFd<'_>, n: RawFd, cloexec: bool) -> Result<()> {
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    if fd.as_raw_fd() == n {
+        let flags = if cloexec { libc::FD_CLOEXEC } else { 0 };
+        // SAFETY: F_SETFD takes any number.
+        return Errno::result(unsafe { libc::fcntl(n, libc::F_SETFD, flags) }).map(drop);
+    }
+    // SAFETY: what stood at `n` was either nothing or one of 0, 1, 2, which nothing here owns;
+    // the caller keeps the numbers of its own open descriptors apart.
+    Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), n, flags) }).map(drop)
+}
+
+/// Moves `fd` to exactly this number, where it stays open until the process ends.
+pub(crate) fn move_to(fd: OwnedFd, n: RawFd, cloexec: bool) -> Result<()> {
+    dup_to(fd.as_fd(), n, cloexec)?;
+    if fd.as_raw_fd() == n {
+        let _ = fd.into_raw_fd();
+    }
+    Ok(())
+}
+
+/// Closes a number, if it is open.
+pub(crate) fn close(n: RawFd) {
+    // SAFETY: called for 0, 1, 2 and for numbers given away by `move_to`; no OwnedFd holds them.
+    let _ = unsafe { libc::close(n) };
+}
+
+/// Closes every number from this one on.
+pub(crate) fn close_from(n: RawFd) -> Result<()> {
+    // SAFETY: called before anything here is opened.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, n, u32::MAX, 0) };
+    Errno::result(done).map(drop)
+}
+
+/// fcntl(2) with a number, for the commands that nix does not know.
+pub(crate) fn fcntl(fd: BorrowedFd<'_>, command: c_int, arg: c_long) -> Result<c_int> {
+    // SAFETY: called for F_SETSIG, F_GETSIG and F_DUPFD_QUERY alone, which take a number.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), command, arg) })
+}
+
+/// F_SETSIG of fcntl(2).
+pub(crate) const F_SETSIG: c_int = 10;
+/// F_GETSIG of fcntl(2).
+pub(crate) const F_GETSIG: c_int = 11;
+/// F_DUPFD_QUERY of fcntl(2), since 6.10: is the argument a dup of the descriptor?
+const F_DUPFD_QUERY: c_int = 1027;
+
+/// struct f_owner_ex.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) kind: c_int,
+    pub(crate) pid: libc::pid_t,
+}
+
+/// F_SETOWN_EX.
+pub(crate) fn set_owner(fd: BorrowedFd<'_>, owner: Owner) -> Result<()> {
+    // SAFETY: command 15 is F_SETOWN_EX and reads a struct f_owner_ex, which `owner` is.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), 15, &raw const owner) }).map(drop)
+}
+
+/// F_GETOWN_EX.
+pub(crate) fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
+    let mut owner = Owner { kind: -1, pid: -1 };
+    // SAFETY: command 16 is F_GETOWN_EX and writes a struct f_owner_ex, which `owner` is.
+    Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), 16, &raw mut owner) })?;
+    Ok(owner)
+}
+
+/// Whether both numbers are one open file description; None where the kernel does not say.
+pub(crate) fn same(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Option<bool> {
+    match fcntl(a, F_DUPFD_QUERY, b.as_raw_fd().into()) {
+        Ok(answer) => return Some(answer == 1),
+        Err(Errno::EINVAL | Errno::EBADF) => {}
+        Err(_) => return None,
+    }
+    let pid = std::process::id();
+    // SAFETY: kcmp(2) with KCMP_FILE (0) takes numbers only.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, 0, a.as_raw_fd(), b.as_raw_fd()) };
+    (order >= 0).then_some(order == 0)
+}
+
+/// getdents64(2) into a buffer of the size that the caller chooses, which sets how far it goes.
+pub(crate) fn getdents(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
+    // SAFETY: the kernel writes no more than `len` bytes to the buffer.
+    let got = unsafe {
+        libc::syscall(libc::SYS_getdents64, fd.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+    };
+    Errno::result(got).map(|n| n as usize)
+}
+
+/// FIONREAD: the bytes that a read would find.
+pub(crate) fn pending_bytes(fd: BorrowedFd<'_>) -> Result<usize> {
+    let mut n: c_int = 0;
+    // SAFETY: FIONREAD writes an int.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut n) })?;
+    Ok(n as usize)
+}
+
+/// io_uring_setup(2).
+pub(crate) fn io_uring(entries: u32) -> Result<OwnedFd> {
+    // struct io_uring_params is 120 bytes, all zero for a plain ring.
+    let mut params = [0_u64; 15];
+    // SAFETY: the kernel reads and writes 120 bytes at `params`.
+    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, params.as_mut_ptr()) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Blocks every signal but those that end a process from a terminal.
+pub(crate) fn block_signals() {
+    // SAFETY: the set is initialised by sigfillset before it is used; null is allowed for the old.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut set);
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            libc::sigdelset(&raw mut set, signal);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Waits for a blocked signal, and says which descriptor number it names (`si_fd`).
+pub(crate) fn wait_signal(signal: c_int, milliseconds: i64) -> Option<RawFd> {
+    let limit = libc::timespec {
+        tv_sec: milliseconds / 1000,
+        tv_nsec: (milliseconds % 1000 * 1_000_000) as c_long,
+    };
+    // struct siginfo is 128 bytes; on 64 bit machines si_fd is its seventh int.
+    let mut info = [0_u64; 16];
+    // SAFETY: the set is initialised by sigemptyset, the kernel writes 128 bytes at `info`.
+    let got = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::sigtimedwait(&raw const set, info.as_mut_ptr().cast(), &raw const limit)
+    };
+    (got == signal).then_some((info[3] & 0xffff_ffff) as u32 as RawFd)
+}

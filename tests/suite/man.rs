@@ -1,0 +1,50 @@
+//! Each option of --help has its paragraph in the man page, and each paragraph its option.
+
+use crate::harness::{has, run, sh};
+use std::collections::BTreeSet;
+
+fn page(name: &str) -> String {
+    let path = format!("{}/../man/{name}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|err| panic!("{path}: {err}"))
+}
+
+fn long_options(text: &str) -> BTreeSet<String> {
+    let words = text.lines().filter(|line| line.starts_with("  -")).flat_map(str::split_whitespace);
+    words
+        .filter_map(|word| word.strip_prefix("--"))
+        .map(|word| word.trim_end_matches(',').to_owned())
+        .collect()
+}
+
+fn described(page: &str) -> BTreeSet<String> {
+    let items = page.lines().filter(|line| line.starts_with(".It Fl"));
+    let words = items.flat_map(str::split_whitespace);
+    words.filter_map(|word| word.strip_prefix('-')).map(str::to_owned).collect()
+}
+
+#[test]
+fn help_and_man_pages_name_the_same_options() {
+    for (name, commands) in [
+        ("fdscan", &[""][..]),
+        ("fdrestore", &[""]),
+        ("fdimg", &["write", "read", "show", "verify", "select"]),
+        ("ttyctl", &["show"]),
+    ] {
+        let mut helped = BTreeSet::new();
+        for command in commands {
+            let args = [*command, "--help"];
+            let args = if command.is_empty() { &args[1..] } else { &args[..] };
+            helped.extend(long_options(&run(name, args).exits(0).out));
+        }
+        assert_eq!(helped, described(&page(&format!("{name}.1"))), "{name}");
+    }
+}
+
+#[test]
+fn the_man_pages_are_clean() {
+    if has("the_man_pages_are_clean", "mandoc") {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../man");
+        let ran = sh(&format!("mandoc -Tlint -Wwarning {dir}/*.[1-8]"));
+        assert_eq!((ran.status, ran.out.as_str()), (Some(0), ""), "{ran:?}");
+    }
+}
