@@ -484,7 +484,7 @@ mod tests {
     #[test]
     fn bytes_that_are_not_utf_8_arrive_unharmed() {
         let word = OsString::from_vec(vec![b'a', 0xff]);
-        let args = TOOL.parse::<Args>(&[word.clone()]).unwrap().unwrap();
+        let args = TOOL.parse::<Args>(std::slice::from_ref(&word)).unwrap().unwrap();
         assert_eq!(args.rest, [Arg(word)]);
     }
 

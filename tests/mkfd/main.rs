@@ -45,7 +45,8 @@ static FIXTURES: &[Entry] = &[
 ];
 
 const USAGE: &str = "\
-mkfd make [--dir DIR] [--close-std] [--nofile N] SPEC...   make, print the pid, wait
+mkfd make [--dir DIR] [--close-std] [--nofile N] SPEC... [-- COMMAND...]
+                         make, then print the pid and wait, or become COMMAND
 mkfd check [--dir DIR] [--std LIST|none] [--fdsize N] [--log FILE] SPEC...
                          look from inside: is each what make made, and is nothing else open?
 mkfd many N [--dir DIR] [--mix files,pipes,socketpairs,eventfds] [--close-std]
@@ -88,7 +89,11 @@ fn command(args: &[OsString]) -> Result<i32> {
     match verb.to_str().unwrap_or_default() {
         "make" => {
             let stdout = driver::make(&args.specs()?, args.nofile)?;
-            wait(stdout, &args)
+            if args.command.is_empty() {
+                return wait(stdout, &args);
+            }
+            sys::unblock_signals();
+            args.become_command()
         }
         "check" => {
             let specs = args.specs()?;
@@ -112,7 +117,7 @@ fn command(args: &[OsString]) -> Result<i32> {
             }
             text += &format!("FDSize {}\n", driver::fdsize());
             if let Some(names) = std::env::var_os(driver::CLOEXEC) {
-                text += &format!("{} {}\n", driver::CLOEXEC, names.display());
+                text += &format!("{} {}\n", driver::CLOEXEC, names.to_string_lossy());
             }
             print(text.as_bytes())
         }
@@ -136,6 +141,7 @@ fn command(args: &[OsString]) -> Result<i32> {
 #[derive(Default)]
 struct Args {
     words: Vec<OsString>,
+    command: Vec<OsString>,
     dir: Option<PathBuf>,
     log: Option<PathBuf>,
     close_std: bool,
@@ -153,12 +159,13 @@ impl Args {
         let mut out = Args::default();
         while let Some(arg) = it.next() {
             let mut value = || {
-                it.next()
-                    .ok_or_else(|| Stop::Misuse(format!("{}: a value is needed", arg.display())))
+                it.next().ok_or_else(|| {
+                    Stop::Misuse(format!("{}: a value is needed", arg.to_string_lossy()))
+                })
             };
             match arg.to_str() {
                 Some("--") => {
-                    out.words.extend(it.cloned());
+                    out.command = it.cloned().collect();
                     break;
                 }
                 Some("--dir") => out.dir = Some(value()?.into()),
@@ -179,6 +186,13 @@ impl Args {
         Ok(out)
     }
 
+    fn become_command(&self) -> Result<i32> {
+        let Some((program, rest)) = self.command.split_first() else {
+            return Err(Stop::Misuse("COMMAND is needed".into()));
+        };
+        Err(Command::new(program).args(rest).exec()).at(program.to_string_lossy())
+    }
+
     fn specs(&self) -> Result<Vec<Spec>> {
         let parse = |word: &OsString| Spec::parse(word.as_bytes(), self.dir.clone());
         let specs = self.words.iter().map(parse).collect::<Result<Vec<_>>>()?;
@@ -189,7 +203,7 @@ impl Args {
 
 fn number<T: std::str::FromStr>(text: &OsStr) -> Result<T> {
     let number = text.to_str().and_then(|text| text.parse().ok());
-    number.ok_or_else(|| Stop::Misuse(format!("{}: not a number", text.display())))
+    number.ok_or_else(|| Stop::Misuse(format!("{}: not a number", text.to_string_lossy())))
 }
 
 fn numbers(text: &OsStr) -> Result<Vec<RawFd>> {
@@ -221,9 +235,6 @@ fn wait(stdout: RawFd, args: &Args) -> Result<i32> {
 }
 
 fn exec(args: &Args) -> Result<i32> {
-    let Some((program, rest)) = args.words.split_first() else {
-        return Err(Stop::Misuse("exec: COMMAND is needed".into()));
-    };
     sys::close_from(3).at("close_range")?;
     let wanted = args.leak.iter().copied().collect();
     driver::raise_limit(&wanted)?;
@@ -235,7 +246,7 @@ fn exec(args: &Args) -> Result<i32> {
         driver::set_limit(limit)?;
     }
     args.close.iter().copied().for_each(sys::close);
-    Err(Command::new(program).args(rest).exec()).at(program.display())
+    args.become_command()
 }
 
 fn print(bytes: &[u8]) -> Result<i32> {

@@ -12,8 +12,8 @@ type Result<T> = std::result::Result<T, Errno>;
 /// The C entry point instead of Rust's: before `fn main` Rust opens /dev/null on any of 0, 1, 2
 /// that is closed, and a fixture that says what is open must not open anything by itself.
 // SAFETY: no other symbol of this name exists, since the crate is `no_main`.
-#[cfg(not(test))]
-#[unsafe(no_mangle)]
+#[cfg_attr(not(test), unsafe(no_mangle))]
+#[cfg_attr(test, allow(dead_code))]
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     let args = (0..argc as usize)
         .map(|i| {
@@ -162,6 +162,16 @@ pub(crate) fn block_signals() {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
             libc::sigdelset(&raw mut set, signal);
         }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Blocks no signal, for the program that comes after.
+pub(crate) fn unblock_signals() {
+    // SAFETY: as in `block_signals`.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
 }

@@ -104,8 +104,9 @@ impl Target {
             Ok(pid) => {
                 // The pid is printed before 0, 1 and 2 are closed.
                 let closes = args.contains(&"--close-std");
-                let still = || Path::new(&format!("/proc/{pid}/fd/2")).exists();
-                while closes && still() {
+                let still = || (0..3).any(|fd| Path::new(&format!("/proc/{pid}/fd/{fd}")).exists());
+                // A fixture may want one of them itself: then the time must do.
+                for _ in (0..200).take_while(|_| closes && still()) {
                     std::thread::sleep(std::time::Duration::from_millis(1));
                 }
                 Ok(Target { child, pid, _out: out })

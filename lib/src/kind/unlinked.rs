@@ -128,7 +128,7 @@ fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
         return openat(dir.as_fd(), ".", flags, owner).at(|| "O_TMPFILE");
     }
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR | OFlag::O_NOFOLLOW;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
     let (new, name) = match openat(dir.as_fd(), name, flags, owner) {
         Err(Errno::EEXIST) => {
             // The name lives again (a rotated log); another's file is not moved aside for us.
