@@ -7,6 +7,9 @@ mod record;
 pub mod scan;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use check::Checker;
 pub use load::{Chunk, Image};
 pub use read::{Entry, Reader, Summary};
