@@ -19,6 +19,11 @@ man:
 build:
     cargo build --release --locked
 
+# What the tools cost, beside lsfd and lsof.
+bench:
+    cargo build --release --bins
+    cargo bench -p fdkit-tests
+
 demo:
     sh tests/demo.sh
 
