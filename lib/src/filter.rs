@@ -39,20 +39,40 @@ pub struct Filter(Vec<Term>);
 impl Filter {
     /// Parses the text; `kinds` are the names that can be meant. Fails with what is not understood.
     pub fn parse(text: &str, kinds: &[&str]) -> Result<Filter, String> {
-        text.split(',')
-            .map(|term| Term::parse(term.trim(), kinds))
-            .collect::<Result<_, _>>()
-            .map(Filter)
+        let terms = text.split(',').map(|term| Term::parse(term.trim(), kinds));
+        let terms = terms.collect::<Result<Vec<_>, _>>()?;
+        match terms.len() {
+            0..=MAX_TERMS => Ok(Filter(terms)),
+            more => Err(format!("{more} terms are more than {MAX_TERMS}")),
+        }
     }
 
     /// Whether the descriptor passes.
     pub fn passes(&self, subject: &Subject<'_>) -> bool {
-        self.0.iter().any(|term| term.not != term.test.holds(subject))
+        self.passes_judged(subject.fd, subject.pids, self.judge(subject.kind, subject.link))
+    }
+
+    /// What its terms say of a file, whatever numbers it has: a bit for each that holds.
+    pub fn judge(&self, kind: &str, link: &[u8]) -> u64 {
+        let subject = Subject { fd: 0, pids: &[], kind, link };
+        let holds = |bits: u64, (at, term): (usize, &Term)| {
+            bits | u64::from(term.asks_the_file() && term.not != term.test.holds(&subject)) << at
+        };
+        self.0.iter().enumerate().fold(0, holds)
+    }
+
+    /// Whether a number of a file that was judged passes.
+    pub fn passes_judged(&self, fd: u32, pids: &[i32], judged: u64) -> bool {
+        let subject = Subject { fd, pids, kind: "", link: b"" };
+        self.0.iter().enumerate().any(|(at, term)| match term.asks_the_file() {
+            true => judged >> at & 1 == 1,
+            false => term.not != term.test.holds(&subject),
+        })
     }
 
     /// Whether it asks for more than numbers and processes.
     pub fn asks_the_file(&self) -> bool {
-        self.0.iter().any(|term| !matches!(term.test, Test::Numbers(..) | Test::Pid(_)))
+        self.0.iter().any(Term::asks_the_file)
     }
 
     /// False only if the number alone says that the descriptor cannot pass, before it is looked at.
@@ -64,7 +84,14 @@ impl Filter {
     }
 }
 
+/// The most terms in one filter: a bit each.
+const MAX_TERMS: usize = 64;
+
 impl Term {
+    fn asks_the_file(&self) -> bool {
+        !matches!(self.test, Test::Numbers(..) | Test::Pid(_))
+    }
+
     fn parse(text: &str, kinds: &[&str]) -> Result<Term, String> {
         let (not, word) = match text.strip_prefix('!') {
             Some(rest) => (true, rest),

@@ -4,8 +4,9 @@ use crate::source;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Error, Result, Status};
-use fdkit::filter::{Filter, Subject};
-use fdkit::image::{Entry, Item, OpenFile, Reader, Writer};
+use fdkit::filter::Filter;
+use fdkit::image::scan::{self, Token};
+use fdkit::image::{Entry, Item, Reader, Writer};
 use fdkit::kind;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -24,6 +25,8 @@ pub(crate) struct Args {
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
 }
+
+const TOO_MANY: &str = "the filters tell more than 65536 sorts of files apart";
 
 /// A bit for each of the records of a stream.
 #[derive(Default)]
@@ -92,9 +95,9 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
     let mut pids: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
     let mut names: Vec<(u32, Vec<u32>)> = Vec::new();
     let mut files = 0;
-    // The slots that share a file mostly follow it; an earlier file is judged by what is kept of it.
-    let mut last: Option<OpenFile> = None;
-    let mut earlier: BTreeMap<u32, (String, Vec<u8>)> = BTreeMap::new();
+    // What the filters say of each file: which of the few outcomes there are.
+    let mut outcomes: Vec<Vec<u64>> = Vec::new();
+    let mut outcome: Vec<u16> = Vec::new();
     let by_file = filters.iter().any(Filter::asks_the_file);
     let mut record = 0;
     let ordinal = |runs: &[(u32, usize)], id: u32| {
@@ -117,22 +120,29 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
                 if !file.refs.is_empty() {
                     names.push((file.id, file.refs.clone()));
                 }
-                if let (true, Some(old)) = (by_file, last.take()) {
-                    earlier.insert(old.id, (old.kind, old.link.0));
+                if by_file {
+                    let link = &file.link.0;
+                    let judged: Vec<u64> =
+                        filters.iter().map(|filter| filter.judge(&file.kind, link)).collect();
+                    let at = outcomes.iter().position(|each| *each == judged);
+                    let at = at.unwrap_or_else(|| {
+                        outcomes.push(judged);
+                        outcomes.len() - 1
+                    });
+                    outcome.push(u16::try_from(at).map_err(|_| Error::misuse(TOO_MANY))?);
                 }
-                last = Some(file);
             }
             Item::Slot(slot) => {
-                let (kind, link) = match (&last, earlier.get(&slot.file)) {
-                    (Some(file), _) if file.id == slot.file => (&file.kind, &file.link.0),
-                    (_, Some((kind, link))) => (kind, link),
-                    _ => (&String::new(), &Vec::new()),
-                };
+                let file = ordinal(&runs, slot.file);
                 let pids = pids.get(&slot.table).map_or(&[][..], Vec::as_slice);
-                let subject = Subject { fd: slot.fd, pids, kind, link };
-                if filters.iter().all(|filter| filter.passes(&subject)) {
+                let judged = outcome.get(file).map(|&at| &outcomes[usize::from(at)]);
+                let passes = |(at, filter): (usize, &Filter)| {
+                    let judged = judged.map_or(0, |judged| judged[at]);
+                    filter.passes_judged(slot.fd, pids, judged)
+                };
+                if filters.iter().enumerate().all(passes) {
                     kept.set(record);
-                    wanted.set(ordinal(&runs, slot.file));
+                    wanted.set(file);
                 }
             }
             Item::Data(_) | Item::Other => kept.set(record),
@@ -162,19 +172,24 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
 fn second_pass(from: &mut File, kept: &Bits, out: impl Write) -> Result<()> {
     let mut reader = Reader::new(from);
     let mut writer = Writer::new(out);
-    let (_, head) = reader.head()?;
-    writer.pass(&head)?;
+    if let Some((_, _, head)) = reader.next_again()? {
+        writer.pass(head)?;
+    }
     let mut objects = HashSet::new();
     let mut record = 0;
-    while let Some(Entry { whole, item, .. }) = reader.next()? {
+    while let Some((key, value, whole)) = reader.next_again()? {
         record += 1;
         if !kept.has(record) {
             continue;
         }
-        match item {
-            Item::File(file) => objects.extend(file.object),
+        let object = || match scan::tokens(scan::field(value, "object")?).next() {
+            Some(Token::Uint(object)) => Some(object),
+            _ => None,
+        };
+        match key {
+            "file" => objects.extend(object()),
             // Contents go with the files that they belong to.
-            Item::Data(data) if !objects.contains(&data.object) => continue,
+            "data" if !object().is_some_and(|object| objects.contains(&object)) => continue,
             _ => (),
         }
         writer.pass(whole)?;

@@ -108,6 +108,24 @@ impl<R: Read> Reader<R> {
         Ok(Some(Entry { whole: &self.buffer[range], offset: at, item }))
     }
 
+    /// The next record as its key, its value and all its bytes, for a stream that was read to its
+    /// end before: it is scanned again, but neither decoded nor checked.
+    pub fn next_again(&mut self) -> Result<Option<(&str, &[u8], &[u8])>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let len = self.find()?;
+        let range = self.begin..self.begin + len;
+        self.items += 1;
+        self.begin += len;
+        self.offset += len as u64;
+        let whole = &self.buffer[range];
+        let bare = if self.items == 1 { &whole[MARK.len()..] } else { whole };
+        let (key, value) = scan::record(bare).ok_or_else(|| Error::malformed("not a record"))?;
+        self.ended = key == "end";
+        Ok((!self.ended).then_some((key, value, whole)))
+    }
+
     /// The head, which must come first and be of our major version.
     pub fn head(&mut self) -> Result<(Head, Vec<u8>)> {
         match self.next()? {
