@@ -12,7 +12,7 @@ mod tests;
 
 pub use check::Checker;
 pub use load::{Chunk, Image};
-pub use read::{Entry, Reader, Summary};
+pub use read::{Entry, Reader, Record, Summary};
 pub use record::{
     Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals, Slot,
     Table, Task, Terminal, VERSION,

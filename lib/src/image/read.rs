@@ -33,6 +33,9 @@ pub struct Entry<'a> {
     pub item: Item,
 }
 
+/// A record that is not decoded: its key, its value, and all its bytes.
+pub type Record<'a> = (&'a str, &'a [u8], &'a [u8]);
+
 /// What was in a whole image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
@@ -110,7 +113,7 @@ impl<R: Read> Reader<R> {
 
     /// The next record as its key, its value and all its bytes, for a stream that was read to its
     /// end before: it is scanned again, but neither decoded nor checked.
-    pub fn next_again(&mut self) -> Result<Option<(&str, &[u8], &[u8])>> {
+    pub fn next_again(&mut self) -> Result<Option<Record<'_>>> {
         if self.ended {
             return Ok(None);
         }
