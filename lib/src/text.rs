@@ -1,40 +1,61 @@
 //! Names from the kernel, made safe to show.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
-/// Kernel bytes as text without control characters: what is not printable UTF-8, and the backslash,
-/// is shown as `\xNN`, byte by byte, so that each text stands for one name only.
+/// Bytes from the kernel, safe and unambiguous to show.
+///
+/// Printable UTF-8 stays. Each byte of a control character, of what is invisible or turns the
+/// direction of text, of a line or paragraph separator, and each byte that is no UTF-8 becomes
+/// `\xNN`, and a backslash `\\`. So the result is one line, and no two names look the same.
 pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) if text.chars().all(plain) => Cow::Borrowed(text),
-        _ => Cow::Owned(spell(bytes)),
-    }
-}
-
-fn spell(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    let hex = |out: &mut String, bytes: &[u8]| {
-        for byte in bytes {
-            out.push_str(&format!("\\x{byte:02x}"));
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        if !text.contains(|letter| letter == '\\' || hidden(letter)) {
+            return Cow::Borrowed(text);
         }
-    };
+    }
+    let mut shown = String::with_capacity(bytes.len() + 16);
     for chunk in bytes.utf8_chunks() {
         for letter in chunk.valid().chars() {
-            match plain(letter) {
-                true => out.push(letter),
-                false => hex(&mut out, letter.encode_utf8(&mut [0; 4]).as_bytes()),
+            match letter {
+                '\\' => shown.push_str("\\\\"),
+                _ => show(&mut shown, letter),
             }
         }
-        hex(&mut out, chunk.invalid());
+        show_bytes(&mut shown, chunk.invalid());
     }
-    out
+    Cow::Owned(shown)
 }
 
-/// Whether a letter can be shown as it is: no control, nothing that reorders or hides text.
-fn plain(letter: char) -> bool {
-    !letter.is_control()
-        && !matches!(letter, '\\' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{2069}' | '\u{feff}')
+/// A message without what would break its line. Backslashes stay: names in it are already escaped.
+pub fn one_line(message: &str) -> String {
+    let mut shown = String::with_capacity(message.len());
+    message.chars().for_each(|letter| show(&mut shown, letter));
+    shown
+}
+
+fn show(shown: &mut String, letter: char) {
+    match hidden(letter) {
+        true => show_bytes(shown, letter.encode_utf8(&mut [0; 4]).as_bytes()),
+        false => shown.push(letter),
+    }
+}
+
+fn show_bytes(shown: &mut String, bytes: &[u8]) {
+    for byte in bytes {
+        let _ = write!(shown, "\\x{byte:02x}");
+    }
+}
+
+/// Whether a character does something to a line instead of standing in it.
+fn hidden(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{feff}'
+            // Zero width, direction marks; separators, directions; joiners, isolates.
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+            // Annotations, tags.
+            | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]
@@ -43,29 +64,52 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn control_and_bidi_characters_become_visible() {
-        assert_eq!(escape(b"a\x1b[31m\n"), "a\\x1b[31m\\x0a");
-        assert_eq!(escape("\u{202e}x\\".as_bytes()), "\\xe2\\x80\\xaex\\x5c");
-        assert_eq!(escape("größe".as_bytes()), "größe");
+    fn a_name_is_shown_on_one_line_and_never_as_another() {
+        assert_eq!(escape("näme 名.txt".as_bytes()), "näme 名.txt");
+        assert!(matches!(escape(b"plain"), Cow::Borrowed(_)));
+        assert_eq!(escape(b"a\nb\x1b[\x7f"), "a\\x0ab\\x1b[\\x7f");
+        assert_eq!(escape(b"\\x0a"), "\\\\x0a");
+        assert_eq!(escape(b"\xff\xe2\x80"), "\\xff\\xe2\\x80");
+        assert_eq!(escape("\u{202e}\u{85}".as_bytes()), "\\xe2\\x80\\xae\\xc2\\x85");
+        for hidden in ['\u{200e}', '\u{2069}', '\u{2028}', '\u{feff}', '\u{200b}'] {
+            assert!(escape(hidden.to_string().as_bytes()).starts_with("\\x"), "{hidden:?}");
+        }
+    }
+
+    fn unescape(shown: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut rest = shown.as_bytes();
+        while let [first, tail @ ..] = rest {
+            rest = match (first, tail) {
+                (b'\\', [b'x', hex @ ..]) => {
+                    let hex_text = std::str::from_utf8(&hex[..2]).unwrap();
+                    bytes.push(u8::from_str_radix(hex_text, 16).unwrap());
+                    &hex[2..]
+                }
+                (b'\\', [b'\\', tail @ ..]) => {
+                    bytes.push(b'\\');
+                    tail
+                }
+                (first, tail) => {
+                    bytes.push(*first);
+                    tail
+                }
+            };
+        }
+        bytes
     }
 
     proptest! {
         #[test]
-        fn a_shown_name_has_no_control_and_means_one_name(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
-            let shown = escape(&bytes).into_owned();
-            prop_assert!(!shown.chars().any(char::is_control));
-            let mut back = Vec::new();
-            let mut rest = shown.as_bytes();
-            while let Some((&first, after)) = rest.split_first() {
-                if first == b'\\' {
-                    back.push(u8::from_str_radix(std::str::from_utf8(&after[1..3]).unwrap(), 16).unwrap());
-                    rest = &after[3..];
-                } else {
-                    back.push(first);
-                    rest = after;
-                }
-            }
-            prop_assert_eq!(back, bytes);
+        fn what_is_shown_has_no_controls_and_tells_every_byte(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..40),
+                "[\\\\x0-9a-f\u{7f}-\u{a0}\u{2000}-\u{2070}]{0,20}".prop_map(String::into_bytes),
+            ],
+        ) {
+            let shown = escape(&bytes);
+            prop_assert!(!shown.contains(hidden), "{:?}", shown);
+            prop_assert_eq!(unescape(&shown), bytes);
         }
     }
 }

@@ -50,7 +50,7 @@ fn a_terminal_gets_no_image() {
     let line = "script -qec \"$fdscan $$\" /dev/null; exit $?";
     let ran = sh(line);
     assert_eq!(ran.status, Some(2), "{ran:?}");
-    assert!(ran.out.contains("an image is not written to a terminal"), "{ran:?}");
+    assert!(ran.out.contains("refusing to write a binary image to the terminal"), "{ran:?}");
 }
 
 #[test]

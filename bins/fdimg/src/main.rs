@@ -16,7 +16,6 @@ use std::process::ExitCode;
 
 /// Work with images of file descriptors.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(help_triggers("-h", "--help"))]
 struct Args {
     #[argh(subcommand)]
     command: Command,

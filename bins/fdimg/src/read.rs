@@ -8,7 +8,7 @@ use fdkit::image::{Reader, Writer};
 
 /// Write an image file to stdout, checked on the way.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "read", help_triggers("-h", "--help"))]
+#[argh(subcommand, name = "read")]
 pub(crate) struct Args {
     /// the image
     #[argh(positional, arg_name = "FILE")]

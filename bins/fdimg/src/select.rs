@@ -16,7 +16,7 @@ use std::io::{Read, Seek, Write};
 
 /// Keep the descriptors that pass a filter, with the files they name, on stdout.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "select", help_triggers("-h", "--help"))]
+#[argh(subcommand, name = "select")]
 pub(crate) struct Args {
     /// what passes: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and
     #[argh(option, short = 'F', arg_name = "FILTER")]

@@ -18,7 +18,7 @@ use unicode_width::UnicodeWidthChar;
 
 /// Show an image: a line a descriptor.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "show", help_triggers("-h", "--help"))]
+#[argh(subcommand, name = "show")]
 pub(crate) struct Args {
     /// only descriptors that pass, as for fdimg select
     #[argh(option, short = 'F', arg_name = "FILTER")]

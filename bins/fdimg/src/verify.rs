@@ -12,7 +12,7 @@ use std::io::Write;
 
 /// Check that an image is whole: structure, references, checksum.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "verify", help_triggers("-h", "--help"))]
+#[argh(subcommand, name = "verify")]
 pub(crate) struct Args {
     /// the image; - or none is stdin
     #[argh(positional, arg_name = "FILE")]

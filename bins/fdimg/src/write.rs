@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 /// Write the image on stdin to a file, mode 0600. The file is replaced only by a whole image.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "write", help_triggers("-h", "--help"))]
+#[argh(subcommand, name = "write")]
 pub(crate) struct Args {
     /// the file; without it COMM.PID.fdi of the first task, and the name is printed
     #[argh(positional, arg_name = "FILE")]

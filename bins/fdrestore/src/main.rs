@@ -2,7 +2,7 @@
 //! fdrestore: an image becomes the descriptors of a new command.
 
 use argh::{ArgsInfo, FromArgValue, FromArgs};
-use fdkit::cli::{self, Arg, Tool};
+use fdkit::cli::{self, Arg, End, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Image;
 use fdkit::restore::{Deed, Inherit, Missing, Options, Plan, restore};
@@ -18,7 +18,6 @@ use std::process::ExitCode;
 
 /// Recreate the file descriptors of an image and run a command with them: fdrestore [OPTIONS] -- COMMAND...
 #[derive(FromArgs, ArgsInfo)]
-#[argh(help_triggers("-h", "--help"))]
 struct Args {
     /// the image; - or none is stdin
     #[argh(option, short = 'i', arg_name = "IMAGE")]
@@ -76,7 +75,7 @@ fn main() -> ExitCode {
     TOOL.main(run)
 }
 
-fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Status> {
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     if command.is_empty() && !args.dry_run {
         return Err(Error::misuse("COMMAND is not given; it goes after --"));
     }
@@ -101,7 +100,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Status> {
     if args.dry_run {
         cli::text_stdout()?.write_all(show(&plan, args.json).as_bytes())?;
         plan.refuse(&mut |line| tool.warn(line))?;
-        return Ok(Status::Done);
+        return Ok(Status::Done.into());
     }
     plan.refuse(&mut |line| tool.warn(line))?;
     let (err, restored) = restore(&plan, &options, spool.into(), root);
@@ -112,7 +111,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Status> {
                 let line = format!("fdrestore: {why} (status {})\n", why.status() as u8);
                 let _ = File::from(err).write_all(line.as_bytes());
             }
-            std::process::exit(125);
+            return Ok(ExitCode::from(125).into());
         }
     };
     let mut env: Vec<(OsString, OsString)> =
@@ -121,8 +120,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Status> {
         let list: Vec<String> = cloexec.iter().map(ToString::to_string).collect();
         env.push(("FDRESTORE_CLOEXEC".into(), list.join(",").into()));
     }
-    // 126 or 127: no Status of ours.
-    std::process::exit(tool.exec(&command, &env, err.as_ref().map(AsFd::as_fd)))
+    Ok(tool.exec(&command, &env, err.as_ref().map(AsFd::as_fd)).into())
 }
 
 fn name(args: &Args) -> String {

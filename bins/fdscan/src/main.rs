@@ -14,7 +14,6 @@ use std::process::ExitCode;
 
 /// Capture the file descriptors of processes as an image on stdout.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(help_triggers("-h", "--help"))]
 struct Args {
     /// the descendants of each PID too
     #[argh(switch, short = 't')]
@@ -23,7 +22,7 @@ struct Args {
     #[argh(option, short = 'F', arg_name = "FILTER")]
     filter: Vec<String>,
     /// contents of pipes and unlinked files too, objects of up to LIMIT bytes (16M)
-    #[argh(option, arg_name = "LIMIT", from_str_fn(cli::size))]
+    #[argh(option, arg_name = "LIMIT", from_str_fn(size))]
     data: Option<u64>,
     /// stop the processes while they are captured
     #[argh(switch)]
@@ -85,6 +84,10 @@ fn run(tool: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
         ));
     }
     Ok(status)
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    cli::parse_size(text)
 }
 
 fn pid(word: &Arg) -> Result<i32> {

@@ -11,7 +11,6 @@ use std::process::ExitCode;
 
 /// Work with terminals.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(help_triggers("-h", "--help"))]
 struct Args {
     #[argh(subcommand)]
     command: Command,

@@ -9,7 +9,7 @@ use std::io::Write;
 
 /// Show the session, controlling terminal and foreground group of a process.
 #[derive(FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "show", help_triggers("-h", "--help"))]
+#[argh(subcommand, name = "show")]
 pub(crate) struct Args {
     /// print JSON
     #[argh(switch, short = 'J')]

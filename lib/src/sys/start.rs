@@ -63,6 +63,13 @@ pub fn sigpipe_as_inherited() {
     set_sigpipe(if IGNORED.load(Relaxed) { libc::SIG_IGN } else { libc::SIG_DFL });
 }
 
+/// Ignores SIGPIPE, for the last words of one whose exit status matters more than its reader.
+///
+/// It cannot fail. Source: signal(7).
+pub fn sigpipe_ignored() {
+    set_sigpipe(libc::SIG_IGN);
+}
+
 fn set_sigpipe(action: libc::sighandler_t) {
     // SAFETY: SIG_DFL and SIG_IGN are no handlers: no code of ours runs in signal context.
     unsafe { libc::signal(libc::SIGPIPE, action) };
