@@ -1,167 +1,669 @@
-//! Bad input gets one line and its status, and nothing is lost or half done.
+//! Bad input: one clear line, its status, and nothing lost or half done.
 
-use crate::harness::{Scratch, Target, feed, mkfd, run, sh, skip};
+use crate::harness::{
+    MKFD, Pipeline, Scratch, Target, image, pipeline, root, terminal, tool, which,
+};
+use fdkit::image::{Data, Item, Reader, Writer};
+use nix::fcntl::OFlag;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-/// An image of a pipe with data, a file and an eventfd.
-fn image(scratch: &Scratch) -> String {
-    let image = scratch.path("a.fdi");
-    let specs = ["pipe@3,4:data=hello", "regular@5:read", "eventfd@6:count=2"];
-    let make = [&["make", "--close-std", "--dir", scratch.dir()][..], &specs].concat();
-    let target = Target::start(mkfd(), &make).unwrap();
-    run("fdscan", &["--data", "-o", &image, &target.pid()]).exits(0);
-    image
+/// A number that no process has: above any pid_max.
+const NOBODY: &str = "2147483647";
+
+/// `fdimg write` of these bytes over an old file: refused with 3, and the old one is untouched.
+#[track_caller]
+fn refused(scratch: &Scratch, bytes: &[u8], texts: &[&str]) {
+    let old = scratch.file("old.fdi");
+    fs::write(&old, "what was there before").unwrap();
+    let before = names(scratch);
+    let write: &[&[&str]] = &[&["fdimg", "write", &old]];
+    Pipeline::new(write)
+        .stdin(bytes)
+        .run()
+        .refuses(3, &["fdimg: "])
+        .refuses(3, texts)
+        .in_one_line();
+    assert_eq!(fs::read_to_string(&old).unwrap(), "what was there before");
+    assert_eq!(names(scratch), before, "a file is left behind");
+    for stage in [
+        &["fdimg", "verify"][..],
+        &["fdimg", "show"],
+        &["fdimg", "select", "-F", "3"],
+        &["fdrestore", "--dry-run"],
+    ] {
+        Pipeline::new(&[stage]).stdin(bytes).run().refuses(3, texts);
+    }
+    let restore: &[&[&str]] = &[&["fdrestore", "--", "echo", "run"]];
+    let ran = Pipeline::new(restore).stdin(bytes).run();
+    assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
+    ran.refuses(125, &["(status 3)"]).refuses(125, texts);
+}
+
+fn names(scratch: &Scratch) -> Vec<String> {
+    let entries = fs::read_dir(scratch.dir()).unwrap().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+/// The bytes of a small image with contents.
+fn bytes(scratch: &Scratch) -> Vec<u8> {
+    fs::read(image(scratch, &["pipe@3,4:data=hello", "regular@5"])).unwrap()
+}
+
+/// The image again, with records changed and the end made true.
+fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u8> {
+    let mut reader = Reader::new(bytes);
+    let mut items = Vec::new();
+    while let Some(entry) = reader.next().unwrap() {
+        items.push(entry.item);
+    }
+    change(&mut items);
+    let mut writer = Writer::new(Vec::new());
+    items.iter().for_each(|item| writer.put(item).unwrap());
+    writer.end().unwrap()
 }
 
 #[test]
-fn a_process_that_is_not_there() {
-    run("fdscan", &["4194303"]).exits(5).says("fdscan: 4194303: no such process\n");
+fn a_process_that_is_not_there_is_gone() {
+    let said = format!("fdscan: {NOBODY}: no such process\n");
+    pipeline(&[&["fdscan", NOBODY]]).refuses(5, &[&said]).in_one_line();
 }
 
 #[test]
-fn words_that_mean_nothing() {
-    run("fdscan", &["x"]).exits(2).says("'x' is no process id");
-    run("fdscan", &[]).exits(2).says("PID is not given");
-    run("fdscan", &["--no", "1"]).exits(2).says("unknown option '--no'");
-    run("fdscan", &["-F", "pip", "1"]).exits(2).says("'pip' is neither");
-    run("fdimg", &["frobnicate"]).exits(2);
-    run("fdrestore", &[]).exits(2).says("COMMAND is not given");
-    run("fdrestore", &["--no", "--", "true"]).exits(125).says("(status 2)");
+fn a_process_that_has_ended_is_gone() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    let pid = target.pid.clone();
+    drop(target);
+    pipeline(&[&["fdscan", &pid]]).refuses(5, &[&pid]).in_one_line();
 }
 
 #[test]
-fn help_and_version_are_data() {
-    for name in ["fdscan", "fdimg", "fdrestore", "ttyctl"] {
-        assert!(run(name, &["--help"]).exits(0).out.contains("--version"));
-        assert!(run(name, &["-V"]).exits(0).out.starts_with(name));
+fn a_zombie_is_gone() {
+    let script = "sleep 0 & echo $!; exec sleep 100";
+    let mut command = std::process::Command::new("sh");
+    let mut parent =
+        command.args(["-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    let out = parent.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+    let pid = line.trim();
+    for _ in 0..500 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if stat.contains(") Z ") {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let ran = pipeline(&[&["fdscan", pid]]);
+    let _ = parent.kill();
+    let _ = parent.wait();
+    ran.refuses(5, &[pid]).in_one_line();
+}
+
+#[test]
+fn a_pid_that_is_no_number_is_misuse() {
+    for bad in ["x", "-5", "0", "1e3", "99999999999999999999"] {
+        pipeline(&[&["fdscan", "--", bad]]).refuses(2, &["fdscan: "]);
+    }
+    pipeline(&[&["fdscan"]]).refuses(2, &["fdscan: "]);
+}
+
+#[test]
+fn words_that_mean_nothing_are_named() {
+    pipeline(&[&["fdscan", "x"]]).refuses(2, &["'x' is no process id"]);
+    pipeline(&[&["fdscan"]]).refuses(2, &["PID is not given"]);
+    pipeline(&[&["fdscan", "-F", "pip", "1"]]).refuses(2, &["'pip' is neither"]);
+    pipeline(&[&["fdimg", "frobnicate"]]).refuses(2, &["frobnicate"]);
+    pipeline(&[&["fdrestore"]]).refuses(2, &["COMMAND is not given"]);
+}
+
+#[test]
+fn another_users_process_is_denied_and_the_reason_said() {
+    needs!(root(), "only root can become somebody else");
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    // Where the tools are built nobody else may look.
+    let copy = scratch.file("fdscan-copy");
+    fs::copy(tool("fdscan"), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &copy];
+    pipeline(&[&[&nobody[..], &[&target.pid]].concat()])
+        .refuses(4, &[&target.pid, "it runs as uid 0, we as 65534"])
+        .in_one_line();
+    // Its own it may.
+    pipeline(&[&[&nobody[..4], &["sh", "-c", "exec \"$0\" $$", &copy]].concat()]).ok();
+}
+
+#[test]
+fn a_capability_that_is_missing_is_named() {
+    needs!(root(), "only root has capabilities to lose");
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pipe@3,4"]);
+    // A process with more capabilities than the scanner may not be looked at in depth.
+    let scan = tool("fdscan").to_string_lossy().into_owned();
+    let less = ["setpriv", "--bounding-set=-sys_ptrace", &scan, &target.pid];
+    let ran = pipeline(&[&less, &["fdimg", "show"]]);
+    match ran.status(0) {
+        0 | 1 => {}
+        _ => drop(pipeline(&[&less]).refuses(4, &["CAP_SYS_PTRACE"])),
     }
 }
 
 #[test]
-fn another_users_process() {
-    if !nix::unistd::geteuid().is_root() {
-        return skip("another_users_process", "it takes root to become another user");
-    }
-    let line = "setpriv --reuid 65534 --regid 65534 --clear-groups $fdscan 1 >/dev/null";
-    sh(line).exits(4).says("it runs as uid 0, we as 65534");
-}
-
-#[test]
-fn a_terminal_gets_no_image() {
-    let line = "script -qec \"$fdscan $$\" /dev/null; exit $?";
-    let ran = sh(line);
-    assert_eq!(ran.status, Some(2), "{ran:?}");
-    assert!(ran.out.contains("refusing to write a binary image to the terminal"), "{ran:?}");
-}
-
-#[test]
-fn every_truncation_is_told_and_keeps_the_old_file() {
-    let scratch = Scratch::new("truncated");
-    let whole = std::fs::read(image(&scratch)).unwrap();
-    let old = scratch.path("old.fdi");
-    std::fs::write(&old, "old").unwrap();
-    for len in (0..whole.len()).step_by(7) {
-        feed(&whole[..len], "fdimg", &["write", &old]).exits(3).says("fdimg: stdin: ");
-        assert_eq!(std::fs::read(&old).unwrap(), b"old");
-    }
-    let names: Vec<_> = std::fs::read_dir(scratch.dir()).unwrap().flatten().collect();
-    assert!(names.iter().all(|name| !name.file_name().to_string_lossy().ends_with(".tmp")));
-}
-
-#[test]
-fn every_flipped_bit_is_told() {
-    let scratch = Scratch::new("flipped");
-    let whole = std::fs::read(image(&scratch)).unwrap();
-    for at in (0..whole.len()).step_by(5) {
-        let mut bad = whole.clone();
-        bad[at] ^= 1 << (at % 8);
-        feed(&bad, "fdimg", &["verify"]).exits(3).says("fdimg: stdin: ");
+fn a_binary_stream_is_not_written_to_a_terminal() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    for stage in [
+        &["fdscan", &target.pid][..],
+        &["fdimg", "read", &file],
+        &["fdimg", "select", "-F", "3", &file],
+    ] {
+        let (slave, _master) = terminal();
+        Pipeline::new(&[stage]).stdout_to(slave).run().refuses(2, &["terminal"]).in_one_line();
     }
 }
 
 #[test]
-fn what_is_no_image_at_all() {
-    feed(b"hello, world\n", "fdimg", &["show"]).exits(3).says("not an fdkit image");
-    feed(b"", "fdimg", &["show"]).exits(3).says("empty");
-    feed(b"\xd9\xd9\xf7\xbf", "fdimg", &["show"]).exits(3).says("indefinite length");
-    feed(b"\xd9\xd9\xf7\xa1\x64head\x5b\xff\xff\xff\xff\xff\xff\xff\xff", "fdimg", &["show"])
-        .exits(3)
-        .says("longer than 8 MiB");
-    feed(&[b'x'; 100], "fdrestore", &["--", "true"]).exits(125).says("(status 3)");
+fn a_binary_stream_is_not_read_from_a_terminal() {
+    for stage in [&["fdimg", "write", "x.fdi"][..], &["fdimg", "show"], &["fdrestore", "-n"]] {
+        let (slave, _master) = terminal();
+        let scratch = Scratch::new();
+        let ran = Pipeline::new(&[stage]).cwd(scratch.dir()).stdin_from(slave).run();
+        ran.refuses(2, &["terminal"]).in_one_line();
+        assert!(names(&scratch).is_empty());
+    }
 }
 
 #[test]
-fn a_version_of_the_future() {
-    let scratch = Scratch::new("version");
-    let mut bytes = std::fs::read(image(&scratch)).unwrap();
-    let key = b"gversion";
-    let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
-    bytes[at + key.len()] = 9;
-    feed(&bytes, "fdimg", &["verify"]).exits(3).says("version 9 of the format");
+fn text_is_written_to_a_terminal() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let (slave, master) = terminal();
+    Pipeline::new(&[&["fdimg", "show", &file]]).stdout_to(slave).run().ok();
+    let mut seen = [0; 4096];
+    let got = nix::unistd::read(&master, &mut seen).unwrap();
+    assert!(String::from_utf8_lossy(&seen[..got]).contains("eventfd"));
+}
+
+#[test]
+fn an_image_that_stops_early_is_said_to_be_truncated() {
+    let scratch = Scratch::new();
+    let bytes = bytes(&scratch);
+    for keep in [1, 3, 20, bytes.len() / 2, bytes.len() - 20, bytes.len() - 1] {
+        refused(&scratch, &bytes[..keep], &["truncated"]);
+    }
+}
+
+#[test]
+fn an_empty_image_is_said_to_be_empty() {
+    refused(&Scratch::new(), b"", &["empty"]);
+}
+
+#[test]
+fn no_cut_and_no_flipped_bit_gets_through() {
+    let scratch = Scratch::new();
+    let bytes = bytes(&scratch);
+    // Each of these is a process, so not every byte; the property test of the reader has all.
+    for at in (0..bytes.len()).step_by(bytes.len() / 60 + 1) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let verify: &[&[&str]] = &[&["fdimg", "verify"]];
+        Pipeline::new(verify).stdin(flipped).run().refuses(3, &["fdimg: "]).in_one_line();
+        Pipeline::new(verify).stdin(&bytes[..at]).run().refuses(3, &["fdimg: "]).in_one_line();
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_data_is_found_by_the_checksum() {
+    let scratch = Scratch::new();
+    let mut bytes = bytes(&scratch);
+    let at = bytes.windows(5).position(|window| window == b"hello").expect("the data");
+    bytes[at] ^= 4;
+    refused(&scratch, &bytes, &["checksum"]);
+}
+
+#[test]
+fn what_is_no_image_is_refused() {
+    let scratch = Scratch::new();
+    for bytes in [
+        &b"#!/bin/sh\necho hello\n"[..],
+        b"\0",
+        b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0",
+        b"\xd9\xd9\xf7",
+        b"\xd9\xd9\xf7\xa0",
+        b"\xff\xff\xff\xff",
+        b"{\"head\": {}}\n",
+    ] {
+        refused(&scratch, bytes, &[]);
+    }
+}
+
+#[test]
+fn what_announces_more_than_there_can_be_is_refused_at_once() {
+    let scratch = Scratch::new();
+    // A byte string of 2^63 bytes, one of 4 GiB, an array as long, 10,000 nested arrays.
+    for item in [
+        &b"\x5b\x7f\xff\xff\xff\xff\xff\xff\xff"[..],
+        b"\x5a\xff\xff\xff\xff",
+        b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        refused(&scratch, &[b"\xd9\xd9\xf7\xa1\x64head", item].concat(), &[]);
+    }
+    let deep = [&b"\xd9\xd9\xf7\xa1\x64head"[..], &[0x81; 10_000]].concat();
+    refused(&scratch, &deep, &[]);
+    // An item without an end to it, of which 100 MB come.
+    let long = [&b"\xd9\xd9\xf7\xa1\x64head\x5a\x7f\xff\xff\xff"[..], &vec![0; 100 << 20]].concat();
+    let verify: &[&[&str]] = &[&["fdimg", "verify"]];
+    Pipeline::new(verify).stdin(long).run().refuses(3, &[]).in_one_line();
+}
+
+#[test]
+fn another_major_version_is_refused_by_number() {
+    let scratch = Scratch::new();
+    let forged = forged(&bytes(&scratch), |items| match &mut items[0] {
+        Item::Head(head) => head.version = 999,
+        other => panic!("{other:?}"),
+    });
+    refused(&scratch, &forged, &["version 999"]);
+}
+
+#[test]
+fn what_follows_the_end_is_refused() {
+    let scratch = Scratch::new();
+    let bytes = bytes(&scratch);
+    refused(&scratch, &[&bytes[..], b"\0"].concat(), &["end"]);
+    refused(&scratch, &[&bytes[..], &bytes].concat(), &["end"]);
+}
+
+#[test]
+fn a_slot_that_names_no_file_is_refused() {
+    let scratch = Scratch::new();
+    let forged = forged(&bytes(&scratch), |items| {
+        items.iter_mut().for_each(|item| {
+            if let Item::Slot(slot) = item {
+                slot.file = 77;
+            }
+        });
+    });
+    refused(&scratch, &forged, &["77"]);
+}
+
+#[test]
+fn two_slots_of_one_number_are_refused() {
+    let scratch = Scratch::new();
+    let forged = forged(&bytes(&scratch), |items| {
+        let slot = items.iter().position(|item| matches!(item, Item::Slot(_))).expect("a slot");
+        items.insert(slot, items[slot].clone());
+    });
+    refused(&scratch, &forged, &["twice"]);
+}
+
+#[test]
+fn contents_of_nothing_are_refused() {
+    let scratch = Scratch::new();
+    let forged = forged(&bytes(&scratch), |items| {
+        items.push(Item::Data(Data { object: 99, offset: 0, bytes: b"x"[..].into() }));
+    });
+    refused(&scratch, &forged, &["99"]);
+}
+
+#[test]
+fn a_number_above_any_limit_is_refused() {
+    let scratch = Scratch::new();
+    let raised = |fd: u32| {
+        forged(&bytes(&scratch), |items| {
+            let slots = items.iter_mut().rev().filter_map(|item| match item {
+                Item::Slot(slot) => Some(slot),
+                _ => None,
+            });
+            slots.take(1).for_each(|slot| slot.fd = fd);
+        })
+    };
+    refused(&scratch, &raised(u32::MAX), &[]);
+    // A number that can exist, but above the hard limit of this process.
+    let file = scratch.file("high.fdi");
+    fs::write(&file, raised(i32::MAX as u32 - 7)).unwrap();
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "echo", "run"];
+    let ran = pipeline(&[&restore]);
+    assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
+    ran.refuses(125, &["limit", "(status 6)"]);
+    pipeline(&[&["fdrestore", "-n", "-i", &file]]).refuses(6, &["limit"]);
 }
 
 #[test]
 fn a_full_disk_keeps_the_old_file() {
-    let scratch = Scratch::new("full");
-    let image = image(&scratch);
-    let dir = scratch.path("mnt");
-    let line = format!(
-        "mkdir {dir} && mount -t tmpfs -o size=4k none {dir} || exit 77; echo old >{dir}/a; \
-         $fdimg read {image} >{dir}/fill; $fdimg write {dir}/a <{image}; s=$?; cat {dir}/a; \
-         umount {dir}; exit $s"
-    );
-    let ran = sh(&line);
-    if ran.status == Some(77) {
-        return skip("a_full_disk_keeps_the_old_file", "a tmpfs cannot be mounted");
+    needs!(root(), "only root can mount a small file system");
+    needs!(which("unshare").is_some(), "unshare is missing");
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["unlinked@3:data=@3000000"]);
+    let script = "mount -t tmpfs -o size=1m none \"$1\" || exit 77
+        echo old > \"$1/a.fdi\"
+        \"$2\" write \"$1/a.fdi\" < \"$3\"
+        status=$?
+        ls -A \"$1\"
+        cat \"$1/a.fdi\"
+        exit $status";
+    let fdimg = tool("fdimg").to_string_lossy().into_owned();
+    let dir = scratch.file("small");
+    fs::create_dir(&dir).unwrap();
+    let ran = pipeline(&[&["unshare", "-m", "sh", "-c", script, "sh", &dir, &fdimg, &file]]);
+    needs!(ran.status(0) != 77, "mounting is not permitted: {}", ran.stderr(0));
+    assert_eq!(ran.text(), "a.fdi\nold\n", "{}", ran.whole());
+    ran.refuses(7, &["fdimg: ", "No space left"]).in_one_line();
+}
+
+#[test]
+fn a_stream_that_cannot_be_written_is_a_system_error() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    for stage in [
+        &["fdscan", &target.pid][..],
+        &["fdimg", "show", &file],
+        &["fdimg", "show", "-J", &file],
+        &["fdimg", "read", &file],
+        &["fdimg", "select", "-F", "3", &file],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let ran = Pipeline::new(&[stage]).stdout_to(OwnedFd::from(full)).run();
+        ran.refuses(7, &["No space left"]).in_one_line();
     }
-    assert_eq!(ran.exits(7).says("No space left on device").out, "old\n");
 }
 
 #[test]
-fn a_command_that_cannot_run() {
-    let scratch = Scratch::new("command");
-    let image = image(&scratch);
-    run("fdrestore", &["-i", &image, "--", "/none/such"]).exits(127).says("/none/such");
-    run("fdrestore", &["-i", &image, "--", "/etc/passwd"]).exits(126).says("/etc/passwd");
-    run("fdrestore", &["-i", &image, "--", "sh", "-c", "exit 9"]).exits(9);
+fn a_folder_that_is_not_there_is_named() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let wrong = scratch.file("nowhere/a.fdi");
+    pipeline(&[&["fdimg", "read", &file], &["fdimg", "write", &wrong]])
+        .refuses(7, &["nowhere"])
+        .in_one_line();
+    pipeline(&[&["fdimg", "show", &wrong]]).refuses(7, &["nowhere"]).in_one_line();
+    pipeline(&[&["fdrestore", "-i", &wrong, "--", "true"]])
+        .refuses(125, &["nowhere", "(status 7)"])
+        .in_one_line();
 }
 
 #[test]
-fn a_file_that_is_gone_and_the_cures() {
-    let scratch = Scratch::new("gone");
-    let image = image(&scratch);
-    let shown = run("fdimg", &["show", "-J", "-F", "5", &image]).exits(0);
-    let document: serde_json::Value = serde_json::from_str(&shown.out).unwrap();
-    std::fs::remove_file(document["descriptors"][0]["name"].as_str().unwrap()).unwrap();
-    run("fdrestore", &["-n", "-i", &image]).exits(6).says("fd 5 (");
-    run("fdrestore", &["-i", &image, "--", "true"]).exits(125).says("(status 6)");
-    let list = "ls -l /proc/self/fd/5 >&6 2>/dev/null; test -e /proc/self/fd/5";
-    let null = ["-i", &image, "--missing", "null", "--", "sh", "-c", list];
-    run("fdrestore", &null).exits(0);
-    let skipped = ["-i", &image, "--missing", "skip", "--", "sh", "-c", list];
-    run("fdrestore", &skipped).exits(1);
+fn an_image_is_for_its_owner_alone() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    assert_eq!(fs::metadata(file).unwrap().mode() & 0o7777, 0o600);
 }
 
 #[test]
-fn a_file_that_grew_is_told_or_refused() {
-    let scratch = Scratch::new("grew");
-    let image = image(&scratch);
-    let shown = run("fdimg", &["show", "-J", "-F", "5", &image]).exits(0);
-    let document: serde_json::Value = serde_json::from_str(&shown.out).unwrap();
-    std::fs::write(document["descriptors"][0]["name"].as_str().unwrap(), [b'x'; 999]).unwrap();
-    let with = |policy| run("fdrestore", &["-i", &image, "--changed", policy, "--", "true"]);
-    with("warn").exits(0).says("is 999");
-    with("fail").exits(125).says("is 999");
-    assert_eq!(with("ignore").exits(0).err, "");
+fn a_command_that_is_not_there_is_127() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
+    for command in ["no-such-command", "/no/such/command"] {
+        pipeline(&[&[&restore[..], &[command]].concat()]).refuses(127, &[command]).in_one_line();
+    }
 }
 
 #[test]
-fn an_end_outside_the_image_is_refused_or_handed_over() {
-    let scratch = Scratch::new("outside");
-    let image = scratch.path("a.fdi");
-    let target = Target::start("sh", &["-c", "echo $$; sleep 60"]).unwrap();
-    run("fdscan", &["-F", "1", "-o", &image, &target.pid()]).exits(0);
-    let refused = run("fdrestore", &["-i", &image, "--", "true"]).exits(125);
-    refused.says("its read end is outside the image").says("--inherit KEY=FD");
-    let handed = run("fdrestore", &["-i", &image, "--inherit", "1=1", "--", "echo", "here"]);
-    assert_eq!(handed.exits(0).out, "here\n");
+fn a_command_that_cannot_be_run_is_126() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
+    let plain = scratch.file("plain");
+    fs::write(&plain, "no program").unwrap();
+    for command in [plain.as_str(), scratch.dir()] {
+        pipeline(&[&[&restore[..], &[command]].concat()]).refuses(126, &[command]).in_one_line();
+    }
+}
+
+#[test]
+fn the_status_of_the_command_is_the_status() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "sh", "-c"];
+    for (script, status) in [("exit 42", 42), ("exit 3", 3), ("kill -9 $$", 137)] {
+        let ran = pipeline(&[&[&restore[..], &[script]].concat()]);
+        assert_eq!(ran.status(0), status, "{}", ran.whole());
+    }
+}
+
+#[test]
+fn a_missing_command_and_a_wrong_option_are_misuse() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let ran = pipeline(&[&["fdrestore", "-i", &file]]);
+    assert!([2, 125].contains(&ran.status(0)), "{}", ran.whole());
+    for tool in ["fdscan", "fdimg", "ttyctl"] {
+        pipeline(&[&[tool, "--no-such-option"]]).refuses(2, &["no-such-option"]);
+    }
+    pipeline(&[&["fdrestore", "--no-such-option", "--", "true"]])
+        .refuses(125, &["no-such-option", "(status 2)"]);
+}
+
+#[test]
+fn a_file_that_is_gone_is_refused_with_its_cures() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3", "eventfd@4:count=3", "regular@5"]);
+    fs::remove_file(scratch.file("regular.3")).unwrap();
+    let cures = ["regular.3", "--inherit", "--missing null", "--missing skip"];
+    pipeline(&[&["fdrestore", "--dry-run", "-i", &file]]).refuses(6, &cures);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2"];
+    let run = |options: &[&str], command: &[&str]| {
+        pipeline(&[&[&restore[..], options, &["--"], command].concat()])
+    };
+    let ran = run(&[], &["echo", "run"]);
+    assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
+    ran.refuses(125, &cures).refuses(125, &["(status 6)"]);
+
+    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
+    let rest = ["eventfd@4:count=3", "regular@5"];
+    run(&["--missing", "skip"], &[&check[..], &rest].concat()).ok();
+    run(&["--missing=null"], &[&check[..], &["mem@3"], &rest].concat()).ok();
+}
+
+#[test]
+fn all_that_is_gone_is_listed_not_only_the_first() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3", "regular@4", "directory@5", "fifo@6:rdwr"]);
+    for name in ["regular.3", "regular.4", "fifo.6"] {
+        fs::remove_file(scratch.file(name)).unwrap();
+    }
+    fs::remove_dir_all(scratch.file("directory.5")).unwrap();
+    let all = ["regular.3", "regular.4", "directory.5", "fifo.6"];
+    pipeline(&[&["fdrestore", "-n", "-i", &file]]).refuses(6, &all);
+    pipeline(&[&["fdrestore", "-i", &file, "--", "true"]]).refuses(125, &all);
+}
+
+#[test]
+fn another_file_of_the_same_name_is_told_of() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3:data=abc"]);
+    // A new inode under the old name; held until the new one is there, lest the number be reused.
+    let held = File::open(scratch.file("regular.3")).unwrap();
+    fs::remove_file(scratch.file("regular.3")).unwrap();
+    fs::write(scratch.file("regular.3"), "abcdef").unwrap();
+    drop(held);
+    let run = |policy: &[&str]| {
+        let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2"];
+        pipeline(&[&[&restore[..], policy, &["--", "true"]].concat()])
+    };
+    let ran = run(&[]).ok();
+    assert!(ran.stderr(0).contains("regular.3"), "{}", ran.whole());
+    run(&["--changed", "ignore"]).quiet();
+    run(&["--changed", "fail"]).refuses(125, &["regular.3", "(status 6)"]);
+    pipeline(&[&["fdrestore", "-n", "--changed=fail", "-i", &file]]).refuses(6, &["regular.3"]);
+}
+
+#[test]
+fn a_file_that_grew_is_told_of_with_both_sizes() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3:read,data=abc"]);
+    fs::write(scratch.file("regular.3"), [b'x'; 999]).unwrap();
+    let run = |policy| {
+        let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--changed", policy];
+        pipeline(&[&[&restore[..], &["--", "true"]].concat()])
+    };
+    let ran = run("warn").ok();
+    assert!(ran.stderr(0).contains("is 999"), "{}", ran.whole());
+    run("fail").refuses(125, &["is 999"]);
+    run("ignore").quiet();
+}
+
+#[test]
+fn a_fifo_where_a_file_was_does_not_hang() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3:read"]);
+    fs::remove_file(scratch.file("regular.3")).unwrap();
+    nix::unistd::mkfifo(scratch.file("regular.3").as_str(), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"];
+    pipeline(&[&restore]).refuses(125, &["regular.3", "(status 6)"]);
+}
+
+#[test]
+fn a_directory_or_link_where_a_file_was_is_refused() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3:read"]);
+    fs::remove_file(scratch.file("regular.3")).unwrap();
+    fs::create_dir(scratch.file("regular.3")).unwrap();
+    let dry = ["fdrestore", "-n", "-i", &file];
+    pipeline(&[&dry]).refuses(6, &["regular.3"]);
+}
+
+#[test]
+fn an_end_outside_the_image_is_refused_with_its_cures_and_each_of_them_works() {
+    let scratch = Scratch::new();
+    // Its stdout is a pipe of which the other end is here.
+    let words = ["mkfd", "make", "--dir", scratch.dir(), "eventfd@3:count=3"];
+    let target = Target::program(&words.map(|word| if word == "mkfd" { MKFD } else { word }));
+    let file = scratch.file("a.fdi");
+    let filter = ["fdscan", "-F", "1,3", &target.pid];
+    pipeline(&[&filter, &["fdimg", "write", &file]]).ok();
+    let key = target.open().into_iter().find(|(n, _)| *n == 1).expect("stdout").1;
+    let pid = target.pid.clone();
+    drop(target);
+
+    let run = |options: &[&str], command: &[&str]| {
+        pipeline(&[&[&["fdrestore", "-i", &file], options, &["--"], command].concat()])
+    };
+    let cures = [&key[..], "--inherit", "--missing null", "--missing skip", "(status 6)"];
+    run(&[], &["echo", "run"]).refuses(125, &cures);
+    for key in [format!("{key}=1"), "1=1".into(), format!("{pid}:1=1"), "1".into()] {
+        let ran = run(&["--inherit", &key], &["echo", "run"]).ok();
+        assert_eq!(ran.text(), "run\n", "--inherit {key}\n{}", ran.whole());
+    }
+    let log = scratch.file("log");
+    let check = ["mkfd", "check", "--log", &log, "--std", "none", "eventfd@3:count=3"];
+    run(&["--missing", "skip"], &check).ok();
+    run(&["--missing", "null"], &[&check[..], &["mem@1:write"]].concat()).ok();
+    assert_eq!(fs::read_to_string(&log).unwrap_or_default(), "");
+}
+
+#[test]
+fn a_key_of_inherit_that_is_not_in_the_image_is_misuse() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    for key in ["pipe:[1]=1", "77=1", "3=77", "3=x", "x", "3="] {
+        pipeline(&[&["fdrestore", "-i", &file, "--inherit", key, "-n"]]).refuses(2, &["--inherit"]);
+    }
+}
+
+#[test]
+fn a_task_that_is_not_in_the_image_is_named() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    pipeline(&[&["fdrestore", "-i", &file, "--task", NOBODY, "-n"]])
+        .refuses(2, &[NOBODY])
+        .in_one_line();
+}
+
+#[test]
+fn root_keeps_paths_below_it() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3:data=inside"]);
+    // Below an empty root the file is gone; where the same path is there, that one is opened.
+    let empty = scratch.file("empty");
+    fs::create_dir(&empty).unwrap();
+    pipeline(&[&["fdrestore", "-n", "--root", &empty, "-i", &file]]).refuses(6, &["regular.3"]);
+    let inner = format!("{empty}{}", scratch.dir());
+    fs::create_dir_all(&inner).unwrap();
+    fs::rename(scratch.file("regular.3"), format!("{inner}/regular.3")).unwrap();
+    let restore = ["fdrestore", "--root", &empty, "-i", &file, "--inherit", "0,1,2", "--"];
+    let ran = pipeline(&[&[&restore[..], &["cat", "/proc/self/fd/3"]].concat()]).ok();
+    assert_eq!(ran.text(), "inside");
+    // A link that leads out of it is not followed.
+    fs::remove_file(format!("{inner}/regular.3")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", format!("{inner}/regular.3")).unwrap();
+    pipeline(&[&["fdrestore", "-n", "--root", &empty, "-i", &file]]).refuses(6, &["regular.3"]);
+}
+
+#[test]
+fn fdscan_o_does_not_leave_half_a_file() {
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    fs::write(&file, "old").unwrap();
+    pipeline(&[&["fdscan", "-o", &file, NOBODY]]).refuses(5, &[NOBODY]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    pipeline(&[&["fdscan", "-o", &file, &target.pid]]).ok();
+    pipeline(&[&["fdimg", "verify", &file]]).ok();
+}
+
+#[test]
+fn write_without_a_file_names_it_after_the_task() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    let stages: &[&[&str]] = &[&["fdscan", &target.pid], &["fdimg", "write"]];
+    let ran = Pipeline::new(stages).cwd(scratch.dir()).run().ok();
+    assert_eq!(ran.text(), format!("mkfd.{}.fdi\n", target.pid));
+    pipeline(&[&["fdimg", "verify", &scratch.file(ran.text().trim())]]).ok();
+}
+
+#[test]
+fn an_argument_that_is_no_utf8_reaches_the_command_as_it_is() {
+    use std::os::unix::ffi::OsStrExt;
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let out = std::process::Command::new(tool("fdrestore"))
+        .args(["-i", &file, "--inherit", "0,1,2", "--", "printf", "%s"])
+        .arg(std::ffi::OsStr::from_bytes(b"\xff\xfe"))
+        .output()
+        .unwrap();
+    assert_eq!(out.stdout, b"\xff\xfe");
+    let odd = std::path::Path::new(scratch.dir()).join(std::ffi::OsStr::from_bytes(b"\xff.fdi"));
+    fs::copy(&file, &odd).unwrap();
+    let verify = std::process::Command::new(tool("fdimg")).arg("verify").arg(odd).output().unwrap();
+    assert!(verify.status.success(), "{}", String::from_utf8_lossy(&verify.stderr));
+}
+
+#[test]
+fn nothing_is_created_or_truncated_by_a_restore() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3:write,data=content", "regular@4"]);
+    fs::remove_file(scratch.file("regular.4")).unwrap();
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--missing", "skip", "--"];
+    pipeline(&[&[&restore[..], &["true"]].concat()]).ok();
+    assert_eq!(fs::read_to_string(scratch.file("regular.3")).unwrap(), "content");
+    assert!(!fs::exists(scratch.file("regular.4")).unwrap());
+}
+
+#[test]
+fn an_open_that_would_wait_does_not_stop_a_restore() {
+    let scratch = Scratch::new();
+    // Only a read end of the fifo is in the image: an open of it alone would wait for a writer.
+    let path = scratch.file("fifo");
+    nix::unistd::mkfifo(path.as_str(), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+    let flags = OFlag::O_RDWR;
+    let keep = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty()).unwrap();
+    let reader = format!("regular@3:read,path={path}");
+    let target = target!(scratch.dir(), &[&reader]);
+    let file = scratch.file("a.fdi");
+    crate::harness::scan(&target.pid, &file);
+    drop((target, keep));
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "sh", "-c"];
+    pipeline(&[&[&restore[..], &["readlink /proc/self/fd/3"]].concat()]).ok();
 }

@@ -1,202 +1,498 @@
-//! Real binaries in real pipelines, and processes that end with their test.
+//! Tools, processes to look at, pipelines between them, and skips that are seen.
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Write};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-/// The binary of this name: in $FDKIT_BINDIR if that is set, else built once, because
-/// `cargo test --workspace` does not rebuild other packages' binaries.
-pub fn tool(name: &str) -> PathBuf {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    let dir = DIR.get_or_init(|| {
-        if let Some(dir) = std::env::var_os("FDKIT_BINDIR") {
-            return dir.into();
+/// How long a pipeline, or a target that gets ready, may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The tools of fdkit.
+const TOOLS: &[&str] = &["fdscan", "fdimg", "fdrestore", "ttyctl"];
+
+/// The fixture.
+pub(crate) const MKFD: &str = env!("CARGO_BIN_EXE_mkfd");
+
+/// Leaves a test that this machine cannot run, where everybody sees it.
+macro_rules! skip {
+    ($($reason:tt)*) => {{
+        $crate::harness::skipped(&format!($($reason)*));
+        return;
+    }};
+}
+
+/// Leaves the test unless this holds.
+macro_rules! needs {
+    ($holds:expr, $($reason:tt)*) => {
+        if !$holds {
+            skip!($($reason)*);
         }
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "--workspace", "--bins"])
-            .current_dir(root)
-            .status()
-            .unwrap();
-        assert!(built.success(), "the binaries do not build");
-        // target/debug/deps/suite-… stands two below the binaries.
-        std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned()
-    });
-    dir.join(name)
+    };
 }
 
-pub fn mkfd() -> PathBuf {
-    match std::env::var_os("FDKIT_MKFD") {
-        Some(path) => path.into(),
-        None => PathBuf::from(env!("CARGO_BIN_EXE_mkfd")),
+/// `mkfd make` with these SPECs, or a skip where this kernel cannot.
+macro_rules! target {
+    ($dir:expr, $specs:expr) => {
+        match $crate::harness::Target::make($dir, $specs) {
+            Ok(target) => target,
+            Err(reason) => skip!("{reason}"),
+        }
+    };
+}
+
+/// Says that a test is skipped, past the capture of libtest; a failure under FDKIT_NO_SKIP=1.
+pub(crate) fn skipped(reason: &str) {
+    let thread = thread::current();
+    let line = format!("SKIP {}: {reason}\n", thread.name().unwrap_or("?"));
+    assert!(std::env::var_os("FDKIT_NO_SKIP").is_none_or(|v| v != "1"), "{line}");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// A tool under test: in $FDKIT_BINDIR, or built here once.
+pub(crate) fn tool(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| std::env::var_os("FDKIT_BINDIR").map_or_else(build, PathBuf::from))
+        .join(name)
+}
+
+/// `cargo test` does not rebuild what other packages are, so it is done here.
+fn build() -> PathBuf {
+    let bin = Path::new(MKFD).parent().expect("a folder").to_owned();
+    let profile = match bin.file_name().and_then(OsStr::to_str) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or("cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
+        .arg(bin.parent().expect("a target folder"))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace"))
+        .status();
+    assert!(status.expect("cargo runs").success(), "the tools do not build");
+    bin
+}
+
+/// Whether a program can be found.
+pub(crate) fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Whether the tests run as root.
+pub(crate) fn root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// What a word of a command line stands for where a program is expected.
+fn program(word: &str) -> String {
+    match word {
+        "mkfd" => MKFD.into(),
+        _ if TOOLS.contains(&word) => tool(word).to_string_lossy().into_owned(),
+        _ => word.into(),
     }
 }
 
-/// A skip that everybody sees, and that fails under FDKIT_NO_SKIP=1.
-pub fn skip(test: &str, reason: &str) {
-    assert!(std::env::var_os("FDKIT_NO_SKIP").is_none(), "{test} would be skipped: {reason}");
-    let _ = std::io::stderr().write_all(format!("SKIP {test}: {reason}\n").as_bytes());
-}
-
-/// Whether a program is there; says so if it is not.
-pub fn has(test: &str, program: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
-    if !found {
-        skip(test, &format!("{program} is not installed"));
+/// A command line; the first word, and the one after each `--`, may be a tool's bare name.
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(program(words[0]));
+    for pair in words.windows(2) {
+        command.arg(if pair[0] == "--" { program(pair[1]) } else { pair[1].into() });
     }
-    found
+    command.env("LC_ALL", "C").env_remove("FDRESTORE_CLOEXEC").process_group(0);
+    command
 }
 
-/// A folder that goes with the test.
-pub struct Scratch(PathBuf);
+/// A folder that goes away with the test.
+pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    pub fn new(name: &str) -> Scratch {
-        let dir = std::env::temp_dir().join(format!("fdkit-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
+    pub(crate) fn new() -> Scratch {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("fdkit.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().canonicalize().expect("a temporary folder").join(name);
+        fs::create_dir(&path).expect("a scratch folder");
+        Scratch(path)
     }
 
-    pub fn path(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
+    /// The folder, for command lines.
+    pub(crate) fn dir(&self) -> &str {
+        self.0.to_str().expect("UTF-8")
     }
 
-    pub fn dir(&self) -> &str {
-        self.0.to_str().unwrap()
+    /// A name in it.
+    pub(crate) fn file(&self, name: &str) -> String {
+        format!("{}/{name}", self.dir())
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// A process that ends with the test.
-pub struct Target {
+/// A process to look at. It and its process group end with it.
+pub(crate) struct Target {
     child: Child,
-    pid: i32,
-    /// Kept open: the other end of its stdout.
-    _out: BufReader<ChildStdout>,
+    /// Its pid, for command lines.
+    pub(crate) pid: String,
+    /// The line it printed when it was ready.
+    pub(crate) said: String,
+    /// The stdout it was started with; held, so that nothing it writes later ends it.
+    _stdout: BufReader<std::process::ChildStdout>,
 }
 
 impl Target {
-    /// Starts a program that prints its pid when it is ready. What this process leaks is closed.
-    pub fn start(program: impl AsRef<OsStr>, args: &[&str]) -> Result<Target, String> {
-        let mut child = Command::new(mkfd())
-            .args(["exec", "--"])
-            .arg(program)
-            .args(args)
+    /// `mkfd make --close-std`: nothing but the SPECs is open. The reason, if it cannot be made.
+    pub(crate) fn make(dir: &str, specs: &[&str]) -> Result<Target, String> {
+        Self::ready(&[&["mkfd", "make", "--close-std", "--dir", dir], specs].concat())
+    }
+
+    /// Any command that prints a line once it is ready. The reason, if it exits with 77.
+    pub(crate) fn ready(words: &[&str]) -> Result<Target, String> {
+        let mut child = command(words)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap();
+            .unwrap_or_else(|err| panic!("{words:?}: {err}"));
+        let pid = child.id().to_string();
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        // A target that is never ready is killed, which ends the read below.
+        let group = Pid::from_raw(child.id() as i32);
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let guard = thread::spawn(move || {
+            if wait.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+        });
         let mut line = String::new();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        out.read_line(&mut line).unwrap();
-        match line.trim().parse() {
-            Ok(pid) => {
-                // The pid is printed before 0, 1 and 2 are closed.
-                let closes = args.contains(&"--close-std");
-                let still = || (0..3).any(|fd| Path::new(&format!("/proc/{pid}/fd/{fd}")).exists());
-                // A fixture may want one of them itself: then the time must do.
-                for _ in (0..200).take_while(|_| closes && still()) {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                }
-                Ok(Target { child, pid, _out: out })
-            }
-            Err(_) => {
-                let _ = child.kill();
-                let out = child.wait_with_output().unwrap();
-                Err(format!("{}: {}", out.status, String::from_utf8_lossy(&out.stderr)))
-            }
+        let _ = stdout.read_line(&mut line);
+        drop(done);
+        guard.join().expect("the guard ends");
+        if !line.is_empty() {
+            return Ok(Target { child, pid, said: line.trim_end().into(), _stdout: stdout });
+        }
+        let status = child.wait().expect("a status");
+        let mut text = String::new();
+        let _ = child.stderr.take().map(|mut err| err.read_to_string(&mut text));
+        match status.code() {
+            Some(77) => Err(text.trim().into()),
+            _ => panic!("{words:?} is not ready: {}\n{text}", told(status)),
         }
     }
 
-    pub fn pid(&self) -> String {
-        self.pid.to_string()
+    /// A program under `mkfd exec`: of this process's own descriptors it has 0, 1 and 2.
+    pub(crate) fn program(words: &[&str]) -> Target {
+        Self::ready(&[&["mkfd", "exec", "--"], words].concat()).expect("no reason to skip")
+    }
+
+    /// The numbers that are open, and what readlink shows of each.
+    pub(crate) fn open(&self) -> Vec<(u32, String)> {
+        let dir = format!("/proc/{}/fd", self.pid);
+        let mut open: Vec<(u32, String)> = fs::read_dir(dir)
+            .expect("its descriptors")
+            .flatten()
+            .map(|entry| {
+                let link = fs::read_link(entry.path()).unwrap_or_default();
+                let number = entry.file_name().to_string_lossy().parse().expect("a number");
+                (number, link.to_string_lossy().into_owned())
+            })
+            .collect();
+        open.sort();
+        open
+    }
+
+    /// FDSize: the slots of its table.
+    pub(crate) fn fdsize(&self) -> u32 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
     }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
 
-/// What a run did.
-#[derive(Debug)]
-pub struct Ran {
-    pub status: Option<i32>,
-    pub out: String,
-    pub err: String,
-    pub bytes: Vec<u8>,
+/// A status as a shell would say it.
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+fn told(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) => format!("signal {signal}"),
+        None => format!("status {}", code(status)),
+    }
+}
+
+/// Commands connected by pipes.
+pub(crate) struct Pipeline<'a> {
+    stages: &'a [&'a [&'a str]],
+    stdin: Option<Vec<u8>>,
+    terminal_in: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    cwd: Option<&'a str>,
+    env: Vec<(&'a str, &'a str)>,
+}
+
+/// Runs commands connected by pipes, with /dev/null as the first one's stdin.
+pub(crate) fn pipeline(stages: &[&[&str]]) -> Ran {
+    Pipeline::new(stages).run()
+}
+
+impl<'a> Pipeline<'a> {
+    pub(crate) fn new(stages: &'a [&'a [&'a str]]) -> Self {
+        Pipeline {
+            stages,
+            stdin: None,
+            terminal_in: None,
+            stdout: None,
+            cwd: None,
+            env: Vec::new(),
+        }
+    }
+
+    /// Bytes for the first stage.
+    pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = Some(bytes.into());
+        self
+    }
+
+    /// A file or terminal as the first stage's stdin.
+    pub(crate) fn stdin_from(mut self, fd: OwnedFd) -> Self {
+        self.terminal_in = Some(fd);
+        self
+    }
+
+    /// A file or terminal as the last stage's stdout.
+    pub(crate) fn stdout_to(mut self, fd: OwnedFd) -> Self {
+        self.stdout = Some(fd);
+        self
+    }
+
+    /// The current folder.
+    pub(crate) fn cwd(mut self, dir: &'a str) -> Self {
+        self.cwd = Some(dir);
+        self
+    }
+
+    /// A variable more.
+    pub(crate) fn env(mut self, key: &'a str, value: &'a str) -> Self {
+        self.env.push((key, value));
+        self
+    }
+
+    /// Runs it and waits for all stages.
+    pub(crate) fn run(mut self) -> Ran {
+        let mut before: Option<Stdio> = None;
+        let mut children: Vec<(Child, JoinHandle<Vec<u8>>)> = Vec::new();
+        let mut feeder = None;
+        let mut out = None;
+        let last = self.stages.len() - 1;
+        for (i, words) in self.stages.iter().enumerate() {
+            let mut command = command(words);
+            command.envs(self.env.iter().copied()).stderr(Stdio::piped());
+            if let Some(dir) = self.cwd {
+                command.current_dir(dir);
+            }
+            command.stdin(match (before.take(), &self.stdin, self.terminal_in.take()) {
+                (Some(pipe), ..) => pipe,
+                (None, Some(_), _) => Stdio::piped(),
+                (None, None, Some(fd)) => fd.into(),
+                (None, None, None) => Stdio::null(),
+            });
+            command.stdout(match self.stdout.take() {
+                Some(fd) if i == last => fd.into(),
+                fd => {
+                    self.stdout = fd;
+                    Stdio::piped()
+                }
+            });
+            let mut child = command.spawn().unwrap_or_else(|err| panic!("{words:?}: {err}"));
+            if let (0, Some(bytes)) = (i, self.stdin.take()) {
+                let mut stdin = child.stdin.take().expect("piped");
+                // A stage that does not want all of it is no failure.
+                feeder = Some(thread::spawn(move || drop(stdin.write_all(&bytes))));
+                self.stdin = None;
+            }
+            match child.stdout.take() {
+                Some(pipe) if i == last => out = Some(reader(pipe)),
+                pipe => before = pipe.map(Stdio::from),
+            }
+            let err: ChildStderr = child.stderr.take().expect("piped");
+            children.push((child, reader(err)));
+        }
+        let statuses = wait(&mut children);
+        let late = statuses.iter().any(Option::is_none);
+        // Whatever a stage has left behind would hold the pipes open.
+        for (child, _) in &children {
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
+        }
+        let mut stages = Vec::new();
+        for (((mut child, err), status), words) in
+            children.into_iter().zip(statuses).zip(self.stages)
+        {
+            let status = status.unwrap_or_else(|| child.wait().expect("a status"));
+            let stderr = String::from_utf8_lossy(&err.join().expect("read")).into_owned();
+            stages.push(Stage { words: words.join(" "), status, stderr });
+        }
+        drop(feeder.map(JoinHandle::join));
+        let stdout = out.map(|out| out.join().expect("read")).unwrap_or_default();
+        let ran = Ran { stages, stdout };
+        assert!(!late, "takes more than {LIMIT:?}\n{}", ran.whole());
+        ran
+    }
+}
+
+fn reader(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = from.read_to_end(&mut bytes);
+        bytes
+    })
+}
+
+fn wait(children: &mut [(Child, JoinHandle<Vec<u8>>)]) -> Vec<Option<ExitStatus>> {
+    let begin = Instant::now();
+    let mut statuses = vec![None; children.len()];
+    while begin.elapsed() < LIMIT && statuses.iter().any(Option::is_none) {
+        for ((child, _), status) in children.iter_mut().zip(&mut statuses) {
+            if status.is_none() {
+                *status = child.try_wait().expect("a status");
+            }
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    statuses
+}
+
+struct Stage {
+    words: String,
+    status: ExitStatus,
+    stderr: String,
+}
+
+/// A pipeline that has ended.
+pub(crate) struct Ran {
+    stages: Vec<Stage>,
+    /// What the last stage wrote.
+    pub(crate) stdout: Vec<u8>,
 }
 
 impl Ran {
+    /// The status of a stage, 128 + signal if one ended it.
+    pub(crate) fn status(&self, stage: usize) -> i32 {
+        code(self.stages[stage].status)
+    }
+
+    /// What a stage wrote to stderr.
+    pub(crate) fn stderr(&self, stage: usize) -> &str {
+        &self.stages[stage].stderr
+    }
+
+    /// What the last stage wrote, as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Fails unless every stage ended with 0.
     #[track_caller]
-    pub fn exits(self, status: i32) -> Ran {
-        assert_eq!(self.status, Some(status), "{self:?}");
+    pub(crate) fn ok(self) -> Self {
+        let good = self.stages.iter().all(|stage| stage.status.success());
+        assert!(good, "a stage failed\n{}", self.whole());
         self
     }
 
-    /// One line on stderr that holds this text.
+    /// As `ok`, and nobody had anything to say.
     #[track_caller]
-    pub fn says(self, text: &str) -> Ran {
-        assert!(self.err.contains(text), "no '{text}': {self:?}");
-        assert!(!self.err.contains("panicked"), "{self:?}");
-        self
+    pub(crate) fn quiet(self) -> Self {
+        let quiet = self.stages.iter().all(|stage| stage.stderr.is_empty());
+        assert!(quiet, "a stage has something to say\n{}", self.whole());
+        self.ok()
     }
-}
 
-impl From<Output> for Ran {
-    fn from(out: Output) -> Ran {
-        use std::os::unix::process::ExitStatusExt;
-        let code = |status: ExitStatus| status.code().or(status.signal().map(|n| 128 + n));
-        Ran {
-            status: code(out.status),
-            err: String::from_utf8_lossy(&out.stderr).into_owned(),
-            out: String::from_utf8_lossy(&out.stdout).into_owned(),
-            bytes: out.stdout,
+    /// Fails unless the last stage ended with this status, with one line `tool: …` on stderr that
+    /// holds each of these texts.
+    #[track_caller]
+    pub(crate) fn refuses(self, status: i32, texts: &[&str]) -> Self {
+        let last = self.stages.last().expect("a stage");
+        assert_eq!(code(last.status), status, "the last status\n{}", self.whole());
+        assert!(!last.stderr.contains("panicked"), "a panic\n{}", self.whole());
+        for text in texts {
+            assert!(last.stderr.contains(text), "stderr lacks {text:?}\n{}", self.whole());
         }
+        self
+    }
+
+    /// Fails unless the last stage said exactly one line.
+    #[track_caller]
+    pub(crate) fn in_one_line(self) -> Self {
+        let lines = self.stages.last().expect("a stage").stderr.lines().count();
+        assert_eq!(lines, 1, "lines on stderr\n{}", self.whole());
+        self
+    }
+
+    /// The whole of it, for a failure.
+    pub(crate) fn whole(&self) -> String {
+        let mut text = String::new();
+        for (i, stage) in self.stages.iter().enumerate() {
+            let bar = if i == 0 { " " } else { "|" };
+            let _ = writeln!(text, "{bar} {}   ({})", stage.words, told(stage.status));
+            for line in stage.stderr.lines() {
+                let _ = writeln!(text, "      {line}");
+            }
+        }
+        let shown = &self.stdout[..self.stdout.len().min(2000)];
+        let printable = |b: &u8| b.is_ascii_graphic() || b.is_ascii_whitespace();
+        let shown = match shown.iter().all(printable) {
+            true => String::from_utf8_lossy(shown).into_owned(),
+            false => format!("{} bytes", self.stdout.len()),
+        };
+        let _ = writeln!(text, "stdout: {shown}");
+        text
     }
 }
 
-/// Runs a tool with these bytes on stdin.
-pub fn feed(input: &[u8], name: &str, args: &[&str]) -> Ran {
-    let mut child = Command::new(tool(name))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let input = input.to_vec();
-    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-    let out = child.wait_with_output().unwrap();
-    writer.join().unwrap();
-    out.into()
+/// `fdscan PID | fdimg write FILE`; all must go well and in silence.
+#[track_caller]
+pub(crate) fn scan(pid: &str, file: &str) {
+    pipeline(&[&["fdscan", "--data", pid], &["fdimg", "write", file]]).quiet();
 }
 
-/// Runs a tool.
-pub fn run(name: &str, args: &[&str]) -> Ran {
-    feed(b"", name, args)
+/// The image of a process that had these SPECs and is no more.
+pub(crate) fn image(scratch: &Scratch, specs: &[&str]) -> String {
+    let target = Target::make(scratch.dir(), specs).expect("these can be made everywhere");
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    file
 }
 
-/// Runs a shell command line in which $fdscan, $fdimg, $fdrestore, $ttyctl and $mkfd are the tools.
-pub fn sh(line: &str) -> Ran {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", line]).stdin(Stdio::null()).env("mkfd", mkfd());
-    for name in ["fdscan", "fdimg", "fdrestore", "ttyctl"] {
-        shell.env(name, tool(name));
-    }
-    shell.output().unwrap().into()
+/// `fdimg show -J FILE`.
+#[track_caller]
+pub(crate) fn show(file: &str) -> serde_json::Value {
+    let ran = pipeline(&[&["fdimg", "show", "-J", file]]).ok();
+    serde_json::from_slice(&ran.stdout).unwrap_or_else(|err| panic!("{err}\n{}", ran.whole()))
+}
+
+/// A pseudo terminal: its end for a program, and ours.
+pub(crate) fn terminal() -> (OwnedFd, File) {
+    let pty = nix::pty::openpty(None, None).expect("a pseudo terminal");
+    (pty.slave, pty.master.into())
 }

@@ -1,100 +1,219 @@
-//! Every kind through `fdscan | fdimg write` and `fdrestore -- mkfd check`, far above and onto the
-//! numbers where the tools' own descriptors are born.
+//! Every kind: make, scan, end the process, restore, look from inside; and scanned again, the
+//! restored one gives an equal record.
 
-use crate::harness::{Scratch, Target, mkfd, run, skip};
+use crate::harness::{MKFD, Scratch, Target, pipeline, scan, show, skipped};
+use crate::normal::records;
 
-/// Makes, scans, ends, restores, and looks from inside; then scans the restored one and compares.
-fn round_trip(test: &str, specs: &[&str]) {
-    let scratch = Scratch::new(test);
-    let image = scratch.path("a.fdi");
-    let dir = ["--dir", scratch.dir()];
-    let make = [&["make", "--close-std"][..], &dir, specs].concat();
-    let target = match Target::start(mkfd(), &make) {
-        Ok(target) => target,
-        Err(why) if why.contains("77") => return skip(test, &why),
-        Err(why) => panic!("{specs:?}: {why}"),
+/// What is restored where: densely where the tools' own descriptors are born, the same against the
+/// order in which they are made, and high.
+const PLACES: &[[u32; 4]] = &[[3, 4, 5, 6], [6, 4, 5, 3], [40, 41, 50, 63], [700, 701, 64, 130]];
+
+/// A name, and SPECs in which A, B, C and D stand for the numbers.
+pub(crate) static CASES: &[(&str, &[&str])] = &[
+    ("a regular file", &["regular@A"]),
+    ("positions", &["regular@A:pos=7", "regular@B:pos=100000", "regular@C:read,pos=1"]),
+    ("access modes", &["regular@A:read", "regular@B:write", "regular@C:append,write,pos=3"]),
+    ("flags of open", &["regular@A:sync", "regular@B:noatime,nonblock", "regular@C:opath"]),
+    ("a dup", &["regular@A,C:dup,pos=5", "regular@B"]),
+    ("three dups of one", &["eventfd@B", "eventfd@A,C,D:dup,count=2"]),
+    ("O_TMPFILE", &["regular@A:tmpfile,pos=3", "regular@B:tmpfile,data=@70000"]),
+    ("an owner", &["regular@A:own,sig=10", "pipe@B,C:own=tid", "eventfd@D:own=pgrp,sig=34"]),
+    ("signals", &["pipe@B,A:own,async=0,sig=12", "fifo@C:rdwr,own,async"]),
+    ("a signal through a dup", &["pipe@A,B,C,D:dup,own,async=0,sig=35"]),
+    ("an unlinked file", &["unlinked@A:pos=4", "unlinked@B:read", "unlinked@C:append,write"]),
+    ("an empty unlinked file", &["unlinked@A:data="]),
+    ("a long unlinked file", &["unlinked@A:data=@1000000,pos=900000", "unlinked@B,C:dup"]),
+    ("two descriptions of an unlinked file", &["unlinked@A,B:two,pos=4,pos2=9", "unlinked@C"]),
+    ("directories", &["directory@A", "directory@B:steps=3", "directory@C:opath"]),
+    ("a directory without O_DIRECTORY", &["directory@A,B:dup,plain,steps=2"]),
+    ("an empty pipe", &["pipe@A,B"]),
+    ("a pipe with data", &["pipe@A,B:data=hello%0aworld", "pipe@D,C:data=@5000"]),
+    ("a full pipe", &["pipe@A,B:data=@65536"]),
+    ("a long pipe", &["pipe@A,B:size=1048576,data=@1000000"]),
+    ("a short pipe", &["pipe@A,B:size=4096,data=x"]),
+    ("packets", &["pipe@A,B:packet,data=one+two+three"]),
+    ("one end that does not wait", &["pipe@A,B:nonblock=0", "pipe@C,D:nonblock=1,data=x"]),
+    ("two descriptions of a read end", &["pipe@A,B,C:two,data=hello,nonblock=2"]),
+    ("dups of both ends", &["pipe@A,B,D,C:dup,data=hello"]),
+    ("a pipe without a writer", &["pipe@A:reader,data=the end", "pipe@B:reader"]),
+    ("a pipe without a reader", &["pipe@A:writer"]),
+    ("fifos", &["fifo@A,B:data=hello", "fifo@C:rdwr,data=@4096,size=8192"]),
+    ("counts", &["eventfd@A", "eventfd@B:count=1", "eventfd@C:count=4294967296"]),
+    ("the highest count", &["eventfd@A:count=0xfffffffffffffffe,nonblock"]),
+    ("semaphores", &["eventfd@A:semaphore", "eventfd@B:count=1099511627776,semaphore"]),
+    ("null and zero", &["mem@A", "mem@B:dev=zero", "mem@C:write,append", "mem@D:dev=zero,read"]),
+    ("full and random", &["mem@A:dev=full", "mem@B:dev=random", "mem@C:dev=urandom,read"]),
+    ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
+    ("all together", &["pipe@C,A:data=x", "unlinked@B", "eventfd@D:count=5"]),
+];
+
+/// A SPEC with the letters replaced in the part that has the numbers.
+pub(crate) fn at(spec: &str, place: &[u32; 4]) -> String {
+    let (name, rest) = spec.split_once('@').expect("NAME@");
+    let (numbers, keys) = rest.split_once(':').map_or((rest, None), |(n, k)| (n, Some(k)));
+    let number = |letter: &str| match letter {
+        "A" => place[0].to_string(),
+        "B" => place[1].to_string(),
+        "C" => place[2].to_string(),
+        "D" => place[3].to_string(),
+        other => other.into(),
     };
-    run("fdscan", &["--data", "-o", &image, &target.pid()]).exits(0);
-    let before = facts(&image);
-    drop(target);
-    let program = mkfd();
-    let program = program.to_str().unwrap();
-    let log = scratch.path("log");
-    let check =
-        [&["-i", &image, "--", program, "check", "--std", "none", "--log", &log][..], &dir, specs];
-    let ran = run("fdrestore", &check.concat());
-    let said = std::fs::read_to_string(&log).unwrap_or_default();
-    assert_eq!(ran.status, Some(0), "{specs:?}: {ran:?} {said}");
-    // What comes back is captured again, and is the same record.
-    let restored = Target::start(
-        crate::harness::tool("fdrestore"),
-        &["-i", &image, "--inherit", "1", "--", program, "sleep", "--close-std"],
-    );
-    let restored = restored.unwrap_or_else(|why| panic!("{specs:?}: {why}"));
-    let again = scratch.path("b.fdi");
-    run("fdscan", &["--data", "-o", &again, &restored.pid()]).exits(0);
-    assert_eq!(facts(&again), before, "{specs:?}");
+    let numbers: Vec<String> = numbers.split(',').map(number).collect();
+    let keys = keys.map(|keys| format!(":{keys}")).unwrap_or_default();
+    format!("{name}@{}{keys}", numbers.join(","))
 }
 
-/// What of an image must survive: all but ids, inode numbers, times and close-on-exec.
-fn facts(image: &str) -> Vec<serde_json::Value> {
-    let shown = run("fdimg", &["show", "-J", image]).exits(0);
-    let document: serde_json::Value = serde_json::from_str(&shown.out).unwrap();
-    let mut rows = document["descriptors"].as_array().unwrap().clone();
-    rows.retain(|row| row["fd"].as_u64() > Some(2));
-    for row in &mut rows {
-        let name = row["name"].as_str().unwrap();
-        let name = name.split(":[").next().unwrap().split('#').next().unwrap().to_owned();
-        let row = row.as_object_mut().unwrap();
-        row.insert("name".into(), name.into());
-        let mode = row["inode"]["mode"].clone();
-        row.insert("inode".into(), mode);
-        if let Some(signals) = row["signals"].as_object_mut() {
-            signals.insert("id".into(), 0.into());
+fn round_trip(name: &str) {
+    let (_, templates) = CASES.iter().find(|(case, _)| *case == name).expect("a case");
+    for place in PLACES {
+        let scratch = Scratch::new();
+        let specs: Vec<String> = templates.iter().map(|spec| at(spec, place)).collect();
+        let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+        let target = match Target::make(scratch.dir(), &specs) {
+            Ok(target) => target,
+            Err(reason) => return skipped(&reason),
+        };
+        let numbers: Vec<u32> = target.open().into_iter().map(|(n, _)| n).collect();
+        let file = scratch.file("a.fdi");
+        scan(&target.pid, &file);
+        drop(target);
+        pipeline(&[&["fdimg", "verify", &file]]).ok();
+
+        let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd"];
+        let again = Target::ready(&[&restore[..], &["sleep"]].concat()).expect("no skip");
+        let second = scratch.file("b.fdi");
+        scan(&again.pid, &second);
+        drop(again);
+        let (was, is) = (show(&file), show(&second));
+        let (was, is) = (records(&was, &numbers), records(&is, &numbers));
+        assert_eq!(was.len(), numbers.len(), "{specs:?}: the scan has {was:#?}");
+        for (fd, was) in &was {
+            assert_eq!(Some(was), is.get(fd), "{specs:?}: {fd} scanned again (left: the first)");
         }
-        for key in ["pid", "pids", "file", "object", "mnt", "cloexec"] {
-            row.remove(key);
-        }
-        // A description made by reopening has no O_TMPFILE; the inode keeps what it means.
-        row["flags"]
-            .as_array_mut()
-            .unwrap()
-            .retain(|flag| flag != "tmpfile" && flag != "directory");
+
+        let check = ["check", "--std", "0,1,2", "--dir", scratch.dir()];
+        pipeline(&[&[&restore[..], &check[..], &specs].concat()]).ok();
     }
-    rows
 }
 
-macro_rules! kinds {
-    ($($name:ident: $($spec:expr),+;)+) => {$(
+macro_rules! round_trips {
+    ($($test:ident: $case:literal;)*) => {
+        $(#[test] fn $test() { round_trip($case); })*
+
         #[test]
-        fn $name() {
-            round_trip(stringify!($name), &[$($spec),+]);
+        fn every_case_has_its_test() {
+            let tested = [$($case),*];
+            assert!(CASES.iter().all(|(case, _)| tested.contains(case)));
         }
-    )+};
+    };
 }
 
-kinds! {
-    a_file_keeps_its_position_and_flags: "regular@3:pos=7,append,nonblock", "regular@4:read,pos=2";
-    a_duplicate_shares_its_position: "regular@3,9:pos=3,dup";
-    a_path_descriptor_stays_one: "regular@5:opath";
-    a_file_far_up_comes_back: "regular@700:pos=4", "eventfd@300:count=3";
-    an_unnamed_file_can_still_be_linked: "regular@3:tmpfile";
-    an_unlinked_file_keeps_contents_and_name: "unlinked@3:data=gone,pos=2";
-    two_descriptions_of_an_unlinked_file_are_one_inode: "unlinked@3,5:data=shared,two";
-    a_directory_reads_on_where_it_was: "directory@4:steps=1";
-    a_pipe_keeps_its_bytes_and_size: "pipe@3,4:data=hello,size=131072";
-    a_pipe_onto_scattered_numbers: "pipe@5,3:data=x", "eventfd@4:count=1", "pipe@20,10";
-    a_packet_pipe_keeps_its_bounds: "pipe@3,4:data=ab+c+def,packet";
-    one_end_of_a_pipe_may_be_nonblocking: "pipe@3,4:nonblock=0";
-    a_second_reader_reads_the_same_pipe: "pipe@3,4,5:data=hello,two";
-    a_reader_without_writer_sees_the_end: "pipe@3:reader,data=last";
-    a_writer_without_reader_gets_epipe: "pipe@4:writer";
-    a_fifo_keeps_its_bytes: "fifo@3,4:data=named";
-    a_count_past_32_bits_survives: "eventfd@3:count=1099511627776";
-    a_semaphore_stays_one: "eventfd@4:count=3,semaphore,nonblock";
-    the_memory_devices_come_back: "mem@3", "mem@4:dev=zero", "mem@5:dev=full", "mem@6:dev=random",
-        "mem@7:dev=urandom";
-    an_owner_and_a_signal_are_set: "pipe@3,4:own,sig=10,async";
-    everything_at_once: "pipe@3,4:data=hello", "regular@5:pos=1", "unlinked@6:data=u",
-        "eventfd@7:count=9,cloexec", "mem@8", "regular@60:read";
+round_trips! {
+    a_regular_file_comes_back: "a regular file";
+    a_position_comes_back: "positions";
+    access_modes_come_back: "access modes";
+    flags_of_open_come_back: "flags of open";
+    a_dup_is_a_dup_again: "a dup";
+    three_dups_are_of_one_again: "three dups of one";
+    a_tmpfile_can_still_be_linked: "O_TMPFILE";
+    an_owner_becomes_the_command: "an owner";
+    signals_still_come: "signals";
+    a_signal_still_comes_through_a_dup: "a signal through a dup";
+    an_unlinked_file_keeps_its_content_and_old_name: "an unlinked file";
+    an_empty_unlinked_file_comes_back: "an empty unlinked file";
+    a_long_unlinked_file_comes_back: "a long unlinked file";
+    two_descriptions_of_an_unlinked_file_stay_one_inode: "two descriptions of an unlinked file";
+    a_directory_is_read_on_from_where_it_was: "directories";
+    a_directory_without_o_directory_comes_back: "a directory without O_DIRECTORY";
+    an_empty_pipe_comes_back: "an empty pipe";
+    a_pipe_keeps_its_data: "a pipe with data";
+    a_full_pipe_comes_back: "a full pipe";
+    a_long_pipe_comes_back: "a long pipe";
+    a_short_pipe_comes_back: "a short pipe";
+    packets_keep_their_bounds: "packets";
+    one_end_that_does_not_wait_comes_back: "one end that does not wait";
+    two_descriptions_of_a_read_end_come_back: "two descriptions of a read end";
+    dups_of_both_ends_come_back: "dups of both ends";
+    a_pipe_without_a_writer_ends_where_it_ended: "a pipe without a writer";
+    a_pipe_without_a_reader_breaks_again: "a pipe without a reader";
+    a_fifo_comes_back_with_its_data: "fifos";
+    a_count_past_32_bits_comes_back: "counts";
+    the_highest_count_comes_back: "the highest count";
+    a_semaphore_comes_back: "semaphores";
+    null_and_zero_come_back: "null and zero";
+    full_and_random_come_back: "full and random";
+    close_on_exec_is_told_in_the_environment: "close-on-exec";
+    kinds_come_back_together: "all together";
+}
+
+#[test]
+fn without_data_a_pipe_comes_back_empty() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pipe@3,4:data=secret"]);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).ok();
+    let bytes = std::fs::read(&file).unwrap();
+    assert!(!bytes.windows(6).any(|window| window == b"secret"), "the image has the data");
+    let check = ["mkfd", "check", "pipe@3,4"];
+    pipeline(&[&[&["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"], &check[..]].concat()])
+        .ok();
+}
+
+#[test]
+fn reading_the_contents_leaves_them_there() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pipe@3,4:data=hello", "unlinked@5:pos=3"]);
+    for name in ["a.fdi", "b.fdi"] {
+        scan(&target.pid, &scratch.file(name));
+    }
+    let (a, b) = (show(&scratch.file("a.fdi")), show(&scratch.file("b.fdi")));
+    assert_eq!(a["descriptors"], b["descriptors"]);
+    assert_eq!(target.open().len(), 3);
+}
+
+#[test]
+fn an_opaque_descriptor_is_refused_and_can_be_left_out() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["opaque@3", "eventfd@5"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2"];
+    let run = |options: &[&str], command: &[&str]| {
+        pipeline(&[&[&restore[..], options, &["--", "mkfd"], command].concat()])
+    };
+    run(&[], &["show"]).refuses(125, &["io_uring", "(status 6)"]);
+    run(&["--missing", "skip"], &["check", "--std", "0,1,2", "eventfd@5"]).ok();
+    let shown = run(&["--missing", "null"], &["show"]).ok().text();
+    assert!(shown.contains("\n3 /dev/null\n"), "{shown}");
+}
+
+#[test]
+fn a_socket_pair_is_scanned_and_refused_by_name_or_comes_back() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["socketpair@3,4"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let shown = show(&file);
+    let names: Vec<&str> = shown["descriptors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|each| each["name"].as_str().unwrap())
+        .collect();
+    assert!(names.len() == 2 && names.iter().all(|name| name.starts_with("socket:[")), "{names:?}");
+    let ran = pipeline(&[&[
+        "fdrestore",
+        "-i",
+        &file,
+        "--inherit",
+        "0,1,2",
+        "--",
+        MKFD,
+        "check",
+        "socketpair@3,4",
+    ]]);
+    if ran.status(0) != 0 {
+        ran.refuses(125, &["socket:[", "(status 6)"]);
+    }
 }

@@ -1,8 +1,17 @@
-//! The suite: what users rely on, through the real binaries.
+//! The suite: the real binaries, in real pipelines, on real processes.
+//!
+//! FDKIT_BINDIR names the folder of the tools under test (otherwise they are built here);
+//! FDKIT_NO_SKIP=1 makes a skipped test fail.
 
-mod errors; // bad input gets one line, its status, and loses nothing
-mod harness;
-mod kinds; // every kind goes through scan and restore, and works inside
+#![deny(unsafe_code)]
+
+#[macro_use]
+mod harness; // tools, targets, pipelines, skips
+mod normal; // two records of one thing, made comparable
+
+mod errors; // bad input: a clear line, the status, and nothing lost
+mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
+mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod man; // --help and the man pages agree
-mod pipelines; // real programs, and the tools in a row
+mod pipelines; // python3, sh, redis-server; select, verify, head
 mod services; // nothing of fdrestore's own is left in COMMAND

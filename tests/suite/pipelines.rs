@@ -1,133 +1,353 @@
-//! The tools in a row, on programs that this project did not write.
+//! The pipelines that people type, on the programs that they run.
 
-use crate::harness::{Scratch, Target, has, mkfd, run, sh};
+use crate::harness::{Scratch, Target, image, pipeline, scan, show, which};
+use std::fs;
 
-#[test]
-fn write_without_a_name_prints_the_one_it_chose() {
-    let scratch = Scratch::new("name");
-    let target = Target::start(mkfd(), &["make", "eventfd@3:count=5"]).unwrap();
-    let line = format!("cd {} && $fdscan {} | $fdimg write", scratch.dir(), target.pid());
-    let name = format!("mkfd.{}.fdi", target.pid());
-    assert_eq!(sh(&line).exits(0).out.trim(), name);
-    let whole = run("fdimg", &["verify", &scratch.path(&name)]).exits(0);
-    assert!(whole.out.contains("whole: 1 tasks"), "{whole:?}");
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::metadata(scratch.path(&name)).unwrap().permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+/// The real python3, past any wrapper that is a shell script.
+fn python() -> Option<&'static str> {
+    ["/usr/bin/python3", "/usr/local/bin/python3"]
+        .into_iter()
+        .find(|path| fs::exists(path).is_ok_and(|is| is))
 }
 
 #[test]
-fn select_keeps_what_passes_and_what_it_names() {
-    let target = Target::start(
-        mkfd(),
-        &["make", "--close-std", "pipe@3,4:data=in", "eventfd@5:count=5", "eventfd@9:count=6"],
-    )
-    .unwrap();
-    let scan = format!("$fdscan --data {}", target.pid());
-    let pipes = sh(&format!("{scan} | $fdimg select -F pipe | $fdimg verify")).exits(0);
-    assert!(pipes.out.contains("2 descriptors, 2 descriptions, 2 bytes"), "{pipes:?}");
-    let both = sh(&format!("{scan} | $fdimg select -F '!pipe' -F 0-5 | $fdimg verify")).exits(0);
-    assert!(both.out.contains("1 descriptors, 1 descriptions, 0 bytes"), "{both:?}");
-    let early = sh(&format!("$fdscan -F eventfd,3 {} | $fdimg verify", target.pid())).exits(0);
-    assert!(early.out.contains("3 descriptors"), "{early:?}");
-}
-
-#[test]
-fn read_gives_back_the_bytes_that_were_written() {
-    let scratch = Scratch::new("read");
-    let image = scratch.path("a.fdi");
-    run("fdscan", &["-o", &image, &std::process::id().to_string()]);
-    let read = run("fdimg", &["read", &image]).exits(0);
-    assert_eq!(read.bytes, std::fs::read(&image).unwrap());
-}
-
-#[test]
-fn a_reader_that_stops_early_ends_the_tool_quietly() {
-    let pid = std::process::id();
-    let ran = sh(&format!("$fdscan {pid} | $fdimg show | head -n 1"));
-    assert_eq!((ran.status, ran.err.as_str()), (Some(0), ""));
-}
-
-#[test]
-fn a_tree_has_its_children_and_what_they_share() {
-    let scratch = Scratch::new("tree");
-    let image = scratch.path("a.fdi");
-    let target =
-        Target::start("sh", &["-c", "exec 7</dev/null; sleep 60 & echo $$; wait"]).unwrap();
-    run("fdscan", &["-t", "-o", &image, &target.pid()]).exits(0);
-    let shown = run("fdimg", &["show", "-J", &image]).exits(0);
-    let document: serde_json::Value = serde_json::from_str(&shown.out).unwrap();
-    assert_eq!(document["tasks"].as_array().unwrap().len(), 2);
-    let rows = document["descriptors"].as_array().unwrap();
-    let sevens: Vec<_> = rows.iter().filter(|row| row["fd"] == 7).collect();
-    assert_eq!(sevens.len(), 2);
-    assert_eq!(sevens[0]["file"], sevens[1]["file"]);
-}
-
-#[test]
-fn a_frozen_scan_lets_the_process_run_on() {
-    let target = Target::start("sh", &["-c", "echo $$; while :; do sleep 0.05; done"]).unwrap();
-    let scan = format!("$fdscan --freeze {} | $fdimg show -J", target.pid());
-    assert!(sh(&scan).exits(0).out.contains("\"frozen\": true"));
-    let state = |pid: &str| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        stat.rsplit(") ").next().unwrap().chars().next().unwrap()
-    };
-    assert!(matches!(state(&target.pid()), 'S' | 'R' | 'D'));
-    run("fdscan", &["--stop", "-o", "/dev/null", &target.pid()]).exits(0);
-    assert_eq!(state(&target.pid()), 'T');
-}
-
-#[test]
-fn a_python_program_goes_on_with_its_files() {
-    if !has("a_python_program_goes_on_with_its_files", "python3") {
-        return;
-    }
-    let scratch = Scratch::new("python");
-    let image = scratch.path("a.fdi");
-    let program = format!(
-        "import os,time\nos.chdir('{}')\nf=open('log','w+')\nf.write('abc')\nf.flush()\n\
-         r,w=os.pipe()\nos.write(w,b'queued')\nprint(os.getpid(),flush=True)\ntime.sleep(60)",
-        scratch.dir()
-    );
-    let target = Target::start("python3", &["-c", &program]).unwrap();
-    run("fdscan", &["--data", "-o", &image, &target.pid()]).exits(0);
+fn python3_goes_on_in_a_new_process() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let before = "import os, sys, time
+os.chdir(sys.argv[1])
+log = open('log', 'ab', buffering=0); log.write(b'first\\n')
+data = open('data', 'w+b', buffering=0); data.write(b'0123456789'); data.seek(4)
+gone = open('gone', 'w+b', buffering=0); gone.write(b'only here'); gone.seek(5); os.remove('gone')
+r, w = os.pipe(); os.write(w, b'on the way')
+for fd in (log, data, gone): os.set_inheritable(fd.fileno(), True)
+print(log.fileno(), data.fileno(), gone.fileno(), r, w, flush=True)
+time.sleep(1000)";
+    let after = "import os, sys
+log, data, gone, r, w = map(int, sys.argv[1:])
+os.write(log, b'second\\n')
+assert os.read(data, 3) == b'456', 'data'
+assert os.read(gone, 9) == b'here', 'gone'
+assert os.readlink(f'/proc/self/fd/{gone}').endswith('/gone (deleted)'), 'name'
+assert os.read(r, 99) == b'on the way', 'pipe'
+os.write(w, b'again'); assert os.read(r, 99) == b'again', 'pipe again'
+print(os.environ.get('FDRESTORE_CLOEXEC'))";
+    let target = Target::program(&[python, "-c", before, scratch.dir()]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let numbers = target.said.clone();
     drop(target);
-    let program = "import os\nos.write(3,b'def')\nos.write(1,os.read(4,99)+b' '+os.pread(3,9,0))";
-    let args = ["-i", &image, "--inherit", "0,1,2", "--", "python3", "-c", program];
-    assert_eq!(run("fdrestore", &args).exits(0).out, "queued abcdef");
+    let numbers: Vec<&str> = numbers.split(' ').collect();
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", python, "-c", after];
+    let ran = pipeline(&[&[&restore[..], &numbers].concat()]).ok();
+    // The pipe was close-on-exec, as python makes them; the files were made inheritable.
+    assert_eq!(ran.text().trim(), format!("{},{}", numbers[3], numbers[4]));
+    assert_eq!(fs::read_to_string(scratch.file("log")).unwrap(), "first\nsecond\n");
 }
 
 #[test]
-fn redis_and_a_shell_are_scanned_while_they_serve() {
-    if !has("redis_and_a_shell_are_scanned_while_they_serve", "redis-server") {
-        return;
+fn a_shell_script_reads_on_where_it_was() {
+    let scratch = Scratch::new();
+    let (list, log) = (scratch.file("list"), scratch.file("log"));
+    fs::write(&list, "one\ntwo\nthree\n").unwrap();
+    let before = "exec 3<\"$1\" 4>>\"$2\"; read -r line <&3; echo \"$line\" >&4; echo ready
+        while :; do sleep 1; done";
+    let target = Target::program(&["sh", "-c", before, "sh", &list, &log]);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-F", "3,4", &target.pid], &["fdimg", "write", &file]]).ok();
+    drop(target);
+    let after = "read -r line <&3; echo \"$line\" >&4; echo \"$line\"";
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "sh", "-c", after];
+    assert_eq!(pipeline(&[&restore]).quiet().text(), "two\n");
+    assert_eq!(fs::read_to_string(&log).unwrap(), "one\ntwo\n");
+}
+
+#[test]
+fn redis_server_is_scanned_whole_and_its_log_restored() {
+    needs!(which("redis-server").is_some(), "redis-server is missing");
+    let scratch = Scratch::new();
+    let (dir, socket, log) = (scratch.dir(), scratch.file("sock"), scratch.file("redis.log"));
+    let redis = ["redis-server", "--port", "0", "--unixsocket", &socket, "--dir", dir];
+    let options = ["--appendonly", "yes", "--save", "", "--logfile", &log];
+    // It says nothing on stdout once it logs to a file, so a shell says that it is ready.
+    let script = "\"$@\" & while ! [ -S \"$0\" ]; do sleep 0.05; done; echo $!; wait";
+    let words = [&["sh", "-c", script, &socket], &redis[..], &options].concat();
+    let shell = Target::program(&words);
+    let pid = shell.said.as_str();
+
+    let file = scratch.file("a.fdi");
+    scan(pid, &file);
+    let mut open: Vec<u64> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().parse().unwrap())
+        .collect();
+    open.sort_unstable();
+    let shown = show(&file);
+    let taken: Vec<u64> = shown["descriptors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|each| each["fd"].as_u64().unwrap())
+        .collect();
+    assert_eq!(taken, open);
+    // It works on, unharmed by the scan.
+    if which("redis-cli").is_some() {
+        let ran = pipeline(&[&["redis-cli", "-s", &socket, "set", "key", "value"]]).ok();
+        assert_eq!(ran.text().trim(), "OK");
     }
-    let scratch = Scratch::new("redis");
-    let port = 20000 + std::process::id() % 20000;
-    let line = format!(
-        "echo $$; exec redis-server --port {port} --dir {} --save '' >/dev/null",
-        scratch.dir()
-    );
-    let target = Target::start("sh", &["-c", &line]).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let shown = sh(&format!("$fdscan {} | $fdimg show", target.pid())).exits(0);
-    assert!(shown.out.contains("redis-server"), "{shown:?}");
-    assert!(shown.out.contains("eventpoll"), "{shown:?}");
+    let aof = "path:*.aof";
+    let run = ["fdrestore", "--inherit", "0,1,2", "--", "sh", "-c", "readlink /proc/self/fd/*"];
+    let ran = pipeline(&[&["fdimg", "select", "-F", aof, &file], &run]).ok();
+    assert!(ran.text().contains(".aof"), "{}", ran.whole());
 }
 
 #[test]
-fn every_process_of_the_machine_is_scanned_or_refused_by_a_documented_status() {
-    let scratch = Scratch::new("all");
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let image = scratch.path("a.fdi");
-        let ran = run("fdscan", &["-o", &image, &pid.to_string()]);
-        assert!(matches!(ran.status, Some(0 | 1 | 4 | 5)), "{pid}: {ran:?}");
-        if ran.status == Some(0) {
-            run("fdimg", &["verify", &image]).exits(0);
+fn an_image_goes_from_the_scan_to_the_restore_without_a_file() {
+    let scratch = Scratch::new();
+    let specs = ["pipe@3,4:data=hello", "unlinked@5:pos=2", "eventfd@6:count=9"];
+    let target = target!(scratch.dir(), &specs);
+    let check = ["mkfd", "check", "--std", "1,2", "--dir", scratch.dir()];
+    let restore = ["fdrestore", "--inherit", "1,2", "--"];
+    pipeline(&[&["fdscan", "--data", &target.pid], &[&restore[..], &check, &specs].concat()])
+        .quiet();
+}
+
+#[test]
+fn select_keeps_what_passes_with_the_files_it_names() {
+    let scratch = Scratch::new();
+    let specs = ["pipe@3,4:data=hello", "eventfd@5,6:dup,count=2", "regular@7"];
+    let file = image(&scratch, &specs);
+    let numbers = |filter: &[&str]| {
+        let select = [&["fdimg", "select"], filter, &[&file]].concat();
+        let ran = pipeline(&[&select, &["fdimg", "show", "-J"]]).quiet();
+        let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        shown["descriptors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|each| each["fd"].as_u64().unwrap())
+            .collect::<Vec<u64>>()
+    };
+    assert_eq!(numbers(&["-F", "5"]), [5]);
+    assert_eq!(numbers(&["-F", "0-4,7"]), [3, 4, 7]);
+    assert_eq!(numbers(&["-F", "eventfd"]), [5, 6]);
+    assert_eq!(numbers(&["-F", "!pipe"]), [5, 6, 7]);
+    assert_eq!(numbers(&["-F", "eventfd", "-F", "6-9"]), [6]);
+    assert_eq!(numbers(&["-F", "path:*/regular.7"]), [7]);
+    assert_eq!(numbers(&["-F", "99"]), [0; 0]);
+    // What is selected is restored, contents and all.
+    let restore = ["fdrestore", "--inherit", "1,2", "--", "mkfd", "check", "--std", "1,2"];
+    pipeline(&[
+        &["fdimg", "select", "-F", "pipe", &file],
+        &[&restore[..], &["pipe@3,4:data=hello"]].concat(),
+    ])
+    .quiet();
+    // And a filter of the scan does the same.
+    pipeline(&[&["fdimg", "select", "-F", "%", &file]]).refuses(2, &["%"]);
+}
+
+#[test]
+fn a_filter_of_the_scan_takes_only_what_passes() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pipe@3,4", "eventfd@5", "regular@6"]);
+    for (filter, expected) in [("5", "5"), ("pipe", "3 4"), ("!pipe,5", "5 6"), ("3-5", "3 4 5")] {
+        let scan = ["fdscan", "-F", filter, &target.pid];
+        let ran = pipeline(&[&scan, &["fdimg", "show", "-J"]]).ok();
+        let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let fds: Vec<String> = shown["descriptors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|each| each["fd"].to_string())
+            .collect();
+        assert_eq!(fds.join(" "), expected, "-F {filter}");
+    }
+}
+
+#[test]
+fn read_gives_the_bytes_of_the_file() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["pipe@3,4:data=hello"]);
+    let ran = pipeline(&[&["fdimg", "read", &file]]).quiet();
+    assert_eq!(ran.stdout, fs::read(&file).unwrap());
+    let copy = scratch.file("copy.fdi");
+    pipeline(&[&["fdimg", "read", &file], &["fdimg", "write", &copy]]).quiet();
+    assert_eq!(fs::read(copy).unwrap(), ran.stdout);
+}
+
+#[test]
+fn verify_says_no_where_something_is_opaque() {
+    let scratch = Scratch::new();
+    pipeline(&[&["fdimg", "verify", &image(&scratch, &["eventfd@3"])]]).ok();
+    let target = target!(scratch.dir(), &["opaque@3"]);
+    let file = scratch.file("b.fdi");
+    scan(&target.pid, &file);
+    let ran = pipeline(&[&["fdimg", "verify", &file]]);
+    assert!(ran.text().contains("opaque") || ran.stderr(0).contains("opaque"), "{}", ran.whole());
+    assert!([0, 1].contains(&ran.status(0)), "{}", ran.whole());
+}
+
+#[test]
+fn a_reader_that_leaves_early_ends_the_tools_quietly() {
+    let scratch = Scratch::new();
+    let words = ["mkfd", "many", "2000", "--close-std", "--dir", scratch.dir()];
+    let target = Target::ready(&words).unwrap();
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    for stage in [
+        &["fdscan", &target.pid][..],
+        &["fdimg", "show", &file],
+        &["fdimg", "show", "-J", &file],
+        &["fdimg", "read", &file],
+        &["fdimg", "select", "-F", "!pipe", &file],
+    ] {
+        let ran = pipeline(&[stage, &["head", "-c", "1"]]);
+        assert_eq!(ran.stderr(0), "", "{}", ran.whole());
+        assert!([0, 141].contains(&ran.status(0)), "{}", ran.whole());
+    }
+}
+
+#[test]
+fn show_has_a_line_a_descriptor() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3,8:dup,pos=7,append", "pipe@4,5", "unlinked@6"]);
+    let text = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+    let line = |fd: &str| {
+        let found = text.lines().find(|line| line.split_whitespace().next() == Some(fd));
+        found.unwrap_or_else(|| panic!("no line of {fd}\n{text}")).to_owned()
+    };
+    for (fd, parts) in [
+        ("3", &["regular", "rw", "7", "append", "8", "regular.3"][..]),
+        ("4", &["pipe", "r"]),
+        ("5", &["pipe", "w"]),
+        ("6", &["unlinked", "(deleted)"]),
+        ("8", &["regular", "3"]),
+    ] {
+        let line = line(fd);
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}\nlacks some of {parts:?}");
+    }
+}
+
+#[test]
+fn a_name_with_a_newline_does_not_break_a_line() {
+    let scratch = Scratch::new();
+    let spec = format!("regular@3:path={}/a%0ab%1b[31m%ff", scratch.dir());
+    let file = image(&scratch, &[&spec]);
+    let text = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+    assert!(!text.contains("\nb") && !text.contains('\x1b'), "{text:?}");
+    let check = ["mkfd", "check", "--std", "0,1,2", &spec];
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
+    pipeline(&[&[&restore[..], &check].concat()]).quiet();
+}
+
+#[test]
+fn two_processes_and_a_tree_are_in_one_image() {
+    let scratch = Scratch::new();
+    let one = target!(scratch.dir(), &["eventfd@3:count=1"]);
+    let two = target!(scratch.dir(), &["eventfd@3:count=2"]);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", &one.pid, &two.pid], &["fdimg", "write", &file]]).quiet();
+    let (first, second) = (one.pid.clone(), two.pid.clone());
+    drop((one, two));
+    for (task, count) in [(&[][..], "1"), (&["--task", &first], "1"), (&["--task", &second], "2")] {
+        let restore = [&["fdrestore", "-i", &file, "--inherit", "1,2"], task].concat();
+        let spec = format!("eventfd@3:count={count}");
+        pipeline(&[&[&restore[..], &["--", "mkfd", "check", "--std", "1,2", &spec]].concat()]).ok();
+    }
+    let script = "exec 7</dev/null; sleep 1000 & sleep 1000 & echo ready; wait";
+    let tree = Target::program(&["sh", "-c", script]);
+    let ran = pipeline(&[&["fdscan", "-t", &tree.pid], &["fdimg", "show", "-J"]]).ok();
+    let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(shown["tasks"].as_array().unwrap().len(), 3, "{}", ran.whole());
+    // What the parent opened is one description in all three.
+    let rows = shown["descriptors"].as_array().unwrap();
+    let sevens: Vec<_> = rows.iter().filter(|row| row["fd"] == 7).map(|row| &row["file"]).collect();
+    assert_eq!(sevens.len(), 3);
+    assert!(sevens.iter().all(|file| *file == sevens[0]), "{sevens:?}");
+}
+
+#[test]
+fn an_image_may_be_taken_passively_and_frozen() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["regular@3:pos=5", "pipe@4,5:data=hello"]);
+    for option in ["--passive", "--freeze"] {
+        let ran = pipeline(&[&["fdscan", option, &target.pid], &["fdimg", "show", "-J"]]).ok();
+        let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        assert_eq!(shown["descriptors"].as_array().unwrap().len(), 3, "{option}");
+        assert_eq!(shown["head"]["frozen"], option == "--freeze");
+        let state = fs::read_to_string(format!("/proc/{}/status", target.pid)).unwrap();
+        assert!(
+            state.contains("State:\tS") && state.contains("TracerPid:\t0"),
+            "{option}\n{state}"
+        );
+    }
+    pipeline(&[&["fdscan", "--stop", &target.pid], &["fdimg", "verify"]]).ok();
+    let state = fs::read_to_string(format!("/proc/{}/status", target.pid)).unwrap();
+    assert!(state.contains("State:\tT (stopped)") && state.contains("TracerPid:\t0"), "{state}");
+}
+
+#[test]
+fn a_killed_scan_lets_the_process_go() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    // Its reader never reads, and is killed with it.
+    let script = "\"$0\" --freeze \"$1\" | sleep 0.3 & sleep 0.1; kill -9 $! 2>/dev/null; wait";
+    let fdscan = crate::harness::tool("fdscan").to_string_lossy().into_owned();
+    pipeline(&[&["sh", "-c", script, &fdscan, &target.pid]]);
+    let state = fs::read_to_string(format!("/proc/{}/status", target.pid)).unwrap();
+    assert!(state.contains("State:\tS") && state.contains("TracerPid:\t0"), "{state}");
+}
+
+#[test]
+fn every_process_that_may_be_read_is_scanned_or_refused_by_a_documented_status() {
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else { continue };
+        let ran = pipeline(&[&["fdscan", pid], &["fdimg", "verify"]]);
+        assert!([0, 1, 4, 5].contains(&ran.status(0)), "{}", ran.whole());
+        assert!(!ran.stderr(0).contains("panicked"), "{}", ran.whole());
+        if ran.status(0) <= 1 {
+            assert!([0, 1].contains(&ran.status(1)), "{}", ran.whole());
+        }
+    }
+}
+
+#[test]
+fn a_stdin_that_is_closed_is_an_empty_image() {
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    fs::write(&file, "old").unwrap();
+    let exec = ["mkfd", "exec", "--close", "0", "--"];
+    pipeline(&[&[&exec[..], &["fdimg", "write", &file]].concat()]).refuses(3, &[]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+}
+
+#[test]
+fn a_stdout_that_is_closed_harms_nothing() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["eventfd@3"]);
+    let before = fs::read(&file).unwrap();
+    for close in ["1", "0,1", "0,1,2"] {
+        let exec = ["mkfd", "exec", "--close", close, "--"];
+        for stage in [&["fdimg", "show", &file][..], &["fdimg", "read", &file]] {
+            let ran = pipeline(&[&[&exec[..], stage].concat()]);
+            assert!([0, 7].contains(&ran.status(0)), "{}", ran.whole());
+        }
+    }
+    assert_eq!(fs::read(&file).unwrap(), before);
+}
+
+#[test]
+fn each_tool_says_its_version_and_its_help() {
+    for tool in ["fdscan", "fdimg", "fdrestore", "ttyctl"] {
+        for option in ["-V", "--version"] {
+            let text = pipeline(&[&[tool, option]]).quiet().text();
+            assert!(text.starts_with(&format!("{tool} ")), "{text}");
+        }
+        for option in ["-h", "--help"] {
+            let text = pipeline(&[&[tool, option]]).quiet().text();
+            assert!(text.contains(tool), "{text}");
         }
     }
 }

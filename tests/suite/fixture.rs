@@ -1,0 +1,102 @@
+//! The fixture stands on its own: what it makes is as it says, and it notices what is not.
+
+use crate::harness::{Scratch, Target, pipeline};
+use crate::kinds::{CASES, at};
+
+/// Makes these, becomes `mkfd check` of those.
+fn make_and_check(made: &[&str], wanted: &[&str]) -> (i32, String) {
+    let scratch = Scratch::new();
+    let words = ["mkfd", "make", "--dir", scratch.dir()];
+    let check = ["--", "mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
+    let ran = pipeline(&[&[&words[..], made, &check[..], wanted].concat()]);
+    (ran.status(0), ran.stderr(0).to_owned())
+}
+
+#[test]
+fn what_is_made_is_found_to_be_so() {
+    for (name, specs) in CASES {
+        let specs = specs.iter().map(|spec| at(spec, &[3, 4, 5, 6]).replace(",cloexec", ""));
+        let specs: Vec<String> = specs.collect();
+        let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+        let (status, stderr) = make_and_check(&specs, &specs);
+        match status {
+            77 => crate::harness::skipped(&format!("{name}: {stderr}")),
+            _ => assert_eq!(status, 0, "{name} {specs:?}\n{stderr}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_not_made_is_noticed() {
+    for (made, wanted, said) in [
+        ("regular@3:pos=2", "regular@3", "position is 2, was made 0"),
+        ("regular@3:read", "regular@3", "F_GETFL"),
+        ("regular@3:data=abcd", "regular@3:data=abcx", "content"),
+        ("unlinked@3", "regular@3", "(deleted)"),
+        ("regular@3,4:dup", "regular@3", "4 is open and should not be"),
+        ("regular@3", "regular@3,4:dup", "4 regular: not open"),
+        ("eventfd@3,4:dup", "eventfd@4", "3 is open"),
+        ("eventfd@3", "eventfd@3:cloexec", "FDRESTORE_CLOEXEC"),
+        ("eventfd@3", "eventfd@3:own", "owner"),
+        ("eventfd@3", "eventfd@3:sig=10", "F_GETSIG"),
+        ("eventfd@3:count=3,semaphore", "eventfd@3:count=3", "a read is Some(1)"),
+        ("eventfd@3:count=4", "eventfd@3:count=3", "count is Some(4)"),
+        ("pipe@3,4:data=hello", "pipe@3,4:data=help", "data"),
+        ("pipe@3,4:packet,data=a+b", "pipe@3,4:data=ab", "O_DIRECT"),
+        ("pipe@3,4", "pipe@3,4:async", "O_ASYNC"),
+        ("pipe@3,4", "pipe@3:reader", "a writer is still there"),
+        ("pipe@3,4:size=4096", "pipe@3,4:size=8192", "size is 4096"),
+        ("mem@3", "mem@3:dev=zero", "device"),
+        ("directory@3:steps=2", "directory@3", "position"),
+    ] {
+        let (status, stderr) = make_and_check(&[made], &[wanted]);
+        assert_eq!(status, 1, "{made} is taken for {wanted}\n{stderr}");
+        assert!(stderr.contains(said), "{made} as {wanted}: {said:?} is not said\n{stderr}");
+    }
+}
+
+#[test]
+fn two_that_are_apart_are_not_taken_for_dups_nor_dups_for_two() {
+    for (made, wanted) in [
+        (&["eventfd@3", "eventfd@4"][..], &["eventfd@3,4:dup"][..]),
+        (&["eventfd@3,4:dup"], &["eventfd@3", "eventfd@4"]),
+        (&["regular@3:path=/dev/null", "regular@4"], &["regular@3,4:dup"]),
+    ] {
+        let (status, stderr) = make_and_check(made, wanted);
+        assert_eq!(status, 1, "{made:?} is taken for {wanted:?}\n{stderr}");
+    }
+}
+
+#[test]
+fn a_target_has_its_specs_open_and_nothing_else() {
+    let scratch = Scratch::new();
+    let specs = ["mem@0", "pipe@9,8", "eventfd@3,60:dup,cloexec", "regular@4"];
+    let target = target!(scratch.dir(), &specs);
+    let numbers: Vec<u32> = target.open().into_iter().map(|(n, _)| n).collect();
+    assert_eq!(numbers, [0, 3, 4, 8, 9, 60]);
+    let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/60", target.pid)).unwrap();
+    assert!(info.contains("flags:\t02000002"), "{info}");
+}
+
+#[test]
+fn a_spec_may_name_stdout_and_the_pid_is_still_said() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["regular@1", "eventfd@2"]);
+    let numbers: Vec<u32> = target.open().into_iter().map(|(n, _)| n).collect();
+    assert_eq!(numbers, [1, 2]);
+}
+
+#[test]
+fn many_are_dense_and_of_all_kinds() {
+    let scratch = Scratch::new();
+    let words = ["mkfd", "many", "100", "--close-std", "--dir", scratch.dir()];
+    let target = Target::ready(&words).unwrap();
+    let open = target.open();
+    let numbers: Vec<u32> = open.iter().map(|(n, _)| *n).collect();
+    assert_eq!(numbers, (3..103).collect::<Vec<u32>>());
+    for (start, count) in [("/", 40), ("pipe:", 20), ("socket:", 20), ("anon_inode:[eventfd]", 20)]
+    {
+        let found = open.iter().filter(|(_, link)| link.starts_with(start)).count();
+        assert_eq!(found, count, "{start}");
+    }
+}

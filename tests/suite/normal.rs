@@ -1,0 +1,70 @@
+//! Two records of one thing, made comparable: what no restore can keep is taken out.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Keys of what is new with every process or kernel object: numbers of inodes, mounts and records,
+/// pids, and times. Close-on-exec is off in COMMAND by design, and told in the environment.
+const NEW: &[&str] =
+    &["pid", "pids", "file", "object", "ino", "mnt", "mtime", "id", "cloexec", "start", "time"];
+
+/// The descriptors of `fdimg show -J` that have these numbers, without what cannot be kept.
+pub(crate) fn records(shown: &Value, fds: &[u32]) -> BTreeMap<u64, Value> {
+    let all = shown["descriptors"].as_array().expect("descriptors");
+    let wanted = |fd: u64| fds.iter().any(|&each| u64::from(each) == fd);
+    all.iter()
+        .map(|each| (each["fd"].as_u64().expect("a number"), normal(each)))
+        .filter(|(fd, _)| wanted(*fd))
+        .collect()
+}
+
+/// A value without what cannot be kept.
+fn normal(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(key, _)| !NEW.contains(&key.as_str()))
+            .map(|(key, value)| (key.clone(), normal(value)))
+            .collect(),
+        Value::Array(list) => list.iter().map(normal).collect(),
+        Value::String(text) => numbered(text).into(),
+        other => other.clone(),
+    }
+}
+
+/// `pipe:[123]` and `/dir/#123 (deleted)` without the number of the inode, `12:3` without a pid.
+fn numbered(text: &str) -> String {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if let Some((kind, number)) = text.strip_suffix(']').and_then(|text| text.split_once(":[")) {
+        if digits(number) {
+            return format!("{kind}:[]");
+        }
+    }
+    if let Some((dir, number)) = text.strip_suffix(" (deleted)").and_then(|t| t.rsplit_once("/#")) {
+        if digits(number) {
+            return format!("{dir}/# (deleted)");
+        }
+    }
+    match text.split_once(':') {
+        Some((pid, fd)) if digits(pid) && digits(fd) => fd.into(),
+        _ => text.into(),
+    }
+}
+
+#[test]
+fn what_a_restore_cannot_keep_is_not_compared() {
+    let one = serde_json::json!({"descriptors": [{
+        "pid": 7, "fd": 3, "name": "pipe:[12]", "shared": ["7:4"], "body": {"size": 1, "id": 4},
+    }]});
+    let two = serde_json::json!({"descriptors": [{
+        "pid": 8, "fd": 3, "name": "pipe:[13]", "shared": ["8:4"], "body": {"size": 1, "id": 5},
+    }, {"fd": 1}]});
+    assert_eq!(records(&one, &[3]), records(&two, &[3]));
+}
+
+#[test]
+fn what_a_restore_must_keep_is_compared() {
+    let one = serde_json::json!({"descriptors": [{"fd": 3, "pos": 7, "body": {"size": 1}}]});
+    let two = serde_json::json!({"descriptors": [{"fd": 3, "pos": 7, "body": {"size": 2}}]});
+    assert_ne!(records(&one, &[3]), records(&two, &[3]));
+}
