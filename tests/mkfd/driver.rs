@@ -126,6 +126,11 @@ pub(crate) fn say(text: &str) {
     }
 }
 
+/// Whether a SPEC has 2.
+pub(crate) fn stderr_is_aside() -> bool {
+    STDERR.load(Ordering::Relaxed) != 2
+}
+
 /// Closes the copy of stderr that a SPEC at 2 asked for.
 pub(crate) fn forget_stderr() {
     let n = STDERR.swap(2, Ordering::Relaxed);

@@ -22,6 +22,8 @@ mod socketpair;
 mod unlinked;
 
 use driver::{Bad, Entry, entry};
+use nix::fcntl::OFlag;
+use nix::unistd::Pid;
 use spec::{At, Result, Spec, Stop};
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -213,13 +215,42 @@ fn numbers(text: &OsStr) -> Result<Vec<RawFd>> {
     text.to_string_lossy().split(',').map(|n| number(OsStr::new(n))).collect()
 }
 
-/// Says the pid on `stdout`, closes what is to be closed, and waits until a signal ends it.
+/// Says the pid on `stdout`, and waits until a signal ends it. What is to be closed is closed when
+/// the pid is read: a child has what it takes to say it, and does so after that.
 fn wait(stdout: RawFd, args: &Args) -> Result<i32> {
     sys::block_signals();
-    let line = format!("{}\n", std::process::id());
-    if let Ok(out) = sys::at(stdout) {
-        let _ = nix::unistd::write(out, line.as_bytes());
+    let pid = std::process::id();
+    if args.close_std || stdout != 1 || driver::stderr_is_aside() {
+        let (r, w) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
+        match sys::fork().at("fork")? {
+            None => {
+                drop(w);
+                let _ = nix::unistd::read(&r, &mut [0]);
+                say_pid(stdout, pid);
+                std::process::exit(0);
+            }
+            Some(child) => {
+                drop(r);
+                close_what_is_mkfds_own(stdout, args);
+                drop(w);
+                let _ = nix::sys::wait::waitpid(Pid::from_raw(child), None);
+            }
+        }
+    } else {
+        say_pid(stdout, pid);
     }
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+fn say_pid(stdout: RawFd, pid: u32) {
+    if let Ok(out) = sys::at(stdout) {
+        let _ = nix::unistd::write(out, format!("{pid}\n").as_bytes());
+    }
+}
+
+fn close_what_is_mkfds_own(stdout: RawFd, args: &Args) {
     if stdout != 1 {
         sys::close(stdout);
     }
@@ -229,9 +260,6 @@ fn wait(stdout: RawFd, args: &Args) -> Result<i32> {
         let named = |n: RawFd| named.iter().any(|spec| spec.fds.contains(&n));
         (0..3).filter(|&n| !named(n)).for_each(sys::close);
     }
-    loop {
-        nix::unistd::pause();
-    }
 }
 
 fn exec(args: &Args) -> Result<i32> {
@@ -239,7 +267,7 @@ fn exec(args: &Args) -> Result<i32> {
     let wanted = args.leak.iter().copied().collect();
     driver::raise_limit(&wanted)?;
     for &n in &args.leak {
-        let null = driver::open("/dev/null".as_ref(), nix::fcntl::OFlag::O_RDWR)?;
+        let null = driver::open("/dev/null".as_ref(), OFlag::O_RDWR)?;
         sys::move_to(null, n, false).at(format!("dup3 to {n}"))?;
     }
     if let Some(limit) = args.nofile {

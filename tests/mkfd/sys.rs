@@ -153,6 +153,13 @@ pub(crate) fn io_uring(entries: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// fork(2): None in the child.
+pub(crate) fn fork() -> Result<Option<libc::pid_t>> {
+    // SAFETY: there is one thread only, so the child may do whatever the parent may.
+    let pid = Errno::result(unsafe { libc::fork() })?;
+    Ok((pid != 0).then_some(pid))
+}
+
 /// Blocks every signal but those that end a process from a terminal.
 pub(crate) fn block_signals() {
     // SAFETY: the set is initialised by sigfillset before it is used; null is allowed for the old.
