@@ -6,7 +6,7 @@ use crate::freeze::Frozen;
 use crate::image::{
     Bytes, Data, Head, Inode, Item, OpenFile, Signals, Slot, Summary, VERSION, Writer,
 };
-use crate::kind::{self, Entry, KINDS};
+use crate::kind::{self, Entry, KINDS, Piece};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal};
 use crate::sys;
 use nix::errno::Errno;
@@ -379,10 +379,11 @@ impl<W: Write> Scan<'_, W> {
             let out = &mut self.out;
             let summary = &mut self.summary;
             let mut failed = None;
-            let mut put = |offset: i64, bytes: &[u8]| {
+            let mut put = |piece: Piece<'_>| {
+                let Piece { offset, bytes, with } = piece;
                 summary.contents += bytes.len() as u64;
                 let bytes = Bytes(bytes.to_vec());
-                let data = Data { object: holder.object, offset, bytes };
+                let data = Data { object: holder.object, offset, with: with.map(Box::new), bytes };
                 out.put(&Item::Data(data)).inspect_err(|err| failed = Some(err.clone()))
             };
             let read = sys::pidfd_getfd(process.pidfd(), holder.fd).map_err(Error::from);

@@ -8,10 +8,9 @@ use crate::service;
 use crate::site::{Changed, Made, Site, set_flags};
 use crate::sys::{self, Owner, Seat};
 use crate::text::escape;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::Mode;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -246,6 +245,7 @@ impl<'a> Plan<'a> {
     ) -> Site<'b> {
         Site {
             image: self.image,
+            task: self.task,
             source,
             root,
             dry,
@@ -487,9 +487,8 @@ fn build(
                 }
             }
             (Deed::Null, Some(file)) => {
-                let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_ACCMODE);
-                let null = open("/dev/null", flags, Mode::empty()).at(|| "/dev/null")?;
-                let seat = Seat::take(null, fd).at(|| format!("put it at {fd}"))?;
+                let kind = kind::named(&file.kind).unwrap_or(&kind::KINDS[kind::KINDS.len() - 1]);
+                let seat = Seat::take((kind.null)(file)?, fd).at(|| format!("put it at {fd}"))?;
                 site.seats.insert(file.id, seat);
             }
             _ => (),
@@ -560,18 +559,22 @@ fn seek(file: &OpenFile, site: &Site<'_>) -> Result<()> {
     nix::unistd::lseek(site.seats[&file.id].as_fd(), file.pos, whence).at(|| "lseek").map(drop)
 }
 
-/// What can be done only when all numbers stand: owners and O_ASYNC. F_SETFL registers the process
+/// What can be done only when all numbers stand: what kinds left for then, owners, O_ASYNC. F_SETFL registers the process
 /// for SIGIO; an O_ASYNC given to open(2) would be set and dead (fcntl(2)).
 fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
     let ids = plan.steps.iter().filter(|step| step.deed == Deed::Make).filter_map(|step| step.file);
     for file in ids.filter_map(|id| plan.image.file(id)) {
         let Some(seat) = site.seats.get(&file.id).copied() else { continue };
+        if let Some(kind) = kind::named(&file.kind).filter(|kind| kind.is_late) {
+            (kind.late)(file, seat, site).at(|| format!("fd {}: {}", seat.number(), what(file)))?;
+        }
         if let Some(signals) = &file.signals {
             if signals.signal != 0 {
                 sys::set_signal(seat.as_fd(), signals.signal).at(|| "F_SETSIG")?;
             }
-            match heir(plan.task, signals.kind, signals.id) {
-                Some(owner) => sys::set_owner(seat.as_fd(), owner).at(|| "F_SETOWN_EX")?,
+            match site.heir(signals.kind, signals.id) {
+                Some(id) => sys::set_owner(seat.as_fd(), Owner { kind: signals.kind, id })
+                    .at(|| "F_SETOWN_EX")?,
                 None if signals.id != 0 => {
                     let id = signals.id;
                     let line = format!("fd {}: its owner {id} is not restored", seat.number());
@@ -589,14 +592,4 @@ fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Who gets the signals now: this process in place of the task, its group in place of its group.
-fn heir(task: &Task, kind: i32, id: i32) -> Option<Owner> {
-    let id = match kind {
-        0 | 1 if id == task.pid => nix::unistd::getpid().as_raw(),
-        2 if id == task.pgid => nix::unistd::getpgrp().as_raw(),
-        _ => return None,
-    };
-    Some(Owner { kind, id })
 }

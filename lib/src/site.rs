@@ -2,13 +2,14 @@
 //! below the root, and what was made already.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Image, Inode, OpenFile};
+use crate::image::{Chunk, Image, Inode, OpenFile, Task};
 use crate::proc::inode_of;
 use crate::sys::Seat;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
 use nix::sys::stat::Mode;
+use nix::unistd::dup;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -41,6 +42,8 @@ pub enum Changed {
 pub struct Site<'a> {
     /// The image.
     pub image: &'a Image,
+    /// The task whose table is restored.
+    pub task: &'a Task,
     /// Where its bytes can be read again.
     pub source: Option<OwnedFd>,
     /// The directory below which paths are opened.
@@ -155,6 +158,16 @@ impl<'a> Site<'a> {
         Ok(Made { fd, flags: flags & !ASYNC })
     }
 
+    /// The process (kind 0 or 1: a thread or a process) or group (2) that an id of the image means
+    /// now, if it is of the task that is restored.
+    pub fn heir(&self, kind: i32, id: i32) -> Option<i32> {
+        match kind {
+            0 | 1 if id == self.task.pid => Some(nix::unistd::getpid().as_raw()),
+            2 if id == self.task.pgid => Some(nix::unistd::getpgrp().as_raw()),
+            _ => None,
+        }
+    }
+
     /// The other files of the same object that are restored.
     pub fn peers(&self, file: &OpenFile) -> Vec<&'a OpenFile> {
         let ids = file.object.and_then(|object| self.objects.get(&object));
@@ -167,20 +180,22 @@ impl<'a> Site<'a> {
         self.peers(file).iter().find_map(|peer| self.seats.get(&peer.id).copied())
     }
 
-    /// Puts at its number what was made ahead of its turn: the other end of a pipe.
-    pub fn leave(&mut self, file: &OpenFile, made: Made) -> Result<()> {
+    /// Puts at its number what was made ahead of its turn: the other end of a pipe. `mine`, made
+    /// with it, is given back; it steps aside if it was born at that very number.
+    pub fn leave(&mut self, file: &OpenFile, made: Made, mine: OwnedFd) -> Result<OwnedFd> {
         let number = self.lowest[&file.id];
+        let mine = if mine.as_raw_fd() == number { dup(mine).at(|| "dup")? } else { mine };
         set_flags(made.fd.as_fd(), made.flags, file.flags)?;
         let seat = Seat::take(made.fd, number).at(|| format!("put it at {number}"))?;
         self.seats.insert(file.id, seat);
-        Ok(())
+        Ok(mine)
     }
 
-    /// Hands the contents of an object to `take`, piece by piece, with the offset of each.
+    /// Hands the contents of an object to `take`, piece by piece.
     pub fn contents(
         &self,
         object: Option<u32>,
-        mut take: impl FnMut(i64, &[u8]) -> Result<()>,
+        mut take: impl FnMut(&Chunk, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let chunks = object.and_then(|object| self.image.contents.get(&object));
         let mut buffer = Vec::new();
@@ -195,7 +210,7 @@ impl<'a> Site<'a> {
                     count => have += count,
                 }
             }
-            take(chunk.offset, &buffer)?;
+            take(chunk, &buffer)?;
         }
         Ok(())
     }

@@ -310,7 +310,7 @@ fn two_slots_of_one_number_are_refused() {
 fn contents_of_nothing_are_refused() {
     let scratch = Scratch::new();
     let forged = forged(&bytes(&scratch), |items| {
-        items.push(Item::Data(Data { object: 99, offset: 0, bytes: b"x"[..].into() }));
+        items.push(Item::Data(Data { object: 99, offset: 0, with: None, bytes: b"x"[..].into() }));
     });
     refused(&scratch, &forged, &["99"]);
 }

@@ -1,12 +1,12 @@
 //! A whole image in memory, but for its contents, of which only the place is kept.
 
-use super::{Entry, Head, Item, OpenFile, Reader, Slot, Task, scan};
+use super::{Entry, Envelope, Head, Item, OpenFile, Reader, Slot, Task, scan};
 use crate::error::Result;
 use std::collections::BTreeMap;
 use std::io::Read;
 
 /// Where a piece of contents stands in the stream, and in its object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// The offset of its bytes in the stream.
     pub at: u64,
@@ -14,6 +14,8 @@ pub struct Chunk {
     pub len: usize,
     /// The offset in a file.
     pub offset: i64,
+    /// What came with it.
+    pub with: Option<Box<Envelope>>,
 }
 
 /// An image that was read to its end and found whole.
@@ -50,7 +52,7 @@ impl Image {
                     // The bytes are the last of the field, and the field is part of the record.
                     let end = bytes.as_ptr() as usize - whole.as_ptr() as usize + bytes.len();
                     let at = offset + (end - len) as u64;
-                    let chunk = Chunk { at, len, offset: data.offset };
+                    let chunk = Chunk { at, len, offset: data.offset, with: data.with };
                     contents.entry(data.object).or_default().push(chunk);
                 }
                 Item::Head(_) | Item::End(_) | Item::Other => (),

@@ -14,7 +14,7 @@ pub use check::Checker;
 pub use load::{Chunk, Image};
 pub use read::{Entry, Reader, Record, Summary};
 pub use record::{
-    Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals, Slot,
-    Table, Task, Terminal, VERSION,
+    Bytes, Credentials, Data, End, Envelope, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals,
+    Slot, Table, Task, Terminal, VERSION,
 };
 pub use write::Writer;

@@ -273,8 +273,28 @@ pub struct Data {
     /// Where it stands in a file; pieces of a queue have zero and stand in their order.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub offset: i64,
+    /// What came with a message, if anything did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<Box<Envelope>>,
     /// At most [`MAX_CHUNK`] bytes.
     pub bytes: Bytes,
+}
+
+/// What a message of a socket's queue has beside its bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The sender's address as the kernel has it: a struct sockaddr.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Bytes>,
+    /// The files queued with it: SCM_RIGHTS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<u32>,
+    /// Process, user and group of the sender: SCM_CREDENTIALS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<(i32, u32, u32)>,
+    /// The message is longer than one piece and goes on in the next.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub more: bool,
 }
 
 /// The last record.

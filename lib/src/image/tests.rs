@@ -91,7 +91,7 @@ prop_compose! {
             items.push(Item::Slot(Slot { table: 0, fd, cloexec, file, locks: Vec::new() }));
         }
         for (at, bytes) in data.into_iter().enumerate().filter(|_| objects) {
-            items.push(Item::Data(Data { object: 0, offset: at as i64, bytes }));
+            items.push(Item::Data(Data { object: 0, offset: at as i64, with: None, bytes }));
         }
         items
     }
@@ -167,7 +167,7 @@ fn records_that_do_not_fit_together_are_refused() {
     assert!(refused(&begin(&[slot(3, 5, 1)])).contains("of table 1, which no task has"));
     assert!(refused(&begin(&[slot(3, 5, 0), slot(3, 5, 0)])).contains("comes twice"));
     assert!(refused(&begin(&[slot(3, 5, 0), slot(2, 5, 0)])).contains("after a higher one"));
-    let data = Item::Data(Data { object: 0, offset: 0, bytes: Bytes::default() });
+    let data = Item::Data(Data { object: 0, offset: 0, with: None, bytes: Bytes::default() });
     assert!(refused(&begin(&[data])).contains("contents of object 0"));
     assert!(refused(&begin(&[])[1..]).contains("a head stands first"));
 }

@@ -13,18 +13,33 @@ mod pipe;
 mod regular;
 mod unlinked;
 
-use crate::error::{Error, Result};
-use crate::image::{Inode, OpenFile};
+use crate::error::{At, Error, Result};
+use crate::image::{Envelope, Inode, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
+use crate::sys::Seat;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::Mode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 pub(crate) use opaque::unreadable;
 
-/// Takes contents: the offset in a file, and at most [`crate::image::MAX_CHUNK`] bytes.
-pub type Sink<'a> = &'a mut dyn FnMut(i64, &[u8]) -> Result<()>;
+/// A piece of contents on its way into an image.
+#[derive(Debug, Default)]
+pub struct Piece<'a> {
+    /// Where it stands in a file; zero in a queue.
+    pub offset: i64,
+    /// At most [`crate::image::MAX_CHUNK`] bytes.
+    pub bytes: &'a [u8],
+    /// What came with a message.
+    pub with: Option<Envelope>,
+}
+
+/// Takes contents.
+pub type Sink<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<()>;
 
 /// What every kind does. The record is the type itself.
 pub trait Kind: Serialize + DeserializeOwned {
@@ -34,6 +49,8 @@ pub trait Kind: Serialize + DeserializeOwned {
     const SHARES: bool = false;
     /// Whether lseek(2) brings its position back.
     const SEEKS: bool = false;
+    /// Whether it has something left to do when all numbers stand: [`Kind::late`].
+    const LATE: bool = false;
 
     /// Whether a descriptor is of this kind.
     fn claims(it: &Descriptor<'_>) -> bool;
@@ -52,8 +69,19 @@ pub trait Kind: Serialize + DeserializeOwned {
         Ok(())
     }
 
-    /// Makes the description anew.
+    /// Makes the description anew. Takes the record apart by name, so that no field is forgotten.
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made>;
+
+    /// What can be done only when all numbers of the table stand. `seat` is its lowest number.
+    fn late(&self, _file: &OpenFile, _seat: Seat, _site: &mut Site<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// What stands in its place under `--missing null`: reads end, writes go nowhere.
+    fn null(file: &OpenFile) -> Result<OwnedFd> {
+        let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_ACCMODE);
+        open("/dev/null", flags, Mode::empty()).at(|| "/dev/null")
+    }
 }
 
 /// A kind without its type.
@@ -74,6 +102,12 @@ pub struct Entry {
     pub check: fn(&OpenFile, &Site<'_>) -> Result<()>,
     /// [`Kind::restore`], from the encoded body.
     pub restore: fn(&OpenFile, &mut Site<'_>) -> Result<Made>,
+    /// [`Kind::LATE`]
+    pub is_late: bool,
+    /// [`Kind::late`], from the encoded body.
+    pub late: fn(&OpenFile, Seat, &mut Site<'_>) -> Result<()>,
+    /// [`Kind::null`]
+    pub null: fn(&OpenFile) -> Result<OwnedFd>,
 }
 
 const fn entry<K: Kind>() -> Entry {
@@ -88,6 +122,9 @@ const fn entry<K: Kind>() -> Entry {
         contents: K::contents,
         check: |file, site| body::<K>(file)?.check(file, site),
         restore: |file, site| body::<K>(file)?.restore(file, site),
+        is_late: K::LATE,
+        late: |file, seat, site| body::<K>(file)?.late(file, seat, site),
+        null: K::null,
     }
 }
 

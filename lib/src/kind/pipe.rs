@@ -1,6 +1,6 @@
 //! pipe(7): two ends of one queue. Its bytes are read with tee(2), so that they stay.
 
-use super::{Kind, Sink};
+use super::{Kind, Piece, Sink};
 use crate::error::{At, Error, Result};
 use crate::image::{Inode, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
@@ -70,7 +70,7 @@ pub(super) fn peek(copy: BorrowedFd<'_>, limit: u64, to: Sink<'_>) -> Result<()>
     loop {
         match read(out.as_fd(), &mut buffer) {
             Ok(0) | Err(Errno::EAGAIN) => return Ok(()),
-            Ok(count) => to(0, &buffer[..count])?,
+            Ok(count) => to(Piece { bytes: &buffer[..count], ..Piece::default() })?,
             Err(errno) => return Err(errno).at(|| "read"),
         }
     }
@@ -131,9 +131,9 @@ impl Kind for Pipe {
         if ours > WRONLY {
             return site.again(reader.as_fd(), file.flags);
         }
-        let (mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
+        let (mut mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
         if let Some(other) = other {
-            site.leave(other, Made { fd: theirs, flags: born })?;
+            mine = site.leave(other, Made { fd: theirs, flags: born }, mine)?;
         }
         Ok(Made { fd: mine, flags: born })
     }
@@ -164,7 +164,7 @@ pub(super) fn fill(
         fcntl(writer, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags as i32))).at(|| "F_SETFL")
     };
     set(flags)?;
-    site.contents(file.object, |_, bytes| match write(writer, bytes).at(|| "fill it")? {
+    site.contents(file.object, |_, bytes: &[u8]| match write(writer, bytes).at(|| "fill it")? {
         count if count == bytes.len() => Ok(()),
         _ => Err(Error::unrestorable("its contents do not fit")),
     })?;

@@ -1,7 +1,7 @@
 //! Regular files whose name is gone: unlinked, or made with O_TMPFILE. Only their contents can
 //! bring them back.
 
-use super::{Kind, Sink};
+use super::{Kind, Piece, Sink};
 use crate::error::{At, Error, Result};
 use crate::image::{Inode, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
@@ -62,7 +62,7 @@ impl Kind for Unlinked {
             }
             // Holes and zeroes read alike, and are both restored as holes.
             if at == 0 || buffer[..count].iter().any(|&byte| byte != 0) {
-                to(at, &buffer[..count])?;
+                to(Piece { offset: at, bytes: &buffer[..count], with: None })?;
             }
             at += count as i64;
         }
@@ -86,10 +86,11 @@ impl Kind for Unlinked {
         if let Some(inode) = &file.inode {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
         }
-        site.contents(file.object, |at, bytes| {
+        site.contents(file.object, |chunk, bytes| {
             let mut done = 0;
             while done < bytes.len() {
-                done += pwrite(new.as_fd(), &bytes[done..], at + done as i64).at(|| "write")?;
+                done += pwrite(new.as_fd(), &bytes[done..], chunk.offset + done as i64)
+                    .at(|| "write")?;
             }
             Ok(())
         })?;
