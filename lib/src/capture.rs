@@ -65,14 +65,14 @@ struct Holder {
 
 /// Captures processes into an image. `say` gets what could not be taken, a line each.
 ///
-/// Gives the status: 1 if some descriptors could not be taken, 5 if a process changed meanwhile.
+/// Gives `out` back with the status: 1 if some descriptors could not be taken, 5 if a process changed meanwhile.
 /// Fails, before anything is written, if a process cannot be looked at.
 pub fn capture<W: Write>(
     pids: &[i32],
     options: &Options,
     out: W,
     say: &mut dyn FnMut(String),
-) -> Result<(Status, Summary)> {
+) -> Result<(W, Status, Summary)> {
     let mut frozen = Frozen::default();
     let processes = gather(pids, options, &mut frozen)?;
     let mut scan = Scan {
@@ -94,8 +94,8 @@ pub fn capture<W: Write>(
             frozen.leave_stopped(process)?;
         }
     }
-    scan.out.end()?;
-    Ok((scan.status, scan.summary))
+    let (status, summary) = (scan.status, scan.summary);
+    Ok((scan.out.end()?, status, summary))
 }
 
 fn named(pid: i32) -> impl Fn(Error) -> Error {

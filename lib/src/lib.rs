@@ -10,6 +10,7 @@ pub mod image;
 pub mod filter;
 pub mod proc;
 pub mod service;
+pub mod shrink;
 pub mod site;
 pub mod text;
 

@@ -39,6 +39,7 @@ pub struct Identity {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
     comm: Vec<u8>,
+    state: u8,
     fields: Vec<i64>,
 }
 
@@ -50,7 +51,8 @@ impl Stat {
         let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
         let field = |word: &str| word.parse().or_else(|_| word.parse::<u64>().map(|n| n as i64));
         let fields: Vec<i64> = rest.split_whitespace().map(|w| field(w).unwrap_or(0)).collect();
-        (fields.len() > 25).then(|| Stat { comm: text[open + 1..close].to_vec(), fields })
+        let state = *rest.trim_start().as_bytes().first()?;
+        (fields.len() > 25).then(|| Stat { comm: text[open + 1..close].to_vec(), state, fields })
     }
 
     /// A field by its number in proc_pid_stat(5), which counts from 1.
@@ -84,6 +86,10 @@ impl Process {
         let (links, infos) = (inside("fd")?, inside("fdinfo")?);
         let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
+        if matches!(stat.state, b'Z' | b'X') {
+            let why = "it has ended and waits for its parent to notice (a zombie)";
+            return Err(Error::new(Status::Gone, why));
+        }
         let start = stat.field(22) as u64;
         Ok(Process { pid, start, pidfd, dir, links, infos })
     }
@@ -219,6 +225,12 @@ impl Process {
             terminal: (device != 0).then(|| Terminal { device, foreground: number(8) }),
         })
     }
+}
+
+/// FDSize of this thread's table.
+pub fn own_capacity() -> Result<u64> {
+    let text = std::fs::read("/proc/thread-self/status").at(|| "/proc/thread-self/status")?;
+    Ok(StatusText(&text).words("FDSize").next().and_then(|n| n.parse().ok()).unwrap_or(0))
 }
 
 /// Why the descriptors of a process may not be looked at, and the cure.

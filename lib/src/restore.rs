@@ -5,6 +5,7 @@ use crate::error::{At, Error, Result, Status};
 use crate::image::{Image, OpenFile, Slot, Task};
 use crate::kind;
 use crate::service;
+use crate::shrink;
 use crate::site::{Changed, Made, Site, set_flags};
 use crate::sys::{self, Owner, Seat};
 use crate::text::escape;
@@ -187,6 +188,9 @@ impl<'a> Plan<'a> {
 
     /// Asks each kind whether it can restore what is wanted of it.
     fn check(&mut self, options: &Options, root: Option<BorrowedFd<'_>>, dry: bool) -> Result<()> {
+        if let Some(step) = self.steps.last() {
+            within_limit(step.fd as u32)?;
+        }
         let mut failed: HashMap<u32, Deed> = HashMap::new();
         let mut steps = std::mem::take(&mut self.steps);
         let mut problems = Vec::new();
@@ -340,15 +344,20 @@ pub fn restore(
         .collect();
     let mut site = plan.site(source, root, options.changed, false);
     let built = build(plan, options, &mut site, &handed, err.as_ref());
+    for warning in &site.warnings {
+        say(err.as_ref(), warning);
+    }
+    drop((site, handed));
+    let highest = wanted.last().copied();
+    // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
+    let err = err.filter(|err| (err.as_raw_fd() as u64) < service::capacity(highest));
     let built = built.and_then(|cloexec| {
         if limits.0 != limits.1 {
             setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
         }
+        shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
         Ok(cloexec)
     });
-    for warning in &site.warnings {
-        say(err.as_ref(), warning);
-    }
     (err, built)
 }
 
@@ -363,13 +372,21 @@ fn hard_limit() -> Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
 }
 
+/// Fails with status 6 if a number is above any limit that this process can have.
+fn within_limit(highest: u32) -> Result<()> {
+    let hard = hard_limit()?;
+    if u64::from(highest) < hard {
+        return Ok(());
+    }
+    Err(Error::unrestorable(format!(
+        "descriptor {highest} is above the hard limit of {hard} open files (ulimit -Hn)"
+    )))
+}
+
 /// Raises the soft limit if the highest number asks for it: (before, now).
 fn raise_limit(wanted: &[u32]) -> Result<(u64, u64)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     match wanted.last() {
-        Some(&highest) if u64::from(highest) >= hard => Err(Error::unrestorable(format!(
-            "descriptor {highest} is above the hard limit of {hard} open files (ulimit -Hn)"
-        ))),
         Some(&highest) if u64::from(highest) >= soft => {
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
             Ok((soft, hard))

@@ -89,41 +89,24 @@ impl<'a> Site<'a> {
     ///
     /// The type must be the same; another inode, size, mode or time is what [`Changed`] is about.
     pub fn reopen(&mut self, file: &OpenFile) -> Result<Made> {
-        let fd = self.open(&file.link.0, file.flags)?;
+        let regular = |old: &Inode| old.mode & libc::S_IFMT == libc::S_IFREG;
+        // By now the path may be that of a fifo, which would wait for its other end.
+        let flags = match file.inode.as_ref().is_some_and(regular) {
+            true => file.flags | libc::O_NONBLOCK as u32,
+            false => file.flags,
+        };
+        let fd = self.open(&file.link.0, flags)?;
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
-        if let Some(old) = &file.inode {
-            self.compare(file, old, &found)?;
-        }
-        Ok(Made { fd, flags: file.flags & !ASYNC })
-    }
-
-    fn compare(&mut self, file: &OpenFile, old: &Inode, new: &Inode) -> Result<()> {
-        if (old.mode ^ new.mode) & libc::S_IFMT != 0 || old.rdev != new.rdev {
-            return Err(Error::unrestorable("the path now names something of another type"));
-        }
-        let regular = new.mode & libc::S_IFMT == libc::S_IFREG;
-        let mut what = Vec::new();
-        if (old.dev, old.ino) != (new.dev, new.ino) {
-            what.push("it is another inode".to_owned());
-        }
-        if regular && old.size != new.size {
-            what.push(format!("its size was {} and is {}", old.size, new.size));
-        } else if regular && old.mtime != new.mtime {
-            what.push("its contents were written to".to_owned());
-        }
-        if old.mode != new.mode {
-            what.push(format!("its mode was {:o} and is {:o}", old.mode, new.mode));
-        }
-        match self.changed {
-            _ if what.is_empty() => Ok(()),
-            Changed::Ignore => Ok(()),
-            Changed::Fail => Err(Error::unrestorable(format!("changed: {}", what.join(", ")))),
-            Changed::Warn => {
+        let what = file.inode.as_ref().map(|old| differences(old, &found)).transpose()?;
+        match (self.changed, what.unwrap_or_default()) {
+            (Changed::Warn, what) if !what.is_empty() => {
                 let name = crate::text::escape(&file.link.0).into_owned();
-                self.warnings.push(format!("{name}: changed since the scan: {}", what.join(", ")));
-                Ok(())
+                self.warnings.push(format!("{name}: changed since the scan: {what}"));
             }
+            (Changed::Fail, what) if !what.is_empty() => return Err(changed(&what)),
+            _ => (),
         }
+        Ok(Made { fd, flags: flags & !ASYNC })
     }
 
     /// [`Site::probe`] for a dry run only: a real one finds out by opening.
@@ -141,10 +124,9 @@ impl<'a> Site<'a> {
         };
         let fd = self.open(&file.link.0, (libc::O_PATH | nofollow) as u32)?;
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
-        match &file.inode {
-            Some(old) if (old.mode ^ found.mode) & libc::S_IFMT != 0 || old.rdev != found.rdev => {
-                Err(Error::unrestorable("the path now names something of another type"))
-            }
+        let what = file.inode.as_ref().map(|old| differences(old, &found)).transpose()?;
+        match what.unwrap_or_default() {
+            what if self.changed == Changed::Fail && !what.is_empty() => Err(changed(&what)),
             _ => Ok(()),
         }
     }
@@ -219,6 +201,31 @@ impl<'a> Site<'a> {
     pub fn has_contents(&self, object: Option<u32>) -> bool {
         object.is_some_and(|object| self.image.contents.contains_key(&object))
     }
+}
+
+fn changed(what: &str) -> Error {
+    Error::unrestorable(format!("changed: {what}"))
+}
+
+/// In which ways a file is not what it was; fails if it is not even of the same type.
+fn differences(old: &Inode, new: &Inode) -> Result<String> {
+    if (old.mode ^ new.mode) & libc::S_IFMT != 0 || old.rdev != new.rdev {
+        return Err(Error::unrestorable("the path now names something of another type"));
+    }
+    let regular = new.mode & libc::S_IFMT == libc::S_IFREG;
+    let mut what = Vec::new();
+    if (old.dev, old.ino) != (new.dev, new.ino) {
+        what.push("it is another inode".to_owned());
+    }
+    if regular && old.size != new.size {
+        what.push(format!("its size was {} and is {}", old.size, new.size));
+    } else if regular && old.mtime != new.mtime {
+        what.push("its contents were written to".to_owned());
+    }
+    if old.mode != new.mode {
+        what.push(format!("its mode was {:o} and is {:o}", old.mode, new.mode));
+    }
+    Ok(what.join(", "))
 }
 
 /// Sets the status flags where they differ, O_ASYNC aside: it works only once the owner is set.

@@ -6,10 +6,8 @@ use fdkit::capture::{Options, capture};
 use fdkit::cli::{self, Arg, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::Filter;
+use fdkit::image::NewFile;
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 
 /// Capture the file descriptors of processes as an image on stdout.
@@ -68,15 +66,21 @@ fn run(tool: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
         freeze: args.freeze,
         stop: args.stop,
     };
-    let out: Box<dyn Write> = match args.output.as_ref().filter(|path| !path.is_dash()) {
+    let mut say = |line| tool.warn(line);
+    let (status, summary) = match args.output.as_ref().filter(|path| !path.is_dash()) {
         Some(path) => {
-            let mut how = OpenOptions::new();
-            let file = how.write(true).create(true).truncate(true).mode(0o600).open(path.as_path());
-            Box::new(file.at(|| path.to_string())?)
+            let shown = || path.to_string();
+            let new = NewFile::beside(path.as_path()).at(shown)?;
+            let (new, status, summary) = capture(&pids, &options, new, &mut say)?;
+            new.publish(path.as_path()).at(shown)?;
+            (status, summary)
         }
-        None => Box::new(cli::binary_stdout("use a pipe ('| fdimg show') or -o FILE")?),
+        None => {
+            let out = cli::binary_stdout("use a pipe ('| fdimg show') or -o FILE")?;
+            let (_, status, summary) = capture(&pids, &options, out, &mut say)?;
+            (status, summary)
+        }
     };
-    let (status, summary) = capture(&pids, &options, out, &mut |line| tool.warn(line))?;
     if args.verbose {
         tool.warn(format_args!(
             "{} tasks, {} descriptors, {} descriptions ({} opaque), {} bytes of contents",

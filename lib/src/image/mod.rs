@@ -1,6 +1,7 @@
 //! The stream that flows through the pipes: fdimage(5), its records, its reader and its writer.
 
 mod check;
+mod file;
 mod load;
 mod read;
 mod record;
@@ -11,6 +12,7 @@ mod write;
 mod tests;
 
 pub use check::Checker;
+pub use file::NewFile;
 pub use load::{Chunk, Image};
 pub use read::{Entry, Reader, Record, Summary};
 pub use record::{
