@@ -24,6 +24,10 @@ bench:
     cargo build --release --bins
     cargo bench -p fdkit-tests
 
+# Needs cargo-fuzz and a nightly toolchain: just fuzz stream, just fuzz text.
+fuzz target:
+    cd tests && cargo +nightly fuzz run {{target}}
+
 demo:
     sh tests/demo.sh
 

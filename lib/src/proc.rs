@@ -52,7 +52,8 @@ impl Stat {
         let field = |word: &str| word.parse().or_else(|_| word.parse::<u64>().map(|n| n as i64));
         let fields: Vec<i64> = rest.split_whitespace().map(|w| field(w).unwrap_or(0)).collect();
         let state = *rest.trim_start().as_bytes().first()?;
-        (fields.len() > 25).then(|| Stat { comm: text[open + 1..close].to_vec(), state, fields })
+        let comm = text.get(open + 1..close)?.to_vec();
+        (fields.len() > 25).then_some(Stat { comm, state, fields })
     }
 
     /// A field by its number in proc_pid_stat(5), which counts from 1.
@@ -506,6 +507,8 @@ mod tests {
         let stat = Stat::parse(line).unwrap();
         assert_eq!(stat.comm, b"a) b");
         assert_eq!((stat.field(4), stat.field(7), stat.field(22)), (1, 34816, 4711));
+        let back = [b"7 )(".as_slice(), &b" S 1".repeat(20)].concat();
+        assert_eq!(Stat::parse(&back), None);
     }
 
     #[test]

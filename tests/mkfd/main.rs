@@ -16,6 +16,7 @@ mod eventfd;
 mod fifo;
 mod mem;
 mod opaque;
+mod path;
 mod pipe;
 mod regular;
 mod socketpair;
@@ -43,6 +44,7 @@ static FIXTURES: &[Entry] = &[
     entry::<eventfd::Eventfd>(),
     entry::<mem::Mem>(),
     entry::<socketpair::Socketpair>(),
+    entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];
 

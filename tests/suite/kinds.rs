@@ -43,6 +43,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("semaphores", &["eventfd@A:semaphore", "eventfd@B:count=1099511627776,semaphore"]),
     ("null and zero", &["mem@A", "mem@B:dev=zero", "mem@C:write,append", "mem@D:dev=zero,read"]),
     ("full and random", &["mem@A:dev=full", "mem@B:dev=random", "mem@C:dev=urandom,read"]),
+    ("places", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
     ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
     ("all together", &["pipe@C,A:data=x", "unlinked@B", "eventfd@D:count=5"]),
 ];
@@ -142,6 +143,7 @@ round_trips! {
     a_semaphore_comes_back: "semaphores";
     null_and_zero_come_back: "null and zero";
     full_and_random_come_back: "full and random";
+    a_place_is_not_opened: "places";
     close_on_exec_is_told_in_the_environment: "close-on-exec";
     kinds_come_back_together: "all together";
 }

@@ -11,6 +11,7 @@ mod normal; // two records of one thing, made comparable
 
 mod errors; // bad input: a clear line, the status, and nothing lost
 mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
+mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod man; // --help and the man pages agree
 mod pipelines; // python3, sh, redis-server; select, verify, head

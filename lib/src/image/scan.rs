@@ -396,3 +396,157 @@ impl Keys {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_cbor::Value;
+
+    /// Any value that an image may hold.
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::Bool),
+            Just(Value::Null),
+            // CBOR has 64 bits in both directions.
+            (-(1i128 << 64)..1i128 << 64).prop_map(Value::Integer),
+            (-300i128..300).prop_map(Value::Integer),
+            prop::collection::vec(any::<u8>(), 0..300).prop_map(Value::Bytes),
+            ".{0,30}".prop_map(Value::Text),
+        ];
+        leaf.prop_recursive(6, 60, 8, |inner| {
+            let key = ".{0,6}".prop_map(Value::Text);
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..8).prop_map(Value::Array),
+                prop::collection::btree_map(key, inner, 0..8).prop_map(Value::Map),
+            ]
+        })
+    }
+
+    fn encoded(value: &Value) -> Vec<u8> {
+        serde_cbor::to_vec(value).unwrap()
+    }
+
+    fn why(bytes: &[u8]) -> &'static str {
+        item(bytes).map(|found| panic!("{bytes:02x?}: {found:?}")).unwrap_err().why
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_whole_at_its_end_and_short_before(value in value(), next in any::<u8>()) {
+            let mut bytes = encoded(&value);
+            let len = bytes.len();
+            for cut in 0..len {
+                match item(&bytes[..cut]) {
+                    Ok(Found::Short(need)) => prop_assert!(cut < need && need <= len),
+                    other => prop_assert!(false, "cut at {} of {}: {:?}", cut, len, other),
+                }
+            }
+            bytes.push(next);
+            prop_assert_eq!(item(&bytes), Ok(Found::Whole(len)));
+            prop_assert_eq!(span(&bytes), Some(len));
+        }
+
+        #[test]
+        fn what_is_called_whole_is_what_a_decoder_takes(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..40),
+                (value(), any::<prop::sample::Index>(), any::<u8>()).prop_map(|(value, at, byte)| {
+                    let mut bytes = encoded(&value);
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                    bytes
+                }),
+            ],
+        ) {
+            if let Ok(Found::Whole(len)) = item(&bytes) {
+                let decoded: Result<Value, _> = serde_cbor::from_slice(&bytes[..len]);
+                prop_assert!(decoded.is_ok(), "{:?}", decoded);
+                prop_assert_eq!(encoded(&decoded.unwrap()).len(), len);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let _ = first(&bytes);
+            let _ = record(&bytes);
+            let _ = field(&bytes, "a");
+            prop_assert!(entries(&bytes).count() <= bytes.len());
+            prop_assert!(tokens(&bytes).count() <= bytes.len());
+        }
+
+        #[test]
+        fn a_field_is_found_again(
+            map in prop::collection::btree_map(".{0,8}", value(), 0..20), key in ".{0,8}",
+            body in value(),
+        ) {
+            let bytes: std::collections::BTreeMap<Value, Value> =
+                map.iter().map(|(key, value)| (Value::Text(key.clone()), value.clone())).collect();
+            let mut bytes = encoded(&Value::Map(bytes));
+            for (key, value) in &map {
+                prop_assert_eq!(field(&bytes, key).map(<[u8]>::to_vec), Some(encoded(value)));
+            }
+            if !map.contains_key(&key) {
+                prop_assert_eq!(field(&bytes, &key), None);
+                push_field(&mut bytes, &key, &encoded(&body));
+                prop_assert_eq!(item(&bytes), Ok(Found::Whole(bytes.len())));
+                prop_assert_eq!(field(&bytes, &key).map(<[u8]>::to_vec), Some(encoded(&body)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_image_leaves_out_of_cbor_is_refused() {
+        for (bytes, reason) in [
+            (&[0xc1, 0x00][..], "tag"),
+            (&[0xf7], "undefined"),
+            (&[0xf9, 0, 0], "floating-point number"),
+            (&[0xfb, 0, 0, 0, 0, 0, 0, 0, 0], "floating-point number"),
+            (&[0xff], "break without a beginning"),
+            (&[0xe0], "unknown simple value"),
+            (&[0x5f], "indefinite length"),
+            (&[0x9f], "indefinite length"),
+            (&[0xbf], "indefinite length"),
+            (&[0x1c], "reserved kind of head"),
+            (&[0x18, 23], "integer not in its shortest form"),
+            (&[0x39, 0, 255], "integer not in its shortest form"),
+            (&[0x1b, 0, 0, 0, 0, 255, 255, 255, 255], "integer not in its shortest form"),
+            (&[0x58, 1, 0], "length not in its shortest form"),
+            (&[0x61, 0xff], "text that is not UTF-8"),
+            (&[0xa1, 0x01, 0x01], "key that is not text"),
+            (&[0xa2, 0x61, b'a', 1, 0x61, b'a', 1], "key that the map has already"),
+        ] {
+            assert_eq!(why(bytes), reason, "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn a_length_is_not_believed_beyond_the_bounds() {
+        assert_eq!(why(&[0x5b, 0x7f, 255, 255, 255, 255, 255, 255, 255]), TOO_LONG);
+        assert_eq!(why(&[0x9b, 255, 255, 255, 255, 255, 255, 255, 255]), TOO_MANY);
+        assert_eq!(why(&[0xb9, 1, 0]), TOO_MANY_KEYS);
+        assert_eq!(why(&[0x81; MAX_DEPTH + 1]), TOO_DEEP);
+        let mut nested = vec![0x81; MAX_DEPTH];
+        nested.push(0);
+        assert_eq!(item(&nested), Ok(Found::Whole(MAX_DEPTH + 1)));
+        // Many arrays that are each within the bounds are not so together.
+        let many = [0x9a, 0, 7, 255, 255].repeat(3);
+        assert_eq!(why(&many), TOO_MANY);
+    }
+
+    #[test]
+    fn more_keys_than_are_kept_near_are_told_apart() {
+        // Eleven maps in one another, each with ten keys before the next.
+        let mut bytes = Vec::new();
+        for _ in 0..11 {
+            bytes.push(0xab);
+            (0..10u8).for_each(|key| bytes.extend([0x61, b'a' + key, 0]));
+            bytes.extend([0x61, b'z']);
+        }
+        bytes.push(0);
+        assert_eq!(item(&bytes), Ok(Found::Whole(bytes.len())));
+        let last = bytes.len() - 2;
+        bytes[last] = b'a';
+        assert_eq!(why(&bytes), "key that the map has already");
+    }
+}
