@@ -7,6 +7,7 @@ pub mod sys;
 
 pub mod image;
 
+pub mod diag;
 pub mod filter;
 pub mod proc;
 pub mod service;

@@ -1,16 +1,19 @@
 //! What /proc says of a process and of its descriptors. Parsing is apart from reading.
 
+use crate::diag::{Diag, UnixSocket};
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Inode, Lock, Signals, Table, Task, Terminal};
 use crate::sys;
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::OnceLock;
 
 /// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
 pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
@@ -25,6 +28,8 @@ pub struct Process {
     dir: OwnedFd,
     links: OwnedFd,
     infos: OwnedFd,
+    diag: Diag,
+    netns: OnceLock<Option<OwnedFd>>,
 }
 
 /// What changes when a process execs, although its pid and start time stay: where its code and its
@@ -92,7 +97,41 @@ impl Process {
             return Err(Error::new(Status::Gone, why));
         }
         let start = stat.field(22) as u64;
-        Ok(Process { pid, start, pidfd, dir, links, infos })
+        Ok(Process {
+            pid,
+            start,
+            pidfd,
+            dir,
+            links,
+            infos,
+            diag: Diag::default(),
+            netns: OnceLock::new(),
+        })
+    }
+
+    /// What sock_diag(7) says of a unix socket of its network namespace.
+    pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
+        let netns = self.netns.get_or_init(|| {
+            let theirs = self.link("ns/net")?;
+            let ours = std::fs::read_link("/proc/self/ns/net").ok()?;
+            if ours.as_os_str().as_bytes() == theirs.0 {
+                return None;
+            }
+            openat(self.dir.as_fd(), "ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+                .ok()
+        });
+        self.diag.unix(inode, netns.as_ref().map(AsFd::as_fd))
+    }
+
+    /// lstat(2) of a path as the process sees it, from its root or its working directory.
+    pub fn stat_at(&self, path: &[u8]) -> Option<FileStat> {
+        let (base, path) = match path.strip_prefix(b"/") {
+            Some(path) => ("root", path),
+            None => ("cwd", path),
+        };
+        let how = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let base = openat(self.dir.as_fd(), base, how, Mode::empty()).ok()?;
+        fstatat(base.as_fd(), path, AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT).ok()
     }
 
     /// The pidfd.
@@ -396,6 +435,8 @@ pub struct Descriptor<'a> {
     pub signals: Option<Signals>,
     /// A descriptor of ours for the same description; not for a passive scan.
     pub copy: Option<OwnedFd>,
+    /// [`Descriptor::family`], asked once.
+    family: OnceCell<Option<i32>>,
 }
 
 impl<'a> Descriptor<'a> {
@@ -438,12 +479,33 @@ impl<'a> Descriptor<'a> {
             }
             _ => process.descriptor_link(name).at(|| "readlink")?,
         };
-        Ok(Descriptor { process, fd, link: Bytes(link), info, inode, signals, copy })
+        Ok(Descriptor {
+            process,
+            fd,
+            link: Bytes(link),
+            info,
+            inode,
+            signals,
+            copy,
+            family: OnceCell::new(),
+        })
     }
 
     /// Access mode and status flags, without FD_CLOEXEC.
     pub fn flags(&self) -> u32 {
         self.info.flags & !CLOEXEC
+    }
+
+    /// Whether it is a socket, and not only the place of one.
+    pub fn is_socket(&self) -> bool {
+        self.link.0.starts_with(b"socket:[")
+    }
+
+    /// The address family of a socket: SO_DOMAIN.
+    pub fn family(&self) -> Option<i32> {
+        let copy = self.copy.as_ref().filter(|_| self.is_socket())?;
+        let ask = || sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).ok();
+        *self.family.get_or_init(ask)
     }
 
     /// Whether it is only a place in the file system: O_PATH.

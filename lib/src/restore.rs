@@ -89,6 +89,7 @@ pub struct Plan<'a> {
     pub problems: Vec<String>,
     lowest: HashMap<u32, RawFd>,
     objects: HashMap<u32, Vec<u32>>,
+    sockets: HashMap<u64, u32>,
 }
 
 fn what(file: &OpenFile) -> String {
@@ -123,6 +124,7 @@ impl<'a> Plan<'a> {
             problems: Vec::new(),
             lowest: HashMap::new(),
             objects: HashMap::new(),
+            sockets: HashMap::new(),
         };
         plan.lay_out(slots, options)?;
         plan.check(options, root, dry)?;
@@ -167,6 +169,10 @@ impl<'a> Plan<'a> {
                     self.lowest.insert(file.id, fd);
                     if let Some(object) = file.object {
                         self.objects.entry(object).or_default().push(file.id);
+                    }
+                    let socket = file.link.0.starts_with(b"socket:[");
+                    if let Some(inode) = file.inode.as_ref().filter(|_| socket) {
+                        self.sockets.insert(inode.ino, file.id);
                     }
                     Deed::Make
                 }
@@ -257,7 +263,9 @@ impl<'a> Plan<'a> {
             warnings: Vec::new(),
             lowest: &self.lowest,
             objects: &self.objects,
+            sockets: &self.sockets,
             seats: HashMap::new(),
+            after: Vec::new(),
         }
     }
 
@@ -607,6 +615,9 @@ fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
         if !file.locks.is_empty() {
             site.warnings.push(format!("fd {}: its locks are not taken", seat.number()));
         }
+    }
+    for (seat, how) in std::mem::take(&mut site.after) {
+        nix::sys::socket::shutdown(seat.as_fd().as_raw_fd(), how).at(|| "shutdown")?;
     }
     Ok(())
 }

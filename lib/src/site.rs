@@ -8,6 +8,7 @@ use crate::sys::Seat;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
+use nix::sys::socket::Shutdown;
 use nix::sys::stat::Mode;
 use nix::unistd::dup;
 use std::collections::HashMap;
@@ -58,8 +59,12 @@ pub struct Site<'a> {
     pub lowest: &'a HashMap<u32, RawFd>,
     /// The files of each object that are restored.
     pub objects: &'a HashMap<u32, Vec<u32>>,
+    /// The sockets that are restored, by inode.
+    pub sockets: &'a HashMap<u64, u32>,
     /// What stands already.
     pub seats: HashMap<u32, Seat>,
+    /// What is shut down when all queues are filled.
+    pub after: Vec<(Seat, Shutdown)>,
 }
 
 impl<'a> Site<'a> {
@@ -155,6 +160,12 @@ impl<'a> Site<'a> {
         let ids = file.object.and_then(|object| self.objects.get(&object));
         let others = ids.into_iter().flatten().filter(|&&id| id != file.id);
         others.filter_map(|&id| self.image.file(id)).collect()
+    }
+
+    /// The file of the socket with this inode, if it is restored.
+    pub fn socket(&self, inode: u32) -> Option<&'a OpenFile> {
+        let id = self.sockets.get(&u64::from(inode))?;
+        self.lowest.contains_key(id).then(|| self.image.file(*id))?
     }
 
     /// One of the files of the same object that stands already.

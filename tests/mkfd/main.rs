@@ -20,6 +20,7 @@ mod path;
 mod pipe;
 mod regular;
 mod socketpair;
+mod unix;
 mod unlinked;
 
 use driver::{Bad, Entry, entry};
@@ -44,6 +45,7 @@ static FIXTURES: &[Entry] = &[
     entry::<eventfd::Eventfd>(),
     entry::<mem::Mem>(),
     entry::<socketpair::Socketpair>(),
+    entry::<unix::Unix>(),
     entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];

@@ -48,6 +48,10 @@ fn what_was_not_made_is_noticed() {
         ("pipe@3,4", "pipe@3:reader", "a writer is still there"),
         ("pipe@3,4:size=4096", "pipe@3,4:size=8192", "size is 4096"),
         ("mem@3", "mem@3:dev=zero", "device"),
+        ("socketpair@3,4:data=a", "socketpair@3,4:data=b", "data"),
+        ("socketpair@3,4:type=dgram,data=a+b", "socketpair@3,4:type=dgram,data=ab", "messages"),
+        ("socketpair@3,4", "socketpair@3,4:type=seqpacket", "type"),
+        ("unix@3:abstract=fdkit-a", "unix@3:abstract=fdkit-b", "name"),
         ("directory@3:steps=2", "directory@3", "position"),
     ] {
         let (status, stderr) = make_and_check(&[made], &[wanted]);

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 /// Keys of what is new with every process or kernel object: numbers of inodes, mounts and records,
 /// pids, and times. Close-on-exec is off in COMMAND by design, and told in the environment.
-const NEW: &[&str] =
-    &["pid", "pids", "file", "object", "ino", "mnt", "mtime", "id", "cloexec", "start", "time"];
+const NEW: &[&str] = &[
+    "peer", "pid", "pids", "file", "object", "ino", "mnt", "mtime", "id", "cloexec", "start",
+    "time",
+];
 
 /// The descriptors of `fdimg show -J` that have these numbers, without what cannot be kept.
 pub(crate) fn records(shown: &Value, fds: &[u32]) -> BTreeMap<u64, Value> {

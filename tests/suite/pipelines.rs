@@ -259,7 +259,7 @@ fn two_processes_and_a_tree_are_in_one_image() {
         let spec = format!("eventfd@3:count={count}");
         pipeline(&[&[&restore[..], &["--", "mkfd", "check", "--std", "1,2", &spec]].concat()]).ok();
     }
-    let script = "exec 7</dev/null; sleep 1000 & sleep 1000 & echo ready; wait";
+    let script = "exec 7</dev/null; sleep 1000 & sleep 1000 & sleep 0.3; echo ready; wait";
     let tree = Target::program(&["sh", "-c", script]);
     let ran = pipeline(&[&["fdscan", "-t", &tree.pid], &["fdimg", "show", "-J"]]).ok();
     let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();

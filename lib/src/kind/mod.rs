@@ -11,6 +11,7 @@ mod opaque;
 mod path;
 mod pipe;
 mod regular;
+mod unix;
 mod unlinked;
 
 use crate::error::{At, Error, Result};
@@ -142,6 +143,7 @@ pub static KINDS: &[Entry] = &[
     entry::<fifo::Fifo>(),
     entry::<eventfd::Eventfd>(),
     entry::<mem::Mem>(),
+    entry::<unix::Unix>(),
     entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];

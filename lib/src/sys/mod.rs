@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod share;
+pub mod socket;
 pub mod start;
 pub mod tty;
 

@@ -1,0 +1,531 @@
+//! unix(7): sockets of one machine. Who is connected to whom is known by inodes; what waits in a
+//! queue is written again through the other end.
+
+use super::{Kind, Piece, Sink};
+use crate::error::{At, Error, Result};
+use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use crate::sys::{self, Seat};
+use crate::text::escape;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr,
+    bind, connect, listen, recvmsg, sendto, socket, socketpair,
+};
+use nix::sys::stat::Mode;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io::IoSliceMut;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
+/// The longest queue that is read: beyond any that net.core.rmem_max allows by default.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// A unix socket.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Unix {
+    /// SOCK_STREAM 1, SOCK_DGRAM 2 or SOCK_SEQPACKET 5.
+    class: u8,
+    /// Its address without the family: a path, or an abstract name after a NUL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    name: Option<Bytes>,
+    /// Mode, owner and group of the path it is bound to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<(u32, u32, u32)>,
+    /// The inode of the socket it is connected to; zero if that is closed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    peer: Option<u32>,
+    /// The backlog, if it listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backlog: Option<u32>,
+    /// Connections that wait to be accepted; they are lost.
+    pending: u32,
+    /// Bytes that wait to be read; of a datagram socket, those of the first message.
+    queued: u32,
+    /// What is shut down: receiving 1, sending 2.
+    shutdown: u8,
+    /// SO_SNDBUF and SO_RCVBUF as getsockopt(2) shows them: twice what was set.
+    buffers: (i32, i32),
+    /// SO_PASSCRED.
+    passcred: bool,
+}
+
+impl Unix {
+    fn class(&self) -> Result<SockType> {
+        match i32::from(self.class) {
+            libc::SOCK_STREAM => Ok(SockType::Stream),
+            libc::SOCK_DGRAM => Ok(SockType::Datagram),
+            libc::SOCK_SEQPACKET => Ok(SockType::SeqPacket),
+            other => Err(Error::malformed(format!("{other} is no type of a unix socket"))),
+        }
+    }
+
+    /// Whether its bytes have no bounds.
+    fn streams(&self) -> bool {
+        i32::from(self.class) == libc::SOCK_STREAM
+    }
+
+    /// The record of the socket that it is connected to, if that is restored too.
+    fn other<'a>(&self, site: &Site<'a>) -> Option<(&'a OpenFile, Unix)> {
+        let file = site.socket(self.peer.filter(|&peer| peer != 0)?)?;
+        Some((file, super::body(file).ok()?))
+    }
+
+    /// Whether that other one is connected to this one too, and is another.
+    fn is_pair(&self, file: &OpenFile, (theirs, other): &(&OpenFile, Unix)) -> bool {
+        theirs.id != file.id
+            && self.class == other.class
+            && other.peer.map(u64::from) == file.inode.as_ref().map(|inode| inode.ino)
+    }
+}
+
+fn address(name: &[u8]) -> Result<UnixAddr> {
+    let made = match name.split_first() {
+        Some((0, name)) => UnixAddr::new_abstract(name),
+        _ => UnixAddr::new(name),
+    };
+    made.map_err(|_| Error::malformed("its name is too long for a unix socket"))
+}
+
+impl Kind for Unix {
+    const NAME: &'static str = "unix";
+    const SHARES: bool = true;
+    const LATE: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.is_socket() && it.family() == Some(libc::AF_UNIX)
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let (Some(copy), Some(inode)) = (&it.copy, &it.inode) else {
+            return Err(Error::unrestorable("a passive scan cannot ask a socket"));
+        };
+        let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
+        let found = it.process.unix_socket(ino)?;
+        let option = |name| sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, name);
+        let path = found.name.as_deref().filter(|name| name.first() != Some(&0));
+        let stat = path.and_then(|path| it.process.stat_at(path));
+        Ok(Unix {
+            class: found.class,
+            node: stat.map(|stat| (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)),
+            name: found.name.map(Bytes),
+            peer: found.peer,
+            backlog: found.listens.then_some(found.queue.1),
+            pending: found.pending,
+            queued: if found.listens { 0 } else { found.queue.0 },
+            shutdown: found.shutdown,
+            buffers: (option(libc::SO_SNDBUF)?, option(libc::SO_RCVBUF)?),
+            passcred: option(libc::SO_PASSCRED)? != 0,
+        })
+    }
+
+    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+        let option = |name| sys::socket::option(copy, libc::SOL_SOCKET, name);
+        if option(libc::SO_ACCEPTCONN)? != 0 {
+            return Ok(());
+        }
+        let class = option(libc::SO_TYPE)?;
+        // MSG_PEEK shows the first message again and again unless an offset says where to look;
+        // the offset is the socket's own, so what it was is put back (socket(7), Linux 3.4).
+        let before = option(libc::SO_PEEK_OFF)?;
+        let set = |at| sys::socket::set_option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
+        set(0).at(|| "SO_PEEK_OFF")?;
+        let read = peek(copy, class == libc::SOCK_STREAM, limit, to);
+        set(before).at(|| "put SO_PEEK_OFF back")?;
+        read
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        self.class()?;
+        if let Some(name) = &self.name {
+            address(&name.0)?;
+        }
+        let bound = match self.backlog {
+            Some(_) => true,
+            None => self.peer.is_none(),
+        };
+        let path = self.name.as_ref().filter(|name| !name.0.starts_with(&[0]));
+        if bound && path.is_some() && site.root.is_some() {
+            return Err(Error::unrestorable("a socket cannot get its name below --root"));
+        }
+        match self.peer {
+            None | Some(0) => Ok(()),
+            Some(peer) => match self.other(site) {
+                Some(other) if self.is_pair(file, &other) => Ok(()),
+                Some((_, other)) if other.name.is_some() && !self.streams() => Ok(()),
+                _ => Err(Error::unrestorable(format!(
+                    "the other end, socket:[{peer}], is outside the image"
+                ))),
+            },
+        }
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        self.check(file, site)?;
+        let class = self.class()?;
+        let pair = self.other(site).filter(|other| self.is_pair(file, other));
+        let Unix { class: _, name, node, peer, backlog, pending, queued: _, shutdown: _, .. } =
+            &self;
+        let made = match (&pair, peer) {
+            (Some((theirs, record)), _) => {
+                let both = file.flags & theirs.flags & NONBLOCK;
+                let (mine, other) = new_pair(class, both)?;
+                record.set_options(&other)?;
+                let mine = site.leave(theirs, Made { fd: other, flags: both }, mine)?;
+                Made { fd: mine, flags: both }
+            }
+            (None, Some(0)) => {
+                let both = file.flags & NONBLOCK;
+                let (mine, gone) = new_pair(class, both)?;
+                self.fill(file, gone.as_fd(), site)?;
+                Made { fd: mine, flags: both }
+            }
+            _ => {
+                let flags = file.flags & NONBLOCK;
+                let made =
+                    socket(AddressFamily::Unix, class, birth(flags), None).at(|| "socket")?;
+                if let Some(name) = name {
+                    self.bind(&made, name, *node, site)?;
+                }
+                Made { fd: made, flags }
+            }
+        };
+        self.set_options(&made.fd)?;
+        if let Some(backlog) = backlog {
+            let backlog = Backlog::new(i32::try_from(*backlog).unwrap_or(i32::MAX));
+            listen(&made.fd, backlog.unwrap_or(Backlog::MAXCONN)).at(|| "listen")?;
+        }
+        let shown = || escape(&file.link.0).into_owned();
+        if *pending > 0 {
+            let why = "connections that waited to be accepted are lost";
+            site.warnings.push(format!("{}: {pending} {why}", shown()));
+        }
+        if let (Some(name), Some(_)) = (name, peer) {
+            if pair.is_some() || *peer == Some(0) {
+                let name = escape(&name.0);
+                site.warnings.push(format!("{}: it had the name {name}", shown()));
+            }
+        }
+        Ok(made)
+    }
+
+    fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+        if let Some(other) = self.other(site) {
+            let there = site.seats.get(&other.0.id).copied().ok_or(Errno::ENOTCONN)?;
+            if self.is_pair(file, &other) {
+                self.fill(file, there.as_fd(), site)?;
+            } else if let Some(name) = &other.1.name {
+                connect_seat(seat, &address(&name.0)?).at(|| "connect")?;
+                self.lost(file, site);
+            }
+        } else if self.peer.is_none() && self.backlog.is_none() {
+            self.fill_bound(file, site)?;
+        }
+        let how = match self.shutdown & 3 {
+            0 => return Ok(()),
+            1 => Shutdown::Read,
+            2 => Shutdown::Write,
+            _ => Shutdown::Both,
+        };
+        // The last of the two to be shut down would keep the first's queue from being filled.
+        match self.peer {
+            Some(0) => Ok(()),
+            _ => {
+                site.after.push((seat, how));
+                Ok(())
+            }
+        }
+    }
+
+    fn null(_: &OpenFile) -> Result<OwnedFd> {
+        // Reads end, and writes fail with EPIPE.
+        Ok(new_pair(SockType::Stream, 0)?.0)
+    }
+}
+
+fn birth(flags: u32) -> SockFlag {
+    if flags & NONBLOCK != 0 { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() }
+}
+
+fn new_pair(class: SockType, flags: u32) -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, class, None, birth(flags)).at(|| "socketpair")
+}
+
+fn connect_seat(seat: Seat, to: &UnixAddr) -> nix::Result<()> {
+    use std::os::fd::AsRawFd;
+    connect(seat.as_fd().as_raw_fd(), to)
+}
+
+impl Unix {
+    /// Sets what a new socket has otherwise.
+    fn set_options(&self, fd: &OwnedFd) -> Result<()> {
+        let set = |name, value| sys::socket::set_option(fd.as_fd(), libc::SOL_SOCKET, name, value);
+        let get = |name| sys::socket::option(fd.as_fd(), libc::SOL_SOCKET, name);
+        static FRESH: std::sync::OnceLock<(i32, i32)> = std::sync::OnceLock::new();
+        let fresh = match FRESH.get() {
+            Some(fresh) => *fresh,
+            None => *FRESH.get_or_init(|| {
+                let get = |name| get(name).unwrap_or(0);
+                (get(libc::SO_SNDBUF), get(libc::SO_RCVBUF))
+            }),
+        };
+        let buffers = [
+            (self.buffers.0, fresh.0, libc::SO_SNDBUF, libc::SO_SNDBUFFORCE),
+            (self.buffers.1, fresh.1, libc::SO_RCVBUF, libc::SO_RCVBUFFORCE),
+        ];
+        for (want, has, name, force) in buffers {
+            // The kernel doubles what it is given; the FORCE forms go beyond rmem_max (CAP_NET_ADMIN).
+            if want != has && want > 0 && set(force, want / 2).is_err() {
+                set(name, want / 2).at(|| "its buffers")?;
+            }
+        }
+        if self.passcred {
+            set(libc::SO_PASSCRED, 1).at(|| "SO_PASSCRED")?;
+        }
+        Ok(())
+    }
+
+    /// Binds it to its name. A socket file that nobody listens at is of the old process, and goes.
+    fn bind(
+        &self,
+        fd: &OwnedFd,
+        name: &Bytes,
+        node: Option<(u32, u32, u32)>,
+        site: &mut Site<'_>,
+    ) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        let at = address(&name.0)?;
+        let shown = escape(&name.0).into_owned();
+        if name.0.starts_with(&[0]) {
+            return bind(fd.as_raw_fd(), &at).at(|| format!("bind to {shown}"));
+        }
+        let path = Path::new(std::ffi::OsStr::from_bytes(&name.0));
+        let here = std::env::current_dir().ok();
+        let cwd = site.task.cwd.as_ref().map(|cwd| Path::new(std::ffi::OsStr::from_bytes(&cwd.0)));
+        let moved = path.is_relative() && here.as_deref() != cwd;
+        if moved {
+            let cwd = cwd.ok_or_else(|| Error::unrestorable("its folder is not known"))?;
+            std::env::set_current_dir(cwd).at(|| "the folder of its task")?;
+        }
+        let bound = (|| {
+            if path.symlink_metadata().is_ok() {
+                let probe =
+                    socket(AddressFamily::Unix, self.class()?, SockFlag::SOCK_NONBLOCK, None)?;
+                match connect(probe.as_raw_fd(), &at) {
+                    Err(Errno::ECONNREFUSED) => std::fs::remove_file(path)?,
+                    Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => {
+                        let why = format!("another process listens at {shown}");
+                        return Err(Error::unrestorable(why));
+                    }
+                    Err(errno) => return Err(errno).at(|| shown.clone()),
+                }
+            }
+            bind(fd.as_raw_fd(), &at).at(|| format!("bind to {shown}"))?;
+            let Some((mode, uid, gid)) = node else {
+                // Its name was gone already, and only the address is left.
+                return std::fs::remove_file(path).at(|| format!("unlink {shown}"));
+            };
+            let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            if (uid, gid) != ours && std::os::unix::fs::lchown(path, Some(uid), Some(gid)).is_err()
+            {
+                site.warnings.push(format!("{shown}: its owner {uid}:{gid} was not put back"));
+            }
+            let mode = Mode::from_bits_truncate(mode);
+            nix::sys::stat::fchmodat(
+                nix::fcntl::AT_FDCWD,
+                path,
+                mode,
+                nix::sys::stat::FchmodatFlags::FollowSymlink,
+            )
+            .at(|| format!("chmod {shown}"))
+        })();
+        if let (true, Some(here)) = (moved, here) {
+            std::env::set_current_dir(here).at(|| "back to the folder of the caller")?;
+        }
+        bound
+    }
+
+    fn lost(&self, file: &OpenFile, site: &mut Site<'_>) {
+        if self.queued > 0 && !site.has_contents(file.object) {
+            let name = escape(&file.link.0).into_owned();
+            let why = "in its queue are not in the image (scan with --data): it is restored empty";
+            site.warnings.push(format!("{name}: the {} bytes {why}", self.queued));
+        }
+    }
+
+    /// Writes what waited to be read into the other end.
+    fn fill(&self, file: &OpenFile, other: BorrowedFd<'_>, site: &mut Site<'_>) -> Result<()> {
+        self.lost(file, site);
+        let streams = self.streams();
+        let named = messages(site, file, streams, |_, bytes| send(other, bytes, streams))?;
+        if named > 0 {
+            let name = escape(&file.link.0).into_owned();
+            let why = "messages in its queue came from others and lose their senders";
+            site.warnings.push(format!("{name}: {named} {why}"));
+        }
+        Ok(())
+    }
+
+    /// Sends a bound datagram socket what waited in it, from the names that had sent it.
+    fn fill_bound(&self, file: &OpenFile, site: &mut Site<'_>) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        self.lost(file, site);
+        let Some(name) = &self.name else { return Ok(()) };
+        let to = address(&name.0)?;
+        let senders = names(site);
+        let mut strangers = 0;
+        messages(site, file, false, |from, bytes| {
+            let known = from.and_then(|from| senders.get(from));
+            let sender = match known {
+                Some(seat) => sendto(seat.as_fd().as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT),
+                None => {
+                    let sender =
+                        socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
+                    let named = from.filter(|from| from.starts_with(&[0]));
+                    let bound = match named {
+                        Some(from) => bind(sender.as_raw_fd(), &address(from)?).is_ok(),
+                        None => from.is_none(),
+                    };
+                    strangers += usize::from(!bound);
+                    sendto(sender.as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT)
+                }
+            };
+            sender.at(|| "fill its queue").map(drop)
+        })?;
+        if strangers > 0 {
+            let name = escape(&file.link.0).into_owned();
+            let why = "messages in its queue lose their senders, which are not here";
+            site.warnings.push(format!("{name}: {strangers} {why}"));
+        }
+        Ok(())
+    }
+}
+
+/// The restored sockets by their names.
+fn names(site: &Site<'_>) -> HashMap<Vec<u8>, Seat> {
+    let named = |&id: &u32| {
+        let seat = *site.seats.get(&id)?;
+        let record: Unix = super::body(site.image.file(id)?).ok()?;
+        Some((record.name?.0, seat))
+    };
+    site.sockets.values().filter_map(named).collect()
+}
+
+fn send(to: BorrowedFd<'_>, mut bytes: &[u8], streams: bool) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    loop {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let sent = nix::sys::socket::send(to.as_raw_fd(), bytes, flags).at(|| "fill its queue")?;
+        bytes = &bytes[sent..];
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if !streams {
+            return Err(Error::unrestorable("a message of its queue does not fit"));
+        }
+    }
+}
+
+/// Hands on each message of a queue, whole, with its sender's name; counts those with a name.
+fn messages(
+    site: &Site<'_>,
+    file: &OpenFile,
+    streams: bool,
+    mut take: impl FnMut(Option<&[u8]>, &[u8]) -> Result<()>,
+) -> Result<usize> {
+    let mut message = Vec::new();
+    let mut from: Option<Vec<u8>> = None;
+    let mut named = 0;
+    site.contents(file.object, |chunk: &Chunk, bytes| {
+        let with = chunk.with.as_deref();
+        if let Some(envelope) = with.filter(|with| !with.files.is_empty()) {
+            let count = envelope.files.len();
+            return Err(Error::unrestorable(format!("{count} descriptors are queued in it")));
+        }
+        if message.is_empty() {
+            from = with.and_then(|with| with.from.as_ref()).map(|from| from.0.clone());
+        }
+        message.extend_from_slice(bytes);
+        if message.len() > MAX_MESSAGE {
+            return Err(Error::malformed("a message of its queue is beyond any limit"));
+        }
+        if streams || !with.is_some_and(|with| with.more) {
+            named += usize::from(from.is_some());
+            take(from.as_deref(), &message)?;
+            message.clear();
+        }
+        Ok(())
+    })?;
+    Ok(named)
+}
+
+/// Hands on what waits in a queue, from the offset that SO_PEEK_OFF keeps.
+fn peek(copy: BorrowedFd<'_>, streams: bool, limit: u64, to: Sink<'_>) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+    let mut buffer = vec![0; 256 << 10];
+    let mut total = 0;
+    loop {
+        let (len, from, cut) = {
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let got = recvmsg::<SockaddrStorage>(copy.as_raw_fd(), &mut parts, None, flags);
+            match got {
+                // A socket that is not connected has nothing either.
+                Err(Errno::EAGAIN | Errno::EINVAL | Errno::ENOTCONN) => return Ok(()),
+                // A stream whose other end is closed has no more.
+                Ok(got) if got.bytes == 0 && streams => return Ok(()),
+                Ok(got) => {
+                    let from = got.address.as_ref().and_then(SockaddrStorage::as_unix_addr);
+                    let from = from.and_then(sender);
+                    (got.bytes, from, got.flags.contains(MsgFlags::MSG_CTRUNC))
+                }
+                Err(errno) => return Err(errno).at(|| "peek"),
+            }
+        };
+        if cut {
+            return Err(Error::unrestorable("descriptors or credentials are queued in it"));
+        }
+        if len > buffer.len() {
+            // What is too long has moved the offset on already, so all is read again.
+            return Err(Error::unrestorable(format!("a message of {len} bytes is too long")));
+        }
+        total += len as u64;
+        if total > limit {
+            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
+        }
+        let mut pieces = buffer[..len].chunks(MAX_CHUNK).peekable();
+        let mut first = true;
+        if len == 0 {
+            to(Piece { with: from.clone().map(envelope), ..Piece::default() })?;
+        }
+        while let Some(bytes) = pieces.next() {
+            let more = !streams && pieces.peek().is_some();
+            let from = from.clone().filter(|_| first);
+            let with = (more || from.is_some()).then(|| Envelope {
+                from: from.map(Bytes),
+                more,
+                ..Envelope::default()
+            });
+            to(Piece { offset: 0, bytes, with })?;
+            first = false;
+        }
+    }
+}
+
+fn envelope(from: Vec<u8>) -> Envelope {
+    Envelope { from: Some(Bytes(from)), ..Envelope::default() }
+}
+
+/// The name of a sender, as [`Unix::name`] has it.
+fn sender(from: &UnixAddr) -> Option<Vec<u8>> {
+    match (from.path(), from.as_abstract()) {
+        (Some(path), _) if !path.as_os_str().is_empty() => Some(path.as_os_str().as_bytes().into()),
+        (_, Some(name)) => Some([&[0], name].concat()),
+        _ => None,
+    }
+}
