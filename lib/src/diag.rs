@@ -1,17 +1,16 @@
 //! What the kernel says of sockets that no descriptor of theirs can be asked: sock_diag(7).
 
 use crate::error::{At, Error, Result, Status};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
-use netlink_packet_sock_diag::SockDiagMessage;
-use netlink_packet_sock_diag::unix::nlas::{Nla, UnixDiagName};
-use netlink_packet_sock_diag::unix::{ShowFlags, StateFlags, UnixRequest, UnixResponse};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
+};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::sync::Mutex;
 
 /// A unix socket.
@@ -64,12 +63,9 @@ impl Diag {
         *asked += 1;
         let whole = *asked == MANY;
         let mut found = None;
-        ask(socket, (!whole).then_some(inode), &mut |response| {
-            let socket = understood(&response);
-            match whole {
-                true => drop(all.insert(response.header.inode, socket)),
-                false => found = Some(socket),
-            }
+        ask(socket, (!whole).then_some(inode), &mut |each, socket| match whole {
+            true => drop(all.insert(each, socket)),
+            false => found = Some(socket),
         })
         .at(|| "sock_diag")?;
         let found = found.or_else(|| all.get(&inode).cloned());
@@ -96,43 +92,58 @@ fn open(netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
     inside.unwrap_or_else(|_| Err(Error::new(Status::System, "sock_diag")))
 }
 
-fn ask(socket: &Socket, inode: Option<u32>, take: &mut dyn FnMut(UnixResponse)) -> Result<()> {
-    let request = UnixRequest {
-        state_flags: StateFlags::from_bits_retain(u32::MAX),
-        inode: inode.unwrap_or(0),
-        show_flags: ShowFlags::NAME | ShowFlags::PEER | ShowFlags::ICONS | ShowFlags::RQLEN,
-        cookie: [0xff; 8],
-    };
-    let mut message = NetlinkMessage::from(SockDiagMessage::UnixRequest(request));
-    message.header.flags = NLM_F_REQUEST | if inode.is_none() { NLM_F_DUMP } else { 0 };
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
+/// SOCK_DIAG_BY_FAMILY and the attributes of linux/unix_diag.h.
+const BY_FAMILY: u16 = 20;
+const NAME: u16 = 0;
+const PEER: u16 = 2;
+const ICONS: u16 = 3;
+const RQLEN: u16 = 4;
+const SHUTDOWN: u16 = 6;
+/// UDIAG_SHOW_NAME, PEER, ICONS and RQLEN.
+const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10;
+
+/// The request, struct unix_diag_req after its netlink header: one socket, or all.
+fn request(inode: Option<u32>) -> Vec<u8> {
+    let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    for word in [u32::MAX, inode.unwrap_or(0), SHOW, u32::MAX, u32::MAX] {
+        body.extend(word.to_ne_bytes());
+    }
+    let mut bytes = vec![0; 16 + body.len()];
+    let mut packet = NetlinkBuffer::new(&mut bytes);
+    packet.set_length(16 + body.len() as u32);
+    packet.set_message_type(BY_FAMILY);
+    packet.set_flags(NLM_F_REQUEST | if inode.is_none() { NLM_F_DUMP } else { 0 });
+    packet.payload_mut().copy_from_slice(&body);
+    bytes
+}
+
+fn ask(socket: &Socket, inode: Option<u32>, take: &mut dyn FnMut(u32, UnixSocket)) -> Result<()> {
+    socket.send(&request(inode), 0)?;
     let mut buffer = vec![0; 64 << 10];
     loop {
         let len = socket.recv(&mut &mut buffer[..], 0)?;
         let mut rest = &buffer[..len];
-        while rest.len() >= 16 {
-            let head = rest.first_chunk().map_or(0, |len| u32::from_ne_bytes(*len)) as usize;
-            let Some(one) = rest.get(..head.max(16)) else { break };
-            rest = rest.get(head.max(16).next_multiple_of(4)..).unwrap_or_default();
-            // What the crate does not understand is a socket that is not found.
-            let Ok(message) = NetlinkMessage::<SockDiagMessage>::deserialize(one) else { continue };
-            match message.payload {
-                NetlinkPayload::InnerMessage(SockDiagMessage::UnixResponse(response)) => {
-                    take(*response);
-                    if inode.is_some() {
-                        return Ok(());
+        while let Ok(packet) = NetlinkBuffer::new_checked(rest) {
+            let payload = packet.payload();
+            match packet.message_type() {
+                BY_FAMILY => {
+                    if let Some((inode, socket)) = understood(payload) {
+                        take(inode, socket);
                     }
                 }
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(err) => match err.raw_code() {
-                    code if code == -libc::ENOENT => return Ok(()),
-                    _ => return Err(err.to_io().into()),
-                },
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    let code = word(payload).unwrap_or(0) as i32;
+                    return match Errno::from_raw(-code) {
+                        // No such socket, or one of another family.
+                        Errno::ENOENT => Ok(()),
+                        errno => Err(errno.into()),
+                    };
+                }
                 _ => (),
             }
+            let len = (packet.length() as usize).next_multiple_of(4);
+            rest = rest.get(len..).unwrap_or_default();
         }
         if inode.is_some() {
             return Ok(());
@@ -140,28 +151,37 @@ fn ask(socket: &Socket, inode: Option<u32>, take: &mut dyn FnMut(UnixResponse)) 
     }
 }
 
-fn understood(response: &UnixResponse) -> UnixSocket {
+fn word(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|word| u32::from_ne_bytes(*word))
+}
+
+/// A struct unix_diag_msg with its attributes: the inode, and what is said of it.
+fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
     // TCP_LISTEN of include/net/tcp_states.h
     const LISTEN: u8 = 10;
-    let header = &response.header;
+    let (head, attributes) = message.split_at_checked(16)?;
     let mut socket =
-        UnixSocket { class: header.kind, listens: header.state == LISTEN, ..UnixSocket::default() };
-    for nla in &response.nlas {
-        match nla {
-            Nla::Name(UnixDiagName::Pathname(path)) => {
-                socket.name = Some(path.clone().into_vec());
-            }
-            Nla::Name(UnixDiagName::Abstract(name)) => {
-                socket.name = Some([&[0], name.as_slice()].concat());
-            }
-            Nla::Peer(inode) => socket.peer = Some(*inode),
-            Nla::PendingConnections(waiting) => socket.pending = waiting.len() as u32,
-            Nla::ReceiveQueueLength(read, write) => socket.queue = (*read, *write),
-            Nla::Shutdown(halves) => socket.shutdown = *halves,
+        UnixSocket { class: head[1], listens: head[2] == LISTEN, ..Default::default() };
+    for nla in NlasIterator::new(attributes).map_while(|nla| nla.ok()) {
+        let value = nla.value();
+        match nla.kind() {
+            NAME => socket.name = Some(name(value)),
+            PEER => socket.peer = word(value),
+            ICONS => socket.pending = (value.len() / 4) as u32,
+            RQLEN => socket.queue = (word(value)?, word(value.get(4..)?)?),
+            SHUTDOWN => socket.shutdown = *value.first()?,
             _ => (),
         }
     }
-    socket
+    Some((word(&head[4..])?, socket))
+}
+
+/// A path ends with a NUL that is not part of it; an abstract name begins with one.
+fn name(address: &[u8]) -> Vec<u8> {
+    match address.first() {
+        Some(0) | None => address.to_vec(),
+        _ => address.strip_suffix(&[0]).unwrap_or(address).to_vec(),
+    }
 }
 
 #[cfg(test)]
@@ -198,6 +218,13 @@ mod tests {
         assert!(found.listens && found.pending == 1);
         assert_eq!(found.name.as_deref(), Some(dir.as_os_str().as_encoded_bytes()));
         drop(client);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
+            let _ = understood(&bytes);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use fdkit::image::{Entry, Item, Reader, Writer};
 use fdkit::kind;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 
@@ -43,6 +43,39 @@ impl Bits {
     fn has(&self, at: usize) -> bool {
         self.0.get(at / 64).is_some_and(|word| word >> (at % 64) & 1 == 1)
     }
+}
+
+/// The places of ascending ids among those that there are, kept as runs without gaps.
+#[derive(Default)]
+struct Ordinals {
+    runs: Vec<(u32, usize)>,
+    count: usize,
+}
+
+impl Ordinals {
+    /// Adds an id if it is above all before it.
+    fn add(&mut self, id: u32) {
+        match self.runs.last() {
+            Some(&(first, at)) if (id as usize) < first as usize + self.count - at => return,
+            Some(&(first, at)) if id as usize == first as usize + self.count - at => (),
+            _ => self.runs.push((id, self.count)),
+        }
+        self.count += 1;
+    }
+
+    /// The place of an id that was added.
+    fn of(&self, id: u32) -> usize {
+        let run = self.runs.partition_point(|&(first, _)| first <= id) - 1;
+        self.runs[run].1 + (id - self.runs[run].0) as usize
+    }
+}
+
+/// What the first pass finds out.
+#[derive(Default)]
+struct Kept {
+    /// Which records.
+    records: Bits,
+    objects: Ordinals,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
@@ -84,26 +117,22 @@ fn spool() -> Result<File> {
 }
 
 /// Which records are kept: a file because a slot that passes names it, or a kept file does.
-fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
+fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
     let mut reader = Reader::new(from);
     reader.head()?;
     let mut kept = Bits::default();
+    let mut objects = Ordinals::default();
     let mut wanted = Bits::default();
-    // By the order of files in the stream, since ids may have gaps: the ids, as runs.
-    let mut runs: Vec<(u32, usize)> = Vec::new();
+    // By the order of files in the stream, since ids may have gaps.
+    let mut files = Ordinals::default();
     let mut places = Bits::default();
     let mut pids: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
     let mut names: Vec<(u32, Vec<u32>)> = Vec::new();
-    let mut files = 0;
     // What the filters say of each file: which of the few outcomes there are.
     let mut outcomes: Vec<Vec<u64>> = Vec::new();
     let mut outcome: Vec<u16> = Vec::new();
     let by_file = filters.iter().any(Filter::asks_the_file);
     let mut record = 0;
-    let ordinal = |runs: &[(u32, usize)], id: u32| {
-        let at = runs.partition_point(|&(first, _)| first <= id) - 1;
-        runs[at].1 + (id - runs[at].0) as usize
-    };
     while let Some(Entry { item, .. }) = reader.next()? {
         record += 1;
         match item {
@@ -112,10 +141,8 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
                 kept.set(record);
             }
             Item::File(file) => {
-                if runs.last().is_none_or(|&(id, at)| file.id - id != (files - at) as u32) {
-                    runs.push((file.id, files));
-                }
-                files += 1;
+                files.add(file.id);
+                file.object.into_iter().for_each(|object| objects.add(object));
                 places.set(record);
                 if !file.refs.is_empty() {
                     names.push((file.id, file.refs.clone()));
@@ -133,7 +160,7 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
                 }
             }
             Item::Slot(slot) => {
-                let file = ordinal(&runs, slot.file);
+                let file = files.of(slot.file);
                 let pids = pids.get(&slot.table).map_or(&[][..], Vec::as_slice);
                 let judged = outcome.get(file).map(|&at| &outcomes[usize::from(at)]);
                 let passes = |(at, filter): (usize, &Filter)| {
@@ -151,9 +178,9 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
     }
     // References point backwards, so one walk from the end reaches all.
     for (id, refs) in names.iter().rev().filter(|(_, refs)| !refs.is_empty()) {
-        if wanted.has(ordinal(&runs, *id)) {
+        if wanted.has(files.of(*id)) {
             for id in refs {
-                wanted.set(ordinal(&runs, *id));
+                wanted.set(files.of(*id));
             }
         }
     }
@@ -166,30 +193,30 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Bits> {
             file += 1;
         }
     }
-    Ok(kept)
+    Ok(Kept { records: kept, objects })
 }
 
-fn second_pass(from: &mut File, kept: &Bits, out: impl Write) -> Result<()> {
+fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {
     let mut reader = Reader::new(from);
     let mut writer = Writer::new(out);
     if let Some((_, _, head)) = reader.next_again()? {
         writer.pass(head)?;
     }
-    let mut objects = HashSet::new();
+    let mut objects = Bits::default();
     let mut record = 0;
     while let Some((key, value, whole)) = reader.next_again()? {
         record += 1;
-        if !kept.has(record) {
+        if !kept.records.has(record) {
             continue;
         }
         let object = || match scan::tokens(scan::field(value, "object")?).next() {
-            Some(Token::Uint(object)) => Some(object),
+            Some(Token::Uint(object)) => Some(kept.objects.of(object as u32)),
             _ => None,
         };
         match key {
-            "file" => objects.extend(object()),
+            "file" => object().into_iter().for_each(|object| objects.set(object)),
             // Contents go with the files that they belong to.
-            "data" if !object().is_some_and(|object| objects.contains(&object)) => continue,
+            "data" if !object().is_some_and(|object| objects.has(object)) => continue,
             _ => (),
         }
         writer.pass(whole)?;
