@@ -29,6 +29,8 @@ pub struct UnixSocket {
     /// The two numbers of UNIX_DIAG_RQLEN: bytes that can be read or pending connections, and bytes
     /// that are written and not read or the backlog.
     pub queue: (u32, u32),
+    /// SO_SNDBUF and SO_RCVBUF.
+    pub buffers: (u32, u32),
     /// RCV_SHUTDOWN 1, SEND_SHUTDOWN 2.
     pub shutdown: u8,
 }
@@ -98,9 +100,10 @@ const NAME: u16 = 0;
 const PEER: u16 = 2;
 const ICONS: u16 = 3;
 const RQLEN: u16 = 4;
+const MEMINFO: u16 = 5;
 const SHUTDOWN: u16 = 6;
-/// UDIAG_SHOW_NAME, PEER, ICONS and RQLEN.
-const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10;
+/// UDIAG_SHOW_NAME, PEER, ICONS, RQLEN and MEMINFO.
+const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10 | 0x20;
 
 /// The request, struct unix_diag_req after its netlink header: one socket, or all.
 fn request(inode: Option<u32>) -> Vec<u8> {
@@ -169,6 +172,8 @@ fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
             PEER => socket.peer = word(value),
             ICONS => socket.pending = (value.len() / 4) as u32,
             RQLEN => socket.queue = (word(value)?, word(value.get(4..)?)?),
+            // SK_MEMINFO_SNDBUF and SK_MEMINFO_RCVBUF of linux/sock_diag.h.
+            MEMINFO => socket.buffers = (word(value.get(12..)?)?, word(value.get(4..)?)?),
             SHUTDOWN => socket.shutdown = *value.first()?,
             _ => (),
         }

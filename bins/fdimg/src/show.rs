@@ -135,6 +135,12 @@ fn details(file: &OpenFile) -> String {
             Some(Token::Text(text)) => {
                 format!(" {}={}", escape(key.as_bytes()), escape(text.as_bytes()))
             }
+            // A name, not a text of many lines.
+            Some(Token::Bytes(bytes)) if !bytes.is_empty() && bytes.len() < 200 => {
+                let shown = escape(bytes);
+                let line = !bytes.contains(&b'\n');
+                if line { format!(" {}={shown}", escape(key.as_bytes())) } else { String::new() }
+            }
             _ => String::new(),
         };
         out.push_str(&text);

@@ -50,7 +50,7 @@ pub(super) struct Unix {
     /// What is shut down: receiving 1, sending 2.
     shutdown: u8,
     /// SO_SNDBUF and SO_RCVBUF as getsockopt(2) shows them: twice what was set.
-    buffers: (i32, i32),
+    buffers: (u32, u32),
     /// SO_PASSCRED.
     passcred: bool,
 }
@@ -119,7 +119,7 @@ impl Kind for Unix {
             pending: found.pending,
             queued: if found.listens { 0 } else { found.queue.0 },
             shutdown: found.shutdown,
-            buffers: (option(libc::SO_SNDBUF)?, option(libc::SO_RCVBUF)?),
+            buffers: found.buffers,
             passcred: option(libc::SO_PASSCRED)? != 0,
         })
     }
@@ -275,8 +275,18 @@ impl Unix {
             }),
         };
         let buffers = [
-            (self.buffers.0, fresh.0, libc::SO_SNDBUF, libc::SO_SNDBUFFORCE),
-            (self.buffers.1, fresh.1, libc::SO_RCVBUF, libc::SO_RCVBUFFORCE),
+            (
+                self.buffers.0.min(i32::MAX as u32) as i32,
+                fresh.0,
+                libc::SO_SNDBUF,
+                libc::SO_SNDBUFFORCE,
+            ),
+            (
+                self.buffers.1.min(i32::MAX as u32) as i32,
+                fresh.1,
+                libc::SO_RCVBUF,
+                libc::SO_RCVBUFFORCE,
+            ),
         ];
         for (want, has, name, force) in buffers {
             // The kernel doubles what it is given; the FORCE forms go beyond rmem_max (CAP_NET_ADMIN).
