@@ -43,6 +43,7 @@ struct Taken {
     inode: Option<Inode>,
     signals: Option<Signals>,
     kind: &'static Entry,
+    object: Option<(u32, u32, u64)>,
     body: Vec<u8>,
 }
 
@@ -267,6 +268,7 @@ impl<W: Write> Scan<'_, W> {
                         inode: None,
                         signals: None,
                         kind: &KINDS[KINDS.len() - 1],
+                        object: None,
                         body: kind::unreadable(errno),
                     };
                     self.write(table, at, process, pids, taken, false)?;
@@ -286,7 +288,7 @@ impl<W: Write> Scan<'_, W> {
         taken: Taken,
         known: bool,
     ) -> Result<()> {
-        let Taken { fd, link, info, inode, signals, kind, body } = taken;
+        let Taken { fd, link, info, inode, signals, kind, object, body } = taken;
         let subject = Subject { fd: fd as u32, pids, kind: kind.name, link: &link.0 };
         if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
             return Ok(());
@@ -295,9 +297,8 @@ impl<W: Write> Scan<'_, W> {
         let flags = info.flags & !CLOEXEC;
         let (id, new) = self.identify(&link, &info, flags, holder.pid, fd, known);
         if new {
-            let object = match &inode {
-                Some(inode) if kind.shares => {
-                    let key = (inode.dev.0, inode.dev.1, inode.ino);
+            let object = match (&inode, object) {
+                (Some(inode), Some(key)) => {
                     let next = self.objects.len() as u32;
                     let object = *self.objects.entry(key).or_insert(next);
                     if object == next && self.options.data.is_some() {
@@ -443,6 +444,7 @@ fn take(process: &Process, fd: RawFd, fetch: bool, text: &mut Vec<u8>) -> Result
             (kind.capture)(&it)?
         }
     };
+    let object = (kind.object)(&it);
     let Descriptor { fd, link, info, inode, signals, .. } = it;
-    Ok(Taken { fd, link, info, inode, signals, kind, body })
+    Ok(Taken { fd, link, info, inode, signals, kind, object, body })
 }

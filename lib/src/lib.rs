@@ -13,11 +13,13 @@ pub mod proc;
 pub mod service;
 pub mod shrink;
 pub mod site;
+pub mod terminal;
 pub mod text;
 
 pub mod kind;
 
 pub mod capture;
+pub mod ctty;
 pub mod freeze;
 pub mod restore;
 

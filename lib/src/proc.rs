@@ -61,6 +61,11 @@ impl Stat {
         (fields.len() > 25).then_some(Stat { comm, state, fields })
     }
 
+    /// The name of the program.
+    pub fn name(&self) -> &[u8] {
+        &self.comm
+    }
+
     /// A field by its number in proc_pid_stat(5), which counts from 1.
     pub fn field(&self, number: usize) -> i64 {
         self.fields.get(number - 3).copied().unwrap_or(0)
@@ -262,7 +267,7 @@ impl Process {
                 highest: highest.map(|highest| highest as u32),
                 limit: open_files(&limits).unwrap_or((0, 0)),
             },
-            terminal: (device != 0).then(|| Terminal { device, foreground: number(8) }),
+            terminal: (device != 0).then(|| Terminal { device, foreground: number(8), path: None }),
         })
     }
 }
@@ -271,6 +276,17 @@ impl Process {
 pub fn own_capacity() -> Result<u64> {
     let text = std::fs::read("/proc/thread-self/status").at(|| "/proc/thread-self/status")?;
     Ok(StatusText(&text).words("FDSize").next().and_then(|n| n.parse().ok()).unwrap_or(0))
+}
+
+/// All processes that /proc shows, ascending, with their stat; what ends meanwhile is left out.
+pub fn all() -> impl Iterator<Item = (i32, Stat)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let mut pids: Vec<i32> = pids.collect();
+    pids.sort_unstable();
+    pids.into_iter().filter_map(|pid| {
+        Some((pid, Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?))
+    })
 }
 
 /// Why the descriptors of a process may not be looked at, and the cure.

@@ -1,13 +1,15 @@
 //! Restores one table in the process that will own it: plan, place, make in ascending order, late
 //! steps. Nothing outside this process is touched before the plan is known to be possible.
 
+use crate::ctty::{self, Heir};
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Image, OpenFile, Slot, Task};
 use crate::kind;
 use crate::service;
 use crate::shrink;
-use crate::site::{Changed, Made, Site, set_flags};
+use crate::site::{Changed, Fate, Made, Site, set_flags};
 use crate::sys::{self, Owner, Seat};
+use crate::terminal;
 use crate::text::escape;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -47,6 +49,8 @@ pub struct Options {
     pub changed: Changed,
     /// What the caller hands down.
     pub inherit: Vec<Inherit>,
+    /// Whether a controlling terminal may be taken from another session.
+    pub steal: bool,
 }
 
 /// What becomes of a number.
@@ -87,6 +91,8 @@ pub struct Plan<'a> {
     pub steps: Vec<Step>,
     /// What cannot be restored, a line each.
     pub problems: Vec<String>,
+    /// What becomes of the controlling terminal.
+    pub terminal: Fate,
     lowest: HashMap<u32, RawFd>,
     objects: HashMap<u32, Vec<u32>>,
     sockets: HashMap<u64, u32>,
@@ -122,13 +128,26 @@ impl<'a> Plan<'a> {
             task,
             steps: Vec::new(),
             problems: Vec::new(),
+            terminal: Fate::None,
             lowest: HashMap::new(),
             objects: HashMap::new(),
             sockets: HashMap::new(),
         };
         plan.lay_out(slots, options)?;
+        let heir = Heir::myself()?;
+        plan.terminal = plan.fate(heir);
         plan.check(options, root, dry)?;
+        // What controls COMMAND may be among what was refused.
+        plan.terminal = plan.fate(heir);
         Ok(plan)
+    }
+
+    fn fate(&self, heir: Heir) -> Fate {
+        let handed = |id| {
+            let of = |step: &&Step| step.file == Some(id) && matches!(step.deed, Deed::Inherit(_));
+            self.steps.iter().find(of).map(|step| step.fd)
+        };
+        ctty::fate(self.image, self.task, heir, |id| self.lowest.contains_key(&id), handed)
     }
 
     fn lay_out(&mut self, slots: impl Iterator<Item = &'a Slot>, options: &Options) -> Result<()> {
@@ -266,6 +285,9 @@ impl<'a> Plan<'a> {
             sockets: &self.sockets,
             seats: HashMap::new(),
             after: Vec::new(),
+            terminal: &self.terminal,
+            moved: HashMap::new(),
+            dressed: Default::default(),
         }
     }
 
@@ -479,6 +501,8 @@ fn build(
     let mut lost: HashMap<u32, Deed> = HashMap::new();
     let mut fillers: Vec<(RawFd, RawFd)> = Vec::new();
     let mut expected = 0;
+    let mut early = make_early(plan, site);
+    control(plan, options, site, handed)?;
     for (at, step) in plan.steps.iter().enumerate() {
         let fd = step.fd;
         fill_hole(plan, at, expected, site, &mut fillers)?;
@@ -489,7 +513,7 @@ fn build(
             deed = lost.get(&file.id).copied().unwrap_or(deed);
         }
         if let (Deed::Make, Some(file)) = (deed, file) {
-            if let Err(why) = make(file, fd, site) {
+            if let Err(why) = early.remove(&file.id).unwrap_or_else(|| make(file, fd, site)) {
                 if options.missing == Missing::Fail {
                     problems.push(format!("fd {fd} ({}): {why}", what(file)));
                 }
@@ -528,6 +552,81 @@ fn build(
     refuse(&problems, &mut |line| say(err, line))?;
     late(plan, site)?;
     Ok(cloexec)
+}
+
+/// Makes what others lead to; what came of it, by the files it failed for.
+fn make_early(plan: &Plan<'_>, site: &mut Site<'_>) -> HashMap<u32, Result<()>> {
+    let mut outcomes = HashMap::new();
+    for step in plan.steps.iter().filter(|step| step.deed == Deed::Make) {
+        let Some(file) = step.file.and_then(|id| plan.image.file(id)) else { continue };
+        if kind::named(&file.kind).is_some_and(|kind| kind.is_early) {
+            outcomes.insert(file.id, make(file, step.fd, site));
+        }
+    }
+    outcomes
+}
+
+/// Gives this process its controlling terminal, through a descriptor that is no part of the table.
+/// That it cannot be had is said; COMMAND runs without.
+fn control(
+    plan: &Plan<'_>,
+    options: &Options,
+    site: &mut Site<'_>,
+    handed: &HashMap<RawFd, OwnedFd>,
+) -> Result<()> {
+    let Some(old) = &plan.task.terminal else { return Ok(()) };
+    let name = terminal::name(sys::tty::numbers(old.device));
+    let opened = |path: &[u8]| {
+        let fd = site.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
+        ctty::take(fd.as_fd(), options.steal)
+    };
+    let taken = match &plan.terminal {
+        Fate::None | Fate::Kept => return Ok(()),
+        Fate::Lost(why) => {
+            site.warnings.push(why.clone());
+            return Ok(());
+        }
+        Fate::Made(id) => match site.seats.get(id) {
+            // Through a master it would be the master's; the slave is opened for the moment.
+            Some(seat) => match sys::tty::index(seat) {
+                Ok(_) => slave(*seat).and_then(|fd| ctty::take(fd.as_fd(), options.steal)),
+                Err(_) => ctty::take(seat.as_fd(), options.steal),
+            },
+            None => return Ok(()),
+        },
+        Fate::Handed(fd) => {
+            let from = plan.steps.iter().find(|step| step.fd == *fd).map(|step| step.deed);
+            match from {
+                Some(Deed::Inherit(from)) if from != *fd => match handed.get(&from) {
+                    Some(copy) => ctty::take(copy.as_fd(), options.steal),
+                    None => return Ok(()),
+                },
+                _ => ctty::take(Seat::inherited(*fd)?.as_fd(), options.steal),
+            }
+        }
+        Fate::Opened(path) => opened(path),
+    };
+    if let Err(why) = taken {
+        site.warnings.push(format!("{name}, its controlling terminal, is not COMMAND's: {why}"));
+    } else if old.foreground > 0 && site.heir(2, old.foreground).is_none() {
+        // A session leader that takes a terminal is its foreground group too.
+        let why = "is not restored: COMMAND is in the foreground";
+        site.warnings.push(format!("{name}: its foreground group {} {why}", old.foreground));
+    }
+    Ok(())
+}
+
+/// The slave of a master, unlocked for the moment if it must be.
+fn slave(master: Seat) -> Result<OwnedFd> {
+    let locked = sys::tty::locked(master)?;
+    if locked {
+        sys::tty::set_locked(master, false)?;
+    }
+    let slave = sys::tty::peer(master, libc::O_RDWR as u32).at(|| "open the slave");
+    if locked {
+        sys::tty::set_locked(master, true)?;
+    }
+    slave
 }
 
 /// Fills the numbers before a step with placeholders if that costs less than moving what comes

@@ -11,7 +11,7 @@ use nix::libc;
 use nix::sys::socket::Shutdown;
 use nix::sys::stat::Mode;
 use nix::unistd::dup;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The status flags that F_SETFL can change.
@@ -37,6 +37,23 @@ pub enum Changed {
     Warn,
     /// Say nothing.
     Ignore,
+}
+
+/// What becomes of the controlling terminal of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It had none, and neither has its heir.
+    None,
+    /// The heir has one already, and keeps it.
+    Kept,
+    /// The terminal of this file of the image, a slave or a master, once that stands.
+    Made(u32),
+    /// The caller's descriptor that has this number by then.
+    Handed(RawFd),
+    /// What is at this path.
+    Opened(Vec<u8>),
+    /// It gets none, for this reason.
+    Lost(String),
 }
 
 /// The work in progress.
@@ -65,6 +82,12 @@ pub struct Site<'a> {
     pub seats: HashMap<u32, Seat>,
     /// What is shut down when all queues are filled.
     pub after: Vec<(Seat, Shutdown)>,
+    /// What becomes of the controlling terminal.
+    pub terminal: &'a Fate,
+    /// Paths of the image that are others now.
+    pub moved: HashMap<Vec<u8>, Vec<u8>>,
+    /// Terminals whose settings are put back already.
+    pub dressed: HashSet<(u32, u32)>,
 }
 
 impl<'a> Site<'a> {
@@ -79,6 +102,7 @@ impl<'a> Site<'a> {
             flags => flags & !unwanted | libc::O_NOCTTY,
         };
         let flags = OFlag::from_bits_retain(flags);
+        let path = self.moved.get(path).map_or(path, Vec::as_slice);
         let mut resolve = ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let dir = match &self.root {
             Some(root) => {
@@ -182,6 +206,24 @@ impl<'a> Site<'a> {
         let seat = Seat::take(made.fd, number).at(|| format!("put it at {number}"))?;
         self.seats.insert(file.id, seat);
         Ok(mine)
+    }
+
+    /// [`Site::leave`] for any number of ends that were made together; what becomes of `mine`.
+    pub fn leave_all(
+        &mut self,
+        mut ends: Vec<(&OpenFile, OwnedFd)>,
+        mine: &OpenFile,
+    ) -> Result<Made> {
+        let at = ends.iter().position(|(file, _)| file.id == mine.id).ok_or(Errno::EBADF)?;
+        let mut kept = ends.swap_remove(at).1;
+        while let Some((file, fd)) = ends.pop() {
+            let number = self.lowest[&file.id];
+            for (_, other) in ends.iter_mut().filter(|(_, fd)| fd.as_raw_fd() == number) {
+                *other = dup(&*other).at(|| "dup")?;
+            }
+            kept = self.leave(file, Made { fd, flags: file.flags }, kept)?;
+        }
+        Ok(Made { fd: kept, flags: mine.flags })
     }
 
     /// Hands the contents of an object to `take`, piece by piece.

@@ -18,6 +18,7 @@ mod mem;
 mod opaque;
 mod path;
 mod pipe;
+mod pty;
 mod regular;
 mod socketpair;
 mod unix;
@@ -47,6 +48,7 @@ static FIXTURES: &[Entry] = &[
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),
     entry::<path::Path>(),
+    entry::<pty::Pty>(),
     entry::<opaque::Opaque>(),
 ];
 

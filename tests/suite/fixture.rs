@@ -52,6 +52,14 @@ fn what_was_not_made_is_noticed() {
         ("socketpair@3,4:type=dgram,data=a+b", "socketpair@3,4:type=dgram,data=ab", "messages"),
         ("socketpair@3,4", "socketpair@3,4:type=seqpacket", "type"),
         ("unix@3:abstract=fdkit-a", "unix@3:abstract=fdkit-b", "name"),
+        ("pty@3,4:raw", "pty@3,4", "echo is false"),
+        ("pty@3,4:rows=3", "pty@3,4:rows=4", "size"),
+        ("pty@3,4:packet", "pty@3,4", "packet mode"),
+        ("pty@3,4:excl", "pty@3,4", "slave exclusive"),
+        ("pty@3,4:shut", "pty@3,4", "master exclusive"),
+        ("pty@3,4:locked", "pty@3,4", "what is locked"),
+        ("pty@3,4:mode=384", "pty@3,4:mode=400", "mode"),
+        ("pty@3:master", "pty@3:left", "hung up"),
         ("directory@3:steps=2", "directory@3", "position"),
     ] {
         let (status, stderr) = make_and_check(&[made], &[wanted]);

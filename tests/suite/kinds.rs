@@ -55,6 +55,15 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
     ("places", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
     ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
+    ("a pseudo terminal", &["pty@A,B"]),
+    ("a pseudo terminal made raw", &["pty@B,A:raw,rows=24,mode=0x190,cloexec"]),
+    ("slaves of a pseudo terminal", &["pty@A,C,B,D:two,place,rows=7,nonblock=0"]),
+    ("dups of a pseudo terminal", &["pty@C,A,B,D:dup,raw"]),
+    ("packets of a pseudo terminal", &["pty@A,B:packet,raw,own,async=0,sig=12", "pty@D,C:packet"]),
+    ("an exclusive terminal", &["pty@A,B:excl", "pty@D,C:shut"]),
+    ("a locked line", &["pty@A,B:locked,rows=9"]),
+    ("a slave that has hung up", &["pty@A:slave,raw", "pty@B:slave"]),
+    ("masters alone", &["pty@A:master", "pty@B:left,rows=5"]),
     ("all together", &["pipe@C,A:data=x", "unlinked@B", "eventfd@D:count=5"]),
 ];
 
@@ -162,6 +171,15 @@ round_trips! {
     datagrams_wait_again: "datagrams";
     a_place_is_not_opened: "places";
     close_on_exec_is_told_in_the_environment: "close-on-exec";
+    a_pseudo_terminal_comes_back: "a pseudo terminal";
+    a_raw_terminal_keeps_speed_size_and_characters: "a pseudo terminal made raw";
+    all_slaves_and_their_path_come_back: "slaves of a pseudo terminal";
+    dups_of_both_ends_of_a_terminal_come_back: "dups of a pseudo terminal";
+    packet_mode_comes_back: "packets of a pseudo terminal";
+    an_exclusive_terminal_comes_back: "an exclusive terminal";
+    a_locked_line_comes_back: "a locked line";
+    a_slave_without_a_master_has_hung_up_again: "a slave that has hung up";
+    a_master_without_a_slave_comes_back: "masters alone";
     kinds_come_back_together: "all together";
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 /// pids, and times. Close-on-exec is off in COMMAND by design, and told in the environment.
 const NEW: &[&str] = &[
     "peer", "pid", "pids", "file", "object", "ino", "mnt", "mtime", "id", "cloexec", "start",
-    "time",
+    "time", "index",
 ];
 
 /// The descriptors of `fdimg show -J` that have these numbers, without what cannot be kept.
@@ -34,7 +34,7 @@ fn normal(value: &Value) -> Value {
     }
 }
 
-/// `pipe:[123]` and `/dir/#123 (deleted)` without the number of the inode, `12:3` without a pid.
+/// `/dev/pts/7`, `pipe:[123]` and `/dir/#123 (deleted)` without the number of the inode, `12:3` without a pid.
 fn numbered(text: &str) -> String {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if let Some((kind, number)) = text.strip_suffix(']').and_then(|text| text.split_once(":[")) {
@@ -46,6 +46,12 @@ fn numbered(text: &str) -> String {
         if digits(number) {
             return format!("{dir}/# (deleted)");
         }
+    }
+    if text
+        .strip_prefix("/dev/pts/")
+        .is_some_and(|rest| digits(rest.trim_end_matches(" (deleted)")))
+    {
+        return text.replace(|letter: char| letter.is_ascii_digit(), "");
     }
     match text.split_once(':') {
         Some((pid, fd)) if digits(pid) && digits(fd) => fd.into(),

@@ -6,7 +6,7 @@ use fdkit::cli::{self, Arg, End, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Image;
 use fdkit::restore::{Deed, Inherit, Missing, Options, Plan, restore};
-use fdkit::site::Changed;
+use fdkit::site::{Changed, Fate};
 use fdkit::text::escape;
 use std::ffi::OsString;
 use std::fs::File;
@@ -37,6 +37,9 @@ struct Args {
     /// open paths below DIR
     #[argh(option, arg_name = "DIR")]
     root: Option<Arg>,
+    /// take the controlling terminal from the session that has it
+    #[argh(switch)]
+    steal: bool,
     /// print the plan and stop
     #[argh(switch, short = 'n')]
     dry_run: bool,
@@ -80,8 +83,13 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         return Err(Error::misuse("COMMAND is not given; it goes after --"));
     }
     let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
-    let options =
-        Options { task: args.task, missing: args.missing.0, changed: args.changed.0, inherit };
+    let options = Options {
+        task: args.task,
+        missing: args.missing.0,
+        changed: args.changed.0,
+        inherit,
+        steal: args.steal,
+    };
     let mut spool = spool(&args)?;
     let image = Image::load(&mut spool).at(|| name(&args))?;
     if image.head.passive {
@@ -195,11 +203,26 @@ fn show(plan: &Plan<'_>, json: bool) -> String {
             out.push_str(&format!("{:>5}  {deed:<10}  {kind:<9}  {link}\n", step.fd));
         }
     }
+    let terminal = match &plan.terminal {
+        Fate::None => None,
+        Fate::Kept => Some("the caller's own".to_owned()),
+        Fate::Made(id) => {
+            let link = plan.image.file(*id).map(|file| escape(&file.link.0).into_owned());
+            Some(format!("that of {}", link.unwrap_or_default()))
+        }
+        Fate::Handed(fd) => Some(format!("that of {fd}")),
+        Fate::Opened(path) => Some(escape(path).into_owned()),
+        Fate::Lost(why) => Some(format!("none: {why}")),
+    };
     match json {
-        false => out,
+        false => {
+            out + &terminal.map(|is| format!("controlling terminal: {is}\n")).unwrap_or_default()
+        }
         true => {
             let pid = plan.task.pid;
-            let plan = serde_json::json!({"pid": pid, "steps": rows, "problems": plan.problems});
+            let plan = serde_json::json!({
+                "pid": pid, "steps": rows, "terminal": terminal, "problems": plan.problems,
+            });
             format!("{plan:#}\n")
         }
     }

@@ -108,6 +108,9 @@ pub struct Terminal {
     pub device: u32,
     /// The foreground process group; negative if there is none.
     pub foreground: i32,
+    /// Where it is to be opened, if somebody asked for one by name: ttyctl(1) retarget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Bytes>,
 }
 
 /// Facts of the table of a task.

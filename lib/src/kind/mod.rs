@@ -10,7 +10,9 @@ mod mem;
 mod opaque;
 mod path;
 mod pipe;
+mod pty;
 mod regular;
+pub(crate) mod tty;
 mod unix;
 mod unlinked;
 
@@ -50,11 +52,20 @@ pub trait Kind: Serialize + DeserializeOwned {
     const SHARES: bool = false;
     /// Whether lseek(2) brings its position back.
     const SEEKS: bool = false;
+    /// Whether it is made before all that is not: paths and the controlling terminal may lead to it.
+    const EARLY: bool = false;
     /// Whether it has something left to do when all numbers stand: [`Kind::late`].
     const LATE: bool = false;
 
     /// Whether a descriptor is of this kind.
     fn claims(it: &Descriptor<'_>) -> bool;
+
+    /// What is the same for all descriptions of its object: device and inode number if it
+    /// [`Kind::SHARES`], unless a kind knows better.
+    fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
+        let inode = it.inode.as_ref().filter(|_| Self::SHARES)?;
+        Some((inode.dev.0, inode.dev.1, inode.ino))
+    }
 
     /// Takes what is its own from a descriptor.
     fn capture(it: &Descriptor<'_>) -> Result<Self>;
@@ -63,6 +74,11 @@ pub trait Kind: Serialize + DeserializeOwned {
     /// one of its descriptions; its position is not ours and must not be moved.
     fn contents(_copy: BorrowedFd<'_>, _inode: &Inode, _limit: u64, _to: Sink<'_>) -> Result<()> {
         Ok(())
+    }
+
+    /// The terminal that it leads to: major and minor number.
+    fn terminal(&self) -> Option<(u32, u32)> {
+        None
     }
 
     /// Says why a description cannot be restored here, before anything is touched.
@@ -89,8 +105,8 @@ pub trait Kind: Serialize + DeserializeOwned {
 pub struct Entry {
     /// [`Kind::NAME`]
     pub name: &'static str,
-    /// [`Kind::SHARES`]
-    pub shares: bool,
+    /// [`Kind::object`]
+    pub object: fn(&Descriptor<'_>) -> Option<(u32, u32, u64)>,
     /// [`Kind::SEEKS`]
     pub seeks: bool,
     /// [`Kind::claims`]
@@ -99,10 +115,14 @@ pub struct Entry {
     pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
     /// [`Kind::contents`]
     pub contents: fn(BorrowedFd<'_>, &Inode, u64, Sink<'_>) -> Result<()>,
+    /// [`Kind::terminal`], from the encoded body.
+    pub terminal: fn(&OpenFile) -> Option<(u32, u32)>,
     /// [`Kind::check`], from the encoded body.
     pub check: fn(&OpenFile, &Site<'_>) -> Result<()>,
     /// [`Kind::restore`], from the encoded body.
     pub restore: fn(&OpenFile, &mut Site<'_>) -> Result<Made>,
+    /// [`Kind::EARLY`]
+    pub is_early: bool,
     /// [`Kind::LATE`]
     pub is_late: bool,
     /// [`Kind::late`], from the encoded body.
@@ -114,15 +134,17 @@ pub struct Entry {
 const fn entry<K: Kind>() -> Entry {
     Entry {
         name: K::NAME,
-        shares: K::SHARES,
+        object: K::object,
         seeks: K::SEEKS,
         claims: K::claims,
         capture: |it| {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
         contents: K::contents,
+        terminal: |file| body::<K>(file).ok()?.terminal(),
         check: |file, site| body::<K>(file)?.check(file, site),
         restore: |file, site| body::<K>(file)?.restore(file, site),
+        is_early: K::EARLY,
         is_late: K::LATE,
         late: |file, seat, site| body::<K>(file)?.late(file, seat, site),
         null: K::null,
@@ -141,6 +163,8 @@ pub static KINDS: &[Entry] = &[
     entry::<directory::Directory>(),
     entry::<pipe::Pipe>(),
     entry::<fifo::Fifo>(),
+    entry::<pty::Pty>(),
+    entry::<tty::Tty>(),
     entry::<eventfd::Eventfd>(),
     entry::<mem::Mem>(),
     entry::<unix::Unix>(),

@@ -1,7 +1,7 @@
 //! O_PATH descriptors of what is neither a regular file nor a directory: symbolic links, sockets,
 //! devices. They are places in the file system; nothing is opened (open(2)).
 
-use super::Kind;
+use super::{Kind, pty};
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::proc::Descriptor;
@@ -25,7 +25,7 @@ impl Kind for Path {
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        site.foresee(file)
+        if pty::will_be(&file.link.0, site) { Ok(()) } else { site.foresee(file) }
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {

@@ -1,8 +1,74 @@
-//! ioctl_tty(2), as far as nix has no name for it.
+//! ioctl_tty(2), as far as nix has no name for it: struct termios2 with all 19 control characters and
+//! speeds as numbers, pseudo terminals, sessions.
 
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// struct termios2 of the kernel: 19 control characters, speeds in baud.
+pub type Termios = libc::termios2;
+
+/// Not in libc: takes the lock of a termios, and sets it.
+const TCSETS2: libc::Ioctl = 0x402c_542b;
+
+/// No flag, no character, no speed.
+pub fn no_termios() -> Termios {
+    // SAFETY: termios2 is integers only, for which zeroes are a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// An ioctl that fills one int.
+fn get(fd: impl AsFd, request: libc::Ioctl) -> nix::Result<i32> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: the callers name requests that fill one int, which is ours.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &mut value) })?;
+    Ok(value)
+}
+
+/// An ioctl that reads one int.
+fn put(fd: impl AsFd, request: libc::Ioctl, value: i32) -> nix::Result<()> {
+    let value: libc::c_int = value;
+    // SAFETY: the callers name requests that read one int.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &value) }).map(drop)
+}
+
+/// An ioctl whose argument is an integer, or nothing.
+fn tell(fd: impl AsFd, request: libc::Ioctl, value: libc::c_int) -> nix::Result<i32> {
+    // SAFETY: the callers name requests that take an integer itself, and touch no memory.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, value) })
+}
+
+fn termios(fd: impl AsFd, request: libc::Ioctl) -> nix::Result<Termios> {
+    let mut found = no_termios();
+    // SAFETY: the callers name requests that fill one termios2 or its beginning.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, &mut found) })?;
+    Ok(found)
+}
+
+fn set_termios(fd: impl AsFd, request: libc::Ioctl, to: &Termios) -> nix::Result<()> {
+    // SAFETY: the callers name requests that read one termios2 or its beginning.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, to) }).map(drop)
+}
+
+/// The line settings: TCGETS2. Through the master of a pseudo terminal, those of its slave.
+pub fn line(fd: impl AsFd) -> nix::Result<Termios> {
+    termios(fd, libc::TCGETS2)
+}
+
+/// Sets the line settings at once, and throws nothing away: TCSETS2.
+pub fn set_line(fd: impl AsFd, to: &Termios) -> nix::Result<()> {
+    set_termios(fd, TCSETS2, to)
+}
+
+/// Which bits and characters nobody but CAP_SYS_ADMIN can change: TIOCGLCKTRMIOS.
+pub fn line_lock(fd: impl AsFd) -> nix::Result<Termios> {
+    termios(fd, libc::TIOCGLCKTRMIOS)
+}
+
+/// Locks bits and characters: TIOCSLCKTRMIOS; takes CAP_SYS_ADMIN.
+pub fn set_line_lock(fd: impl AsFd, to: &Termios) -> nix::Result<()> {
+    set_termios(fd, libc::TIOCSLCKTRMIOS, to)
+}
 
 /// The size of a terminal's window, or of what says it is one: TIOCGWINSZ.
 ///
@@ -13,6 +79,95 @@ pub fn winsize(fd: impl AsFd) -> nix::Result<libc::winsize> {
     // SAFETY: the descriptor is open, and TIOCGWINSZ fills one winsize, which is ours.
     Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) })?;
     Ok(size)
+}
+
+/// Sets the size: TIOCSWINSZ. The foreground group gets SIGWINCH if it is another.
+pub fn set_winsize(fd: impl AsFd, size: &libc::winsize) -> nix::Result<()> {
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    Errno::result(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TIOCSWINSZ, size) }).map(drop)
+}
+
+/// The device that is really open, also behind /dev/tty and /dev/console: TIOCGDEV, Linux 2.6.38.
+/// Major and minor number.
+pub fn device(fd: impl AsFd) -> nix::Result<(u32, u32)> {
+    Ok(numbers(get(fd, libc::TIOCGDEV)? as u32))
+}
+
+/// Major and minor number of a device as TIOCGDEV and field 7 of /proc/PID/stat have it: the minor
+/// in bits 31-20 and 7-0, the major in 15-8 (proc_pid_stat(5)).
+pub fn numbers(device: u32) -> (u32, u32) {
+    (device >> 8 & 0xfff, device >> 12 & 0xf_ff00 | device & 0xff)
+}
+
+/// The reverse of [`numbers`].
+pub fn encoded((major, minor): (u32, u32)) -> u32 {
+    minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+/// The line discipline: TIOCGETD; zero is N_TTY.
+pub fn discipline(fd: impl AsFd) -> nix::Result<i32> {
+    get(fd, libc::TIOCGETD)
+}
+
+/// Whether further opens fail with EBUSY: TIOCGEXCL, Linux 3.8.
+pub fn exclusive(fd: impl AsFd) -> nix::Result<bool> {
+    Ok(get(fd, libc::TIOCGEXCL)? != 0)
+}
+
+/// Makes further opens fail with EBUSY, those of CAP_SYS_ADMIN aside: TIOCEXCL.
+pub fn set_exclusive(fd: impl AsFd) -> nix::Result<()> {
+    tell(fd, libc::TIOCEXCL, 0).map(drop)
+}
+
+/// The index of a master: TIOCGPTN. Fails with ENOTTY on what is none.
+pub fn index(master: impl AsFd) -> nix::Result<u32> {
+    Ok(get(master, libc::TIOCGPTN)? as u32)
+}
+
+/// Whether a master reads in packets: TIOCGPKT, Linux 3.8.
+pub fn packet(master: impl AsFd) -> nix::Result<bool> {
+    Ok(get(master, libc::TIOCGPKT)? != 0)
+}
+
+/// Sets packet mode: TIOCPKT.
+pub fn set_packet(master: impl AsFd, on: bool) -> nix::Result<()> {
+    put(master, libc::TIOCPKT, on.into())
+}
+
+/// Whether the slave cannot be opened: TIOCGPTLCK, Linux 3.8.
+pub fn locked(master: impl AsFd) -> nix::Result<bool> {
+    Ok(get(master, libc::TIOCGPTLCK)? != 0)
+}
+
+/// Locks or unlocks the slave: TIOCSPTLCK.
+pub fn set_locked(master: impl AsFd, on: bool) -> nix::Result<()> {
+    put(master, libc::TIOCSPTLCK, on.into())
+}
+
+/// Opens the slave of a master without its path: TIOCGPTPEER, Linux 4.13. `flags` are those of
+/// open(2); O_NOCTTY is added.
+pub fn peer(master: impl AsFd, flags: u32) -> nix::Result<OwnedFd> {
+    let flags = flags as libc::c_int | libc::O_NOCTTY;
+    let fd = tell(master, libc::TIOCGPTPEER, flags)?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The session whose controlling terminal it is: TIOCGSID. Through a slave it answers only those
+/// whose own it is, through a master anybody; ENOTTY if it is nobody's.
+pub fn session(fd: impl AsFd) -> nix::Result<i32> {
+    get(fd, libc::TIOCGSID)
+}
+
+/// The foreground process group: TIOCGPGRP, under the same rule as [`session`].
+pub fn foreground(fd: impl AsFd) -> nix::Result<i32> {
+    get(fd, libc::TIOCGPGRP)
+}
+
+/// Makes a terminal the controlling terminal of the caller, a session leader without one:
+/// TIOCSCTTY. `steal` takes it from the session that has it, with CAP_SYS_ADMIN.
+pub fn control(fd: impl AsFd, steal: bool) -> nix::Result<()> {
+    tell(fd, libc::TIOCSCTTY, steal.into()).map(drop)
 }
 
 #[cfg(test)]
@@ -28,5 +183,26 @@ mod tests {
         assert_eq!((seen.ws_row, seen.ws_col), (5, 7));
         let null = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(winsize(&null).unwrap_err(), Errno::ENOTTY);
+    }
+
+    #[test]
+    fn a_device_is_put_together_as_it_is_taken_apart() {
+        for numbers_ in [(136, 0), (136, 255), (136, 70000), (4, 64), (204, 191)] {
+            assert_eq!(numbers(encoded(numbers_)), numbers_);
+        }
+        assert_eq!(encoded((136, 5)), 34821);
+    }
+
+    #[test]
+    fn the_slave_of_a_master_needs_no_path() {
+        let pair = openpty(None, None).unwrap();
+        let peer = peer(&pair.master, libc::O_RDWR as u32).unwrap();
+        assert_eq!(device(&peer), device(&pair.slave));
+        assert_eq!(index(&pair.slave), Err(Errno::ENOTTY));
+        assert_eq!(session(&pair.master), Err(Errno::ENOTTY));
+        let mut line = line(&pair.master).unwrap();
+        line.c_cc[18] = 7;
+        set_line(&peer, &line).unwrap();
+        assert_eq!(super::line(&pair.slave).unwrap().c_cc[18], 7);
     }
 }

@@ -1,0 +1,131 @@
+//! The controlling terminal: it belongs to a session, not to a descriptor (credentials(7)).
+//!
+//! What becomes of it is decided here, from what the image says of a task and from what its heir
+//! is; a tree has as many heirs as tasks.
+
+use crate::error::{At, Error, Result, Status};
+use crate::image::{Image, OpenFile, Task};
+use crate::kind;
+use crate::proc::Stat;
+use crate::site::Fate;
+use crate::sys::tty;
+use crate::terminal;
+use crate::text::escape;
+use nix::errno::Errno;
+use std::os::fd::{BorrowedFd, RawFd};
+
+/// The process that will be a task of the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heir {
+    /// Whether it leads its session: only such a one can take a controlling terminal.
+    pub leader: bool,
+    /// Whether it has one.
+    pub has: bool,
+}
+
+impl Heir {
+    /// This very process.
+    pub fn myself() -> Result<Heir> {
+        let stat = std::fs::read("/proc/self/stat").at(|| "/proc/self/stat")?;
+        let stat = Stat::parse(&stat).ok_or_else(|| Error::new(Status::System, "stat"))?;
+        Ok(Heir { leader: stat.field(6) == i64::from(std::process::id()), has: stat.field(7) != 0 })
+    }
+}
+
+/// Decides. `made` says whether a file of the image is restored, `handed` at which number a
+/// descriptor of the caller stands for it.
+pub fn fate(
+    image: &Image,
+    task: &Task,
+    heir: Heir,
+    made: impl Fn(u32) -> bool,
+    handed: impl Fn(u32) -> Option<RawFd>,
+) -> Fate {
+    let Some(old) = &task.terminal else {
+        return if heir.has { Fate::Kept } else { Fate::None };
+    };
+    let device = tty::numbers(old.device);
+    let leads_to = |file: &&OpenFile| {
+        kind::named(&file.kind).and_then(|kind| (kind.terminal)(file)) == Some(device)
+    };
+    let mut files = image.files.iter().filter(leads_to);
+    let of_pair = |file: &OpenFile| file.kind == "pty" && made(file.id);
+    let fate = match &old.path {
+        Some(path) => Some(Fate::Opened(path.0.clone())),
+        None => {
+            let pair = files.clone().find(|file| of_pair(file)).map(|file| Fate::Made(file.id));
+            pair.or_else(|| files.find_map(|file| handed(file.id)).map(Fate::Handed))
+        }
+    };
+    let name = terminal::name(device);
+    match fate {
+        Some(Fate::Made(_)) if heir.has => {
+            let cure = "run it without a terminal of its own, by setsid(1)";
+            Fate::Lost(format!(
+                "{name}, restored, cannot control COMMAND, which has another: {cure}"
+            ))
+        }
+        _ if heir.has => Fate::Kept,
+        Some(_) if !heir.leader => {
+            Fate::Lost(format!("{name} cannot control COMMAND, which leads no session: setsid(1)"))
+        }
+        Some(fate) => fate,
+        None => Fate::Lost(format!(
+            "its controlling terminal {name} is outside the image: COMMAND has none"
+        )),
+    }
+}
+
+/// Makes a terminal the controlling one of this process, which leads a session and has none.
+/// `steal` takes it from another session, which takes CAP_SYS_ADMIN.
+///
+/// Fails with status 4 if it is another session's, and says whose.
+pub fn take(terminal: BorrowedFd<'_>, steal: bool) -> Result<()> {
+    match tty::control(terminal, steal) {
+        Ok(()) => Ok(()),
+        Err(Errno::EPERM) => {
+            let device = tty::device(terminal).unwrap_or_default();
+            let why = match (owner(device), steal) {
+                (Some((sid, comm)), false) => {
+                    format!("it is the controlling terminal of session {sid} ({comm})")
+                }
+                (Some((sid, comm)), true) => {
+                    format!("it takes CAP_SYS_ADMIN to steal it from session {sid} ({comm})")
+                }
+                (None, _) => "we lead no session, or have a terminal already, or it is that of a \
+                              session we cannot see"
+                    .to_owned(),
+            };
+            Err(Error::new(Status::Denied, why))
+        }
+        Err(Errno::EIO) => Err(Error::new(Status::System, "it has hung up: its master is closed")),
+        Err(errno) => Err(errno).at(|| "TIOCSCTTY"),
+    }
+}
+
+/// The session whose controlling terminal a device is, and the name of who leads it, or of one of
+/// its members if the leader is gone.
+pub fn owner(device: (u32, u32)) -> Option<(i32, String)> {
+    let wanted = i64::from(tty::encoded(device) as i32);
+    let mut found: Option<(i32, String)> = None;
+    for (pid, stat) in crate::proc::all() {
+        let sid = stat.field(6) as i32;
+        if stat.field(7) == wanted && (found.is_none() || pid == sid) {
+            found = Some((sid, escape(stat.name()).into_owned()));
+            if pid == sid {
+                break;
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_has_this_terminal_is_found_by_its_number() {
+        assert_eq!(owner((3, 77)), None);
+    }
+}

@@ -1,0 +1,338 @@
+//! pty(7): a master and its slaves, one object by the number of the slave's device. A pair is made
+//! anew before all other descriptors, since paths and the controlling terminal lead to it.
+//!
+//! What waits in it cannot be read without taking it out (a terminal has neither tee(2) nor
+//! MSG_PEEK), so it is counted and not kept.
+
+use super::Kind;
+use crate::error::{At, Error, Result};
+use crate::image::{Inode, OpenFile};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use crate::sys::{self, tty};
+use crate::terminal::{self, Settings};
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::FchmodatFlags::FollowSymlink;
+use nix::sys::stat::{Mode, fchmodat};
+use nix::unistd::{Gid, Uid, chown};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// The device number of /dev/ptmx, and of the node `ptmx` in a devpts.
+const PTMX: (u32, u32) = (5, 2);
+/// The highest index of a slave that is asked for: NR_UNIX98_PTY_MAX.
+const HIGHEST: u32 = (1 << 20) - 1;
+/// How far the index of the pair may be above the lowest free one, to be made the same again.
+const NEAR: usize = 256;
+
+/// An end of a pseudo terminal.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Pty {
+    /// The end.
+    master: bool,
+    /// The number in the slave's name: TIOCGPTN.
+    index: u32,
+    /// A slave: it has hung up, since its master was closed or its session leader ended; all that
+    /// is left of it is EIO. A master: it sees EIO, since all have closed the slave.
+    hung: bool,
+    /// How many bytes wait to be read at this end: FIONREAD. In canonical mode a line without its
+    /// end does not count.
+    queued: u32,
+    /// TIOCGEXCL, which each end has for itself.
+    exclusive: bool,
+    /// A master's TIOCGPKT.
+    packet: bool,
+    /// A master's TIOCGPTLCK: the slave cannot be opened.
+    locked: bool,
+    /// Settings of the pair; none of a slave that has hung up, and in a passive scan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settings: Option<Settings>,
+    /// User, group and permissions of the slave's node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<(u32, u32, u32)>,
+    /// A master's TIOCGSID: the session whose controlling terminal the slave is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<i32>,
+}
+
+/// `/dev/pts/7`: 7.
+fn index_of_link(link: &[u8]) -> Option<u32> {
+    let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    std::str::from_utf8(link.strip_prefix(b"/dev/pts/")?).ok()?.parse().ok()
+}
+
+/// Whether a path is that of a slave whose pair is restored.
+pub(super) fn will_be(path: &[u8], site: &Site<'_>) -> bool {
+    let Some(index) = index_of_link(path) else { return false };
+    let mut files = site.image.files.iter().filter(|file| site.lowest.contains_key(&file.id));
+    files.any(|file| file.kind == Pty::NAME && is(file, index))
+}
+
+fn is(file: &OpenFile, index: u32) -> bool {
+    super::body::<Pty>(file).is_ok_and(|pty| pty.terminal() == Some(terminal::slave_device(index)))
+}
+
+fn is_ptmx(link: &[u8]) -> bool {
+    link == b"/dev/ptmx" || link == b"/dev/pts/ptmx"
+}
+
+fn slave_of(inode: &Inode) -> Option<u32> {
+    terminal::slave_index(inode.rdev?)
+}
+
+/// What an ioctl says, or nothing of one that has hung up.
+fn unless_hung<T: Default>(answer: nix::Result<T>, hung: bool) -> Result<T> {
+    match answer {
+        Err(Errno::EIO) if hung => Ok(T::default()),
+        other => Ok(other?),
+    }
+}
+
+impl Kind for Pty {
+    const NAME: &'static str = "pty";
+    const EARLY: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        let char = it.file_type() == Some(libc::S_IFCHR) && !it.is_path();
+        match &it.inode {
+            Some(inode) => char && (slave_of(inode).is_some() || inode.rdev == Some(PTMX)),
+            None => !it.is_path() && (is_ptmx(&it.link.0) || index_of_link(&it.link.0).is_some()),
+        }
+    }
+
+    fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
+        let inode = it.inode.as_ref()?;
+        if let Some(index) = slave_of(inode) {
+            // The number of one that has hung up may be another's by now.
+            let living = inode.nlink > 0 && !hung(it.copy.as_ref()?.as_fd()).ok()?;
+            return living.then_some((inode.dev.0, inode.dev.1, u64::from(index)));
+        }
+        let index = tty::index(it.copy.as_ref()?).ok()?;
+        let node = terminal::slave_node(it.process.pid, &it.link.0, index)?;
+        Some((node.dev.0, node.dev.1, u64::from(index)))
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let slave = it.inode.as_ref().and_then(slave_of).or_else(|| index_of_link(&it.link.0));
+        let master = slave.is_none();
+        let mut this = Pty {
+            master,
+            index: slave.unwrap_or_default(),
+            hung: it.deleted().is_some(),
+            queued: 0,
+            exclusive: false,
+            packet: false,
+            locked: false,
+            settings: None,
+            node: it.inode.as_ref().filter(|_| !master).map(node),
+            session: None,
+        };
+        let Some(copy) = &it.copy else {
+            let told = it.info.get("tty-index").and_then(|index| index.parse().ok());
+            this.index = slave.or(told).ok_or_else(|| Error::unrestorable("its index"))?;
+            return Ok(this);
+        };
+        this.hung = hung(copy.as_fd())?;
+        let dead = this.hung && !master;
+        this.queued = unless_hung(sys::readable(copy.as_fd()), dead)? as u32;
+        this.exclusive = unless_hung(tty::exclusive(copy), dead)?;
+        this.settings = if dead { None } else { Some(Settings::read(copy)?) };
+        if master {
+            this.index = tty::index(copy)?;
+            this.packet = tty::packet(copy)?;
+            this.locked = tty::locked(copy)?;
+            this.session = tty::session(copy).ok();
+            let found = terminal::slave_node(it.process.pid, &it.link.0, this.index);
+            this.node = found.as_ref().map(node);
+        }
+        Ok(this)
+    }
+
+    fn terminal(&self) -> Option<(u32, u32)> {
+        (self.master || !self.hung).then(|| terminal::slave_device(self.index))
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if self.index > HIGHEST {
+            return Err(Error::malformed("an index that no pseudo terminal has"));
+        }
+        if let Some(settings) = &self.settings {
+            settings.check()?;
+        }
+        let peers = peers(file, site);
+        let masters = peers.iter().filter(|(_, peer)| peer.master).count();
+        if peers.iter().any(|(_, peer)| peer.index != self.index) || self.master && masters > 0 {
+            return Err(Error::malformed("the ends of its pseudo terminal do not fit together"));
+        }
+        if self.hung && !self.master {
+            return Ok(());
+        }
+        if !self.master && masters == 0 {
+            return Err(Error::unrestorable("its master is outside the image"));
+        }
+        let unopened = self.hung || self.locked || self.session == Some(site.task.sid);
+        if self.master && peers.is_empty() && !unopened {
+            return Err(Error::unrestorable(
+                "whoever has its slave open, if anybody has, is outside the image",
+            ));
+        }
+        Ok(())
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        if self.hung && !self.master {
+            return self.hung_up(file, site);
+        }
+        // The master has left all others at their numbers; whoever asks without it comes too early.
+        let peers = peers(file, site);
+        let all = peers.iter().map(|(file, pty)| (*file, pty)).chain([(file, &self)]);
+        let Some((master_file, master)) = all.clone().find(|(_, pty)| pty.master) else {
+            return Err(Error::unrestorable("its master is outside the image"));
+        };
+        let Pty {
+            master: _,
+            index,
+            hung,
+            queued,
+            exclusive,
+            packet,
+            locked,
+            settings,
+            node,
+            session: _,
+        } = master;
+        let new = make(&master_file.link.0, master_file.flags, *index, site)?;
+        let got = tty::index(&new)?;
+        if got != *index {
+            let (old, new) = (format!("/dev/pts/{index}"), format!("/dev/pts/{got}"));
+            site.warnings.push(format!("{old}: its number is taken; it is {new} now"));
+            site.moved.insert(old.into_bytes(), new.into_bytes());
+        }
+        tty::set_locked(&new, false).at(|| "unlock it")?;
+        let mut lost = match settings {
+            Some(settings) => settings.apply(new.as_fd(), true)?,
+            None => vec!["its settings are not in the image".to_owned()],
+        };
+        let mut waiting = u64::from(*queued);
+        let mut slaves = Vec::new();
+        for (slave_file, slave) in all.filter(|(_, pty)| !pty.master) {
+            let flags = slave_file.flags & !(libc::O_ASYNC as u32);
+            slaves.push((slave_file, tty::peer(&new, flags).at(|| "open the slave")?, slave));
+            waiting = waiting.max(u64::from(slave.queued));
+        }
+        if *hung && slaves.is_empty() {
+            // A slave that all have closed was open once.
+            drop(tty::peer(&new, libc::O_RDWR as u32).at(|| "open the slave")?);
+        }
+        lost.extend(node.as_ref().map(|node| dress(got, node, site)).transpose()?.flatten());
+        if waiting > 0 {
+            lost.push("bytes waited in it, which cannot be read without taking them out".into());
+        }
+        for line in lost {
+            site.warnings.push(format!("/dev/pts/{got}: {line}"));
+        }
+        // What shuts others out comes last; once exclusive, not even we could open it again.
+        for (_, slave, pty) in &slaves {
+            if pty.exclusive {
+                tty::set_exclusive(slave).at(|| "make the slave exclusive")?;
+            }
+        }
+        if *exclusive {
+            tty::set_exclusive(&new).at(|| "make it exclusive")?;
+        }
+        if *locked {
+            tty::set_locked(&new, true).at(|| "lock it")?;
+        }
+        if *packet {
+            tty::set_packet(&new, true).at(|| "packet mode")?;
+        }
+        let mut ends: Vec<(&OpenFile, OwnedFd)> = vec![(master_file, new)];
+        ends.extend(slaves.into_iter().map(|(file, fd, _)| (file, fd)));
+        site.leave_all(ends, file)
+    }
+}
+
+impl Pty {
+    /// A slave whose master is closed: that is how to get one.
+    fn hung_up(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        // Of one that has hung up nothing is left but its number, which is free again.
+        let Pty { index, .. } = self;
+        let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, site)?;
+        tty::set_locked(&master, false).at(|| "unlock it")?;
+        let flags = file.flags & !(libc::O_ASYNC as u32);
+        let slave = tty::peer(&master, flags).at(|| "open the slave")?;
+        Ok(Made { fd: slave, flags: file.flags })
+    }
+}
+
+/// The other ends that are restored.
+fn peers<'a>(file: &OpenFile, site: &Site<'a>) -> Vec<(&'a OpenFile, Pty)> {
+    let peers = site.peers(file).into_iter();
+    peers.filter_map(|peer| Some((peer, super::body::<Pty>(peer).ok()?))).collect()
+}
+
+fn node(inode: &Inode) -> (u32, u32, u32) {
+    (inode.uid, inode.gid, inode.mode & 0o7777)
+}
+
+/// Whether the other end is gone: POLLHUP.
+fn hung(copy: BorrowedFd<'_>) -> Result<bool> {
+    let mut polled = [PollFd::new(copy, PollFlags::empty())];
+    poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
+    Ok(polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
+}
+
+/// Opens a new master, with this index if that is free: the kernel gives the lowest, so lower ones
+/// are held meanwhile.
+fn make(path: &[u8], flags: u32, index: u32, site: &Site<'_>) -> Result<OwnedFd> {
+    let path = if is_ptmx(path) { path } else { b"/dev/ptmx" };
+    let node = site.open(path, libc::O_PATH as u32)?;
+    if crate::proc::inode_of(node.as_fd())?.rdev != Some(PTMX) {
+        return Err(Error::unrestorable("/dev/ptmx is not what opens pseudo terminals"));
+    }
+    let mut held = Vec::new();
+    loop {
+        let new = match site.open(path, flags) {
+            Err(err) if err.errno() == Some(Errno::EMFILE) && !held.is_empty() => break,
+            other => other?,
+        };
+        let got = tty::index(&new)?;
+        if got == index {
+            return Ok(new);
+        }
+        held.push(new);
+        if got > index || held.len() > NEAR {
+            break;
+        }
+    }
+    Ok(held.swap_remove(0))
+}
+
+/// Gives the slave's node its owner and permissions; what could not be given. Opening the slave for
+/// that would show at the master.
+fn dress(index: u32, node: &(u32, u32, u32), site: &Site<'_>) -> Result<Option<String>> {
+    let place = site.open(format!("/dev/pts/{index}").as_bytes(), libc::O_PATH as u32)?;
+    let has = crate::proc::inode_of(place.as_fd())?;
+    if has.rdev != Some(terminal::slave_device(index)) {
+        return Err(Error::unrestorable("/dev/pts is not where /dev/ptmx makes slaves"));
+    }
+    let (uid, gid, mode) = *node;
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    if has.mode & 0o777 != mode & 0o777 {
+        let mode = Mode::from_bits_truncate(mode & 0o777);
+        fchmodat(AT_FDCWD, path.as_str(), mode, FollowSymlink).at(|| "chmod the slave")?;
+    }
+    if (has.uid, has.gid) == (uid, gid) {
+        return Ok(None);
+    }
+    match chown(path.as_str(), Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
+        Ok(()) => Ok(None),
+        Err(Errno::EPERM | Errno::EINVAL) => {
+            Ok(Some(format!("it was of {uid}:{gid}, whom we may not give it to")))
+        }
+        Err(errno) => Err(errno).at(|| "chown the slave"),
+    }
+}
