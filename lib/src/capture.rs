@@ -87,7 +87,12 @@ pub fn capture<W: Write>(
         files: 0,
         summary: Summary::default(),
     };
-    scan.out.put(&Item::Head(head(options)))?;
+    scan.out.put(&Item::Head(Head {
+        contents: options.data.is_some(),
+        frozen: options.freeze || options.stop,
+        passive: options.passive,
+        ..head("fdscan")
+    }))?;
     scan.tables(&processes)?;
     scan.contents(&processes)?;
     if options.stop {
@@ -134,7 +139,8 @@ fn gather(pids: &[i32], options: &Options, frozen: &mut Frozen) -> Result<Vec<Pr
     Ok(processes)
 }
 
-fn head(options: &Options) -> Head {
+/// The head of an image that this tool begins now, without contents.
+pub fn head(tool: &str) -> Head {
     let text = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     // reproducible-builds.org: the time of an image can be given from outside.
     let given = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
@@ -145,14 +151,14 @@ fn head(options: &Options) -> Head {
     Head {
         version: VERSION,
         minor: 0,
-        tool: "fdscan".into(),
+        tool: tool.into(),
         release: env!("CARGO_PKG_VERSION").into(),
         kernel: Bytes(text("/proc/sys/kernel/osrelease").into_bytes()),
         boot: text("/proc/sys/kernel/random/boot_id"),
         time: (now.as_secs(), now.subsec_nanos()),
-        contents: options.data.is_some(),
-        frozen: options.freeze || options.stop,
-        passive: options.passive,
+        contents: false,
+        frozen: false,
+        passive: false,
     }
 }
 

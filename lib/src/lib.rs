@@ -21,6 +21,7 @@ pub mod kind;
 pub mod capture;
 pub mod ctty;
 pub mod freeze;
+pub mod holders;
 pub mod restore;
 
 pub mod cli;

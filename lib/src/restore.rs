@@ -577,6 +577,11 @@ fn control(
     let Some(old) = &plan.task.terminal else { return Ok(()) };
     let name = terminal::name(sys::tty::numbers(old.device));
     let opened = |path: &[u8]| {
+        let place = site.open(path, libc::O_PATH as u32)?;
+        let node = crate::proc::inode_of(place.as_fd())?;
+        if !terminal::is_node(&node) || node.rdev != Some(sys::tty::numbers(old.device)) {
+            return Err(Error::unrestorable("the path now names something else"));
+        }
         let fd = site.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
         ctty::take(fd.as_fd(), options.steal)
     };

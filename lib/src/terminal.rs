@@ -1,7 +1,7 @@
 //! Terminals: their line settings, the names of their devices, and who has them open.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Inode};
+use crate::image::{Bytes, Inode, OpenFile};
 use crate::proc::inode_of;
 use crate::sys::tty::{self, Termios};
 use nix::errno::Errno;
@@ -282,6 +282,16 @@ impl Settings {
     }
 }
 
+/// The settings in a record, if it is that of a terminal which had any.
+pub fn settings_of(file: &OpenFile) -> Option<Settings> {
+    #[derive(Deserialize)]
+    struct Body {
+        settings: Option<Settings>,
+    }
+    let terminal = matches!(file.kind.as_str(), "pty" | "tty");
+    serde_cbor::from_slice::<Body>(&file.body).ok().filter(|_| terminal)?.settings
+}
+
 /// The index of a pseudo terminal by the device number of its slave.
 pub fn slave_index((major, minor): (u32, u32)) -> Option<u32> {
     (SLAVES..SLAVES + 8).contains(&major).then(|| (major - SLAVES) << 20 | minor)
@@ -302,6 +312,18 @@ pub fn is_terminal((major, minor): (u32, u32)) -> bool {
         4 | 166 | 188 | 204 | 229 => true,
         _ => slave_index((major, minor)).is_some(),
     }
+}
+
+/// Whether a node is that of a terminal. To ask the device itself would be to open it, and not every
+/// device bears that.
+pub fn is_node(node: &Inode) -> bool {
+    let is = |(major, minor)| {
+        let class = || std::fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
+        // The master of a new one, 5:2, is of this class too, and a terminal of nobody's.
+        (major, minor) != (5, 2)
+            && (is_terminal((major, minor)) || class().is_ok_and(|it| it.ends_with("class/tty")))
+    };
+    node.mode & libc::S_IFMT == libc::S_IFCHR && node.rdev.is_some_and(is)
 }
 
 /// Where a device usually is.

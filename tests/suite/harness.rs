@@ -105,7 +105,7 @@ fn program(word: &str) -> String {
 }
 
 /// A command line; the first word, and the one after each `--`, may be a tool's bare name.
-fn command(words: &[&str]) -> Command {
+pub(crate) fn command(words: &[&str]) -> Command {
     let mut command = Command::new(program(words[0]));
     for pair in words.windows(2) {
         command.arg(if pair[0] == "--" { program(pair[1]) } else { pair[1].into() });

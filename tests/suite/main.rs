@@ -16,3 +16,4 @@ mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod man; // --help and the man pages agree
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod services; // nothing of fdrestore's own is left in COMMAND
+mod terminals; // ttyctl, controlling terminals, and programs that are typed to

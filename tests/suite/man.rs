@@ -28,7 +28,7 @@ fn help_and_man_pages_name_the_same_options() {
         ("fdscan", &[""][..]),
         ("fdrestore", &[""]),
         ("fdimg", &["write", "read", "show", "verify", "select"]),
-        ("ttyctl", &["show"]),
+        ("ttyctl", &["show", "save", "load", "retarget", "open"]),
     ] {
         let mut helped = BTreeSet::new();
         for command in *commands {

@@ -246,7 +246,7 @@ fn task(task: &Task) -> Value {
         "highest": task.table.highest,
         "limit": [task.table.limit.0, task.table.limit.1],
         "terminal": task.terminal.as_ref().map(|tty| json!({
-            "device": tty.device, "foreground": tty.foreground,
+            "device": tty.device, "foreground": tty.foreground, "path": text(&tty.path),
         })),
     })
 }

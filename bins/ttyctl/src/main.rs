@@ -1,11 +1,17 @@
 #![forbid(unsafe_code)]
 //! ttyctl: terminals. The list of its subcommands.
 
+mod load;
+mod open;
+mod place;
+mod relay;
+mod retarget;
+mod save;
 mod show;
 
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::Tool;
-use fdkit::error::{Result, Status};
+use fdkit::cli::{End, Tool};
+use fdkit::error::Result;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -20,16 +26,24 @@ struct Args {
 #[argh(subcommand)]
 enum Command {
     Show(show::Args),
+    Save(save::Args),
+    Load(load::Args),
+    Retarget(retarget::Args),
+    Open(open::Args),
 }
 
-const TOOL: Tool = Tool::new("ttyctl");
+const TOOL: Tool = Tool::new("ttyctl").chain_in(&["open"]);
 
 fn main() -> ExitCode {
     TOOL.main(run)
 }
 
-fn run(_: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
-    match args.command {
-        Command::Show(args) => show::run(&args),
-    }
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
+    Ok(match args.command {
+        Command::Show(args) => show::run(&args)?.into(),
+        Command::Save(args) => save::run(&args)?.into(),
+        Command::Load(args) => load::run(tool, &args)?.into(),
+        Command::Retarget(args) => retarget::run(tool, &args)?.into(),
+        Command::Open(args) => open::run(tool, &args, &command)?,
+    })
 }

@@ -1,53 +1,222 @@
-//! ttyctl show: the controlling terminal of a process, from /proc alone.
+//! ttyctl show: whose a terminal is, who has it open, and what it is set to.
 
+use crate::place::Place;
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli;
+use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Error, Result, Status};
+use fdkit::holders::{self, Holder};
+use fdkit::image::Inode;
 use fdkit::proc::Process;
+use fdkit::sys::tty;
+use fdkit::terminal::{self, Settings};
 use fdkit::text::escape;
+use nix::fcntl::OFlag;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::io::Write;
 
-/// Show the session, controlling terminal and foreground group of a process.
+/// Show a terminal: session, foreground group, who has it open, settings and size.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "show")]
 pub(crate) struct Args {
     /// print JSON
     #[argh(switch, short = 'J')]
     json: bool,
-    /// the process; the caller's parent if none is given
-    #[argh(positional, arg_name = "PID")]
-    pid: Option<i32>,
+    /// a process, for its controlling terminal, or a terminal; the caller's own if none is given
+    #[argh(positional, arg_name = "PID|TTY")]
+    which: Option<Arg>,
+}
+
+/// What there is to show.
+struct View {
+    name: String,
+    device: (u32, u32),
+    holders: Vec<Holder>,
+    settings: Option<Settings>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let pid = args.pid.unwrap_or_else(|| std::os::unix::process::parent_id() as i32);
-    let task = Process::open(pid).and_then(|it| it.task(0, None)).at(|| pid.to_string())?;
-    let Some(terminal) = &task.terminal else {
-        return Err(Error::new(Status::No, "it has no controlling terminal").at(pid.to_string()));
+    let pid = args.which.as_ref().and_then(|word| word.as_os_str().to_str()?.parse::<i32>().ok());
+    let view = match pid {
+        Some(pid) => of_process(pid).at(|| pid.to_string())?,
+        None => of_place(&Place::find(args.which.as_ref())?),
     };
-    // proc_pid_stat(5): minor in bits 31-20 and 7-0, major in 15-8.
-    let (major, minor) =
-        (terminal.device >> 8 & 0xfff, terminal.device >> 12 & 0xfff00 | terminal.device & 0xff);
-    let name = match major {
-        136..=143 => format!("/dev/pts/{}", (major - 136) * 256 + minor),
-        4 if minor < 64 => format!("/dev/tty{minor}"),
-        _ => format!("char {major}:{minor}"),
-    };
-    let comm = escape(&task.comm.0);
-    let group = terminal.foreground;
     let text = match args.json {
-        true => format!(
-            "{:#}\n",
-            serde_json::json!({
-                "pid": pid, "comm": comm, "terminal": name, "session": task.sid,
-                "group": task.pgid, "foreground": group,
-            })
-        ),
-        false => format!(
-            "{pid} {comm}: terminal {name}, session {}, group {}, foreground group {group}\n",
-            task.sid, task.pgid
-        ),
+        true => format!("{:#}\n", view.json()),
+        false => view.text(),
     };
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)
+}
+
+fn of_process(pid: i32) -> Result<View> {
+    let task = Process::open(pid).and_then(|it| it.task(0, None))?;
+    let Some(terminal) = &task.terminal else {
+        return Err(Error::new(Status::No, "it has no controlling terminal"));
+    };
+    let device = tty::numbers(terminal.device);
+    let node = terminal::slave_index(device)
+        .and_then(|index| terminal::slave_node(pid, b"/dev/ptmx", index));
+    Ok(view(terminal::name(device), device, node.as_ref(), None))
+}
+
+fn of_place(place: &Place) -> View {
+    // Behind /dev/console there is another device, which only the open terminal tells.
+    let open = || place.open(OFlag::O_RDONLY).ok();
+    let device = match place.device {
+        (5, _) => open().and_then(|fd| tty::device(&fd).ok()).unwrap_or(place.device),
+        device => device,
+    };
+    let node = Some(&place.node).filter(|_| terminal::slave_index(device).is_some());
+    view(place.shown(), device, node, Some(place))
+}
+
+fn view(name: String, device: (u32, u32), node: Option<&Inode>, place: Option<&Place>) -> View {
+    let holders = holders::of(device, node);
+    let mut settings = holders::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
+    // To be the only one that opens a slave, and to close it again, would show at its master.
+    let safe = terminal::slave_index(device).is_none() || holders.iter().any(|it| it.member);
+    if settings.is_none() && safe {
+        let fd = place.and_then(|place| place.open(OFlag::O_RDONLY).ok());
+        settings = fd.and_then(|fd| Settings::read(&fd).ok());
+    }
+    View { name, device, holders, settings }
+}
+
+impl View {
+    /// The members of its session.
+    fn members(&self) -> impl Iterator<Item = &Holder> {
+        self.holders.iter().filter(|it| it.member)
+    }
+
+    fn session(&self) -> Option<i32> {
+        self.members().next().map(|it| it.sid)
+    }
+
+    fn leader(&self) -> Option<&Holder> {
+        self.members().find(|it| it.pid == it.sid)
+    }
+
+    fn foreground(&self) -> Option<i32> {
+        self.members().next().map(|it| it.foreground).filter(|&group| group > 0)
+    }
+
+    /// The command line of the foreground group: of its leader, or else of any of it.
+    fn command(&self) -> Option<String> {
+        let group = self.foreground()?;
+        let members = || self.members().filter(|it| it.pgid == group);
+        let one = members().find(|it| it.pid == group).or_else(|| members().next())?;
+        let args = std::fs::read(format!("/proc/{}/cmdline", one.pid)).unwrap_or_default();
+        let args = args.strip_suffix(b"\0").unwrap_or(&args);
+        let words: Vec<_> = args.split(|&byte| byte == 0).map(escape).collect();
+        let line = words.join(" ");
+        Some(if line.is_empty() { escape(&one.comm.0).into_owned() } else { line })
+    }
+
+    fn masters(&self) -> impl Iterator<Item = &Holder> {
+        self.holders.iter().filter(|it| !it.masters.is_empty())
+    }
+
+    fn json(&self) -> Value {
+        let holder = |it: &Holder| {
+            json!({
+                "pid": it.pid, "comm": escape(&it.comm.0), "sid": it.sid, "pgid": it.pgid,
+                "member": it.member, "foreground": it.member && Some(it.pgid) == self.foreground(),
+                "fds": it.fds, "masters": it.masters,
+            })
+        };
+        json!({
+            "terminal": self.name, "device": [self.device.0, self.device.1],
+            "session": self.session(),
+            "leader": self.leader().map(|it| escape(&it.comm.0)),
+            "foreground": self.foreground(), "command": self.command(),
+            "size": self.settings.as_ref().map(|it| json!({
+                "rows": it.size[0], "columns": it.size[1], "x": it.size[2], "y": it.size[3],
+            })),
+            "settings": self.settings.as_ref().map(|it| it.line.unusual()),
+            "discipline": self.settings.as_ref().map(|it| it.discipline),
+            "locked": self.settings.as_ref().map(|it| it.locked.is_some()),
+            "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut out = String::new();
+        let mut row = |name: &str, value: String| {
+            let _ = writeln!(out, "{name:<11} {value}");
+        };
+        row("terminal", self.name.clone());
+        match (self.session(), self.leader()) {
+            (Some(sid), Some(leader)) => {
+                row("session", format!("{sid} {}", escape(&leader.comm.0)))
+            }
+            (Some(sid), None) => row("session", format!("{sid}, whose leader is gone")),
+            (None, _) => row("session", "none that we can see".to_owned()),
+        }
+        if let Some(group) = self.foreground() {
+            let command = self.command().unwrap_or("gone".to_owned());
+            row("foreground", format!("{group} {command}"));
+        }
+        match &self.settings {
+            Some(settings) => {
+                let [rows, columns, ..] = settings.size;
+                row("size", format!("{rows} rows, {columns} columns"));
+                let unusual = settings.line.unusual();
+                let usual =
+                    if unusual.is_empty() { "as usual".to_owned() } else { unusual.join(" ") };
+                row("settings", usual);
+                if settings.locked.is_some() {
+                    row("", "some of them are locked".to_owned());
+                }
+                if settings.discipline != 0 {
+                    row("discipline", settings.discipline.to_string());
+                }
+            }
+            None => row("settings", "not known: nobody lets us look".to_owned()),
+        }
+        for it in self.masters() {
+            let numbers = list(Some(&it.masters));
+            row("master", format!("{} {}, descriptor {numbers}", it.pid, escape(&it.comm.0)));
+        }
+        let open = |it: &&Holder| it.member || it.fds.as_ref().is_none_or(|fds| !fds.is_empty());
+        let rows: Vec<&Holder> = self.holders.iter().filter(open).collect();
+        if !rows.is_empty() {
+            let _ =
+                writeln!(out, "{:>8} {:>8} {:>8}    {:<12} COMMAND", "PID", "SID", "PGID", "FD");
+        }
+        for it in rows {
+            let mark = match it.member {
+                true if Some(it.pgid) == self.foreground() => '+',
+                true => ' ',
+                false => '-',
+            };
+            let (fds, comm) = (list(it.fds.as_ref()), escape(&it.comm.0));
+            let _ = writeln!(
+                out,
+                "{:>8} {:>8} {:>8} {mark}  {fds:<12} {comm}",
+                it.pid, it.sid, it.pgid
+            );
+        }
+        out
+    }
+}
+
+/// Numbers, runs of them as `0-2`.
+fn list(fds: Option<&Vec<i32>>) -> String {
+    let Some(fds) = fds else { return "?".to_owned() };
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for &fd in fds {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == fd => *last = fd,
+            _ => runs.push((fd, fd)),
+        }
+    }
+    let run = |&(first, last): &(i32, i32)| match last - first {
+        0 => first.to_string(),
+        _ => format!("{first}-{last}"),
+    };
+    match runs.is_empty() {
+        true => "-".to_owned(),
+        false => runs.iter().map(run).collect::<Vec<_>>().join(","),
+    }
 }

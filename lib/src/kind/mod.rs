@@ -12,7 +12,7 @@ mod path;
 mod pipe;
 mod pty;
 mod regular;
-pub(crate) mod tty;
+mod tty;
 mod unix;
 mod unlinked;
 
@@ -180,6 +180,39 @@ pub fn named(name: &str) -> Option<&'static Entry> {
 /// The names of all kinds.
 pub fn names() -> Vec<&'static str> {
     KINDS.iter().map(|kind| kind.name).collect()
+}
+
+/// A terminal outside the image as the one that `to` is the record of, which is then opened by its
+/// path; none if it is no terminal, or needs no other.
+pub fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
+    tty::retarget(file, to)
+}
+
+/// Whether it is a master of a pseudo terminal: the slaves of its object are restored with it.
+pub fn is_master(file: &OpenFile) -> bool {
+    pty::is_master(file)
+}
+
+/// The record of a descriptor of this very process, by the rules of a scan.
+pub fn record(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
+    let kind = of(&it);
+    let body = (kind.capture)(&it)?;
+    let flags = it.flags();
+    let Descriptor { link, info, inode, signals, .. } = it;
+    Ok(OpenFile {
+        id,
+        kind: kind.name.to_owned(),
+        flags,
+        pos: info.pos,
+        link,
+        mnt: info.mnt,
+        inode,
+        signals,
+        object: None,
+        refs: Vec::new(),
+        locks: Vec::new(),
+        body,
+    })
 }
 
 /// The kind that claims a descriptor.

@@ -75,6 +75,10 @@ fn is(file: &OpenFile, index: u32) -> bool {
     super::body::<Pty>(file).is_ok_and(|pty| pty.terminal() == Some(terminal::slave_device(index)))
 }
 
+pub(super) fn is_master(file: &OpenFile) -> bool {
+    file.kind == Pty::NAME && super::body::<Pty>(file).is_ok_and(|pty| pty.master)
+}
+
 fn is_ptmx(link: &[u8]) -> bool {
     link == b"/dev/ptmx" || link == b"/dev/pts/ptmx"
 }

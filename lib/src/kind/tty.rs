@@ -18,20 +18,20 @@ const OWN: (u32, u32) = (5, 0);
 
 /// A terminal.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Tty {
+pub(super) struct Tty {
     /// Major and minor number of what is really open, behind /dev/tty and /dev/console: TIOCGDEV.
-    pub(crate) device: (u32, u32),
+    device: (u32, u32),
     /// Whether it may be opened by its path: somebody asked for it by name (ttyctl(1) retarget).
-    pub(crate) asked: bool,
+    asked: bool,
     /// It has hung up: all that is left of it is EIO.
-    pub(crate) hung: bool,
+    hung: bool,
     /// How many bytes wait to be read.
-    pub(crate) queued: u32,
+    queued: u32,
     /// TIOCGEXCL.
-    pub(crate) exclusive: bool,
+    exclusive: bool,
     /// None of one that has hung up, and in a passive scan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) settings: Option<Settings>,
+    settings: Option<Settings>,
 }
 
 fn is_own(file: &OpenFile) -> bool {
@@ -91,6 +91,9 @@ impl Kind for Tty {
                 Err(Error::unrestorable("COMMAND will have no controlling terminal"))
             }
             (true, _) => Ok(()),
+            (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
+                Err(Error::malformed("it is no terminal"))
+            }
             (false, _) if self.asked => site.probe(file),
             (false, _) => Err(Error::unrestorable(
                 "it is opened only when asked: by --inherit, or after ttyctl retarget",
@@ -131,6 +134,34 @@ impl Kind for Tty {
         }
         Ok(Made { fd, flags: file.flags & !(libc::O_ASYNC as u32) | wait })
     }
+}
+
+/// The record of a terminal outside the image, opened by the path that `to` has; none of what needs
+/// no other: masters, what has hung up, what is no terminal. /dev/tty stays.
+pub(super) fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(default)]
+        master: bool,
+        hung: bool,
+        settings: Option<Settings>,
+    }
+    let terminal = matches!(file.kind.as_str(), "pty" | Tty::NAME);
+    let body = serde_cbor::from_slice::<Body>(&file.body).ok().filter(|_| terminal)?;
+    if body.master || body.hung {
+        return None;
+    }
+    let mut new = file.clone();
+    let own = file.kind == Tty::NAME && is_own(file);
+    if !own {
+        (new.link, new.inode, new.mnt) = (to.link.clone(), to.inode.clone(), to.mnt);
+    }
+    let device = to.inode.as_ref()?.rdev?;
+    let settings = body.settings;
+    let body = Tty { device, asked: !own, hung: false, queued: 0, exclusive: false, settings };
+    (new.kind, new.object) = (Tty::NAME.to_owned(), None);
+    new.body = serde_cbor::to_vec(&body).ok()?;
+    Some(new)
 }
 
 /// Whether it says that it is a terminal; TIOCGDEV is answered by no other driver.

@@ -1,6 +1,7 @@
 //! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod fork;
 pub mod share;
 pub mod socket;
 pub mod start;

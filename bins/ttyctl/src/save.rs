@@ -1,0 +1,40 @@
+//! ttyctl save: a terminal's settings as an image, which any fdkit tool reads.
+
+use crate::place::Place;
+use argh::{ArgsInfo, FromArgs};
+use fdkit::capture::head;
+use fdkit::cli::{self, Arg};
+use fdkit::error::{At, Result, Status};
+use fdkit::image::{Bytes, Item, Slot, Writer};
+use fdkit::kind;
+use fdkit::proc::{Descriptor, Process};
+use nix::fcntl::OFlag;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+
+/// Write a terminal's settings and size as an image to stdout.
+#[derive(FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "save")]
+pub(crate) struct Args {
+    /// the terminal; the caller's own if none is given
+    #[argh(positional, arg_name = "TTY")]
+    tty: Option<Arg>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Status> {
+    let place = Place::find(args.tty.as_ref())?;
+    let out = cli::binary_stdout("use a pipe or a file")?;
+    let fd = place.open(OFlag::O_RDONLY)?;
+    let us = Process::open(std::process::id() as i32)?;
+    let it = Descriptor::read(&us, fd.as_raw_fd(), true, &mut Vec::new()).at(|| place.shown())?;
+    let mut file = kind::record(it, 0).at(|| place.shown())?;
+    file.link = Bytes(place.path.as_os_str().as_bytes().to_vec());
+    let task = us.task(0, Some(0))?;
+    let mut out = Writer::new(out);
+    out.put(&Item::Head(head("ttyctl")))?;
+    out.put(&Item::Task(task))?;
+    out.put(&Item::File(file))?;
+    out.put(&Item::Slot(Slot { table: 0, fd: 0, cloexec: false, file: 0, locks: Vec::new() }))?;
+    out.end()?;
+    Ok(Status::Done)
+}

@@ -1,0 +1,124 @@
+//! Who has a terminal: the members of its session, and whoever has a descriptor of either end.
+
+use crate::image::{Bytes, Inode};
+use crate::proc::{self, Info};
+use crate::sys::{self, tty};
+use crate::terminal;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::stat::{major, minor, stat};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+/// A process that has to do with a terminal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its id.
+    pub pid: i32,
+    /// Its session.
+    pub sid: i32,
+    /// Its process group.
+    pub pgid: i32,
+    /// The foreground group of its session.
+    pub foreground: i32,
+    /// The name of its program.
+    pub comm: Bytes,
+    /// Whether the terminal is its controlling terminal.
+    pub member: bool,
+    /// Its descriptors of the terminal; none if we may not look.
+    pub fds: Option<Vec<RawFd>>,
+    /// Its descriptors of the master of the terminal.
+    pub masters: Vec<RawFd>,
+}
+
+/// All that have to do with a terminal, ascending. `node` is its node, where there may be another
+/// with its device number in another devpts (a container).
+///
+/// Only links below /dev are looked at closer: a dead network file system cannot hang this.
+pub fn of(device: (u32, u32), node: Option<&Inode>) -> Vec<Holder> {
+    let wanted = i64::from(tty::encoded(device) as i32);
+    let known = |pid: i32, stat: proc::Stat| {
+        let member = stat.field(7) == wanted;
+        let found = descriptors(pid, device, node, member);
+        let has = |(fds, masters): &(Vec<_>, Vec<_>)| fds.len() + masters.len() > 0;
+        if !member && !found.as_ref().is_some_and(has) {
+            return None;
+        }
+        let (fds, masters) = found.map_or((None, Vec::new()), |(fds, m)| (Some(fds), m));
+        Some(Holder {
+            pid,
+            sid: stat.field(6) as i32,
+            pgid: stat.field(5) as i32,
+            foreground: stat.field(8) as i32,
+            comm: stat.name().into(),
+            member,
+            fds,
+            masters,
+        })
+    };
+    proc::all().filter_map(|(pid, stat)| known(pid, stat)).collect()
+}
+
+/// The numbers of a process that are the terminal, and its master.
+fn descriptors(
+    pid: i32,
+    device: (u32, u32),
+    node: Option<&Inode>,
+    member: bool,
+) -> Option<(Vec<RawFd>, Vec<RawFd>)> {
+    let (mut fds, mut masters) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+        if !link.starts_with("/dev") {
+            continue;
+        }
+        let Ok(is) = stat(&entry.path()) else { continue };
+        let rdev = (major(is.st_rdev) as u32, minor(is.st_rdev) as u32);
+        let info = || std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| Info::parse(&it));
+        if is.st_mode & libc::S_IFMT != libc::S_IFCHR
+            || info().is_ok_and(|it| it.flags & libc::O_PATH as u32 != 0)
+        {
+            continue;
+        }
+        let here =
+            node.is_none_or(|it| it.dev == (major(is.st_dev) as u32, minor(is.st_dev) as u32));
+        match rdev {
+            (5, 0) if member => fds.push(fd),
+            (5, 2) => {
+                let index = info().ok().and_then(|it| it.get("tty-index")?.parse().ok());
+                let at =
+                    |index| terminal::slave_node(pid, link.as_os_str().as_encoded_bytes(), index);
+                let same = |index| match (node, at(index)) {
+                    (Some(node), Some(found)) => node.dev == found.dev,
+                    _ => true,
+                };
+                if index.is_some()
+                    && index == terminal::slave_index(device)
+                    && index.is_some_and(same)
+                {
+                    masters.push(fd);
+                }
+            }
+            _ if rdev == device && here => fds.push(fd),
+            _ => (),
+        }
+    }
+    fds.sort_unstable();
+    masters.sort_unstable();
+    Some((fds, masters))
+}
+
+/// A descriptor of ours for the terminal, or for its master, from one of those that have it: to
+/// open it could wait, and would show at the other end.
+pub fn copy(holders: &[Holder]) -> Option<OwnedFd> {
+    let ends =
+        |it: &Holder| it.fds.iter().flatten().chain(&it.masters).copied().collect::<Vec<_>>();
+    holders.iter().find_map(|holder| {
+        let pidfd = sys::pidfd_open(holder.pid).ok()?;
+        let alive = |fd: &OwnedFd| tty::winsize(fd) != Err(Errno::EIO);
+        let fetch = |fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok();
+        ends(holder).into_iter().filter_map(fetch).find(alive)
+    })
+}

@@ -1,0 +1,761 @@
+//! Terminals with programs that are typed to: what ttyctl says of them and does to them, and what
+//! becomes of a controlling terminal.
+
+use crate::harness::{MKFD, Pipeline, Scratch, Target, command, pipeline, root, scan, show, which};
+use fdkit::sys::tty;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::pty::openpty;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, ttyname};
+use serde_json::Value;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::{Child, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// How long a program may take to answer.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A terminal that we type to and look at, and perhaps a program on it.
+struct Screen {
+    master: fs::File,
+    slave: Option<OwnedFd>,
+    /// Its path.
+    tty: String,
+    seen: Vec<u8>,
+    child: Option<Child>,
+}
+
+impl Screen {
+    /// A terminal that nobody's session has.
+    fn new() -> Screen {
+        let size = libc::winsize { ws_row: 20, ws_col: 70, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = openpty(&size, None).expect("a pseudo terminal");
+        for fd in [&pair.master, &pair.slave] {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("F_SETFD");
+        }
+        let tty = ttyname(&pair.slave).expect("its name").display().to_string();
+        let (master, slave) = (pair.master.into(), Some(pair.slave));
+        Screen { master, slave, tty, seen: Vec::new(), child: None }
+    }
+
+    /// A program that leads a session of its own on a new terminal.
+    fn start(words: &[&str]) -> Screen {
+        let mut screen = Screen::new();
+        let clone = |fd: &OwnedFd| fd.try_clone().expect("dup");
+        let slave = screen.slave.take().expect("a slave");
+        let child = command(&[&["setsid", "--ctty", "--wait", MKFD, "exec", "--"], words].concat())
+            .env("TERM", "xterm")
+            .env("PS1", "$ ")
+            .env("HISTFILE", "/dev/null")
+            .stdin(clone(&slave))
+            .stdout(clone(&slave))
+            .stderr(slave)
+            .spawn();
+        screen.child = Some(child.unwrap_or_else(|err| panic!("{words:?}: {err}")));
+        screen
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).expect("type");
+    }
+
+    /// Reads until this text was seen since the last wait.
+    #[track_caller]
+    fn wait(&mut self, text: &str) {
+        let begin = Instant::now();
+        loop {
+            let seen = String::from_utf8_lossy(&self.seen).into_owned();
+            if let Some(at) = seen.find(text) {
+                self.seen = seen.as_bytes()[at + text.len()..].to_vec();
+                return;
+            }
+            assert!(begin.elapsed() < LIMIT, "{text:?} is not said, but {seen:?}");
+            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, 100_u16).expect("poll");
+            if polled[0].revents().is_some_and(|got| got.contains(PollFlags::POLLIN)) {
+                let mut buffer = [0; 4096];
+                let got = self.master.read(&mut buffer).unwrap_or(0);
+                self.seen.extend_from_slice(&buffer[..got]);
+            }
+        }
+    }
+
+    /// Types a line to a shell, and gives what it says before the next prompt.
+    #[track_caller]
+    fn ask(&mut self, line: &str) -> String {
+        self.type_in(&format!("{line}; echo en''d\r"));
+        let mut all = Vec::new();
+        let begin = Instant::now();
+        while !String::from_utf8_lossy(&all).contains("end\r\n") {
+            assert!(begin.elapsed() < LIMIT, "{line:?}: {:?}", String::from_utf8_lossy(&all));
+            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            poll(&mut polled, 100_u16).expect("poll");
+            if polled[0].revents().is_some_and(|got| got.contains(PollFlags::POLLIN)) {
+                let mut buffer = [0; 4096];
+                let got = self.master.read(&mut buffer).unwrap_or(0);
+                all.extend_from_slice(&buffer[..got]);
+            }
+        }
+        let text = String::from_utf8_lossy(&all).replace('\r', "");
+        let text = text.rsplit_once("end\n").map_or(text.as_str(), |(text, _)| text).to_owned();
+        self.seen.clear();
+        text
+    }
+
+    /// What `ttyctl show -J` says of it.
+    #[track_caller]
+    fn show(&self) -> Value {
+        shown(&self.tty)
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        tty::line(&self.master).expect("its line").c_lflag & flag != 0
+    }
+
+    /// The pid of whoever leads the session on it.
+    #[track_caller]
+    fn leader(&self) -> String {
+        let begin = Instant::now();
+        loop {
+            match self.show()["session"].as_i64() {
+                Some(sid) => return sid.to_string(),
+                None => assert!(begin.elapsed() < LIMIT, "no session"),
+            }
+        }
+    }
+
+    /// Waits until its settings have, or have not, this flag.
+    #[track_caller]
+    fn until(&self, flag: u32, on: bool) {
+        let begin = Instant::now();
+        while self.has(flag) != on {
+            assert!(begin.elapsed() < LIMIT, "the line stays as it is: {}", self.show());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn ends(&mut self) -> ExitStatus {
+        let begin = Instant::now();
+        let child = self.child.as_mut().expect("a program");
+        loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                return status;
+            }
+            assert!(begin.elapsed() < LIMIT, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[track_caller]
+fn shown(which: &str) -> Value {
+    let ran = pipeline(&[&["ttyctl", "show", "-J", which]]).quiet();
+    serde_json::from_slice(&ran.stdout).expect("JSON")
+}
+
+/// A session leader that has a terminal of its own making, and says so; what it keeps of it is in
+/// `keep`, at fixed numbers: slave 5, master 7, /dev/tty 4, a place 6.
+fn session(keep: &str) -> Target {
+    let script = "
+import os, fcntl, struct, termios, time, sys
+if os.fork(): time.sleep(1000)
+os.setsid()
+m = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)
+fcntl.ioctl(m, 0x40045431, struct.pack('i', 0))
+n = os.ptsname(m) if hasattr(os, 'ptsname') else '/dev/pts/%d' % struct.unpack('i', fcntl.ioctl(m, 0x80045430, b'0000'))
+s = os.open(n, os.O_RDWR | os.O_NOCTTY)
+fcntl.ioctl(s, termios.TIOCSCTTY, 0)
+t = os.open('/dev/tty', os.O_RDWR)
+o = os.open(n, os.O_PATH)
+mode = termios.tcgetattr(s); mode[3] &= ~termios.ECHO; termios.tcsetattr(s, termios.TCSANOW, mode)
+fcntl.ioctl(s, termios.TIOCSWINSZ, struct.pack('HHHH', 33, 99, 0, 0))
+out = os.dup(1)
+for have, number in ((s, 105), (m, 107), (t, 104), (o, 106), (out, 110)): os.dup2(have, number)
+os.closerange(0, 100)
+for c in sys.argv[1].split(','): os.dup2(100 + int(c), int(c))
+os.write(110, b'%d %d\\n' % (os.getpid(), int(n.rsplit('/')[-1])))
+os.closerange(100, 120)
+time.sleep(1000)
+";
+    Target::program(&["python3", "-c", script, keep])
+}
+
+/// `fdrestore` as the leader of a new session without a terminal, as COMMAND a shell script that
+/// tells what it finds. Its words, then what fdrestore said.
+#[track_caller]
+fn restored(file: &str, options: &[&str], script: &str) -> (String, String) {
+    let restore = ["setsid", "--wait", "fdrestore", "-i", file, "--inherit", "0,1,2"];
+    let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+    let mut words: Vec<&str> = restore.to_vec();
+    words[2] = &tool;
+    let ran = pipeline(&[&[&words[..], options, &["--", "sh", "-c", script]].concat()]).ok();
+    (ran.text(), ran.stderr(0).to_owned())
+}
+
+const TTY_AND_GROUPS: &str = "read a b c d pg sid tty fg rest < /proc/self/stat; \
+    test $tty != 0 && stty size < /dev/tty && stty -a < /dev/tty | grep -o -e '-echo '; \
+    test $pg = $fg && echo foreground; readlink /proc/self/fd/5 /proc/self/fd/4; true";
+
+#[test]
+fn a_session_leader_gets_its_terminal_back_with_its_settings() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let target = session("4,5,6,7");
+    let pid = target.said.split(' ').next().unwrap().to_owned();
+    let file = scratch.file("a.fdi");
+    scan(&pid, &file);
+    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let (said, warned) = restored(&file, &[], TTY_AND_GROUPS);
+    assert!(said.starts_with("33 99\n-echo \nforeground\n/dev/pts/"), "{said}{warned}");
+    assert!(said.ends_with("\n/dev/tty\n"), "{said}");
+}
+
+#[test]
+fn a_terminal_that_no_descriptor_names_comes_back() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let target = session("7");
+    let pid = target.said.split(' ').next().unwrap().to_owned();
+    let file = scratch.file("a.fdi");
+    scan(&pid, &file);
+    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let (said, warned) = restored(&file, &[], TTY_AND_GROUPS);
+    assert!(said.starts_with("33 99\n-echo \nforeground\n"), "{said}{warned}");
+    assert!(!said.contains("/dev/"), "{said}");
+}
+
+#[test]
+fn a_number_that_is_taken_is_another_and_paths_follow() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let target = session("4,5,6,7");
+    let (pid, index) = target.said.split_once(' ').unwrap();
+    let file = scratch.file("a.fdi");
+    scan(pid, &file);
+    // The old one lives on and keeps its number.
+    let script = "readlink /proc/self/fd/5 /proc/self/fd/6";
+    let (said, warned) = restored(&file, &[], script);
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines[0], lines[1]);
+    assert_ne!(lines[0], format!("/dev/pts/{index}"));
+    assert!(warned.contains(&format!("/dev/pts/{index}: its number is taken; it is {}", lines[0])));
+    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+}
+
+#[test]
+fn who_leads_no_session_is_told_why_its_terminal_is_not_its_own() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let target = session("5,7");
+    let pid = target.said.split(' ').next().unwrap().to_owned();
+    let file = scratch.file("a.fdi");
+    scan(&pid, &file);
+    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    // The suite may have a terminal or none; both have their line, and COMMAND runs.
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "echo", "ran"];
+    let ran = pipeline(&[&restore]).ok();
+    assert!(ran.stderr(0).contains("setsid(1)"), "{}", ran.whole());
+    assert_eq!(ran.text(), "ran\n");
+}
+
+#[test]
+fn dev_tty_without_a_controlling_terminal_is_refused() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let target = session("4,7");
+    let pid = target.said.split(' ').next().unwrap().to_owned();
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-F", "4", &pid], &["fdimg", "write", &file]]).quiet();
+    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+    let words = ["setsid", "--wait", &tool, "-i", &file, "--inherit", "0,1,2", "--", "true"];
+    pipeline(&[&words]).refuses(125, &["/dev/tty", "no controlling terminal", "(status 6)"]);
+}
+
+#[test]
+fn a_job_from_a_shell_is_refused_with_the_cures_and_goes_on_elsewhere() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let scratch = Scratch::new();
+    let (file, moved) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    let mut old = Screen::start(&["bash", "--norc", "--noediting"]);
+    assert!(old.ask("echo $((6*7))").contains("42"));
+    scan(&old.leader(), &file);
+    pipeline(&[&["fdrestore", "-i", &file, "--", "true"]])
+        .refuses(125, &["its master is outside the image", "--inherit", "(status 6)"]);
+
+    // On another terminal: descriptors and controlling terminal.
+    let new = Screen::new();
+    pipeline(&[
+        &["fdimg", "read", &file],
+        &["ttyctl", "retarget", &new.tty],
+        &["fdimg", "write", &moved],
+    ])
+    .quiet();
+    drop(old);
+    let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+    let bash = ["bash", "--norc", "--noediting"];
+    let words = [&["setsid", &tool, "-i", &moved, "--"][..], &bash].concat();
+    let mut child = command(&words).env("PS1", "$ ").spawn().unwrap();
+    let mut new = new;
+    let _ = child.wait();
+    let begin = Instant::now();
+    while new.show()["session"].is_null() {
+        assert!(begin.elapsed() < LIMIT, "no session: {}", new.show());
+    }
+    let said = new.ask("tty; echo $((6*7)); readlink /proc/$$/fd/255");
+    assert!(said.contains("42") && said.matches(&new.tty).count() >= 2, "{said}");
+    // Job control works there.
+    new.type_in("sleep 100\r");
+    new.until_foreground("sleep");
+    new.type_in("\x1a");
+    new.wait("Stopped");
+    assert!(new.ask("bg; jobs").contains("Running"));
+}
+
+impl Screen {
+    /// Waits until the foreground group's command begins so.
+    #[track_caller]
+    fn until_foreground(&self, command: &str) {
+        let begin = Instant::now();
+        while !self.show()["command"].as_str().is_some_and(|it| it.starts_with(command)) {
+            assert!(begin.elapsed() < LIMIT, "{}", self.show());
+        }
+    }
+}
+
+#[test]
+fn show_says_whose_a_terminal_is_and_what_is_unusual() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
+    screen.ask("stty tostop erase ^H min 3; sleep 1000 & sleep 1000 < /dev/null & true");
+    screen.type_in("sleep 1001\r");
+    screen.until_foreground("sleep 1001");
+    let shown = screen.show();
+    assert_eq!(shown["terminal"], screen.tty.as_str());
+    assert_eq!(shown["leader"], "bash");
+    assert_eq!(shown["size"]["rows"], 20);
+    let settings: Vec<&str> =
+        shown["settings"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
+    assert_eq!(settings, ["tostop", "erase ^H"]);
+    let holders = shown["holders"].as_array().unwrap();
+    let members = holders.iter().filter(|it| it["member"] == true).count();
+    assert_eq!(members, 4, "{shown}");
+    let foreground = holders.iter().filter(|it| it["foreground"] == true).count();
+    assert_eq!(foreground, 1);
+    // The suite holds the master.
+    let us = i64::from(std::process::id());
+    let masters = |it: &&Value| it["masters"].as_array().is_some_and(|it| !it.is_empty());
+    assert!(holders.iter().filter(masters).all(|it| it["pid"] == us), "{shown}");
+    // The same of a process, and as text.
+    assert_eq!(shown_session(&screen.leader()), shown["session"]);
+    let text = pipeline(&[&["ttyctl", "show", &screen.tty]]).quiet().text();
+    for word in ["session", "bash", "sleep 1001", "20 rows, 70 columns", "tostop", "master"] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+fn shown_session(which: &str) -> Value {
+    shown(which)["session"].clone()
+}
+
+#[test]
+fn settings_are_saved_and_loaded_and_so_are_those_of_a_scan() {
+    needs!(which("vi").is_some(), "vi is missing");
+    let scratch = Scratch::new();
+    let (file, other) = (scratch.file("a.fdi"), Screen::new());
+    let mut vi = Screen::start(&["vi", "-u", "NONE", &scratch.file("text")]);
+    vi.until(libc::ICANON, false);
+    vi.type_in("ione\x1b");
+    // What a scan of vi says of its terminal, put on another.
+    scan(&vi.leader(), &file);
+    pipeline(&[&["fdimg", "read", &file], &["ttyctl", "load", &other.tty]]).quiet();
+    assert!(!other.has(libc::ICANON) && !other.has(libc::ECHO));
+    let was = pipeline(&[&["ttyctl", "show", "-J", &vi.tty]]).text();
+    let was: Value = serde_json::from_str(&was).unwrap();
+    assert_eq!(was["settings"], other.show()["settings"]);
+    assert_eq!(was["size"], other.show()["size"]);
+    // And vi has not noticed.
+    vi.type_in("atwo\x1b:wq\r");
+    assert!(vi.ends().success());
+    assert_eq!(fs::read_to_string(scratch.file("text")).unwrap(), "onetwo\n");
+
+    let saved = scratch.file("b.fdi");
+    pipeline(&[&["ttyctl", "save", &other.tty], &["fdimg", "write", &saved]]).quiet();
+    pipeline(&[&["fdimg", "verify", &saved]]).quiet();
+    let third = Screen::new();
+    pipeline(&[&["fdimg", "read", &saved], &["ttyctl", "load", &third.tty]]).quiet();
+    assert_eq!(third.show()["settings"], other.show()["settings"]);
+    assert_eq!(show(&saved)["descriptors"][0]["name"], other.tty.as_str());
+}
+
+#[test]
+fn a_python_prompt_goes_on_as_another_on_another_terminal() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let (file, new) = (scratch.file("a.fdi"), Screen::new());
+    let mut old = Screen::start(&["python3", "-q"]);
+    old.wait(">>> ");
+    old.type_in("6*7\r");
+    old.wait("42");
+    let sid = old.leader();
+    scan(&sid, &file);
+    old.type_in("40+3\r");
+    old.wait("43");
+    let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+    let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
+    let script = format!("{ttyctl} retarget {} < {file} | setsid {tool} -- python3 -q", new.tty);
+    let mut new = new;
+    new.child = Some(command(&["sh", "-c", &script]).spawn().unwrap());
+    new.wait(">>> ");
+    new.type_in("import os; os.ttyname(0), os.tcgetpgrp(0) == os.getpgrp()\r");
+    let tty = new.tty.clone();
+    new.wait(&format!("('{tty}', True)"));
+    new.type_in("exit()\r");
+}
+
+#[test]
+fn a_pane_of_tmux_is_shown_and_its_pair_is_one_in_the_image() {
+    needs!(which("tmux").is_some(), "tmux is missing");
+    let scratch = Scratch::new();
+    let socket = scratch.file("socket");
+    let tmux = |words: &[&str]| {
+        pipeline(&[&[&["tmux", "-f", "/dev/null", "-S", &socket], words].concat()])
+    };
+    tmux(&["new-session", "-d", "-x", "60", "-y", "15", "bash --norc --noediting"]).ok();
+    let tty = tmux(&["display-message", "-p", "#{pane_tty}"]).ok().text().trim().to_owned();
+    let server = tmux(&["display-message", "-p", "#{pid}"]).ok().text().trim().to_owned();
+    tmux(&["send-keys", "less /etc/passwd", "Enter"]).ok();
+    let begin = Instant::now();
+    let shown = loop {
+        let shown = shown(&tty);
+        if shown["command"].as_str().is_some_and(|it| it.starts_with("less")) {
+            break shown;
+        }
+        assert!(begin.elapsed() < LIMIT, "{shown}");
+    };
+    assert_eq!(shown["size"]["columns"], 60);
+    let holder = |it: &&Value| it["pid"].as_i64() == server.parse().ok();
+    let holders = shown["holders"].as_array().unwrap();
+    let master = holders.iter().find(holder).expect("the server");
+    assert_eq!(master["masters"].as_array().unwrap().len(), 1, "{shown}");
+    // In an image of the tree both ends are of one object; the pane's is taken out of nobody's hands.
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-t", "-F", "pty", &server], &["fdimg", "write", &file]]).ok();
+    let image = crate::harness::show(&file);
+    let objects: std::collections::BTreeSet<_> = image["descriptors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|it| it["body"]["hung"] == false)
+        .map(|it| it["object"].to_string())
+        .collect();
+    assert_eq!(objects.len(), 1, "{image:#}");
+    // less goes on: it has neither lost a key nor seen a signal.
+    tmux(&["send-keys", "q"]).ok();
+    tmux(&["send-keys", "echo $((6*7))", "Enter"]).ok();
+    let begin = Instant::now();
+    while !tmux(&["capture-pane", "-p"]).text().contains("\n42") {
+        assert!(begin.elapsed() < LIMIT, "{}", tmux(&["capture-pane", "-p"]).text());
+    }
+    tmux(&["kill-server"]);
+}
+
+#[test]
+fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
+    needs!(which("script").is_some(), "script is missing");
+    let scratch = Scratch::new();
+    let log = scratch.file("typescript");
+    let mut outer = Screen::start(&["script", "-q", "-c", "bash --norc --noediting", &log]);
+    outer.type_in("sleep 1000 &\r");
+    outer.wait("[1]");
+    outer.type_in("sleep 2000\r");
+    outer.wait("2000");
+    std::thread::sleep(Duration::from_millis(200));
+    outer.type_in("\x1a");
+    outer.wait("Stopped");
+    let tty = outer.ask("tty").split_whitespace().last().unwrap().to_owned();
+    let inner = shown(&tty);
+    assert_eq!(inner["leader"], "bash");
+    assert_eq!(inner["holders"].as_array().unwrap().len(), 4, "{inner}");
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-t", "--freeze", &outer.leader()], &["fdimg", "write", &file]]).ok();
+    let image = show(&file);
+    let sessions: std::collections::BTreeSet<String> =
+        image["tasks"].as_array().unwrap().iter().map(|it| it["terminal"].to_string()).collect();
+    assert_eq!(sessions.len(), 2, "{image:#}");
+    // Its own terminal is another now; the pair that is whole in the image is not.
+    let new = Screen::new();
+    let moved = scratch.file("b.fdi");
+    pipeline(&[
+        &["fdimg", "read", &file],
+        &["ttyctl", "retarget", &new.tty],
+        &["fdimg", "write", &moved],
+    ])
+    .quiet();
+    let names: Vec<String> = show(&moved)["descriptors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["name"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(names.contains(&tty) && names.contains(&new.tty), "{names:?}");
+    assert!(!names.contains(&outer.tty), "{names:?}");
+    // And it runs on with both jobs.
+    let jobs = outer.ask("jobs");
+    assert!(jobs.contains("Running") && jobs.contains("Stopped"), "{jobs}");
+}
+
+#[test]
+fn open_gives_a_command_a_terminal_as_its_own() {
+    let mut screen = Screen::new();
+    let script = "tty; stty size; read a b c d pg sid tty fg rest < /proc/$$/stat; \
+                  test $fg = $$ && echo in front; exit 7";
+    let words = ["ttyctl", "open", &screen.tty, "--", "sh", "-c", script];
+    let ran = pipeline(&[&words]);
+    assert_eq!(ran.status(0), 7, "{}", ran.whole());
+    screen.wait(&screen.tty.clone());
+    screen.wait("20 70");
+    screen.wait("in front");
+    // Not only of a shell's job, which leads a group, but also of what leads none.
+    let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
+    let line = format!("{ttyctl} open {} -- sh -c 'exit 9'; exit $?", screen.tty);
+    assert_eq!(pipeline(&[&["sh", "-c", &line]]).status(0), 9);
+    pipeline(&[&["ttyctl", "open", &screen.tty, "--", "/nowhere"]]).refuses(127, &["/nowhere"]);
+}
+
+#[test]
+fn open_new_relays_and_puts_the_terminal_back() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
+    let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
+    let outer = screen.ask("tty").split_whitespace().last().unwrap().to_owned();
+    screen.type_in(&format!("{ttyctl} open --new -- bash --norc --noediting\r"));
+    screen.until(libc::ICANON, false);
+    let inner = screen.ask("tty").split_whitespace().last().unwrap().to_owned();
+    assert!(inner.starts_with("/dev/pts/") && inner != outer, "{inner} {outer}");
+    assert!(screen.ask("stty size").contains("20 70"));
+    // A new size goes in, ^C goes to what runs there, and its terminal has echo while ours has not.
+    let size = libc::winsize { ws_row: 31, ws_col: 81, ws_xpixel: 0, ws_ypixel: 0 };
+    tty::set_winsize(&screen.master, &size).unwrap();
+    let begin = Instant::now();
+    while !screen.ask("stty size").contains("31 81") {
+        assert!(begin.elapsed() < LIMIT, "the size stays");
+    }
+    screen.type_in("sleep 1000\r");
+    std::thread::sleep(Duration::from_millis(300));
+    screen.type_in("\x03");
+    assert!(screen.ask("echo $?").contains("130"));
+    screen.type_in("exit 9\r");
+    screen.until(libc::ICANON, true);
+    assert!(screen.has(libc::ECHO));
+    assert!(screen.ask("echo status $?").contains("status 9"));
+}
+
+#[test]
+fn a_signal_to_open_new_puts_the_terminal_back_and_is_told() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
+        screen.ask("true");
+        // An interactive shell ignores SIGTERM; its terminal goes all the same.
+        screen.type_in(&format!("{ttyctl} open --new -- bash --norc --noediting\r"));
+        screen.until(libc::ICANON, false);
+        let inner = screen.ask("tty").split_whitespace().last().unwrap().to_owned();
+        screen.until_foreground(&ttyctl);
+        let pid = screen.show()["foreground"].as_i64().unwrap() as i32;
+        kill(Pid::from_raw(pid), signal).unwrap();
+        screen.until(libc::ICANON, true);
+        let status = 128 + signal as i32;
+        assert!(screen.ask("echo status $?").contains(&format!("status {status}")));
+        let begin = Instant::now();
+        while fs::metadata(&inner).is_ok() {
+            assert!(begin.elapsed() < LIMIT, "{inner} is still there");
+        }
+    }
+}
+
+#[test]
+fn open_new_works_in_a_pipe_too() {
+    let words: &[&[&str]] = &[&["ttyctl", "open", "--new", "--", "sh", "-c", "cat; tty; exit 3"]];
+    let ran = Pipeline::new(words).stdin("one\ntwo\n").run();
+    assert_eq!(ran.status(0), 3, "{}", ran.whole());
+    let text = ran.text().replace('\r', "");
+    assert!(
+        text.contains("one\n") && text.contains("two\n") && text.contains("/dev/pts/"),
+        "{text}"
+    );
+    pipeline(&[&["ttyctl", "open", "--new", "--", "/nowhere"]]).refuses(127, &["/nowhere"]);
+    pipeline(&[&["ttyctl", "open", "--new", "--", "sh", "-c", "kill -9 $$"]]).refuses(137, &[]);
+}
+
+#[test]
+fn what_is_no_terminal_is_said_to_be_none() {
+    let scratch = Scratch::new();
+    let file = scratch.file("file");
+    fs::write(&file, "").unwrap();
+    for place in ["/dev/null", "/", &file, "/dev/ptmx"] {
+        for verb in [&["show"][..], &["save"], &["load"], &["retarget"]] {
+            let words = [&["ttyctl"], verb, &[place]].concat();
+            pipeline(&[&words]).refuses(2, &["not a terminal", place]).in_one_line();
+        }
+        pipeline(&[&["ttyctl", "open", place, "--", "true"]])
+            .refuses(125, &["not a terminal", "(status 2)"])
+            .in_one_line();
+    }
+    pipeline(&[&["ttyctl", "show", "/dev/pts/999999"]])
+        .refuses(7, &["no such terminal: its master is closed"])
+        .in_one_line();
+}
+
+#[test]
+fn the_terminal_of_another_session_is_refused_and_its_owner_named() {
+    let screen = Screen::start(&["sleep", "1000"]);
+    let sid = screen.leader();
+    let open = ["ttyctl", "open", &screen.tty, "--", "true"];
+    pipeline(&[&open])
+        .refuses(125, &[&format!("controlling terminal of session {sid} (sleep)"), "(status 4)"]);
+    needs!(root(), "only root can steal a terminal");
+    pipeline(&[&["ttyctl", "open", "--steal", &screen.tty, "--", "sh", "-c", "exit 5"]])
+        .refuses(5, &[]);
+}
+
+#[test]
+fn another_users_terminal_is_refused_whatever_its_permissions() {
+    needs!(root(), "only root can become somebody else");
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    let copy = scratch.file("ttyctl-copy");
+    fs::copy(crate::harness::tool("ttyctl"), &copy).unwrap();
+    fs::set_permissions(scratch.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let screen = Screen::new();
+    fs::set_permissions(&screen.tty, fs::Permissions::from_mode(0o666)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &copy];
+    for words in [&["save", &screen.tty][..], &["open", &screen.tty, "--", "true"]] {
+        let ran = pipeline(&[&[&nobody[..], words].concat()]);
+        let status = if words[0] == "open" { 125 } else { 4 };
+        ran.refuses(status, &["it belongs to uid 0, we run as uid 65534"]).in_one_line();
+    }
+}
+
+#[test]
+fn an_image_without_a_terminal_has_nothing_to_load_or_to_retarget() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let screen = Screen::new();
+    pipeline(&[&["fdimg", "read", &file], &["ttyctl", "load", &screen.tty]])
+        .refuses(1, &["no terminal"])
+        .in_one_line();
+    let ran = pipeline(&[&["fdimg", "read", &file], &["ttyctl", "retarget", &screen.tty]]);
+    assert_eq!(ran.stdout, fs::read(&file).unwrap(), "the image is passed on");
+    ran.refuses(1, &["no terminal"]).in_one_line();
+}
+
+#[test]
+fn a_device_is_opened_only_when_asked() {
+    needs!(root(), "only root may open the console");
+    let Ok(tty) = fs::File::options().read(true).write(true).open("/dev/tty9") else {
+        skip!("no virtual console here");
+    };
+    drop(tty);
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let target = Target::program(&["sh", "-c", "exec 5<>/dev/tty9; echo ready; exec sleep 1000"]);
+    scan(&target.pid, &file);
+    drop(target);
+    pipeline(&[&["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"]])
+        .refuses(125, &["opened only when asked", "(status 6)"]);
+    let script = format!(
+        "{} retarget /dev/tty9 < {file} | {} --inherit 0,1,2 -- readlink /proc/self/fd/5",
+        crate::harness::tool("ttyctl").display(),
+        crate::harness::tool("fdrestore").display()
+    );
+    assert_eq!(pipeline(&[&["sh", "-c", &script]]).ok().text(), "/dev/tty9\n");
+}
+
+#[test]
+fn a_record_that_lies_is_refused_and_nothing_is_made() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pty@3,4"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let bytes = fs::read(&file).unwrap();
+    for (key, to, status) in [
+        ("index", serde_cbor::Value::Integer(1 << 21), 3),
+        ("index", serde_cbor::Value::Integer(-1), 3),
+        ("index", serde_cbor::Value::Text("x".into()), 3),
+        ("settings", serde_cbor::Value::Integer(1), 3),
+        ("master", serde_cbor::Value::Bool(true), 3),
+        ("cc", serde_cbor::Value::Bytes(vec![0; 40]), 3),
+        ("discipline", serde_cbor::Value::Integer(3), 6),
+    ] {
+        let lie = forged(&bytes, key, &to);
+        let restore: &[&[&str]] = &[&["fdrestore", "--inherit", "0,1,2", "--", "echo", "ran"]];
+        let ran = Pipeline::new(restore).stdin(lie).run();
+        assert_eq!(ran.text(), "", "{key}");
+        ran.refuses(125, &[&format!("(status {status})")]);
+    }
+}
+
+/// The image with this key of every body set to that, wherever it stands in it.
+fn forged(bytes: &[u8], key: &str, to: &serde_cbor::Value) -> Vec<u8> {
+    use fdkit::image::{Item, Reader, Writer};
+    use serde_cbor::Value::{self, Map, Text};
+    fn set(value: &mut Value, key: &str, to: &Value) {
+        let Map(map) = value else { return };
+        for (name, value) in map.iter_mut() {
+            match name {
+                Text(name) if name == key => *value = to.clone(),
+                _ => set(value, key, to),
+            }
+        }
+    }
+    let mut reader = Reader::new(bytes);
+    let mut writer = Writer::new(Vec::new());
+    while let Some(entry) = reader.next().unwrap() {
+        let mut item = entry.item;
+        match &mut item {
+            Item::File(file) => {
+                let mut body = serde_cbor::from_slice(&file.body).unwrap();
+                set(&mut body, key, to);
+                file.body = serde_cbor::to_vec(&body).unwrap();
+            }
+            Item::End(_) => continue,
+            _ => (),
+        }
+        writer.put(&item).unwrap();
+    }
+    writer.end().unwrap()
+}
+
+#[test]
+fn a_master_whose_slave_is_elsewhere_is_refused() {
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let target = target!(scratch.dir(), &["pty@3,4"]);
+    pipeline(&[&["fdscan", "-F", "3", &target.pid], &["fdimg", "write", &file]]).ok();
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2"];
+    pipeline(&[&[&restore[..], &["--", "true"]].concat()])
+        .refuses(125, &["/dev/ptmx", "outside the image", "(status 6)"]);
+    let skip = ["--missing", "skip", "--", MKFD, "check", "--std", "0,1,2"];
+    pipeline(&[&[&restore[..], &skip].concat()]).ok();
+}
