@@ -1,7 +1,7 @@
 //! Real images against the grammar of fdimage(5), decoded and judged by others' code; and every
 //! kind has its place wherever kinds are named.
 
-use crate::harness::{Scratch, Target, image, scan, show};
+use crate::harness::{Scratch, Target, image, pipeline, scan, show, terminal};
 use crate::kinds::{CASES, at};
 use cddl_cat::validate_cbor_bytes;
 use ciborium::Value;
@@ -50,18 +50,31 @@ fn judge(file: &str, grammar: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// The slave alone, which is another terminal now.
+fn retarget(pid: &str, file: &str) {
+    let (slave, _master) = terminal();
+    let tty = nix::unistd::ttyname(slave).expect("its name").display().to_string();
+    let stages: &[&[&str]] =
+        &[&["fdscan", "-F", "4", pid], &["ttyctl", "retarget", &tty], &["fdimg", "write", file]];
+    pipeline(stages).quiet();
+}
+
 #[test]
 fn images_are_as_the_grammar_says_and_every_kind_is_among_them() {
     let grammar = grammar();
     let mut seen = BTreeSet::new();
     let opaque = ("what no kind knows", &["opaque@A"][..]);
-    for (name, specs) in CASES.iter().chain([&opaque]) {
+    let elsewhere = ("a terminal from elsewhere", &["pty@A,B"][..]);
+    for (name, specs) in CASES.iter().chain([&opaque, &elsewhere]) {
         let scratch = Scratch::new();
         let specs: Vec<String> = specs.iter().map(|spec| at(spec, &[3, 4, 5, 6])).collect();
         let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
         let Ok(target) = Target::make(scratch.dir(), &specs) else { continue };
         let file = scratch.file("a.fdi");
-        scan(&target.pid, &file);
+        match *name {
+            "a terminal from elsewhere" => retarget(&target.pid, &file),
+            _ => scan(&target.pid, &file),
+        }
         judge(&file, &grammar).unwrap_or_else(|err| panic!("{name}: {err}"));
         let shown = show(&file);
         let kinds = shown["descriptors"].as_array().expect("descriptors");
