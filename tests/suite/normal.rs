@@ -28,6 +28,8 @@ fn normal(value: &Value) -> Value {
             .filter(|(key, _)| !NEW.contains(&key.as_str()))
             .map(|(key, value)| (key.clone(), normal(value)))
             .collect(),
+        // The number of a pseudo terminal, beside its major.
+        Value::Array(list) if list.len() == 2 && list[0] == 136 => list[..1].to_vec().into(),
         Value::Array(list) => list.iter().map(normal).collect(),
         Value::String(text) => numbered(text).into(),
         other => other.clone(),

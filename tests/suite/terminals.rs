@@ -154,11 +154,24 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
+        let Some(child) = &mut self.child else { return };
+        // They are in sessions of their own, and some bear a hang-up.
+        for pid in descendants(child.id() as i32) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+        let _ = child.kill();
+        let _ = child.wait();
     }
+}
+
+/// Its children, and theirs.
+fn descendants(pid: i32) -> Vec<i32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let mut all: Vec<i32> = text.split_whitespace().filter_map(|it| it.parse().ok()).collect();
+    let deeper: Vec<i32> = all.iter().flat_map(|&child| descendants(child)).collect();
+    all.extend(deeper);
+    all
 }
 
 #[track_caller]
@@ -171,23 +184,28 @@ fn shown(which: &str) -> Value {
 /// `keep`, at fixed numbers: slave 5, master 7, /dev/tty 4, a place 6.
 fn session(keep: &str) -> Target {
     let script = "
-import os, fcntl, struct, termios, time, sys
-if os.fork(): time.sleep(1000)
+import os, fcntl, struct, termios, time, sys, ctypes
+r, w = os.pipe()
+pid = os.fork()
+if pid:
+    os.close(w)
+    print(pid, os.read(r, 100).decode(), flush=os.read(r, 1) == b'')
+    time.sleep(1000)
+ctypes.CDLL(None).prctl(1, 9) # PR_SET_PDEATHSIG, SIGKILL
 os.setsid()
 m = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)
 fcntl.ioctl(m, 0x40045431, struct.pack('i', 0))
-n = os.ptsname(m) if hasattr(os, 'ptsname') else '/dev/pts/%d' % struct.unpack('i', fcntl.ioctl(m, 0x80045430, b'0000'))
-s = os.open(n, os.O_RDWR | os.O_NOCTTY)
+n = struct.unpack('i', fcntl.ioctl(m, 0x80045430, b'0000'))[0]
+s = os.open('/dev/pts/%d' % n, os.O_RDWR | os.O_NOCTTY)
 fcntl.ioctl(s, termios.TIOCSCTTY, 0)
 t = os.open('/dev/tty', os.O_RDWR)
-o = os.open(n, os.O_PATH)
+o = os.open('/dev/pts/%d' % n, os.O_PATH)
 mode = termios.tcgetattr(s); mode[3] &= ~termios.ECHO; termios.tcsetattr(s, termios.TCSANOW, mode)
 fcntl.ioctl(s, termios.TIOCSWINSZ, struct.pack('HHHH', 33, 99, 0, 0))
-out = os.dup(1)
-for have, number in ((s, 105), (m, 107), (t, 104), (o, 106), (out, 110)): os.dup2(have, number)
+for have, number in ((s, 105), (m, 107), (t, 104), (o, 106), (w, 110)): os.dup2(have, number)
 os.closerange(0, 100)
 for c in sys.argv[1].split(','): os.dup2(100 + int(c), int(c))
-os.write(110, b'%d %d\\n' % (os.getpid(), int(n.rsplit('/')[-1])))
+os.write(110, b'%d' % n)
 os.closerange(100, 120)
 time.sleep(1000)
 ";
@@ -468,7 +486,7 @@ fn a_pane_of_tmux_is_shown_and_its_pair_is_one_in_the_image() {
     tmux(&["send-keys", "q"]).ok();
     tmux(&["send-keys", "echo $((6*7))", "Enter"]).ok();
     let begin = Instant::now();
-    while !tmux(&["capture-pane", "-p"]).text().contains("\n42") {
+    while !tmux(&["capture-pane", "-p"]).text().contains("42") {
         assert!(begin.elapsed() < LIMIT, "{}", tmux(&["capture-pane", "-p"]).text());
     }
     tmux(&["kill-server"]);
@@ -641,7 +659,8 @@ fn another_users_terminal_is_refused_whatever_its_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let scratch = Scratch::new();
     let copy = scratch.file("ttyctl-copy");
-    fs::copy(crate::harness::tool("ttyctl"), &copy).unwrap();
+    // By another process: who forks here meanwhile would have it open for writing.
+    pipeline(&[&["cp", &crate::harness::tool("ttyctl").to_string_lossy(), &copy]]).ok();
     fs::set_permissions(scratch.dir(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let screen = Screen::new();
@@ -678,7 +697,8 @@ fn a_device_is_opened_only_when_asked() {
     drop(tty);
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
-    let target = Target::program(&["sh", "-c", "exec 5<>/dev/tty9; echo ready; exec sleep 1000"]);
+    let target =
+        Target::program(&["sh", "-c", "exec 5<>/dev/tty9; echo ready; while :; do sleep 9; done"]);
     scan(&target.pid, &file);
     drop(target);
     pipeline(&[&["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"]])
