@@ -301,7 +301,8 @@ fn dev_tty_without_a_controlling_terminal_is_refused() {
     let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
     let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
     let words = ["setsid", "--wait", &tool, "-i", &file, "--inherit", "0,1,2", "--", "true"];
-    pipeline(&[&words]).refuses(125, &["/dev/tty", "no controlling terminal", "(status 6)"]);
+    pipeline(&[&words])
+        .refuses(125, &["/dev/tty", "is outside the image: COMMAND has none", "(status 6)"]);
 }
 
 #[test]

@@ -25,6 +25,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 const PTMX: (u32, u32) = (5, 2);
 /// The highest index of a slave that is asked for: NR_UNIX98_PTY_MAX.
 const HIGHEST: u32 = (1 << 20) - 1;
+/// What of a slave's flags it is opened with; open(2) itself adds the last, O_LARGEFILE.
+const OPEN: u32 =
+    (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND | libc::O_SYNC | libc::O_NOATIME) as u32
+        | 0o100000;
 /// How far the index of the pair may be above the lowest free one, to be made the same again.
 const NEAR: usize = 256;
 
@@ -223,8 +227,8 @@ impl Kind for Pty {
         let mut waiting = u64::from(*queued);
         let mut slaves = Vec::new();
         for (slave_file, slave) in all.filter(|(_, pty)| !pty.master) {
-            let flags = slave_file.flags & !(libc::O_ASYNC as u32);
-            slaves.push((slave_file, tty::peer(&new, flags).at(|| "open the slave")?, slave));
+            let fd = tty::peer(&new, slave_file.flags & OPEN).at(|| "open the slave")?;
+            slaves.push((slave_file, fd, slave));
             waiting = waiting.max(u64::from(slave.queued));
         }
         if *hung && slaves.is_empty() {
@@ -263,11 +267,21 @@ impl Pty {
     /// A slave whose master is closed: that is how to get one.
     fn hung_up(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         // Of one that has hung up nothing is left but its number, which is free again.
-        let Pty { index, .. } = self;
+        let Pty {
+            master: _,
+            index,
+            hung: _,
+            queued: _,
+            exclusive: _,
+            packet: _,
+            locked: _,
+            settings: _,
+            node: _,
+            session: _,
+        } = self;
         let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, site)?;
         tty::set_locked(&master, false).at(|| "unlock it")?;
-        let flags = file.flags & !(libc::O_ASYNC as u32);
-        let slave = tty::peer(&master, flags).at(|| "open the slave")?;
+        let slave = tty::peer(&master, file.flags & OPEN).at(|| "open the slave")?;
         Ok(Made { fd: slave, flags: file.flags })
     }
 }
@@ -300,7 +314,8 @@ fn make(path: &[u8], flags: u32, index: u32, site: &Site<'_>) -> Result<OwnedFd>
     let mut held = Vec::new();
     loop {
         let new = match site.open(path, flags) {
-            Err(err) if err.errno() == Some(Errno::EMFILE) && !held.is_empty() => break,
+            // Another number is better than none.
+            Err(_) if !held.is_empty() => break,
             other => other?,
         };
         let got = tty::index(&new)?;

@@ -87,9 +87,8 @@ impl Kind for Tty {
             return Err(Error::unrestorable("it has hung up, and cannot be made to again"));
         }
         match (is_own(file), site.terminal) {
-            (true, Fate::None | Fate::Lost(_)) => {
-                Err(Error::unrestorable("COMMAND will have no controlling terminal"))
-            }
+            (true, Fate::Lost(why)) => Err(Error::unrestorable(why)),
+            (true, Fate::None) => Err(Error::unrestorable("COMMAND has no controlling terminal")),
             (true, _) => Ok(()),
             (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
                 Err(Error::malformed("it is no terminal"))
