@@ -7,7 +7,7 @@ use crate::image::{
     Bytes, Data, Head, Inode, Item, OpenFile, Signals, Slot, Summary, VERSION, Writer,
 };
 use crate::kind::{self, Entry, KINDS, Piece};
-use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal};
+use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
 use crate::sys;
 use nix::errno::Errno;
 use std::cmp::Ordering;
@@ -154,7 +154,7 @@ pub fn head(tool: &str) -> Head {
         tool: tool.into(),
         release: env!("CARGO_PKG_VERSION").into(),
         kernel: Bytes(text("/proc/sys/kernel/osrelease").into_bytes()),
-        boot: text("/proc/sys/kernel/random/boot_id"),
+        boot: boot_id(),
         time: (now.as_secs(), now.subsec_nanos()),
         contents: false,
         frozen: false,

@@ -11,7 +11,7 @@ use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::OnceLock;
 
@@ -337,6 +337,12 @@ fn read_whole(file: OwnedFd, into: &mut Vec<u8>) -> nix::Result<()> {
     }
 }
 
+/// What is another after every boot: /proc/sys/kernel/random/boot_id, empty if it cannot be read.
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
 /// The number in `name:[number]`.
 pub fn bracketed(link: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(link).ok()?;
@@ -505,6 +511,23 @@ impl<'a> Descriptor<'a> {
             copy,
             family: OnceCell::new(),
         })
+    }
+
+    /// Its fdinfo once more, for what changes by itself: of the copy, if there is one, since the
+    /// number may name another description by now.
+    pub fn info_now(&self) -> Result<Info> {
+        let mut text = Vec::new();
+        match &self.copy {
+            Some(copy) => {
+                let path = format!("/proc/self/fdinfo/{}", copy.as_raw_fd());
+                text = read_at(nix::fcntl::AT_FDCWD, &path).at(|| "fdinfo")?;
+            }
+            None => self
+                .process
+                .descriptor_info(decimal(self.fd, &mut [0; 12]), &mut text)
+                .at(|| "fdinfo")?,
+        }
+        Ok(Info::parse(&text))
     }
 
     /// Access mode and status flags, without FD_CLOEXEC.

@@ -467,6 +467,13 @@ pub(crate) fn link(n: RawFd) -> PathBuf {
     std::fs::read_link(format!("/proc/self/fd/{n}")).unwrap_or_default()
 }
 
+/// A line of fdinfo, without blanks around it.
+pub(crate) fn info(n: RawFd, key: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{n}")).unwrap_or_default();
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(each, _)| *each == key).map_or("", |(_, value)| value.trim()).to_owned()
+}
+
 /// FDSize: the slots of the table. To read it takes a free one.
 pub(crate) fn fdsize() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

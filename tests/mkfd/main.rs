@@ -21,6 +21,7 @@ mod pipe;
 mod pty;
 mod regular;
 mod socketpair;
+mod timerfd;
 mod unix;
 mod unlinked;
 
@@ -44,6 +45,7 @@ static FIXTURES: &[Entry] = &[
     entry::<pipe::Pipe>(),
     entry::<fifo::Fifo>(),
     entry::<eventfd::Eventfd>(),
+    entry::<timerfd::Timerfd>(),
     entry::<mem::Mem>(),
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),

@@ -200,3 +200,42 @@ pub(crate) fn wait_signal(signal: c_int, milliseconds: i64) -> Option<RawFd> {
     };
     (got == signal).then_some((info[3] & 0xffff_ffff) as u32 as RawFd)
 }
+
+/// timerfd_create(2).
+pub(crate) fn timer(clock: c_int) -> Result<OwnedFd> {
+    // SAFETY: timerfd_create takes two numbers.
+    let fd = Errno::result(unsafe { libc::timerfd_create(clock, libc::TFD_CLOEXEC) })?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// timerfd_settime(2), in nanoseconds.
+pub(crate) fn set_timer(fd: BorrowedFd<'_>, flags: u32, value: u64, every: u64) -> Result<()> {
+    let time = |n: u64| libc::timespec {
+        tv_sec: (n / 1_000_000_000) as libc::time_t,
+        tv_nsec: (n % 1_000_000_000) as c_long,
+    };
+    let new = libc::itimerspec { it_value: time(value), it_interval: time(every) };
+    // SAFETY: the kernel reads one itimerspec, and a null pointer asks for no old one.
+    let done = unsafe {
+        libc::timerfd_settime(fd.as_raw_fd(), flags as c_int, &raw const new, std::ptr::null_mut())
+    };
+    Errno::result(done).map(drop)
+}
+
+/// timerfd_gettime(2), in nanoseconds: what is left, and the interval.
+pub(crate) fn timer_left(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut found = libc::itimerspec { it_value: zero, it_interval: zero };
+    // SAFETY: the kernel writes one itimerspec.
+    Errno::result(unsafe { libc::timerfd_gettime(fd.as_raw_fd(), &raw mut found) })?;
+    let time = |t: libc::timespec| t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64;
+    Ok((time(found.it_value), time(found.it_interval)))
+}
+
+/// TFD_IOC_SET_TICKS of timerfd_create(2).
+pub(crate) fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> Result<()> {
+    // SAFETY: TFD_IOC_SET_TICKS reads a u64.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x4008_5400, &raw const ticks) };
+    Errno::result(done).map(drop)
+}

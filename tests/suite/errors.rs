@@ -668,3 +668,43 @@ fn an_open_that_would_wait_does_not_stop_a_restore() {
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "sh", "-c"];
     pipeline(&[&[&restore[..], &["readlink /proc/self/fd/3"]].concat()]).ok();
 }
+
+/// A descriptor, what is changed in the body of its record, and how the restore refuses it.
+type Forgery = (&'static str, &'static str, &'static str, &'static str);
+
+/// Bodies that no scan writes: contradictions, and what cannot be.
+const FORGED: &[Forgery] = &[
+    ("timerfd@3", r#"{"clock": 77}"#, "(status 6)", "clock 77"),
+    ("timerfd@3", r#"{"clock": -6}"#, "(status 6)", "clock -6"),
+    ("timerfd@3", r#"{"clock": 2}"#, "(status 6)", "clock 2"),
+    ("timerfd@3", r#"{"flags": 4}"#, "(status 6)", "flags 0o4"),
+    ("timerfd@3", r#"{"value": [0, 1000000000]}"#, "(status 3)", "no clock shows"),
+    ("timerfd@3", r#"{"interval": [9223372037, 0]}"#, "(status 3)", "no clock shows"),
+    ("timerfd@3", r#"{"now": [18446744073709551615, 0]}"#, "(status 3)", "no clock shows"),
+    ("timerfd@3", r#"{"value": [1]}"#, "(status 3)", "kind timerfd"),
+    ("timerfd@3", r#"{"ticks": -1}"#, "(status 3)", "kind timerfd"),
+];
+
+#[test]
+fn a_body_that_cannot_be_is_refused_with_its_number_before_anything_is_made() {
+    for (spec, change, status, text) in FORGED {
+        let scratch = Scratch::new();
+        let bytes = fs::read(image(&scratch, &[spec])).unwrap();
+        let change: serde_json::Map<_, _> = serde_json::from_str(change).unwrap();
+        let forged = forged(&bytes, |items| {
+            let files = items.iter_mut().filter_map(|item| match item {
+                Item::File(file) => Some(file),
+                _ => None,
+            });
+            for file in files {
+                let mut body: serde_json::Map<_, _> = serde_cbor::from_slice(&file.body).unwrap();
+                body.extend(change.clone());
+                file.body = serde_cbor::to_vec(&body).unwrap();
+            }
+        });
+        let restore: &[&[&str]] = &[&["fdrestore", "--", "echo", "run"]];
+        let ran = Pipeline::new(restore).stdin(forged).run();
+        assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
+        ran.refuses(125, &["fd 3", status, text]);
+    }
+}

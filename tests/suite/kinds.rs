@@ -53,6 +53,33 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("a signal of a socket", &["socketpair@A,B:own,async=0,sig=35,nonblock"]),
     ("listeners", &["unix@A", "unix@B:abstract=fdkit%00suite,backlog=3", "unix@C:unnamed"]),
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
+    ("a disarmed timer", &["timerfd@A", "timerfd@B:at=0,clock=realtime", "timerfd@C:every=5"]),
+    ("relative timers", &["timerfd@A:in=1000", "timerfd@B:in=2000.5,every=0.000000001,nonblock"]),
+    (
+        "absolute timers",
+        &[
+            "timerfd@A:clock=realtime,at=4000000000.123",
+            "timerfd@B:clock=realtime,at=4000000000.5,every=86400,cancel",
+            "timerfd@C:at=100000000,every=1.000000001",
+            "timerfd@D:clock=boottime,at=100000000.001",
+        ],
+    ),
+    (
+        "alarm clocks",
+        &[
+            "timerfd@A:clock=realtime-alarm,at=4000000000",
+            "timerfd@B:clock=boottime-alarm,in=1000,every=1000",
+        ],
+    ),
+    ("ticks", &["timerfd@A:ticks=7", "timerfd@B:in=1000,every=1000,ticks=4294967297"]),
+    (
+        "expired timers",
+        &[
+            "timerfd@A:in=0.000000001",
+            "timerfd@B:at=0.000000001",
+            "timerfd@C:in=0.000000001,every=1000",
+        ],
+    ),
     ("places", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
     ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
     ("a pseudo terminal", &["pty@A,B"]),
@@ -169,6 +196,12 @@ round_trips! {
     a_signal_of_a_socket_still_comes: "a signal of a socket";
     listeners_accept_again: "listeners";
     datagrams_wait_again: "datagrams";
+    a_disarmed_timer_stays_disarmed: "a disarmed timer";
+    a_relative_timer_keeps_what_was_left: "relative timers";
+    an_absolute_timer_keeps_its_time: "absolute timers";
+    a_timer_on_an_alarm_clock_comes_back: "alarm clocks";
+    ticks_that_wait_come_back: "ticks";
+    a_timer_that_has_expired_ticks_no_second_time: "expired timers";
     a_place_is_not_opened: "places";
     close_on_exec_is_told_in_the_environment: "close-on-exec";
     a_pseudo_terminal_comes_back: "a pseudo terminal";
@@ -200,6 +233,77 @@ fn without_data_a_pipe_comes_back_empty_and_the_image_has_no_secret() {
     assert!(holds(&whole) && !holds(&plain));
     let restore = ["fdrestore", "-i", &plain, "--inherit", "0,1,2", "--", "mkfd", "check"];
     pipeline(&[&[&restore[..], &["pipe@3,4"]].concat()]).ok();
+}
+
+#[test]
+fn a_timer_expires_after_the_restore() {
+    let scratch = Scratch::new();
+    let specs = ["timerfd@3:in=6", "timerfd@4:in=6.5,every=1000"];
+    let target = target!(scratch.dir(), &specs);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "check"];
+    pipeline(&[&[&restore[..], &specs].concat()]).quiet();
+}
+
+#[test]
+fn a_time_of_the_day_that_passes_while_nobody_has_the_timer_is_one_tick() {
+    let scratch = Scratch::new();
+    let at = std::time::SystemTime::now() + std::time::Duration::from_secs(6);
+    let since = at.duration_since(std::time::UNIX_EPOCH).unwrap();
+    let spec = |fd: u32, keys: &str, at: &str| format!("timerfd@{fd}:clock=realtime,at={at}{keys}");
+    let specs = |at: &str, ticks: u32| {
+        [
+            spec(3, "", at),
+            spec(4, ",every=1000", at),
+            spec(5, &format!(",every=1000,ticks={ticks}"), at),
+        ]
+    };
+    let made = specs(&format!("{}.{:09}", since.as_secs(), since.subsec_nanos()), 5);
+    let target = target!(scratch.dir(), &made.each_ref().map(String::as_str));
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    while std::time::SystemTime::now() < at {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // A nanosecond into 1970 has passed as well.
+    let wanted = specs("0.000000001", 6);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "check"];
+    pipeline(&[&[&restore[..], &wanted.each_ref().map(String::as_str)].concat()]).quiet();
+}
+
+#[test]
+fn an_odd_time_is_kept_to_a_fraction_of_a_millisecond() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["timerfd@3:clock=realtime,at=4000000000.123456789"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let body = &show(&file)["descriptors"][0]["body"];
+    let part = |key: &str, n: usize| body[key][n].as_u64().unwrap();
+    let next = [0, 1].map(|n| part("now", n) + part("value", n));
+    let next = next[0] * 1_000_000_000 + next[1];
+    assert!(next.abs_diff(4_000_000_000_123_456_789) < 500_000, "{next}");
+}
+
+#[test]
+fn a_scan_leaves_ticks_where_they_are_and_counts_them() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["timerfd@3:in=0.000000001,every=0.1"]);
+    let ticks = || {
+        let file = scratch.file("a.fdi");
+        scan(&target.pid, &file);
+        show(&file)["descriptors"][0]["body"]["ticks"].as_u64().unwrap()
+    };
+    let first = ticks();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(ticks() >= first + 10);
+    drop(target);
+    let wanted = ["timerfd@3:in=0.000000001,every=0.1"];
+    let restore = ["fdrestore", "-i", &scratch.file("a.fdi"), "--inherit", "0,1,2", "--"];
+    // More ticks than one, which is all that fdinfo shows of them.
+    pipeline(&[&[&restore[..], &["mkfd", "check"], &wanted].concat()]).refuses(1, &["ticks is"]);
 }
 
 #[test]

@@ -23,6 +23,7 @@ pub(crate) fn records(shown: &Value, fds: &[u32]) -> BTreeMap<u64, Value> {
 /// A value without what cannot be kept.
 fn normal(value: &Value) -> Value {
     match value {
+        Value::Object(map) if map.contains_key("now") => timer(map.clone()),
         Value::Object(map) => map
             .iter()
             .filter(|(key, _)| !NEW.contains(&key.as_str()))
@@ -34,6 +35,25 @@ fn normal(value: &Value) -> Value {
         Value::String(text) => numbered(text).into(),
         other => other.clone(),
     }
+}
+
+/// A timer whose time goes on: an absolute one keeps when it expires, another that it does.
+fn timer(mut map: serde_json::Map<String, Value>) -> Value {
+    let mut seconds = |key| {
+        let time = map.remove(key).expect("a time");
+        (time[0].as_u64().expect("seconds"), time[1].as_u64().expect("nanoseconds"))
+    };
+    let (now, left) = (seconds("now"), seconds("value"));
+    let next = match left {
+        (0, 0) => Value::Null,
+        _ if map["flags"].as_u64().is_some_and(|flags| flags & 1 == 1) => {
+            let rest = now.1 + left.1;
+            serde_json::json!([now.0 + left.0 + rest / 1_000_000_000, rest % 1_000_000_000])
+        }
+        _ => Value::Bool(true),
+    };
+    map.insert("next".into(), next);
+    map.into()
 }
 
 /// `/dev/pts/7`, `pipe:[123]` and `/dir/#123 (deleted)` without the number of the inode, `12:3` without a pid.
@@ -70,6 +90,18 @@ fn what_a_restore_cannot_keep_is_not_compared() {
         "pid": 8, "fd": 3, "name": "pipe:[13]", "shared": ["8:4"], "body": {"size": 1, "id": 5},
     }, {"fd": 1}]});
     assert_eq!(records(&one, &[3]), records(&two, &[3]));
+}
+
+#[test]
+fn a_timer_is_compared_by_when_it_expires() {
+    let timer = |flags: u32, now, value| {
+        let body = serde_json::json!({"flags": flags, "now": now, "value": value});
+        records(&serde_json::json!({"descriptors": [{"fd": 3, "body": body}]}), &[3])
+    };
+    assert_eq!(timer(1, [5, 999_999_999], [7, 1]), timer(1, [9, 0], [4, 0]));
+    assert_ne!(timer(1, [5, 0], [7, 1]), timer(1, [5, 0], [7, 0]));
+    assert_eq!(timer(0, [5, 0], [7, 1]), timer(0, [9, 0], [6, 0]));
+    assert_ne!(timer(0, [5, 0], [7, 1]), timer(0, [5, 0], [0, 0]));
 }
 
 #[test]

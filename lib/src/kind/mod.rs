@@ -12,6 +12,7 @@ mod path;
 mod pipe;
 mod pty;
 mod regular;
+mod timerfd;
 mod tty;
 mod unix;
 mod unlinked;
@@ -166,6 +167,7 @@ pub static KINDS: &[Entry] = &[
     entry::<pty::Pty>(),
     entry::<tty::Tty>(),
     entry::<eventfd::Eventfd>(),
+    entry::<timerfd::Timerfd>(),
     entry::<mem::Mem>(),
     entry::<unix::Unix>(),
     entry::<path::Path>(),

@@ -5,6 +5,7 @@ pub mod fork;
 pub mod share;
 pub mod socket;
 pub mod start;
+pub mod timer;
 pub mod tty;
 
 use nix::errno::Errno;

@@ -1,0 +1,67 @@
+//! timerfd_create(2) and its kin, where nix wants an owner and a clock it knows.
+
+use nix::errno::Errno;
+use nix::libc;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// TFD_IOC_SET_TICKS of timerfd_create(2): Linux 3.17, with CONFIG_CHECKPOINT_RESTORE.
+const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400 as libc::Ioctl;
+
+/// A timer on a clock, disarmed: timerfd_create(2).
+///
+/// Fails with EINVAL for a clock that takes none, with EPERM for an alarm clock without
+/// CAP_WAKE_ALARM.
+pub fn create(clock: i32, nonblock: bool) -> nix::Result<OwnedFd> {
+    let flags = if nonblock { libc::TFD_NONBLOCK } else { 0 };
+    // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = Errno::result(libc::timerfd_create(clock, flags))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+fn timespec(nanoseconds: u64) -> libc::timespec {
+    // SAFETY: a timespec is integers, of which some targets pad one; zeroes are a value.
+    let mut time: libc::timespec = unsafe { MaybeUninit::zeroed().assume_init() };
+    time.tv_sec = (nanoseconds / 1_000_000_000) as libc::time_t;
+    time.tv_nsec = (nanoseconds % 1_000_000_000) as _;
+    time
+}
+
+fn nanoseconds(time: libc::timespec) -> u64 {
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
+}
+
+/// Arms a timer for `value`, and from then on every `interval`, in nanoseconds; a `value` of zero
+/// disarms it. Its ticks are zero afterwards. timerfd_settime(2).
+pub fn set(fd: BorrowedFd<'_>, flags: u32, value: u64, interval: u64) -> nix::Result<()> {
+    let new = libc::itimerspec { it_value: timespec(value), it_interval: timespec(interval) };
+    // SAFETY: the call reads one itimerspec; a null pointer asks for no old one.
+    Errno::result(unsafe {
+        libc::timerfd_settime(fd.as_raw_fd(), flags as i32, &new, std::ptr::null_mut())
+    })
+    .map(drop)
+}
+
+/// How long it is until a timer expires next, zero if it is disarmed, and its interval, in
+/// nanoseconds: timerfd_gettime(2).
+///
+/// What had expired meanwhile is added to the ticks, as by a read.
+pub fn get(fd: BorrowedFd<'_>) -> nix::Result<(u64, u64)> {
+    let mut found = MaybeUninit::<libc::itimerspec>::uninit();
+    // SAFETY: the call fills one itimerspec when it succeeds.
+    let found = unsafe {
+        Errno::result(libc::timerfd_gettime(fd.as_raw_fd(), found.as_mut_ptr()))?;
+        found.assume_init()
+    };
+    Ok((nanoseconds(found.it_value), nanoseconds(found.it_interval)))
+}
+
+/// Sets the ticks that a read takes, which cannot be zero: TFD_IOC_SET_TICKS.
+///
+/// Fails with ENOTTY where the kernel lacks CONFIG_CHECKPOINT_RESTORE.
+pub fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> nix::Result<()> {
+    // SAFETY: TFD_IOC_SET_TICKS reads one u64, which is ours.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &ticks) }).map(drop)
+}
