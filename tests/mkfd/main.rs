@@ -20,6 +20,7 @@ mod path;
 mod pipe;
 mod pty;
 mod regular;
+mod signalfd;
 mod socketpair;
 mod timerfd;
 mod unix;
@@ -45,6 +46,7 @@ static FIXTURES: &[Entry] = &[
     entry::<pipe::Pipe>(),
     entry::<fifo::Fifo>(),
     entry::<eventfd::Eventfd>(),
+    entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
     entry::<mem::Mem>(),
     entry::<socketpair::Socketpair>(),

@@ -239,3 +239,19 @@ pub(crate) fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> Result<()> {
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x4008_5400, &raw const ticks) };
     Errno::result(done).map(drop)
 }
+
+/// signalfd4(2); signal n is bit n - 1.
+pub(crate) fn signalfd(mask: u64) -> Result<OwnedFd> {
+    // SAFETY: the kernel reads a set of 8 bytes.
+    let fd =
+        unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, libc::SFD_CLOEXEC) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// kill(2) of this process, with any number.
+pub(crate) fn send_signal(signal: c_int) -> Result<()> {
+    // SAFETY: kill takes two numbers.
+    Errno::result(unsafe { libc::kill(libc::getpid(), signal) }).map(drop)
+}

@@ -674,6 +674,9 @@ type Forgery = (&'static str, &'static str, &'static str, &'static str);
 
 /// Bodies that no scan writes: contradictions, and what cannot be.
 const FORGED: &[Forgery] = &[
+    ("signalfd@3", r#"{"mask": 256}"#, "(status 3)", "SIGKILL"),
+    ("signalfd@3", r#"{"mask": 262144}"#, "(status 3)", "SIGSTOP"),
+    ("signalfd@3", r#"{"mask": "10"}"#, "(status 3)", "kind signalfd"),
     ("timerfd@3", r#"{"clock": 77}"#, "(status 6)", "clock 77"),
     ("timerfd@3", r#"{"clock": -6}"#, "(status 6)", "clock -6"),
     ("timerfd@3", r#"{"clock": 2}"#, "(status 6)", "clock 2"),

@@ -47,6 +47,8 @@ fn what_was_not_made_is_noticed() {
         ("pipe@3,4", "pipe@3,4:async", "O_ASYNC"),
         ("pipe@3,4", "pipe@3:reader", "a writer is still there"),
         ("pipe@3,4:size=4096", "pipe@3,4:size=8192", "size is 4096"),
+        ("signalfd@3:signals=10", "signalfd@3:signals=10+64", "mask is"),
+        ("signalfd@3:signals=12", "signalfd@3:signals=10", "not readable after signal 10"),
         ("timerfd@3:in=99", "timerfd@3", "time left is 9"),
         ("timerfd@3:in=900,every=5", "timerfd@3:in=900,every=5.5", "interval is 5000000000"),
         ("timerfd@3:in=900", "timerfd@3:in=1800", "time left"),

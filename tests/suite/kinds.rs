@@ -53,6 +53,15 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("a signal of a socket", &["socketpair@A,B:own,async=0,sig=35,nonblock"]),
     ("listeners", &["unix@A", "unix@B:abstract=fdkit%00suite,backlog=3", "unix@C:unnamed"]),
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
+    (
+        "signals that are read",
+        &[
+            "signalfd@A:signals=1+10+17",
+            "signalfd@B:signals=34+64,nonblock",
+            "signalfd@C",
+            "signalfd@D:signals=2+32+33+63,cloexec",
+        ],
+    ),
     ("a disarmed timer", &["timerfd@A", "timerfd@B:at=0,clock=realtime", "timerfd@C:every=5"]),
     ("relative timers", &["timerfd@A:in=1000", "timerfd@B:in=2000.5,every=0.000000001,nonblock"]),
     (
@@ -196,6 +205,7 @@ round_trips! {
     a_signal_of_a_socket_still_comes: "a signal of a socket";
     listeners_accept_again: "listeners";
     datagrams_wait_again: "datagrams";
+    signals_are_read_again: "signals that are read";
     a_disarmed_timer_stays_disarmed: "a disarmed timer";
     a_relative_timer_keeps_what_was_left: "relative timers";
     an_absolute_timer_keeps_its_time: "absolute timers";

@@ -12,6 +12,7 @@ mod path;
 mod pipe;
 mod pty;
 mod regular;
+mod signalfd;
 mod timerfd;
 mod tty;
 mod unix;
@@ -167,6 +168,7 @@ pub static KINDS: &[Entry] = &[
     entry::<pty::Pty>(),
     entry::<tty::Tty>(),
     entry::<eventfd::Eventfd>(),
+    entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
     entry::<mem::Mem>(),
     entry::<unix::Unix>(),

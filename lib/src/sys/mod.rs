@@ -3,6 +3,7 @@
 
 pub mod fork;
 pub mod share;
+pub mod signal;
 pub mod socket;
 pub mod start;
 pub mod timer;

@@ -1,0 +1,23 @@
+//! signalfd(2) with any signal: nix has no names for the real-time ones.
+
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// A descriptor from which the pending ones of these signals are read, signal n being bit n - 1:
+/// signalfd4(2), Linux 2.6.27.
+///
+/// The kernel takes SIGKILL and SIGSTOP out without a word.
+pub fn signalfd(mask: u64, nonblock: bool) -> nix::Result<OwnedFd> {
+    // Two words of 32 bits where a long has no more; the lower one is first in the kernel's set.
+    #[cfg(all(target_endian = "big", target_pointer_width = "32"))]
+    let mask = mask.rotate_left(32);
+    let flags = if nonblock { libc::SFD_NONBLOCK } else { 0 };
+    // SAFETY: the call reads a kernel sigset of as many bytes as it is told, which is the u64; it
+    // returns a new descriptor that nobody else owns.
+    unsafe {
+        let size = std::mem::size_of_val(&mask);
+        let fd = Errno::result(libc::syscall(libc::SYS_signalfd4, -1, &mask, size, flags))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
