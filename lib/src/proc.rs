@@ -429,6 +429,23 @@ impl Info {
     }
 }
 
+/// The value of a word in a line of fdinfo such as `tfd:  5 events:  19 data: 5  pos:0 ino:1a`.
+pub fn word<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let mut words = line.split_ascii_whitespace();
+    let value = words.by_ref().find_map(|word| word.strip_prefix(key)?.strip_prefix(':'))?;
+    if value.is_empty() { words.next() } else { Some(value) }
+}
+
+/// As [`word`], a number in base 16.
+pub fn hex_word(line: &str, key: &str) -> Option<u64> {
+    u64::from_str_radix(word(line, key)?, 16).ok()
+}
+
+/// Major and minor number of a device as the kernel keeps it, which `sdev:` shows: 12 and 20 bits.
+pub fn device(sdev: u32) -> (u32, u32) {
+    (sdev >> 20, sdev & 0xfffff)
+}
+
 /// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`.
 fn lock(line: &str) -> Option<Lock> {
     let words: Vec<&str> = line.split_whitespace().collect();

@@ -96,6 +96,7 @@ pub struct Plan<'a> {
     lowest: HashMap<u32, RawFd>,
     objects: HashMap<u32, Vec<u32>>,
     sockets: HashMap<u64, u32>,
+    numbers: Vec<RawFd>,
 }
 
 fn what(file: &OpenFile) -> String {
@@ -132,6 +133,7 @@ impl<'a> Plan<'a> {
             lowest: HashMap::new(),
             objects: HashMap::new(),
             sockets: HashMap::new(),
+            numbers: Vec::new(),
         };
         plan.lay_out(slots, options)?;
         let heir = Heir::myself()?;
@@ -208,6 +210,7 @@ impl<'a> Plan<'a> {
             self.steps.push(Step { fd, file: None, deed: Deed::Inherit(fd), cloexec: false });
         }
         self.steps.sort_by_key(|step| step.fd);
+        self.numbers = self.steps.iter().map(|step| step.fd).collect();
         Ok(())
     }
 
@@ -283,6 +286,7 @@ impl<'a> Plan<'a> {
             lowest: &self.lowest,
             objects: &self.objects,
             sockets: &self.sockets,
+            numbers: &self.numbers,
             seats: HashMap::new(),
             after: Vec::new(),
             terminal: &self.terminal,

@@ -78,6 +78,8 @@ pub struct Site<'a> {
     pub objects: &'a HashMap<u32, Vec<u32>>,
     /// The sockets that are restored, by inode.
     pub sockets: &'a HashMap<u64, u32>,
+    /// The numbers of the table, ascending; those left out by `--missing skip` too.
+    pub numbers: &'a [RawFd],
     /// What stands already.
     pub seats: HashMap<u32, Seat>,
     /// What is shut down when all queues are filled.
@@ -179,6 +181,24 @@ impl<'a> Site<'a> {
         }
     }
 
+    /// Where in this table stands what a process of the image had at its numbers, for kinds whose
+    /// body names numbers: a table made by fork(2) may have them elsewhere.
+    pub fn numbers_of(&self, pid: i32) -> Result<Numbers<'a>> {
+        let task = self.image.tasks.iter().find(|task| task.pid == pid).ok_or_else(|| {
+            Error::unrestorable(format!(
+                "process {pid}, whose numbers it names, is not in the image"
+            ))
+        })?;
+        if task.table.id == self.task.table.id {
+            return Ok(Numbers { table: self.numbers, other: None });
+        }
+        let of = |table| self.image.slots.iter().filter(move |slot| slot.table == table);
+        let here: HashMap<u32, u32> =
+            of(self.task.table.id).rev().map(|slot| (slot.file, slot.fd)).collect();
+        let there = of(task.table.id).filter_map(|slot| Some((slot.fd, *here.get(&slot.file)?)));
+        Ok(Numbers { table: self.numbers, other: Some(there.collect()) })
+    }
+
     /// The other files of the same object that are restored.
     pub fn peers(&self, file: &OpenFile) -> Vec<&'a OpenFile> {
         let ids = file.object.and_then(|object| self.objects.get(&object));
@@ -253,6 +273,25 @@ impl<'a> Site<'a> {
     /// Whether contents of this object are in the image.
     pub fn has_contents(&self, object: Option<u32>) -> bool {
         object.is_some_and(|object| self.image.contents.contains_key(&object))
+    }
+}
+
+/// What [`Site::numbers_of`] found.
+pub struct Numbers<'a> {
+    table: &'a [RawFd],
+    /// From the numbers of another table.
+    other: Option<HashMap<u32, u32>>,
+}
+
+impl Numbers<'_> {
+    /// The number in this table, if it is to have one. It may be closed: `--missing skip`.
+    pub fn get(&self, number: u32) -> Option<RawFd> {
+        let here = match &self.other {
+            None => number,
+            Some(other) => *other.get(&number)?,
+        };
+        let here = RawFd::try_from(here).ok()?;
+        self.table.binary_search(&here).is_ok().then_some(here)
     }
 }
 

@@ -33,6 +33,10 @@ pub(crate) trait Fixture {
     fn arity(spec: &Spec) -> usize;
     /// Makes the descriptions, in the order of the numbers.
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>>;
+    /// What is left to do when all numbers of all SPECs stand.
+    fn finish(_: &Spec) -> Result<()> {
+        Ok(())
+    }
     /// What F_GETFL says of the nth, but for O_NONBLOCK and O_ASYNC by their keys.
     fn flags(spec: &Spec, nth: usize) -> OFlag;
     /// What only this kind can say of itself, once everything common was looked at.
@@ -46,6 +50,7 @@ pub(crate) struct Entry {
     pub(crate) keys: &'static [(&'static str, &'static str)],
     arity: fn(&Spec) -> usize,
     make: fn(&Spec) -> Result<Vec<OwnedFd>>,
+    finish: fn(&Spec) -> Result<()>,
     flags: fn(&Spec, usize) -> OFlag,
     check: fn(&Spec, &mut Bad) -> Result<(), Errno>,
 }
@@ -58,6 +63,7 @@ pub(crate) const fn entry<F: Fixture>() -> Entry {
         keys: F::KEYS,
         arity: F::arity,
         make: F::make,
+        finish: F::finish,
         flags: F::flags,
         check: F::check,
     }
@@ -203,6 +209,9 @@ pub(crate) fn make(specs: &[Spec], nofile: Option<u64>) -> Result<RawFd> {
         for (nth, &n) in spec.fds.iter().take(arity).enumerate() {
             dress(spec, nth, sys::at(n).at("fcntl")?)?;
         }
+    }
+    for spec in specs {
+        (kind(spec)?.finish)(spec)?;
     }
     if let Some(limit) = nofile {
         set_limit(limit)?;

@@ -12,6 +12,7 @@ mod spec;
 mod sys;
 
 mod directory;
+mod epoll;
 mod eventfd;
 mod fifo;
 mod mem;
@@ -48,6 +49,7 @@ static FIXTURES: &[Entry] = &[
     entry::<eventfd::Eventfd>(),
     entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
+    entry::<epoll::Epoll>(),
     entry::<mem::Mem>(),
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),

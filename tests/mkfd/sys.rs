@@ -255,3 +255,40 @@ pub(crate) fn send_signal(signal: c_int) -> Result<()> {
     // SAFETY: kill takes two numbers.
     Errno::result(unsafe { libc::kill(libc::getpid(), signal) }).map(drop)
 }
+
+/// epoll_ctl(2): 1 adds, 3 modifies what a number has open.
+pub(crate) fn epoll_ctl(
+    epoll: BorrowedFd<'_>,
+    how: c_int,
+    n: RawFd,
+    events: u32,
+    data: u64,
+) -> Result<()> {
+    let mut event = libc::epoll_event { events, u64: data };
+    // SAFETY: the kernel reads one epoll_event and takes any number.
+    Errno::result(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), how, n, &raw mut event) }).map(drop)
+}
+
+/// epoll_wait(2) without waiting: the data and events of all that are ready.
+pub(crate) fn epoll_wait(epoll: BorrowedFd<'_>) -> Result<Vec<(u64, u32)>> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
+    // SAFETY: the kernel fills 16 epoll_events at most.
+    let n = unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), 16, 0) };
+    let n = Errno::result(n)? as usize;
+    Ok(events[..n].iter().map(|event| (event.u64, event.events)).collect())
+}
+
+/// EPIOCSPARAMS of ioctl_eventpoll(2), since 6.9.
+pub(crate) fn set_busy(epoll: BorrowedFd<'_>, params: [u8; 8]) -> Result<()> {
+    // SAFETY: the kernel reads a struct epoll_params, which is 8 bytes.
+    let done = unsafe { libc::ioctl(epoll.as_raw_fd(), 0x4008_8a01, params.as_ptr()) };
+    Errno::result(done).map(drop)
+}
+
+/// EPIOCGPARAMS of ioctl_eventpoll(2).
+pub(crate) fn busy(epoll: BorrowedFd<'_>) -> Result<[u8; 8]> {
+    let mut params = [0; 8];
+    // SAFETY: the kernel writes a struct epoll_params, which is 8 bytes.
+    let done = unsafe { libc::ioctl(epoll.as_raw_fd(), 0x8008_8a02, params.as_mut_ptr()) };
+    Errno::result(done).map(|_| params)
+}

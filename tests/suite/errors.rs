@@ -55,7 +55,7 @@ fn bytes(scratch: &Scratch) -> Vec<u8> {
 }
 
 /// The image again, with records changed and the end made true.
-fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u8> {
+pub(crate) fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u8> {
     let mut reader = Reader::new(bytes);
     let mut items = Vec::new();
     while let Some(entry) = reader.next().unwrap() {

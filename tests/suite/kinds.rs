@@ -90,6 +90,21 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("places", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
+    ("an epoll", &["epoll@A,B:value=0xffffffff00000000", "epoll@C,D:events=0x2003"]),
+    ("edges", &["epoll@A,B:et", "epoll@C,D:et,events=0x2001"]),
+    ("one shot", &["epoll@A,B:oneshot", "epoll@C,D:exclusive"]),
+    ("a shot that was fired", &["epoll@A,B:fired,et", "epoll@D,C:fired"]),
+    ("an epoll of a pipe", &["epoll@B,A,C:pipe", "eventfd@D"]),
+    ("two numbers of a member", &["epoll@A,B,C,D:dup,two"]),
+    ("two epolls of one member", &["epoll@B,C,A:pair", "eventfd@D"]),
+    ("an epoll in an epoll", &["epoll@A,B,C:nested", "eventfd@D"]),
+    ("an epoll in one with a lower number", &["epoll@D,A,B:nested"]),
+    ("a member whose number is closed", &["epoll@A,B:moved=7", "epoll@C,D:moved=299,et"]),
+    ("a member whose number is another's", &["epoll@A,B,C:reused", "eventfd@D:count=4"]),
+    ("two members of one number", &["epoll@A,B,C:twice", "eventfd@D"]),
+    ("members that changed places", &["epoll@A,B,C:swapped", "eventfd@D"]),
+    ("a fired member whose number is closed", &["epoll@A,B:moved=7,fired", "epoll@C,D:fired"]),
+    ("busy polling", &["epoll@A,B:busy"]),
     ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
     ("a pseudo terminal", &["pty@A,B"]),
     ("a pseudo terminal made raw", &["pty@B,A:raw,rows=24,mode=0x190,cloexec"]),
@@ -213,6 +228,21 @@ round_trips! {
     ticks_that_wait_come_back: "ticks";
     a_timer_that_has_expired_ticks_no_second_time: "expired timers";
     a_place_is_not_opened: "places";
+    an_epoll_has_its_members_again: "an epoll";
+    edges_are_kept: "edges";
+    a_shot_is_still_in_the_barrel: "one shot";
+    a_shot_that_was_fired_is_not_fired_again: "a shot that was fired";
+    an_epoll_of_a_pipe_comes_back: "an epoll of a pipe";
+    two_numbers_of_a_member_are_two_members: "two numbers of a member";
+    two_epolls_have_one_member_again: "two epolls of one member";
+    an_epoll_in_an_epoll_comes_back: "an epoll in an epoll";
+    an_epoll_in_one_with_a_lower_number_comes_back: "an epoll in one with a lower number";
+    a_member_whose_number_is_closed_comes_back: "a member whose number is closed";
+    a_member_whose_number_is_anothers_comes_back: "a member whose number is another's";
+    two_members_of_one_number_come_back: "two members of one number";
+    members_that_changed_places_come_back: "members that changed places";
+    a_fired_member_whose_number_is_closed_comes_back: "a fired member whose number is closed";
+    busy_polling_is_set_again: "busy polling";
     close_on_exec_is_told_in_the_environment: "close-on-exec";
     a_pseudo_terminal_comes_back: "a pseudo terminal";
     a_raw_terminal_keeps_speed_size_and_characters: "a pseudo terminal made raw";

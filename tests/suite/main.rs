@@ -17,3 +17,4 @@ mod man; // --help and the man pages agree
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to
+mod watch; // epoll, inotify, fanotify: programs, and what cannot come back

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 /// The real python3, past any wrapper that is a shell script.
-fn python() -> Option<&'static str> {
+pub(crate) fn python() -> Option<&'static str> {
     ["/usr/bin/python3", "/usr/local/bin/python3"]
         .into_iter()
         .find(|path| fs::exists(path).is_ok_and(|is| is))

@@ -4,6 +4,7 @@
 //! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
 
 mod directory;
+mod epoll;
 mod eventfd;
 mod fifo;
 mod mem;
@@ -170,6 +171,7 @@ pub static KINDS: &[Entry] = &[
     entry::<eventfd::Eventfd>(),
     entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
+    entry::<epoll::Epoll>(),
     entry::<mem::Mem>(),
     entry::<unix::Unix>(),
     entry::<path::Path>(),

@@ -8,6 +8,7 @@ pub mod socket;
 pub mod start;
 pub mod timer;
 pub mod tty;
+pub mod watch;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};

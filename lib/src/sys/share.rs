@@ -1,4 +1,5 @@
-//! A child that shares this process's memory and descriptor table while something is done.
+//! A child that shares this process's memory, and its descriptor table or not, while something is
+//! done.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -30,10 +31,35 @@ pub fn with_shared_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
     let child = unsafe { clone(Box::new(wait), &mut stack, flags, None)? };
     let outcome = work();
     done.store(true, Ordering::Release);
+    reap(child);
+    Ok(outcome)
+}
+
+/// Does something with a copy of the descriptor table, in which any number may be used: what is
+/// closed there drops no record lock of this process, and this table does not grow.
+///
+/// This process waits meanwhile. `work` must not unwind.
+pub fn with_copied_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
+    // Enough for what is built without optimisation.
+    let mut stack = vec![0; 16 * STACK];
+    let mut work = Some(work);
+    let mut outcome = None;
+    let run = || {
+        outcome = work.take().map(|work| work());
+        0
+    };
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    // SAFETY: as for vfork(2) nothing else runs in this memory until the child has ended, and it
+    // has a stack of its own; what unwinds there is stopped by nix's C function.
+    let child = unsafe { clone(Box::new(run), &mut stack, flags, None)? };
+    reap(child);
+    outcome.ok_or(Errno::ECHILD)
+}
+
+fn reap(child: nix::unistd::Pid) {
     // SAFETY: no status is asked for. Without an exit signal only __WALL finds the child.
     while Errno::result(unsafe {
         libc::waitpid(child.as_raw(), std::ptr::null_mut(), libc::__WALL)
     }) == Err(Errno::EINTR)
     {}
-    Ok(outcome)
 }

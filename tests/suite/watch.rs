@@ -1,0 +1,337 @@
+//! Epoll, inotify and fanotify: real programs, what cannot come back, and records that lie.
+
+use crate::errors::forged;
+use crate::harness::{MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, scan, show, which};
+use crate::pipelines::python;
+use fdkit::image::Item;
+use serde_cbor::Value;
+use std::fs;
+
+const RESTORE: &[&str] = &["fdrestore", "--inherit", "0,1,2"];
+
+/// An image with the bodies of one kind changed.
+fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Value)) -> Vec<u8> {
+    forged(&fs::read(file).unwrap(), |items| {
+        for item in items {
+            match item {
+                Item::File(file) if file.kind == kind => {
+                    let mut body = serde_cbor::from_slice(&file.body).unwrap();
+                    change(&mut body);
+                    file.body = serde_cbor::to_vec(&body).unwrap();
+                }
+                _ => (),
+            }
+        }
+    })
+}
+
+/// What stands in a body under these keys and places.
+fn at<'a>(mut value: &'a mut Value, path: &[&str]) -> &'a mut Value {
+    for step in path {
+        value = match value {
+            Value::Map(map) => map.entry(Value::Text((*step).into())).or_insert(Value::Null),
+            Value::Array(list) => &mut list[step.parse::<usize>().unwrap()],
+            other => panic!("{step} of {other:?}"),
+        };
+    }
+    value
+}
+
+fn whole(n: i128) -> Value {
+    Value::Integer(n)
+}
+
+/// A restore of these bytes that must not come as far as COMMAND.
+#[track_caller]
+fn refused(bytes: Vec<u8>, status: i32, texts: &[&str]) {
+    let dry: &[&[&str]] = &[&["fdrestore", "--dry-run"]];
+    Pipeline::new(dry).stdin(bytes.clone()).run().refuses(status, texts);
+    let run: &[&[&str]] = &[&[RESTORE, &["--", "echo", "run"]].concat()];
+    let ran = Pipeline::new(run).stdin(bytes).run();
+    assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
+    ran.refuses(125, texts).refuses(125, &[&format!("(status {status})")]);
+}
+
+fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
+    pipeline(&[&[RESTORE, &["-i", file], options, &["--"], command].concat()])
+}
+
+fn members(file: &str) -> serde_json::Value {
+    let shown = show(file);
+    let all = shown["descriptors"].as_array().unwrap();
+    all.iter().find(|each| each["kind"] == "epoll").expect("an epoll")["body"]["members"].clone()
+}
+
+#[test]
+fn an_epoll_whose_record_lies_is_refused() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["epoll@3,4", "eventfd@5"]);
+    let member = |key: &str, value: Value| {
+        with_body(&file, "epoll", |body| *at(body, &["members", "0", key]) = value.clone())
+    };
+    let lost = |at_: Option<Value>| {
+        with_body(&file, "epoll", |body| {
+            let dev = Value::Array(vec![whole(0), whole(9)]);
+            let pairs = [("dev", dev), ("ino", whole(7))];
+            let pairs = pairs.map(|(key, value)| (Value::Text(key.into()), value));
+            *at(body, &["members", "0", "lost"]) = Value::Map(pairs.into());
+            if let Some(value) = &at_ {
+                *at(body, &["members", "0", "at"]) = value.clone();
+            }
+        })
+    };
+    refused(member("fd", whole(1 << 31)), 3, &["fd 3", "cannot exist"]);
+    refused(member("fd", whole(-1)), 3, &["fd 3", "body"]);
+    refused(member("fd", whole(9)), 6, &["fd 3", "member 9", "not in the image"]);
+    refused(member("at", whole(9)), 6, &["fd 3", "at 9", "not in the image"]);
+    refused(member("at", whole(3)), 3, &["fd 3", "member of itself"]);
+    refused(member("fd", whole(3)), 3, &["fd 3", "member of itself"]);
+    refused(member("events", whole(0)), 3, &["fd 3", "events"]);
+    refused(member("events", whole(1)), 3, &["fd 3", "events"]);
+    refused(lost(None), 6, &["fd 3", "inode 7 on 0:9", "at no number"]);
+    refused(lost(Some(whole(4))), 3, &["fd 3", "at none"]);
+    let high = with_body(&file, "epoll", |body| {
+        *at(body, &["members", "0", "at"]) = whole(4);
+        *at(body, &["members", "0", "fd"]) = whole(i32::MAX.into());
+    });
+    refused(high, 6, &["fd 3", "limit"]);
+    let twice = with_body(&file, "epoll", |body| match at(body, &["members"]) {
+        Value::Array(list) => list.push(list[0].clone()),
+        other => panic!("{other:?}"),
+    });
+    refused(twice, 3, &["fd 3", "twice"]);
+    let nobody = with_body(&file, "epoll", |body| *at(body, &["pid"]) = whole(1));
+    refused(nobody, 6, &["fd 3", "process 1", "not in the image"]);
+    let none = with_body(&file, "epoll", |body| *at(body, &["members"]) = Value::Null);
+    refused(none, 3, &["fd 3", "kind epoll"]);
+}
+
+#[test]
+fn epolls_that_contain_each_other_are_refused() {
+    let scratch = Scratch::new();
+    // Seven, of which each is made to contain the next one.
+    let specs: Vec<String> = (0..7).map(|n| format!("epoll@{},{}", 3 + n, 20 + n)).collect();
+    let file = image(&scratch, &specs.iter().map(String::as_str).collect::<Vec<_>>());
+    let chain = |last: i128| {
+        let mut n = 3;
+        with_body(&file, "epoll", |body| {
+            n += 1;
+            *at(body, &["members", "0", "fd"]) = whole(if n == 10 { last } else { n });
+        })
+    };
+    refused(chain(20), 6, &["fd 3", "deeper"]);
+    refused(chain(9), 3, &["itself"]);
+    refused(chain(8), 3, &["itself"]);
+    // One that contains a loop without being in it is refused as well.
+    refused(chain(3), 6, &["deeper"]);
+    let two = with_body(&file, "epoll", |body| {
+        let fd = at(body, &["members", "0", "fd"]);
+        if *fd == whole(20) {
+            *fd = whole(4);
+        } else if *fd == whole(21) {
+            *fd = whole(3);
+        }
+    });
+    refused(two, 3, &["fd 3", "itself"]);
+}
+
+#[test]
+fn a_member_that_is_left_out_is_told_of() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["epoll@3,4", "epoll@6,7,8:pipe", "regular@5"]);
+    let opaque = forged(&fs::read(&file).unwrap(), |items| {
+        let eventfd = |item: &&mut Item| matches!(item, Item::File(f) if f.kind == "eventfd");
+        if let Some(Item::File(file)) = items.iter_mut().find(eventfd) {
+            file.kind = "of tomorrow".into();
+        }
+    });
+    let file = scratch.file("b.fdi");
+    fs::write(&file, opaque).unwrap();
+    let null = "what stands at its number cannot be waited for";
+    for (policy, why) in [("skip", "it is not restored"), ("null", null)] {
+        let fdinfo = ["cat", "/proc/self/fdinfo/3", "/proc/self/fdinfo/6"];
+        let ran = restored(&file, &["--missing", policy], &fdinfo).ok();
+        let said = format!("fd 3: its member 4 is left out: {why}");
+        assert!(ran.stderr(0).contains(&said), "{}", ran.whole());
+        assert_eq!(ran.text().matches("tfd:").count(), 1, "{}", ran.whole());
+    }
+    restored(&file, &[], &["true"]).refuses(125, &["of tomorrow"]);
+}
+
+#[test]
+fn a_member_is_what_the_caller_hands_down() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["epoll@3,0,1:pipe"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "cat"];
+    // Of the first stage stdin is /dev/null, which nobody can wait for; of the second a pipe.
+    let ran = pipeline(&[&["echo"], &[&restore[..], &["/proc/self/fdinfo/3"]].concat()]).quiet();
+    assert!(ran.text().contains("tfd:        0 events:       19"), "{}", ran.whole());
+    let ran = pipeline(&[&[&restore[..], &["/proc/self/fdinfo/3"]].concat()]).ok();
+    assert!(ran.stderr(0).contains("its member 0 is left out"), "{}", ran.whole());
+}
+
+#[test]
+fn a_fired_shot_that_cannot_fire_again_is_told_of() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["epoll@3,4,5:pipe,fired"]);
+    let ran = restored(&file, &[], &["cat", "/proc/self/fdinfo/3"]).ok();
+    assert!(ran.stderr(0).contains("fd 3: its member 4 had fired"), "{}", ran.whole());
+    assert!(ran.text().contains("events: 40000018"), "{}", ran.whole());
+}
+
+#[test]
+fn a_member_by_a_high_number_does_not_make_the_table_larger() {
+    let scratch = Scratch::new();
+    let specs = ["epoll@3,4:moved=900", "epoll@5,6:moved=901,fired"];
+    let file = image(&scratch, &specs);
+    let check = [MKFD, "check", "--fdsize", "64"];
+    restored(&file, &[], &[&check[..], &specs].concat()).ok();
+    // Nor does a soft limit below those numbers matter, or change.
+    let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+    let limited = ["sh", "-c", "ulimit -Sn 100; exec \"$@\"", "sh", &tool, "-i", &file];
+    let look = "ulimit -Sn; cat /proc/self/fdinfo/3 /proc/self/fdinfo/5";
+    let rest = ["--inherit", "0,1,2", "--", "sh", "-c", look];
+    let ran = pipeline(&[&[&limited[..], &rest].concat()]).quiet();
+    assert!(ran.text().starts_with("100\n"), "{}", ran.whole());
+    assert!(ran.text().contains("tfd:      900 events:       19"), "{}", ran.whole());
+    assert!(ran.text().contains("tfd:      901 events: 40000000"), "{}", ran.whole());
+}
+
+#[test]
+fn a_member_that_another_process_has_is_recorded_and_refused() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let script = "import os, select, time
+r, w = os.pipe()
+e = select.epoll(); e.register(r, select.EPOLLIN)
+if os.fork() == 0: time.sleep(1000)
+os.close(r)
+print(e.fileno(), r, flush=True)
+time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let (epoll, member) = target.said.split_once(' ').expect("two numbers");
+    let (epoll, member) = (format!("fd {epoll}"), format!("member {member}"));
+    assert!(members(&file)[0]["lost"]["ino"].as_u64() > Some(0), "{}", members(&file));
+    drop(target);
+    restored(&file, &[], &["true"]).refuses(125, &[&epoll, &member, "at no number"]);
+}
+
+#[test]
+fn an_epoll_inherited_by_fork_is_restored_by_the_childs_own_numbers() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    // In the child the member is at another number than in the parent, which is scanned first.
+    let script = "import os, select, time
+r, w = os.pipe()
+e = select.epoll(); e.register(r, select.EPOLLIN)
+child = os.fork()
+if child == 0:
+    os.dup2(r, 50); os.close(r)
+    os.open('/dev/zero', os.O_RDONLY)
+    time.sleep(1000)
+time.sleep(0.3)
+print(child, e.fileno(), r, w, flush=True)
+time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script]);
+    let file = scratch.file("a.fdi");
+    let tree = ["fdscan", "--tree", "--data", &target.pid];
+    pipeline(&[&tree, &["fdimg", "write", &file]]).quiet();
+    let said = target.said.clone();
+    drop(target);
+    let words: Vec<&str> = said.split(' ').collect();
+    let [child, epoll, member, writer] = words[..] else { panic!("{said}") };
+    let after = "import os, select, sys
+epoll, member, writer = map(int, sys.argv[1:])
+e = select.epoll.fromfd(epoll)
+assert os.readlink(f'/proc/self/fd/{member}') == '/dev/zero'
+assert e.poll(0) == []
+os.write(writer, b'x')
+assert e.poll(0) == [(member, select.EPOLLIN)], e.poll(0)
+assert os.read(50, 9) == b'x'";
+    let command = [python, "-c", after, epoll, member, writer];
+    restored(&file, &["--task", child], &command).quiet();
+}
+
+#[test]
+fn an_asyncio_program_goes_on() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let before = "import asyncio, os, socket
+async def main():
+    loop = asyncio.get_running_loop()
+    fds = [os.eventfd(0) for _ in range(200)]
+    for fd in fds: loop.add_reader(fd, os.eventfd_read, fd)
+    for fd in fds[::2]: loop.remove_reader(fd)
+    print(loop._selector.fileno(), fds[1], flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())";
+    let target = Target::program(&[python, "-c", before]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let said = target.said.clone();
+    let numbers: Vec<&str> = said.split(' ').collect();
+    let fdinfo = fs::read_to_string(format!("/proc/{}/fdinfo/{}", target.pid, numbers[0])).unwrap();
+    let shown = show(&file);
+    // The event loop wakes itself through a pair of sockets.
+    let kinds = shown["descriptors"].as_array().unwrap().iter().map(|each| &each["kind"]);
+    let sockets = kinds.filter(|kind| **kind == "opaque").count();
+    drop(target);
+    let after = "import select, os, sys
+epoll, fd = map(int, sys.argv[1:])
+e = select.epoll.fromfd(epoll)
+os.eventfd_write(fd, 1)
+assert e.poll(0) == [(fd, select.EPOLLIN)], e.poll(0)
+print(open(f'/proc/self/fdinfo/{epoll}').read())";
+    let command = [&[python, "-c", after][..], &numbers].concat();
+    let missing: &[&str] = if sockets > 0 { &["--missing", "skip"] } else { &[] };
+    let ran = restored(&file, missing, &command).ok();
+    let set = |text: &str| {
+        let lines = text.lines().filter_map(|line| line.strip_prefix("tfd:"));
+        let mut lines: Vec<String> =
+            lines.map(|line| line.split("pos:").next().unwrap_or_default().to_owned()).collect();
+        lines.sort();
+        lines
+    };
+    let (was, is) = (set(&fdinfo), set(&ran.text()));
+    assert_eq!(was.len(), 101);
+    let left_out = ran.stderr(0).matches("is left out").count();
+    assert_eq!(is.len() + left_out, was.len(), "{}", ran.whole());
+    assert!(is.iter().all(|line| was.contains(line)), "{is:?}");
+}
+
+#[test]
+fn redis_and_nginx_have_epolls_that_are_understood() {
+    let scratch = Scratch::new();
+    let dir = scratch.dir();
+    let conf = scratch.file("nginx.conf");
+    let text = format!(
+        "daemon off; master_process off; pid {dir}/pid; error_log {dir}/log;
+        events {{ use epoll; }}
+        http {{ access_log off; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p;
+        fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+        server {{ listen unix:{dir}/nginx; }} }}"
+    );
+    fs::write(&conf, text).unwrap();
+    let socket = |name| scratch.file(name);
+    let redis =
+        format!("redis-server --port 0 --unixsocket {} --save '' --dir {dir}", socket("redis"));
+    let nginx = format!("nginx -c {conf} -e {dir}/log");
+    for (name, command) in [("redis", redis), ("nginx", nginx)] {
+        let program = command.split(' ').next().unwrap_or_default();
+        needs!(which(program).is_some(), "{program} is missing");
+        let wait = "while ! [ -S \"$0\" ]; do sleep 0.05; done; sleep 0.3; echo $!; wait";
+        let script = format!("{command} >/dev/null & {wait}");
+        let shell = Target::program(&["sh", "-c", &script, &socket(name)]);
+        let file = scratch.file(&format!("{name}.fdi"));
+        scan(&shell.said, &file);
+        let listed = members(&file);
+        let listed = listed.as_array().unwrap();
+        assert!(!listed.is_empty(), "{program}");
+        assert!(listed.iter().all(|it| it.get("lost").is_none()), "{program}: {listed:?}");
+    }
+}
