@@ -66,6 +66,16 @@ impl Stat {
         &self.comm
     }
 
+    /// That of a process or thread, if there is one with this id.
+    pub fn of(pid: i32) -> Option<Stat> {
+        Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Whether it has ended.
+    pub fn is_zombie(&self) -> bool {
+        matches!(self.state, b'Z' | b'X')
+    }
+
     /// A field by its number in proc_pid_stat(5), which counts from 1.
     pub fn field(&self, number: usize) -> i64 {
         self.fields.get(number - 3).copied().unwrap_or(0)
@@ -97,7 +107,7 @@ impl Process {
         let (links, infos) = (inside("fd")?, inside("fdinfo")?);
         let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
-        if matches!(stat.state, b'Z' | b'X') {
+        if stat.is_zombie() {
             let why = "it has ended and waits for its parent to notice (a zombie)";
             return Err(Error::new(Status::Gone, why));
         }

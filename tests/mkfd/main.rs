@@ -16,8 +16,10 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod mem;
+mod ns;
 mod opaque;
 mod path;
+mod pidfd;
 mod pipe;
 mod pty;
 mod regular;
@@ -50,6 +52,8 @@ static FIXTURES: &[Entry] = &[
     entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
     entry::<epoll::Epoll>(),
+    entry::<pidfd::Pidfd>(),
+    entry::<ns::Ns>(),
     entry::<mem::Mem>(),
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),

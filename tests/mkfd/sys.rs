@@ -292,3 +292,62 @@ pub(crate) fn busy(epoll: BorrowedFd<'_>) -> Result<[u8; 8]> {
     let done = unsafe { libc::ioctl(epoll.as_raw_fd(), 0x8008_8a02, params.as_mut_ptr()) };
     Errno::result(done).map(|_| params)
 }
+
+/// pidfd_open(2).
+pub(crate) fn pidfd(pid: c_int, thread: bool) -> Result<OwnedFd> {
+    let flags = if thread { libc::O_EXCL } else { 0 };
+    // SAFETY: pidfd_open takes two numbers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// pidfd_send_signal(2).
+pub(crate) fn pidfd_signal(fd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
+    // SAFETY: a null pointer asks for no siginfo of ours.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            fd.as_raw_fd(),
+            signal,
+            std::ptr::null::<u8>(),
+            0,
+        )
+    };
+    Errno::result(sent).map(drop)
+}
+
+/// How the process of a pidfd ended, where the kernel tells: PIDFD_GET_INFO.
+pub(crate) fn exit_status(fd: BorrowedFd<'_>) -> Option<c_int> {
+    // struct pidfd_info is 64 bytes: a mask first, the exit status last.
+    let mut info = [0_u64; 8];
+    info[0] = 8;
+    // SAFETY: the number says how many bytes the kernel may write, which are 64.
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), 0xc040_ff0b, info.as_mut_ptr()) };
+    (asked == 0 && info[0] & 8 != 0).then_some((info[7] >> 32) as c_int)
+}
+
+/// Ends this process as wait(2) would tell it.
+pub(crate) fn end(status: c_int) -> ! {
+    unblock_signals();
+    // SAFETY: all of these take numbers.
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0);
+        if status & 0x7f != 0 {
+            libc::kill(libc::getpid(), status & 0x7f);
+        }
+        libc::_exit(status >> 8)
+    }
+}
+
+/// Whether a descriptor becomes readable within this time.
+pub(crate) fn comes(fd: impl AsFd, milliseconds: u16) -> Result<bool> {
+    use nix::poll::{PollFd, PollFlags, poll};
+    Ok(poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], milliseconds)? > 0)
+}
+
+/// Whether it is a namespace: NS_GET_NSTYPE of ioctl_nsfs(2).
+pub(crate) fn is_namespace(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: NS_GET_NSTYPE takes no argument.
+    unsafe { libc::ioctl(fd.as_raw_fd(), 0xb703) > 0 }
+}

@@ -6,7 +6,7 @@ use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::PollFlags;
 use nix::time::{ClockId, clock_gettime};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -37,7 +37,7 @@ impl Fixture for Timerfd {
         let fd = sys::timer(wanted.clock).at("timerfd_create")?;
         let every = wanted.every;
         sys::set_timer(fd.as_fd(), wanted.flags, wanted.value, every).at("timerfd_settime")?;
-        if wanted.expires_at_once() && !wait(fd.as_fd(), 5000).at("poll")? {
+        if wanted.expires_at_once() && !sys::comes(&fd, 5000).at("poll")? {
             return Err(Stop::Failed("the timer does not expire".into()));
         }
         if let Some(ticks) = spec.number("ticks")? {
@@ -85,7 +85,7 @@ impl Fixture for Timerfd {
             bad.unless(!ready(fd, PollFlags::POLLIN)?, "readable again after a read");
         }
         if left > 0 && left < 10 * NANO {
-            bad.unless(wait(fd, 15_000)?, "does not expire");
+            bad.unless(sys::comes(fd, 15_000)?, "does not expire");
             bad.same("a read once it expired", take(fd)?, 1);
             let (left, _) = sys::timer_left(fd)?;
             bad.same("goes on", left > 0, wanted.every > 0);
@@ -163,10 +163,6 @@ fn now(clock: i32) -> Result<u64, Errno> {
     };
     let now = clock_gettime(ClockId::from_raw(clock))?;
     Ok(now.tv_sec() as u64 * NANO + now.tv_nsec() as u64)
-}
-
-fn wait(fd: BorrowedFd<'_>, milliseconds: u16) -> Result<bool, Errno> {
-    Ok(poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], milliseconds)? > 0)
 }
 
 fn take(fd: BorrowedFd<'_>) -> Result<u64, Errno> {

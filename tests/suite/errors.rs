@@ -674,6 +674,15 @@ type Forgery = (&'static str, &'static str, &'static str, &'static str);
 
 /// Bodies that no scan writes: contradictions, and what cannot be.
 const FORGED: &[Forgery] = &[
+    ("ns@3", r#"{"id": 77}"#, "(status 6)", "in this namespace"),
+    ("ns@3", r#"{"id": "x"}"#, "(status 3)", "kind ns"),
+    ("pidfd@3", r#"{"pid": -2}"#, "(status 3)", "no process -2"),
+    ("pidfd@3", r#"{"start": 0}"#, "(status 3)", "no process"),
+    ("pidfd@3", r#"{"pid": 0}"#, "(status 6)", "pid namespace"),
+    ("pidfd@3", r#"{"pid": 1}"#, "(status 6)", "process 1 is not there any more"),
+    ("pidfd@3:pid=1", r#"{"start": 77}"#, "(status 6)", "another one by now"),
+    ("pidfd@3:dead", r#"{"exit": 19}"#, "(status 3)", "no process ends like that"),
+    ("pidfd@3:dead", r#"{"exit": -1}"#, "(status 3)", "no process ends like that"),
     ("signalfd@3", r#"{"mask": 256}"#, "(status 3)", "SIGKILL"),
     ("signalfd@3", r#"{"mask": 262144}"#, "(status 3)", "SIGSTOP"),
     ("signalfd@3", r#"{"mask": "10"}"#, "(status 3)", "kind signalfd"),
@@ -710,4 +719,19 @@ fn a_body_that_cannot_be_is_refused_with_its_number_before_anything_is_made() {
         assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
         ran.refuses(125, &["fd 3", status, text]);
     }
+}
+
+#[test]
+fn a_process_of_another_boot_is_not_there_any_more() {
+    let scratch = Scratch::new();
+    let bytes = fs::read(image(&scratch, &["pidfd@3:pid=1", "pidfd@4"])).unwrap();
+    let forged = forged(&bytes, |items| match &mut items[0] {
+        Item::Head(head) => head.boot = "another".into(),
+        other => panic!("{other:?}"),
+    });
+    let dry: &[&[&str]] = &[&["fdrestore", "--dry-run", "--inherit", "0,1,2"]];
+    let ran = Pipeline::new(dry).stdin(forged).run();
+    // The process itself is the new one, whatever the boot.
+    assert!(!ran.stderr(0).contains("fd 4"), "{}", ran.whole());
+    ran.refuses(6, &["fd 3", "process 1 is not there any more"]);
 }

@@ -1,7 +1,7 @@
 //! Every kind: make, scan, end the process, restore, look from inside; and scanned again, the
 //! restored one gives an equal record.
 
-use crate::harness::{Scratch, Target, pipeline, scan, show, skipped};
+use crate::harness::{Scratch, Target, pipeline, root, scan, show, skipped};
 use crate::normal::records;
 
 /// What is restored where: densely where the tools' own descriptors are born, the same against the
@@ -87,6 +87,20 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
             "timerfd@A:in=0.000000001",
             "timerfd@B:at=0.000000001",
             "timerfd@C:in=0.000000001,every=1000",
+        ],
+    ),
+    ("a process itself", &["pidfd@A,C:dup", "pidfd@B:nonblock,cloexec"]),
+    ("a thread", &["pidfd@A:thread", "pidfd@B:dead,thread,exit=256"]),
+    ("the first process", &["pidfd@A:pid=1", "pidfd@C,B:pid=1,two"]),
+    ("a dead process", &["pidfd@A:dead,exit=9", "pidfd@C,B:dead,two,exit=768", "pidfd@D:dead"]),
+    ("namespaces", &["ns@A", "ns@C,B:dup,of=user,cloexec", "ns@D:of=mnt,nonblock"]),
+    (
+        "namespaces of children",
+        &[
+            "ns@A:of=pid_for_children",
+            "ns@B:of=time_for_children",
+            "ns@C:of=pid",
+            "ns@D:of=uts,opath",
         ],
     ),
     ("places", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
@@ -227,6 +241,12 @@ round_trips! {
     a_timer_on_an_alarm_clock_comes_back: "alarm clocks";
     ticks_that_wait_come_back: "ticks";
     a_timer_that_has_expired_ticks_no_second_time: "expired timers";
+    a_process_itself_is_the_new_one: "a process itself";
+    a_thread_comes_back: "a thread";
+    a_process_elsewhere_is_the_same: "the first process";
+    a_dead_process_has_ended_as_it_did: "a dead process";
+    a_namespace_is_found_again: "namespaces";
+    a_namespace_of_children_is_found_again: "namespaces of children";
     a_place_is_not_opened: "places";
     an_epoll_has_its_members_again: "an epoll";
     edges_are_kept: "edges";
@@ -273,6 +293,81 @@ fn without_data_a_pipe_comes_back_empty_and_the_image_has_no_secret() {
     assert!(holds(&whole) && !holds(&plain));
     let restore = ["fdrestore", "-i", &plain, "--inherit", "0,1,2", "--", "mkfd", "check"];
     pipeline(&[&[&restore[..], &["pipe@3,4"]].concat()]).ok();
+}
+
+#[test]
+fn a_process_that_is_no_longer_there_is_refused_by_name() {
+    let scratch = Scratch::new();
+    let other = Target::ready(&["mkfd", "sleep"]).expect("no skip");
+    let spec = format!("pidfd@3:pid={}", other.pid);
+    let target = target!(scratch.dir(), &[&spec]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2"];
+    let run = |options: &[&str], command: &[&str]| {
+        pipeline(&[&[&restore[..], options, &["--", "mkfd"], command].concat()])
+    };
+    run(&[], &["check", &spec]).quiet();
+    let gone = format!("process {} is not there any more", other.pid);
+    drop(other);
+    run(&[], &["show"]).refuses(125, &["fd 3", &gone, "(status 6)"]);
+    // What stands in its place is a process that has ended, not a file that always reads.
+    run(&["--missing", "null"], &["check", "--std", "0,1,2", "pidfd@3:dead"]).quiet();
+}
+
+#[test]
+fn a_child_that_was_not_waited_for_has_ended_as_it_did() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pidfd@3:zombie,exit=1792", "pidfd@4:zombie,exit=15"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "check"];
+    let wanted = ["pidfd@3:dead,exit=1792", "pidfd@4:dead,exit=15"];
+    pipeline(&[&[&restore[..], &wanted].concat()]).quiet();
+}
+
+#[test]
+fn a_namespace_is_found_while_somebody_is_in_it_and_refused_by_name_afterwards() {
+    needs!(root(), "only root can make a namespace of every type");
+    let scratch = Scratch::new();
+    for name in ["net", "uts", "ipc", "user"] {
+        let option = format!("--{name}");
+        let holder = Target::ready(&["unshare", &option, "--", "mkfd", "sleep"]).unwrap();
+        let spec = format!("ns@3:path=/proc/{}/ns/{name}", holder.pid);
+        let target = target!(scratch.dir(), &[&spec]);
+        let file = scratch.file("a.fdi");
+        scan(&target.pid, &file);
+        drop(target);
+        let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "check"];
+        let run = || pipeline(&[&[&restore[..], &[&spec]].concat()]);
+        run().quiet();
+        drop(holder);
+        run().refuses(125, &["fd 3", &format!("{name}:["), "in this namespace", "(status 6)"]);
+    }
+}
+
+#[test]
+fn a_namespace_that_is_only_mounted_is_opened_there() {
+    needs!(root(), "only root can mount a namespace");
+    let scratch = Scratch::new();
+    let (place, file) = (scratch.file("a name"), scratch.file("a.fdi"));
+    std::fs::write(&place, "").unwrap();
+    let net = format!("--net={place}");
+    pipeline(&[&["unshare", &net, "true"]]).quiet();
+    let holder = Target::ready(&["nsenter", &net, "--", "mkfd", "sleep"]);
+    let scanned = holder.and_then(|holder| {
+        let spec = format!("ns@3:path=/proc/{}/ns/net", holder.pid);
+        Target::make(scratch.dir(), &[&spec]).map(|target| scan(&target.pid, &file))
+    });
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "sh", "-c"];
+    let same = "test /proc/self/fd/3 -ef \"$0\"";
+    let ran = pipeline(&[&[&restore[..], &[same, &place]].concat()]);
+    pipeline(&[&["umount", &place]]).quiet();
+    scanned.unwrap();
+    let ran = ran.ok();
+    assert!(ran.stderr(0).contains("a name"), "{}", ran.whole());
 }
 
 #[test]

@@ -8,8 +8,10 @@ mod epoll;
 mod eventfd;
 mod fifo;
 mod mem;
+mod ns;
 mod opaque;
 mod path;
+mod pidfd;
 mod pipe;
 mod pty;
 mod regular;
@@ -172,6 +174,8 @@ pub static KINDS: &[Entry] = &[
     entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
     entry::<epoll::Epoll>(),
+    entry::<pidfd::Pidfd>(),
+    entry::<ns::Ns>(),
     entry::<mem::Mem>(),
     entry::<unix::Unix>(),
     entry::<path::Path>(),

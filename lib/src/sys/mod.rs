@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 pub mod fork;
+pub mod ns;
+pub mod process;
 pub mod share;
 pub mod signal;
 pub mod socket;

@@ -1,0 +1,154 @@
+//! Descriptors of processes: of living ones, and of one that has ended.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// PIDFD_THREAD of pidfd_open(2), Linux 6.9: a thread, which may be no leader of its group. F_GETFL
+/// shows it.
+pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
+/// The signals that do not end a process by default: signal(7).
+const HARMLESS: [i32; 8] = [
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGURG,
+    libc::SIGWINCH,
+];
+
+/// A descriptor of a process, or of a thread with [`PIDFD_THREAD`], which an exec leaves open.
+pub fn open(pid: i32, flags: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
+    let fd = unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, flags & PIDFD_THREAD))?;
+        OwnedFd::from_raw_fd(fd as RawFd)
+    };
+    fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+    Ok(fd)
+}
+
+/// struct pidfd_info in its first size.
+#[repr(C)]
+#[derive(Default)]
+struct Info {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit: i32,
+}
+
+/// How a process that was waited for has ended, as wait(2) tells it: PIDFD_GET_INFO, Linux 6.15.
+/// None if it lives, and where the kernel does not say.
+pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the number says that the struct has 64 bytes, which Info has, and the kernel fills
+    // no more of it.
+    let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &mut info) };
+    (asked == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit)
+}
+
+/// Whether a process can end like this, in the words of wait(2).
+pub fn is_exit_status(status: i32) -> bool {
+    match status & 0x7f {
+        0 => status & !0xff00 == 0,
+        signal => signal <= 64 && status & !0xff == 0 && !HARMLESS.contains(&signal),
+    }
+}
+
+/// A child that has ended, or will at once, and is not waited for yet: descriptors of it can be
+/// opened. It sends no SIGCHLD, which COMMAND would get.
+pub struct Ended(i32);
+
+impl Ended {
+    /// Makes a child that ends like this, as far as it can be chosen.
+    pub fn new(status: i32) -> nix::Result<Ended> {
+        // SAFETY: clone without flags and with exit signal 0 is fork(2) without SIGCHLD; all
+        // arguments are zero, so that their order on this machine does not matter.
+        let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) })?;
+        if pid == 0 {
+            end(status);
+        }
+        Ok(Ended(pid as i32))
+    }
+
+    /// A descriptor of it.
+    pub fn open(&self, flags: u32) -> nix::Result<OwnedFd> {
+        open(self.0, flags)
+    }
+
+    /// Waits for it, after which nothing of it is left but its descriptors. Gives how it ended.
+    pub fn reap(self) -> nix::Result<i32> {
+        let status = wait(self.0);
+        std::mem::forget(self);
+        status
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = wait(self.0);
+    }
+}
+
+fn wait(pid: i32) -> nix::Result<i32> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the call fills one int. Without an exit signal only __WALL finds the child.
+        match Errno::result(unsafe { libc::waitpid(pid, &mut status, libc::__WALL) }) {
+            Err(Errno::EINTR) => (),
+            other => return other.map(|_| status),
+        }
+    }
+}
+
+/// Ends this process, a child that shares nothing with its parent but open files. It calls what
+/// signal-safety(7) names and prctl(2), which takes no lock either.
+fn end(status: i32) -> ! {
+    let signal = status & 0x7f;
+    // SAFETY: all of these take integers, but for sigprocmask, which reads a set that
+    // sigfillset has filled; SIG_DFL is no handler; _exit runs nothing of ours.
+    unsafe {
+        if signal != 0 && is_exit_status(status) {
+            // No core file, whatever the limits.
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
+            libc::signal(signal, libc::SIG_DFL);
+            let mut all = std::mem::MaybeUninit::uninit();
+            libc::sigfillset(all.as_mut_ptr());
+            libc::sigprocmask(libc::SIG_UNBLOCK, all.as_ptr(), std::ptr::null_mut());
+            libc::kill(libc::getpid(), signal);
+        }
+        libc::_exit(status >> 8 & 0xff)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_ends_as_it_is_told() {
+        for status in [0, 3 << 8, 255 << 8, libc::SIGKILL, libc::SIGTERM, libc::SIGSEGV, 64] {
+            assert!(is_exit_status(status));
+            let child = Ended::new(status).unwrap();
+            let fd = child.open(0).unwrap();
+            assert_eq!(child.reap(), Ok(status));
+            // Where the kernel tells it, it tells the same.
+            assert_eq!(exit_status(fd.as_fd()).unwrap_or(status), status);
+        }
+    }
+
+    #[test]
+    fn no_process_ends_by_a_signal_that_stops_it() {
+        for status in [libc::SIGSTOP, libc::SIGCHLD, 0x7f, 65, 0x10000, -1, 1 << 8 | 9] {
+            assert!(!is_exit_status(status), "{status:#x}");
+            assert!(Ended::new(status).unwrap().reap().is_ok());
+        }
+    }
+}
