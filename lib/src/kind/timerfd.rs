@@ -191,6 +191,8 @@ impl Kind for Timerfd {
 
     fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
         let Timerfd { clock, flags, ticks, value: _, interval, now: _ } = *self;
+        let of_the_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+        let same_clock = of_the_day || site.image.head.boot == crate::proc::boot_id();
         let mut warn = |why: &str| {
             let name = crate::text::escape(&file.link.0).into_owned();
             site.warnings.push(format!("fd {} ({name}): {why}", seat.number()));
@@ -201,8 +203,6 @@ impl Kind for Timerfd {
         if self.is_cancelled() {
             warn("its clock had been set: a read gives ticks in place of ECANCELED");
         }
-        let of_the_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
-        let same_clock = of_the_day || site.image.head.boot == crate::proc::boot_id();
         let interval = nanoseconds(interval).unwrap_or(0);
         let begin = read(clock)?;
         let next = self.next(begin, same_clock);
@@ -224,10 +224,7 @@ impl Kind for Timerfd {
             }
             match timer::set_ticks(seat.as_fd(), ticks) {
                 Err(Errno::ENOTTY) => {
-                    site.warnings.push(format!(
-                        "fd {}: its {ticks} ticks are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE",
-                        seat.number()
-                    ));
+                    warn("its ticks are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE");
                     break;
                 }
                 other => other.at(|| "TFD_IOC_SET_TICKS")?,
