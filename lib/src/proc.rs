@@ -174,7 +174,8 @@ impl Process {
         })
     }
 
-    fn link(&self, name: &str) -> Option<Bytes> {
+    /// What readlink(2) shows of a file in /proc/PID.
+    pub fn link(&self, name: &str) -> Option<Bytes> {
         Some(Bytes(readlinkat(self.dir.as_fd(), name).ok()?.into_vec()))
     }
 

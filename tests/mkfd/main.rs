@@ -14,7 +14,9 @@ mod sys;
 mod directory;
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
+mod inotify;
 mod mem;
 mod ns;
 mod opaque;
@@ -52,6 +54,8 @@ static FIXTURES: &[Entry] = &[
     entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
     entry::<epoll::Epoll>(),
+    entry::<inotify::Inotify>(),
+    entry::<fanotify::Fanotify>(),
     entry::<pidfd::Pidfd>(),
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),

@@ -351,3 +351,20 @@ pub(crate) fn is_namespace(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: NS_GET_NSTYPE takes no argument.
     unsafe { libc::ioctl(fd.as_raw_fd(), 0xb703) > 0 }
 }
+
+/// Reads the events of a fanotify and closes what comes with them.
+pub(crate) fn drop_events(fd: BorrowedFd<'_>) -> Result<()> {
+    let mut buffer = [0_u8; 4096];
+    let got = nix::unistd::read(fd, &mut buffer)?;
+    let mut rest = &buffer[..got];
+    // struct fanotify_event_metadata: its length first, the descriptor at 16.
+    while rest.len() >= 24 {
+        let word =
+            |at: usize| u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
+        if word(16) as RawFd >= 0 {
+            close(word(16) as RawFd);
+        }
+        rest = rest.get(word(0) as usize..).unwrap_or_default();
+    }
+    Ok(())
+}

@@ -119,6 +119,16 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("members that changed places", &["epoll@A,B,C:swapped", "eventfd@D"]),
     ("a fired member whose number is closed", &["epoll@A,B:moved=7,fired", "epoll@C,D:fired"]),
     ("busy polling", &["epoll@A,B:busy"]),
+    ("a watch", &["inotify@A", "inotify@B:none", "inotify@C:file,nonblock", "inotify@D:link"]),
+    ("masks of watches", &["inotify@A:oneshot", "inotify@B:unlinks", "inotify@C:mask=0xfc0"]),
+    ("numbers of watches", &["inotify@A:wd=9", "inotify@C:wd=4000,both", "inotify@B,D:dup"]),
+    ("a watch of an unlinked file", &["inotify@B,A:gone", "inotify@C,D:gone,wd=3"]),
+    ("marks on inodes", &["fanotify@A", "fanotify@B:mask=0,ignored=2", "fanotify@C:evictable"]),
+    ("marks that ignore", &["fanotify@A:ignored=2,surv", "fanotify@B:ignored=2,ignore,surv"]),
+    ("marks on mounts", &["fanotify@A:mount", "fanotify@B:mount,ignored=2,surv", "fanotify@C"]),
+    ("marks on file systems", &["fanotify@A:filesystem", "fanotify@B:filesystem,flags=0x200"]),
+    ("groups", &["fanotify@A:flags=0x36,events=2", "fanotify@B:flags=6", "fanotify@C,D:dup"]),
+    ("a mark on an unlinked file", &["fanotify@B,A:gone"]),
     ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
     ("a pseudo terminal", &["pty@A,B"]),
     ("a pseudo terminal made raw", &["pty@B,A:raw,rows=24,mode=0x190,cloexec"]),
@@ -263,6 +273,16 @@ round_trips! {
     members_that_changed_places_come_back: "members that changed places";
     a_fired_member_whose_number_is_closed_comes_back: "a fired member whose number is closed";
     busy_polling_is_set_again: "busy polling";
+    a_watch_is_kept: "a watch";
+    masks_of_watches_are_kept: "masks of watches";
+    numbers_of_watches_are_kept: "numbers of watches";
+    an_unlinked_file_is_still_watched: "a watch of an unlinked file";
+    marks_on_inodes_are_kept: "marks on inodes";
+    marks_that_ignore_are_kept: "marks that ignore";
+    marks_on_mounts_are_kept: "marks on mounts";
+    marks_on_file_systems_are_kept: "marks on file systems";
+    flags_of_groups_are_kept: "groups";
+    an_unlinked_file_is_still_marked: "a mark on an unlinked file";
     close_on_exec_is_told_in_the_environment: "close-on-exec";
     a_pseudo_terminal_comes_back: "a pseudo terminal";
     a_raw_terminal_keeps_speed_size_and_characters: "a pseudo terminal made raw";

@@ -1,7 +1,9 @@
 //! Epoll, inotify and fanotify: real programs, what cannot come back, and records that lie.
 
 use crate::errors::forged;
-use crate::harness::{MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, scan, show, which};
+use crate::harness::{
+    MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, root, scan, show, which,
+};
 use crate::pipelines::python;
 use fdkit::image::Item;
 use serde_cbor::Value;
@@ -333,5 +335,214 @@ fn redis_and_nginx_have_epolls_that_are_understood() {
         let listed = listed.as_array().unwrap();
         assert!(!listed.is_empty(), "{program}");
         assert!(listed.iter().all(|it| it.get("lost").is_none()), "{program}: {listed:?}");
+    }
+}
+
+fn lines(text: &str, start: &str) -> Vec<String> {
+    let mut lines: Vec<String> =
+        text.lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+/// What fdinfo says of a number, of a process or of COMMAND.
+fn fdinfo(pid: &str, fd: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap()
+}
+
+#[test]
+fn watches_whose_record_lies_are_refused() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["inotify@3:both", "inotify@5,6:gone"]);
+    let first = |path: &[&str], value: Value| {
+        let mut done = false;
+        with_body(&file, "inotify", |body| {
+            if !done {
+                *at(body, &[&["watches", "0"], path].concat()) = value.clone();
+            }
+            done = true;
+        })
+    };
+    let bytes = |text: &str| Value::Bytes(text.into());
+    refused(first(&["wd"], whole(0)), 3, &["fd 3", "watch 0"]);
+    refused(first(&["wd"], whole(9)), 3, &["fd 3", "watch 8"]);
+    refused(first(&["wd"], whole(1 << 31)), 3, &["fd 3", "watch 2147483648"]);
+    refused(first(&["mask"], whole(0)), 3, &["fd 3", "watch 1", "mask"]);
+    refused(first(&["mask"], whole(0x2000_0002)), 3, &["fd 3", "watch 1", "mask"]);
+    refused(first(&["on", "fd"], whole(3)), 3, &["fd 3", "watch 1", "both"]);
+    refused(first(&["on", "path"], Value::Null), 6, &["fd 3", "watch 1", "no path", "inode"]);
+    refused(first(&["on", "path"], bytes("/no/such")), 6, &["fd 3", "watch 1", "/no/such"]);
+    refused(first(&["on", "path"], bytes("/etc/passwd")), 6, &["fd 3", "watch 1", "type"]);
+    refused(first(&["on", "path"], bytes("a\0b")), 6, &["fd 3", "watch 1"]);
+    refused(first(&["on"], Value::Null), 3, &["fd 3", "kind inotify"]);
+    let number = with_body(&file, "inotify", |body| {
+        let fd = at(body, &["watches", "0", "on", "fd"]);
+        if *fd != Value::Null {
+            *fd = whole(77);
+        }
+    });
+    refused(number, 6, &["fd 5", "watch 1", "descriptor 77"]);
+    let twice = with_body(&file, "inotify", |body| {
+        if let Value::Array(list) = at(body, &["watches"]) {
+            let on = at(&mut list[0], &["on"]).clone();
+            list.iter_mut().for_each(|watch| *at(watch, &["on"]) = on.clone());
+        }
+    });
+    refused(twice, 3, &["fd 3", "one inode"]);
+}
+
+#[test]
+fn marks_whose_record_lies_are_refused() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["fanotify@3:mount"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let mark = |path: &[&str], value: Value| {
+        with_body(&file, "fanotify", |body| {
+            *at(body, &[&["marks", "0"], path].concat()) = value.clone();
+        })
+    };
+    refused(mark(&["flags"], whole(1)), 3, &["fd 3"]);
+    refused(mark(&["mask"], whole(0)), 3, &["fd 3"]);
+    refused(mark(&["mask"], whole(0x1_0000)), 6, &["fd 3", "permission"]);
+    refused(mark(&["type"], Value::Text("net".into())), 3, &["fd 3", "kind fanotify"]);
+    refused(mark(&["on", "path"], Value::Bytes("/etc".into())), 6, &["fd 3", "mounted there"]);
+    refused(mark(&["on", "path"], Value::Bytes(scratch.dir().into())), 6, &["fd 3", "mount"]);
+    refused(mark(&["on", "path"], Value::Null), 6, &["fd 3", "mount", "no path"]);
+    let flags = with_body(&file, "fanotify", |body| *at(body, &["flags"]) = whole(1 << 30));
+    let run: &[&[&str]] = &[&[RESTORE, &["--", "echo", "run"]].concat()];
+    let ran = Pipeline::new(run).stdin(flags).run().refuses(125, &["fd 3", "fanotify_init"]);
+    assert_eq!(ran.text(), "");
+}
+
+#[test]
+fn permission_events_are_not_armed_where_the_exec_would_wait_for_an_answer() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["fanotify@3:flags=4,mask=0x10000"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    restored(&file, &[], &["true"]).refuses(125, &["fd 3", "permission", "(status 6)"]);
+}
+
+#[test]
+fn a_watched_folder_that_is_gone_or_another_is_told_of() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["inotify@3", "eventfd@4"]);
+    let (folder, aside) = (scratch.file("inotify.3"), scratch.file("aside"));
+    fs::rename(&folder, &aside).unwrap();
+    let name = &folder[..];
+    restored(&file, &[], &["true"]).refuses(125, &["watch 1", name, "(status 6)", "--missing"]);
+    restored(&file, &["--missing", "skip"], &["mkfd", "check", "eventfd@4"]).ok();
+    fs::create_dir(&folder).unwrap();
+    let ran = restored(&file, &[], &["true"]).ok();
+    assert!(ran.stderr(0).contains("fd 3: its watch 1") && ran.stderr(0).contains("another inode"));
+    restored(&file, &["--changed", "ignore"], &["true"]).quiet();
+    restored(&file, &["--changed", "fail"], &["true"]).refuses(125, &[name, "another inode"]);
+    // The path is looked up below the root.
+    let root = scratch.file("root");
+    fs::create_dir_all(format!("{root}{}", scratch.dir())).unwrap();
+    restored(&file, &["--root", &root], &["true"]).refuses(125, &[name]);
+    fs::rename(&aside, format!("{root}{folder}")).unwrap();
+    restored(&file, &["--root", &root], &["true"]).quiet();
+}
+
+#[test]
+fn events_that_waited_are_said_to_be_lost() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["inotify@3:queued"]);
+    let ran = restored(&file, &[], &["mkfd", "check", "--dir", scratch.dir(), "inotify@3"]).ok();
+    assert!(ran.stderr(0).contains("fd 3: "), "{}", ran.whole());
+    assert!(ran.stderr(0).contains(" bytes of its events are lost"), "{}", ran.whole());
+}
+
+#[test]
+fn a_watch_of_what_is_left_out_is_left_out() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["inotify@3,4:gone"]);
+    let file = scratch.file("a.fdi");
+    // Without its contents the unlinked file cannot be made again.
+    pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
+    drop(target);
+    let ran = restored(&file, &["--missing", "skip"], &["cat", "/proc/self/fdinfo/3"]).ok();
+    assert!(ran.stderr(0).contains("fd 3: its watch 1 is left out"), "{}", ran.whole());
+    assert!(!ran.text().contains("inotify wd"), "{}", ran.whole());
+}
+
+#[test]
+fn tail_and_inotifywait_watch_on() {
+    let scratch = Scratch::new();
+    let (log, dir) = (scratch.file("log"), scratch.file("dir"));
+    fs::write(&log, "one\n").unwrap();
+    fs::create_dir(&dir).unwrap();
+    let tail = ["tail", "-F", &log];
+    let inotifywait = ["inotifywait", "-mrq", "--format", "%w%f", "-e", "create", scratch.dir()];
+    for (words, watches) in [(&tail[..], 2), (&inotifywait, 2)] {
+        needs!(which(words[0]).is_some(), "{} is missing", words[0]);
+        let script = "\"$@\" >/dev/null & sleep 0.5; echo $!; wait";
+        let shell = Target::program(&[&["sh", "-c", script, "sh"], words].concat());
+        let file = format!("/tmp/fdkit.{}.{}.fdi", std::process::id(), words[0]);
+        pipeline(&[&["fdscan", "-F", "inotify", &shell.said], &["fdimg", "write", &file]]).quiet();
+        let fd = show(&file)["descriptors"][0]["fd"].as_u64().expect("an inotify") as u32;
+        let was = lines(&fdinfo(&shell.said, fd), "inotify wd");
+        assert_eq!(was.len(), watches, "{was:?}");
+        let ran = restored(&file, &[], &["cat", &format!("/proc/self/fdinfo/{fd}")]).ok();
+        let _ = fs::remove_file(file);
+        assert_eq!(lines(&ran.text(), "inotify wd"), was);
+    }
+}
+
+#[test]
+fn what_is_watched_on_an_overlay_in_another_namespace_is_found() {
+    needs!(root(), "only root can mount");
+    needs!(which("unshare").is_some() && which("nsenter").is_some(), "unshare is missing");
+    let scratch = Scratch::new();
+    for name in ["lower", "upper", "work", "merged"] {
+        fs::create_dir(scratch.file(name)).unwrap();
+    }
+    let script = "cd \"$1\" && echo x > lower/low &&
+        mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged || exit 77
+        shift; exec \"$@\"";
+    let merged = scratch.file("merged");
+    let make = [MKFD, "make", "--close-std", "--dir", &merged];
+    let specs = ["inotify@3", "inotify@4:file", "inotify@5,6:gone", "fanotify@7"];
+    let unshare = ["unshare", "-m", "sh", "-c", script, "sh", scratch.dir()];
+    let target = match Target::ready(&[&unshare[..], &make, &specs].concat()) {
+        Ok(target) => target,
+        Err(reason) => skip!("{reason}"),
+    };
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let was: Vec<Vec<String>> =
+        [3, 4, 7].map(|fd| lines(&fdinfo(&target.pid, fd), "inotify wd")).into();
+    let enter = ["nsenter", "-m", "-t", &target.pid];
+    let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+    let command = ["-i", &file, "--inherit", "0,1,2", "--", "cat", "/proc/self/fdinfo/3"];
+    let others = ["/proc/self/fdinfo/4", "/proc/self/fdinfo/7"];
+    let ran = pipeline(&[&[&enter[..], &[&tool], &command, &others].concat()]).quiet();
+    let mut all = was.concat();
+    all.sort();
+    assert_eq!(all.len(), 2);
+    assert_eq!(lines(&ran.text(), "inotify wd"), all);
+    assert_eq!(lines(&ran.text(), "fanotify ino").len(), 1);
+}
+
+#[test]
+fn a_scan_is_not_seen_by_what_it_scans() {
+    let scratch = Scratch::new();
+    // All events, of a folder, a file and the root of a mount.
+    let all = "inotify@3:mask=0xfff";
+    let shm = "fanotify@6:mount,mask=0x4000003b";
+    let specs = [all, "inotify@4:file,mask=0xfff", "inotify@5,7:gone,mask=0xfff", shm];
+    let target = target!(scratch.dir(), &specs);
+    let file = scratch.file("a.fdi");
+    // With --data the unlinked file is read, which its watch is told of.
+    for _ in 0..2 {
+        pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
+    }
+    let shown = show(&file);
+    for each in shown["descriptors"].as_array().unwrap().iter().filter(|it| it["fd"] != 7) {
+        assert_eq!(each["body"]["queued"], 0, "{each}");
     }
 }

@@ -6,7 +6,7 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::proc::{self, Descriptor, Info};
 use crate::site::{Made, Site};
-use crate::sys::{self, Seat, share, watch};
+use crate::sys::{self, Seat, epoll, share};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
@@ -91,12 +91,12 @@ impl Member {
     fn add(&self, epoll: BorrowedFd<'_>) -> nix::Result<()> {
         let fd = self.fd as RawFd;
         if !self.fired() {
-            return watch::epoll_add(epoll, fd, self.events, self.data);
+            return epoll::epoll_add(epoll, fd, self.events, self.data);
         }
-        watch::epoll_add(epoll, fd, self.events | ANY, self.data)?;
-        match watch::epoll_take(epoll)? {
+        epoll::epoll_add(epoll, fd, self.events | ANY, self.data)?;
+        match epoll::epoll_take(epoll)? {
             true => Ok(()),
-            false => watch::epoll_modify(epoll, fd, self.events, self.data),
+            false => epoll::epoll_modify(epoll, fd, self.events, self.data),
         }
     }
 
@@ -104,7 +104,7 @@ impl Member {
         if from == self.fd as RawFd {
             return self.add(epoll);
         }
-        watch::lend(Seat::inherited(from)?.as_fd(), self.fd as RawFd, || self.add(epoll))
+        epoll::lend(Seat::inherited(from)?.as_fd(), self.fd as RawFd, || self.add(epoll))
     }
 }
 
@@ -147,7 +147,7 @@ fn find(it: &Descriptor<'_>, members: &mut [Member]) {
     let mut sorted = None;
     for member in members {
         let offset = before.entry(member.fd).and_modify(|n| *n += 1).or_insert(0);
-        let compare = |fd| watch::compare_target(it.process.pid, fd, it.fd, member.fd, *offset);
+        let compare = |fd| epoll::compare_target(it.process.pid, fd, it.fd, member.fd, *offset);
         match compare(member.fd as RawFd) {
             Ok(Ordering::Equal) => member.lost = None,
             Ok(_) | Err(Errno::EBADF) => {
@@ -179,9 +179,9 @@ impl Kind for Epoll {
         match &it.copy {
             Some(copy) => {
                 find(it, &mut members);
-                let found = watch::busy(copy.as_fd()).unwrap_or_default();
-                let watch::Busy { usecs, budget, prefer, .. } = found;
-                busy = (found != watch::Busy::default()).then_some(Busy {
+                let found = epoll::busy(copy.as_fd()).unwrap_or_default();
+                let epoll::Busy { usecs, budget, prefer, .. } = found;
+                busy = (found != epoll::Busy::default()).then_some(Busy {
                     usecs,
                     budget,
                     prefer: prefer != 0,
@@ -239,7 +239,7 @@ impl Kind for Epoll {
         let Epoll { pid: _, members: _, busy } = self;
         let new = nix::sys::epoll::Epoll::new(EpollCreateFlags::empty()).at(|| "epoll_create1")?;
         if let Some(Busy { usecs, budget, prefer }) = busy {
-            let set = watch::set_busy(new.0.as_fd(), watch::Busy::new(usecs, budget, prefer));
+            let set = epoll::set_busy(new.0.as_fd(), epoll::Busy::new(usecs, budget, prefer));
             if let Err(errno) = set {
                 let fd = site.lowest[&file.id];
                 let why = errno.desc();

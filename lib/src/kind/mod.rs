@@ -6,7 +6,9 @@
 mod directory;
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
+mod inotify;
 mod mem;
 mod ns;
 mod opaque;
@@ -20,6 +22,7 @@ mod timerfd;
 mod tty;
 mod unix;
 mod unlinked;
+mod watched;
 
 use crate::error::{At, Error, Result};
 use crate::image::{Envelope, Inode, OpenFile};
@@ -174,6 +177,8 @@ pub static KINDS: &[Entry] = &[
     entry::<signalfd::Signalfd>(),
     entry::<timerfd::Timerfd>(),
     entry::<epoll::Epoll>(),
+    entry::<inotify::Inotify>(),
+    entry::<fanotify::Fanotify>(),
     entry::<pidfd::Pidfd>(),
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),

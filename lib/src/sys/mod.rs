@@ -1,7 +1,9 @@
 //! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod epoll;
 pub mod fork;
+pub mod notify;
 pub mod ns;
 pub mod process;
 pub mod share;
@@ -10,7 +12,6 @@ pub mod socket;
 pub mod start;
 pub mod timer;
 pub mod tty;
-pub mod watch;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
