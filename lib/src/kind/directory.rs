@@ -40,3 +40,15 @@ impl Kind for Directory {
         site.reopen(file)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::file_of;
+    use std::fs::File;
+
+    #[test]
+    fn a_directory_is_one_with_and_without_o_directory() {
+        assert_eq!(file_of(File::open("/proc").unwrap()).kind, "directory");
+        assert_ne!(file_of(File::open("/proc/version").unwrap()).kind, "directory");
+    }
+}

@@ -51,3 +51,18 @@ impl Kind for Eventfd {
         Ok(Made { fd: new.into(), flags: file.flags & libc::O_NONBLOCK as u32 })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::body_of;
+    use super::*;
+
+    #[test]
+    fn a_count_has_64_bits_and_a_semaphore_is_known() {
+        let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_SEMAPHORE).unwrap();
+        fd.write(1 << 40).unwrap();
+        assert_eq!(body_of::<Eventfd>(fd), Eventfd { count: 1 << 40, semaphore: true });
+        let fd = EventFd::from_value(7).unwrap();
+        assert_eq!(body_of::<Eventfd>(fd), Eventfd { count: 7, semaphore: false });
+    }
+}

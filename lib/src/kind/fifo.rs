@@ -69,3 +69,22 @@ impl Kind for Fifo {
         Ok(made)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{body_of, file_of};
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_fifo_has_a_name_and_what_waits_in_it() {
+        let path = std::env::temp_dir().join(format!("fdkit-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut both = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        both.write_all(b"four").unwrap();
+        assert_eq!(body_of::<Fifo>(&both), Fifo { size: 65536, queued: 4 });
+        // Without its name it cannot be opened again.
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(file_of(&both).kind, "opaque");
+    }
+}

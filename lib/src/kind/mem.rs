@@ -44,3 +44,18 @@ impl Kind for Mem {
         site.reopen(file)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::file_of;
+    use std::fs::File;
+
+    #[test]
+    fn the_devices_of_memory_are_known_by_their_numbers() {
+        for name in ["null", "zero", "full", "random", "urandom"] {
+            let file = file_of(File::open(format!("/dev/{name}")).unwrap());
+            assert_eq!(file.kind, "mem", "{name}");
+            assert_eq!(file.inode.and_then(|inode| inode.rdev).map(|(major, _)| major), Some(1));
+        }
+    }
+}

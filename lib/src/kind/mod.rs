@@ -234,3 +234,44 @@ pub fn record(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
 pub fn of(it: &Descriptor<'_>) -> &'static Entry {
     KINDS.iter().find(|kind| (kind.claims)(it)).unwrap_or(&KINDS[KINDS.len() - 1])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::Process;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    /// The file that a scan of this process makes of a descriptor.
+    pub(super) fn file_of(fd: impl AsFd) -> OpenFile {
+        let process = Process::open(std::process::id() as i32).unwrap();
+        let number = fd.as_fd().as_raw_fd();
+        record(Descriptor::read(&process, number, true, &mut Vec::new()).unwrap(), 0).unwrap()
+    }
+
+    /// The body of it, which must be of this kind.
+    pub(super) fn body_of<K: Kind>(fd: impl AsFd) -> K {
+        let file = file_of(fd);
+        assert_eq!(file.kind, K::NAME);
+        body(&file).unwrap()
+    }
+
+    #[test]
+    fn names_are_told_apart_and_the_last_kind_takes_what_is_left() {
+        let names = names();
+        for (at, name) in names.iter().enumerate() {
+            assert!(!names[..at].contains(name) && named(name).is_some(), "{name}");
+        }
+        assert_eq!(names.last(), Some(&"opaque"));
+    }
+
+    #[test]
+    fn a_body_of_another_kind_is_malformed_whatever_the_kind() {
+        let mut file = file_of(std::fs::File::open("/dev/null").unwrap());
+        file.body = serde_cbor::to_vec(&["not a map"]).unwrap();
+        for kind in KINDS {
+            file.kind = kind.name.to_owned();
+            let read = (kind.terminal)(&file);
+            assert!(read.is_none(), "{}", kind.name);
+        }
+    }
+}

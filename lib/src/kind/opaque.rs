@@ -46,3 +46,23 @@ impl Kind for Opaque {
         Err(Error::unrestorable("opaque"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{body_of, file_of};
+    use super::*;
+
+    #[test]
+    fn what_no_kind_knows_keeps_its_fdinfo() {
+        let vsock = nix::sys::socket::socket(
+            nix::sys::socket::AddressFamily::Vsock,
+            nix::sys::socket::SockType::Stream,
+            nix::sys::socket::SockFlag::SOCK_CLOEXEC,
+            None,
+        );
+        let Ok(vsock) = vsock else { return };
+        let body: Opaque = body_of(&vsock);
+        assert_eq!(body.errno, None);
+        assert!(file_of(&vsock).link.0.starts_with(b"socket:["));
+    }
+}

@@ -36,3 +36,20 @@ impl Kind for Path {
         Ok(Made { fd, flags: file.flags })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::file_of;
+    use std::fs::File;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    #[test]
+    fn a_place_that_is_neither_file_nor_directory_is_a_path() {
+        let open = |path: &str, flags| {
+            File::options().read(true).custom_flags(nix::libc::O_PATH | flags).open(path).unwrap()
+        };
+        assert_eq!(file_of(open("/proc/self", nix::libc::O_NOFOLLOW)).kind, "path");
+        assert_eq!(file_of(open("/proc/version", 0)).kind, "regular");
+        assert_eq!(file_of(open("/proc", 0)).kind, "directory");
+    }
+}

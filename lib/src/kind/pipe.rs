@@ -171,3 +171,36 @@ pub(super) fn fill(
     set(born)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::body_of;
+    use super::*;
+
+    #[test]
+    fn a_pipe_has_its_size_what_waits_and_whether_an_end_is_alone() {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        write(&writer, b"seven b").unwrap();
+        let both = Pipe { size: USUAL, queued: 7, alone: false };
+        assert_eq!(body_of::<Pipe>(&writer), both);
+        assert_eq!(body_of::<Pipe>(&reader), both);
+        drop(writer);
+        assert!(body_of::<Pipe>(&reader).alone);
+    }
+
+    #[test]
+    fn what_waits_is_read_and_still_waits() {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        write(&writer, b"hello").unwrap();
+        for _ in 0..2 {
+            let mut seen = Vec::new();
+            let mut take = |piece: Piece<'_>| {
+                seen.extend_from_slice(piece.bytes);
+                Ok(())
+            };
+            peek(writer.as_fd(), 5, &mut take).unwrap();
+            assert_eq!(seen, b"hello");
+        }
+        assert!(peek(reader.as_fd(), 4, &mut |_| Ok(())).is_err(), "more than the limit");
+    }
+}

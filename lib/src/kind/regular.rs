@@ -44,3 +44,18 @@ impl Kind for Regular {
         site.reopen(file)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::file_of;
+    use std::io::{Seek, SeekFrom};
+
+    #[test]
+    fn a_file_with_a_name_is_regular_and_has_its_position() {
+        let mut file = std::fs::File::open("/proc/self/exe").unwrap();
+        file.seek(SeekFrom::Start(5)).unwrap();
+        let seen = file_of(&file);
+        assert_eq!((seen.kind.as_str(), seen.pos), ("regular", 5));
+        assert!(seen.link.0.starts_with(b"/") && seen.inode.is_some());
+    }
+}

@@ -539,3 +539,39 @@ fn sender(from: &UnixAddr) -> Option<Vec<u8>> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::body_of;
+    use super::*;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
+
+    #[test]
+    fn two_ends_name_each_other_and_a_closed_one_is_zero() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let one: Unix = body_of(&a);
+        assert!(one.streams() && one.peer.is_some_and(|peer| peer > 0));
+        drop(b);
+        let alone: Unix = body_of(&a);
+        assert_eq!((alone.peer, alone.shutdown), (Some(0), 3));
+    }
+
+    #[test]
+    fn messages_are_looked_at_one_by_one_and_the_offset_is_put_back() {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        for message in [&b"one"[..], b"", b"three"] {
+            b.send(message).unwrap();
+        }
+        let inode = crate::proc::inode_of(a.as_fd()).unwrap();
+        let mut seen = Vec::new();
+        let mut take = |piece: Piece<'_>| {
+            seen.push(piece.bytes.to_vec());
+            Ok(())
+        };
+        Unix::contents(a.as_fd(), &inode, 100, &mut take).unwrap();
+        assert_eq!(seen, [&b"one"[..], b"", b"three"]);
+        let offset = sys::socket::option(a.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF);
+        assert_eq!(offset, Ok(-1));
+        assert_eq!(a.recv(&mut [0; 8]).unwrap(), 3);
+    }
+}

@@ -146,3 +146,39 @@ fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd
     unlinkat(dir.as_fd(), name.as_slice(), UnlinkatFlags::NoRemoveDir).at(|| "unlink it")?;
     Ok(new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{body_of, file_of};
+    use super::*;
+
+    fn tmpfile() -> OwnedFd {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        open(&std::env::temp_dir(), flags, Mode::S_IRUSR).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_never_had_a_name_is_told_from_one_that_lost_it() {
+        assert_eq!(body_of::<Unlinked>(tmpfile()), Unlinked { tmpfile: true });
+        let path = std::env::temp_dir().join(format!("fdkit-unlinked-{}", std::process::id()));
+        let file = std::fs::File::create(&path).unwrap();
+        assert_eq!(file_of(&file).kind, "regular");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(body_of::<Unlinked>(&file), Unlinked { tmpfile: false });
+    }
+
+    #[test]
+    fn contents_are_read_from_the_start_without_moving_anybody() {
+        let file = tmpfile();
+        pwrite(&file, b"data", 3).unwrap();
+        let inode = crate::proc::inode_of(file.as_fd()).unwrap();
+        let mut seen = Vec::new();
+        let mut take = |piece: Piece<'_>| {
+            seen.push((piece.offset, piece.bytes.to_vec()));
+            Ok(())
+        };
+        Unlinked::contents(file.as_fd(), &inode, 7, &mut take).unwrap();
+        assert_eq!(seen, [(0, b"\0\0\0data".to_vec())]);
+        assert!(Unlinked::contents(file.as_fd(), &inode, 6, &mut |_| Ok(())).is_err());
+    }
+}
