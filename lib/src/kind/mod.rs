@@ -12,6 +12,8 @@ mod inotify;
 mod mem;
 mod ns;
 mod opaque;
+#[expect(dead_code)]
+mod option;
 mod path;
 mod pidfd;
 mod pipe;

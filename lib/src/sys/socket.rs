@@ -1,26 +1,196 @@
-//! Socket options by their numbers.
+//! Sockets as bytes: options by their numbers, and addresses of any family.
 
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ffi::c_ulong;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// An option that is one int: getsockopt(2).
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<i32> {
-    let mut value: libc::c_int = 0;
-    let mut len = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, which `value` has.
-    let got = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
-    };
-    Errno::result(got)?;
-    Ok(value)
+    let mut value = [0; 4];
+    option_bytes(fd, level, name, &mut value)?;
+    Ok(i32::from_ne_bytes(value))
 }
 
 /// Sets an option that is one int: setsockopt(2).
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix::Result<()> {
-    let len = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes, which `value` has.
-    let set =
-        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) };
+    set_option_bytes(fd, level, name, &value.to_ne_bytes())
+}
+
+/// Any option of the kinds' tables, none of which has a pointer in it: getsockopt(2). Gives the length that the kernel says, which for SO_GET_FILTER is in
+/// instructions of eight bytes.
+pub(crate) fn option_bytes(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    into: &mut [u8],
+) -> nix::Result<usize> {
+    // SO_GET_FILTER takes the length in instructions too, and writes eight times as much.
+    let filter = (level, name) == (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+    let mut len = (if filter { into.len() / 8 } else { into.len() }) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, or instructions, which `into` has.
+    let got = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, into.as_mut_ptr().cast(), &raw mut len)
+    };
+    Errno::result(got)?;
+    Ok(len as usize)
+}
+
+/// Sets any option of the kinds' tables: setsockopt(2). Those with a pointer are no bytes and have
+/// a function of their own: [`set_filter`].
+pub(crate) fn set_option_bytes(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> nix::Result<()> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes, which `value` has, and takes none of them for a pointer.
+    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     Errno::result(set).map(drop)
+}
+
+/// Attaches a classic filter, eight bytes an instruction: SO_ATTACH_FILTER of socket(7).
+pub fn set_filter(fd: BorrowedFd<'_>, program: &[u8]) -> nix::Result<()> {
+    let instruction = |b: &[u8]| libc::sock_filter {
+        code: u16::from_ne_bytes([b[0], b[1]]),
+        jt: b[2],
+        jf: b[3],
+        k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+    };
+    let mut program: Vec<libc::sock_filter> = program.chunks_exact(8).map(instruction).collect();
+    let len = u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len, filter: program.as_mut_ptr() };
+    let size = size_of_val(&program) as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    // SAFETY: the kernel reads one sock_fprog, and the `len` instructions that it points to.
+    let set =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const program).cast(), size) };
+    Errno::result(set).map(drop)
+}
+
+/// A new socket of any family, with close-on-exec only if `flags` say so.
+pub fn new(family: i32, class: i32, protocol: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: three integers; the kernel returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = Errno::result(libc::socket(family, class, protocol))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// The size of struct sockaddr_storage: no address is longer.
+pub const ADDRESS: usize = size_of::<libc::sockaddr_storage>();
+
+/// Where one address is written by the kernel.
+type AddressOf =
+    unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
+
+fn address(fd: BorrowedFd<'_>, of: AddressOf) -> nix::Result<Vec<u8>> {
+    let mut bytes = vec![0; ADDRESS];
+    let mut len = bytes.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which `bytes` has.
+    Errno::result(unsafe { of(fd.as_raw_fd(), bytes.as_mut_ptr().cast(), &raw mut len) })?;
+    bytes.truncate(len as usize);
+    Ok(bytes)
+}
+
+/// The address it is bound to, as the kernel has it: getsockname(2).
+pub fn name(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    address(fd, libc::getsockname)
+}
+
+/// The address it is connected to, as the kernel has it: getpeername(2).
+pub fn peer(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
+    address(fd, libc::getpeername)
+}
+
+/// bind(2) to an address as the kernel has it.
+pub fn bind(fd: BorrowedFd<'_>, to: &[u8]) -> nix::Result<()> {
+    let len = to.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes, which `to` has.
+    Errno::result(unsafe { libc::bind(fd.as_raw_fd(), to.as_ptr().cast(), len) }).map(drop)
+}
+
+/// connect(2) to an address as the kernel has it.
+pub fn connect(fd: BorrowedFd<'_>, to: &[u8]) -> nix::Result<()> {
+    let len = to.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes, which `to` has.
+    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), to.as_ptr().cast(), len) }).map(drop)
+}
+
+/// sendto(2) without waiting.
+pub fn send_to(fd: BorrowedFd<'_>, bytes: &[u8], to: &[u8]) -> nix::Result<usize> {
+    let len = to.len() as libc::socklen_t;
+    // SAFETY: the kernel reads both slices, each with its length.
+    let sent = unsafe {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let (data, to) = (bytes.as_ptr().cast(), to.as_ptr().cast());
+        libc::sendto(fd.as_raw_fd(), data, bytes.len(), flags, to, len)
+    };
+    Errno::result(sent).map(|sent| sent as usize)
+}
+
+/// The next message, left where it is, and its sender: recvfrom(2) with MSG_PEEK and MSG_TRUNC, so
+/// that the length given is that of the message, however much of it fits.
+pub fn peek(fd: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(usize, Vec<u8>)> {
+    let mut from = vec![0; ADDRESS];
+    let mut len = from.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most the given lengths to both buffers.
+    let got = unsafe {
+        let flags = libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+        let (data, from) = (into.as_mut_ptr().cast(), from.as_mut_ptr().cast());
+        libc::recvfrom(fd.as_raw_fd(), data, into.len(), flags, from, &raw mut len)
+    };
+    let got = Errno::result(got)? as usize;
+    from.truncate(len as usize);
+    Ok((got, from))
+}
+
+/// How many bytes were written and not yet sent or acknowledged: SIOCOUTQ of tcp(7) and udp(7).
+pub fn unsent(fd: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: SIOCOUTQ fills one int, which is ours.
+    Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(bytes.max(0) as usize)
+}
+
+const SIOCGSKNS: c_ulong = 0x894c;
+
+/// The network namespace of a socket: SIOCGSKNS, Linux 4.9; takes CAP_NET_ADMIN there.
+pub fn namespace(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    // SAFETY: SIOCGSKNS takes no argument and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = Errno::result(libc::ioctl(fd.as_raw_fd(), SIOCGSKNS as _))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// struct ifreq of netdevice(7), with the index of the device.
+#[repr(C)]
+struct Request {
+    name: [u8; libc::IFNAMSIZ],
+    index: libc::c_int,
+    rest: [u8; 20],
+}
+
+/// The name of a network device in the namespace of a socket: SIOCGIFNAME of netdevice(7).
+pub fn device_name(fd: BorrowedFd<'_>, index: i32) -> nix::Result<Vec<u8>> {
+    let mut request = Request { name: [0; libc::IFNAMSIZ], index, rest: [0; 20] };
+    // SAFETY: SIOCGIFNAME reads and writes one ifreq, which Request is.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
+    Errno::result(done)?;
+    Ok(request.name.iter().copied().take_while(|&byte| byte != 0).collect())
+}
+
+/// The index of a network device in the namespace of a socket: SIOCGIFINDEX of netdevice(7).
+pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
+    let mut request = Request { name: [0; libc::IFNAMSIZ], index: 0, rest: [0; 20] };
+    if name.len() >= request.name.len() {
+        return Err(Errno::ENODEV);
+    }
+    request.name[..name.len()].copy_from_slice(name);
+    // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which Request is.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFINDEX as _, &raw mut request) };
+    Errno::result(done)?;
+    Ok(request.index)
 }
