@@ -6,11 +6,11 @@ use crate::image::{Chunk, Image, Inode, OpenFile, Task};
 use crate::proc::inode_of;
 use crate::sys::Seat;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
 use nix::sys::socket::Shutdown;
-use nix::sys::stat::Mode;
-use nix::unistd::dup;
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, dup, fchownat, getegid, geteuid};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -169,6 +169,19 @@ impl<'a> Site<'a> {
         let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
         let fd = open(path.as_str(), how, Mode::empty()).at(|| "open a second description")?;
         Ok(Made { fd, flags: flags & !ASYNC })
+    }
+
+    /// Gives what was made anew its owner and permissions.
+    pub fn own(&mut self, fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
+        let Some(inode) = &file.inode else { return Ok(()) };
+        let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
+        if (uid, gid) != (geteuid(), getegid())
+            && fchownat(fd, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH).is_err()
+        {
+            let name = crate::text::escape(&file.link.0).into_owned();
+            self.warnings.push(format!("{name}: its owner {uid}:{gid} was not put back"));
+        }
+        fchmod(fd, Mode::from_bits_truncate(inode.mode & 0o7777)).at(|| "fchmod")
     }
 
     /// The process (kind 0 or 1: a thread or a process) or group (2) that an id of the image means

@@ -18,6 +18,7 @@ mod fanotify;
 mod fifo;
 mod inotify;
 mod mem;
+mod memfd;
 mod ns;
 mod opaque;
 mod path;
@@ -59,6 +60,7 @@ static FIXTURES: &[Entry] = &[
     entry::<pidfd::Pidfd>(),
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
+    entry::<memfd::Memfd>(),
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),
     entry::<path::Path>(),

@@ -368,3 +368,24 @@ pub(crate) fn drop_events(fd: BorrowedFd<'_>) -> Result<()> {
     }
     Ok(())
 }
+
+/// Puts bytes at the beginning of a file through a mapping, where there is no write(2): hugetlbfs.
+pub(crate) fn fill_mapped(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
+    let Some(len) = std::num::NonZeroUsize::new(bytes.len().next_multiple_of(2 << 20)) else {
+        return Ok(());
+    };
+    let flags = libc::MAP_SHARED;
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // A fallocate(2) first: with its pages allocated, the mapping cannot raise SIGBUS.
+    let how = nix::fcntl::FallocateFlags::empty();
+    nix::fcntl::fallocate(fd, how, 0, len.get() as libc::off_t)?;
+    // SAFETY: a new mapping at an address that the kernel chooses, as long as is written to.
+    unsafe {
+        let at = libc::mmap(std::ptr::null_mut(), len.get(), access, flags, fd.as_raw_fd(), 0);
+        if at == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        at.cast::<u8>().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        Errno::result(libc::munmap(at, len.get())).map(drop)
+    }
+}

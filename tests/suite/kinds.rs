@@ -41,6 +41,25 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("counts", &["eventfd@A", "eventfd@B:count=1", "eventfd@C:count=4294967296"]),
     ("the highest count", &["eventfd@A:count=0xfffffffffffffffe,nonblock"]),
     ("semaphores", &["eventfd@A:semaphore", "eventfd@B:count=1099511627776,semaphore"]),
+    ("memfds", &["memfd@A:pos=5", "memfd@B:name=a%ff/b c,append", "memfd@C:name=,data="]),
+    ("a long memfd", &["memfd@A:data=@1000000,pos=1000000", "memfd@B,C:dup,data=@70000"]),
+    ("holes", &["memfd@A:after=8388608,data=x,size=33554432", "memfd@B:data=,size=10000"]),
+    ("two descriptions of a memfd", &["memfd@A,B:two,pos=3", "memfd@C,D:two,read,pos=9"]),
+    (
+        "seals",
+        &[
+            "memfd@A:seals=shrink+grow+write+seal,data=@5000",
+            "memfd@B:seals=grow",
+            "memfd@C,D:two,seals=shrink+future,pos=2",
+        ],
+    ),
+    (
+        "a memfd that is not executable",
+        &["memfd@A:noexec,data=", "memfd@B:seals=exec+shrink+grow+write+future,mode=320"],
+    ),
+    ("owners of memfds", &["memfd@A:owner=1234,mode=384", "memfd@B:unsealable,read"]),
+    ("an empty file of huge pages", &["memfd@A:huge", "memfd@B,C:huge,two,size=0,seals=grow"]),
+    ("huge pages", &["memfd@A:huge,data=@2500000,pos=9", "memfd@B:huge,data=x,seals=write+seal"]),
     ("null and zero", &["mem@A", "mem@B:dev=zero", "mem@C:write,append", "mem@D:dev=zero,read"]),
     ("full and random", &["mem@A:dev=full", "mem@B:dev=random", "mem@C:dev=urandom,read"]),
     ("socket pairs", &["socketpair@A,B:data=hello", "socketpair@D,C:sndbuf=40000,passcred"]),
@@ -235,6 +254,15 @@ round_trips! {
     a_count_past_32_bits_comes_back: "counts";
     the_highest_count_comes_back: "the highest count";
     a_semaphore_comes_back: "semaphores";
+    a_memfd_keeps_its_name_and_content: "memfds";
+    a_long_memfd_comes_back: "a long memfd";
+    a_hole_stays_a_hole: "holes";
+    two_descriptions_of_a_memfd_stay_one_file: "two descriptions of a memfd";
+    a_seal_forbids_what_it_forbade: "seals";
+    a_memfd_is_no_more_executable_than_it_was: "a memfd that is not executable";
+    a_memfd_belongs_to_whom_it_belonged: "owners of memfds";
+    an_empty_file_of_huge_pages_comes_back: "an empty file of huge pages";
+    huge_pages_come_back: "huge pages";
     null_and_zero_come_back: "null and zero";
     full_and_random_come_back: "full and random";
     socket_pairs_come_back: "socket pairs";

@@ -10,6 +10,7 @@ mod harness; // tools, targets, pipelines, skips
 mod normal; // two records of one thing, made comparable
 
 mod errors; // bad input: a clear line, the status, and nothing lost
+mod files; // memfds, locks, devices, queues, tunnels: programs, and what cannot come back
 mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
 mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again

@@ -12,7 +12,7 @@ use std::fs;
 const RESTORE: &[&str] = &["fdrestore", "--inherit", "0,1,2"];
 
 /// An image with the bodies of one kind changed.
-fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Value)) -> Vec<u8> {
+pub(crate) fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Value)) -> Vec<u8> {
     forged(&fs::read(file).unwrap(), |items| {
         for item in items {
             match item {
@@ -28,7 +28,7 @@ fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Value)) -> Vec<
 }
 
 /// What stands in a body under these keys and places.
-fn at<'a>(mut value: &'a mut Value, path: &[&str]) -> &'a mut Value {
+pub(crate) fn at<'a>(mut value: &'a mut Value, path: &[&str]) -> &'a mut Value {
     for step in path {
         value = match value {
             Value::Map(map) => map.entry(Value::Text((*step).into())).or_insert(Value::Null),
@@ -39,13 +39,13 @@ fn at<'a>(mut value: &'a mut Value, path: &[&str]) -> &'a mut Value {
     value
 }
 
-fn whole(n: i128) -> Value {
+pub(crate) fn whole(n: i128) -> Value {
     Value::Integer(n)
 }
 
 /// A restore of these bytes that must not come as far as COMMAND.
 #[track_caller]
-fn refused(bytes: Vec<u8>, status: i32, texts: &[&str]) {
+pub(crate) fn refused(bytes: Vec<u8>, status: i32, texts: &[&str]) {
     let dry: &[&[&str]] = &[&["fdrestore", "--dry-run"]];
     Pipeline::new(dry).stdin(bytes.clone()).run().refuses(status, texts);
     let run: &[&[&str]] = &[&[RESTORE, &["--", "echo", "run"]].concat()];
@@ -54,7 +54,7 @@ fn refused(bytes: Vec<u8>, status: i32, texts: &[&str]) {
     ran.refuses(125, texts).refuses(125, &[&format!("(status {status})")]);
 }
 
-fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
+pub(crate) fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
     pipeline(&[&[RESTORE, &["-i", file], options, &["--"], command].concat()])
 }
 

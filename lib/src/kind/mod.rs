@@ -10,6 +10,7 @@ mod fanotify;
 mod fifo;
 mod inotify;
 mod mem;
+mod memfd;
 mod ns;
 mod opaque;
 #[expect(dead_code)]
@@ -170,6 +171,7 @@ fn body<K: Kind>(file: &OpenFile) -> Result<K> {
 pub static KINDS: &[Entry] = &[
     entry::<regular::Regular>(),
     entry::<unlinked::Unlinked>(),
+    entry::<memfd::Memfd>(),
     entry::<directory::Directory>(),
     entry::<pipe::Pipe>(),
     entry::<fifo::Fifo>(),

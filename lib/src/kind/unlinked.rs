@@ -6,12 +6,13 @@ use crate::error::{At, Error, Result};
 use crate::image::{Inode, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, SETTABLE, Site};
+use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat};
 use nix::libc;
-use nix::sys::stat::{Mode, fchmod};
+use nix::sys::stat::Mode;
 use nix::sys::uio::{pread, pwrite};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, ftruncate, unlinkat};
+use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -49,10 +50,7 @@ impl Kind for Unlinked {
             let why = format!("its {} bytes are more than the limit {limit}", inode.size);
             return Err(Error::unrestorable(why));
         }
-        // A description of our own: the position of the one we were lent is not ours to move.
-        let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
-        let file = open(path.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .at(|| "open it for reading")?;
+        let file = reader(copy)?;
         let mut buffer = vec![0; MAX_CHUNK];
         let mut at = 0i64;
         loop {
@@ -86,14 +84,7 @@ impl Kind for Unlinked {
         if let Some(inode) = &file.inode {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
         }
-        site.contents(file.object, |chunk, bytes| {
-            let mut done = 0;
-            while done < bytes.len() {
-                done += pwrite(new.as_fd(), &bytes[done..], chunk.offset + done as i64)
-                    .at(|| "write")?;
-            }
-            Ok(())
-        })?;
+        site.contents(file.object, |chunk, bytes| fill(new.as_fd(), chunk.offset, bytes))?;
         let plain = libc::O_RDWR as u32 | libc::O_LARGEFILE as u32 | SETTABLE | TMPFILE;
         let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
             && file.flags & !plain & !0o100000 == 0
@@ -101,21 +92,29 @@ impl Kind for Unlinked {
             true => Made { fd: new, flags: 0 },
             false => site.again(new.as_fd(), file.flags)?,
         };
-        if let Some(inode) = &file.inode {
-            let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
-            if (uid, gid) != (nix::unistd::geteuid(), nix::unistd::getegid()) {
-                let here =
-                    fchownat(made.fd.as_fd(), "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH);
-                if here.is_err() {
-                    let name = crate::text::escape(&file.link.0).into_owned();
-                    site.warnings.push(format!("{name}: its owner {uid}:{gid} was not put back"));
-                }
-            }
-            fchmod(made.fd.as_fd(), Mode::from_bits_truncate(inode.mode & 0o7777))
-                .at(|| "fchmod")?;
-        }
+        site.own(made.fd.as_fd(), file)?;
         Ok(made)
     }
+}
+
+/// A description of our own, to read from: the position of the one we were lent is not ours to move.
+pub(super) fn reader(copy: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // Opening it would break the lease of whoever holds it, and wait for that (fcntl(2)).
+    if sys::lock::lease(copy) == Ok(libc::F_WRLCK) {
+        return Err(Error::unrestorable("it has a write lease, which reading it would break"));
+    }
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(path.as_str(), how, Mode::empty()).at(|| "open it for reading")
+}
+
+/// Writes all of it at an offset.
+pub(super) fn fill(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        done += pwrite(fd, &bytes[done..], offset + done as i64).at(|| "write")?;
+    }
+    Ok(())
 }
 
 /// Makes an empty file whose name, as readlink(2) shows it, is the old one with ` (deleted)`.

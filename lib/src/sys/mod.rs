@@ -3,6 +3,8 @@
 
 pub mod epoll;
 pub mod fork;
+pub mod lock;
+pub mod memory;
 pub mod notify;
 pub mod ns;
 pub mod process;

@@ -1,0 +1,104 @@
+//! Memfds, locks, devices, message queues and tunnels: real programs, what cannot come back, and
+//! records that lie.
+
+use crate::errors::forged;
+use crate::harness::{Scratch, Target, image, pipeline, scan};
+use crate::pipelines::python;
+use crate::watch::{at, refused, restored, whole, with_body};
+use fdkit::image::{Bytes, Inode, Item, OpenFile};
+use serde_cbor::Value;
+use std::fs;
+
+/// An image with its files changed.
+fn with_file(file: &str, mut change: impl FnMut(&mut OpenFile)) -> Vec<u8> {
+    forged(&fs::read(file).unwrap(), |items| {
+        for item in items {
+            if let Item::File(file) = item {
+                change(file);
+            }
+        }
+    })
+}
+
+fn with_inode(file: &str, change: impl Fn(&mut Inode)) -> Vec<u8> {
+    with_file(file, |file| change(file.inode.as_mut().expect("an inode")))
+}
+
+#[test]
+fn a_memfd_whose_record_lies_is_refused() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["memfd@3:data=hello"]);
+    let body = |key: &str, value: Value| {
+        with_body(&file, "memfd", |body| *at(body, &[key]) = value.clone())
+    };
+    let link = |link: &[u8]| with_file(&file, |file| file.link = Bytes(link.to_vec()));
+    refused(body("seals", whole(64)), 6, &["fd 3", "seals 0x40"]);
+    refused(body("seals", whole(-1)), 3, &["fd 3", "body"]);
+    for pages in [0, 3, 1 << 63] {
+        refused(body("huge", whole(pages)), 3, &["fd 3", "huge pages"]);
+    }
+    refused(body("huge", whole(1)), 6, &["fd 3", "no pages of 1 bytes"]);
+    refused(link(b"/memfd:a"), 3, &["fd 3", "name"]);
+    refused(link(b"/memfd:a\0b (deleted)"), 3, &["fd 3", "name"]);
+    refused(link(&[b"/memfd:", &[b'a'; 250][..], b" (deleted)"].concat()), 3, &["fd 3", "name"]);
+    refused(with_inode(&file, |inode| inode.size = 4), 3, &["fd 3", "past its size"]);
+    refused(with_inode(&file, |inode| inode.size = u64::MAX), 3, &["fd 3", "size"]);
+    refused(with_inode(&file, |inode| inode.mode = 0o020666), 3, &["fd 3", "type"]);
+    refused(with_file(&file, |file| file.inode = None), 6, &["fd 3", "passive"]);
+}
+
+#[test]
+fn without_data_a_memfd_is_refused_unless_it_is_empty() {
+    let scratch = Scratch::new();
+    let specs = ["memfd@3:data=secret", "memfd@5:data=,seals=grow", "memfd@6:data=,size=1"];
+    let target = target!(scratch.dir(), &specs);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
+    drop(target);
+    let ran = restored(&file, &[], &["true"]).refuses(125, &["fd 3", "fd 6", "scan with --data"]);
+    assert!(!ran.stderr(0).contains("fd 5"), "{}", ran.whole());
+    let check = ["mkfd", "check", "--std", "0,1,2", specs[1]];
+    restored(&file, &["--missing", "skip"], &check).ok();
+}
+
+#[test]
+fn a_memfd_above_the_limit_is_said_and_its_holes_do_not_count() {
+    let scratch = Scratch::new();
+    let specs = ["memfd@3:data=@9000", "memfd@4:after=8388608,data=x,size=16777216"];
+    let target = target!(scratch.dir(), &specs);
+    let file = scratch.file("a.fdi");
+    let scan = ["fdscan", "--data=8192", &target.pid];
+    let ran = pipeline(&[&scan, &["fdimg", "write", &file]]);
+    assert_eq!((ran.status(0), ran.status(1)), (1, 0), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("fd 3: its contents: its 9000 bytes"), "{}", ran.whole());
+    drop(target);
+    let check = ["mkfd", "check", "--std", "0,1,2", specs[1]];
+    restored(&file, &["--missing", "skip"], &check).ok();
+}
+
+#[test]
+fn python3_finds_its_memfds_as_they_were() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let before = "import fcntl, mmap, os, time
+a = os.memfd_create('shared', os.MFD_ALLOW_SEALING); os.write(a, b'x' * 100000)
+m = mmap.mmap(a, 100000); m[5:10] = b'hello'
+b = os.open(f'/proc/self/fd/{a}', os.O_RDONLY); os.lseek(b, 5, os.SEEK_SET)
+fcntl.fcntl(a, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+print(a, b, flush=True)
+time.sleep(1000)";
+    let after = "import fcntl, mmap, os, sys
+a, b = map(int, sys.argv[1:])
+assert os.read(b, 5) == b'hello', 'position'
+m = mmap.mmap(a, 100000); m[10:15] = b'again'
+assert os.read(b, 5) == b'again', 'one file'
+assert fcntl.fcntl(b, fcntl.F_GET_SEALS) == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW, 'seals'
+assert os.readlink(f'/proc/self/fd/{a}') == '/memfd:shared (deleted)', 'name'";
+    let target = Target::program(&[python, "-c", before]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let said = target.said.clone();
+    drop(target);
+    let (a, b) = said.split_once(' ').expect("two numbers");
+    restored(&file, &[], &[python, "-c", after, a, b]).quiet();
+}
