@@ -49,6 +49,7 @@ impl Screen {
         let slave = screen.slave.take().expect("a slave");
         let child = command(&[&["setsid", "--ctty", "--wait", MKFD, "exec", "--"], words].concat())
             .env("TERM", "xterm")
+            .env("SHELL", "/bin/sh")
             .env("PS1", "$ ")
             .env("HISTFILE", "/dev/null")
             .stdin(clone(&slave))
@@ -498,7 +499,7 @@ fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
     needs!(which("script").is_some(), "script is missing");
     let scratch = Scratch::new();
     let log = scratch.file("typescript");
-    let mut outer = Screen::start(&["script", "-q", "-c", "bash --norc --noediting", &log]);
+    let mut outer = Screen::start(&["script", "-q", "-c", "exec bash --norc --noediting", &log]);
     outer.type_in("sleep 1000 &\r");
     outer.wait("[1]");
     outer.type_in("sleep 2000\r");
