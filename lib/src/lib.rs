@@ -13,6 +13,7 @@ pub mod proc;
 pub mod service;
 pub mod shrink;
 pub mod site;
+pub mod store;
 pub mod terminal;
 pub mod text;
 
@@ -22,6 +23,7 @@ pub mod capture;
 pub mod ctty;
 pub mod freeze;
 pub mod holders;
+pub mod plan;
 pub mod restore;
 
 pub mod cli;

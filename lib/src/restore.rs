@@ -1,324 +1,22 @@
-//! Restores one table in the process that will own it: plan, place, make in ascending order, late
-//! steps. Nothing outside this process is touched before the plan is known to be possible.
+//! Makes one table in the process that will own it: place, make in ascending order, late steps.
+//! Nothing outside this process is touched.
 
-use crate::ctty::{self, Heir};
-use crate::error::{At, Error, Result, Status};
-use crate::image::{Image, OpenFile, Slot, Task};
-use crate::kind;
-use crate::service;
+use crate::ctty;
+use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::{self, Need};
+use crate::plan::{Deed, Missing, Myself, Options, Plan, Step, hard_limit, refuse, what};
+use crate::service::{self, Placement, Wanted};
 use crate::shrink;
-use crate::site::{Changed, Fate, Made, Site, set_flags};
+use crate::site::{Fate, Made, Site, set_flags};
+use crate::store::Store;
 use crate::sys::{self, Owner, Seat};
 use crate::terminal;
-use crate::text::escape;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-
-/// What to do with a descriptor that cannot be restored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
-    /// Refuse, with a list of all of them.
-    #[default]
-    Fail,
-    /// /dev/null in its place.
-    Null,
-    /// Leave the number closed.
-    Skip,
-}
-
-/// A descriptor of the caller, in place of one of the image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Inherit {
-    /// The caller's own, at its own number, whatever the image says of it.
-    Own(RawFd),
-    /// What readlink(2) shows of a description of the image, or a slot, becomes the caller's.
-    Key(Vec<u8>, RawFd),
-}
-
-/// How to restore.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// The task whose table is restored; the first if none is named.
-    pub task: Option<i32>,
-    /// For what cannot be restored.
-    pub missing: Missing,
-    /// For files that changed.
-    pub changed: Changed,
-    /// What the caller hands down.
-    pub inherit: Vec<Inherit>,
-    /// Whether a controlling terminal may be taken from another session.
-    pub steal: bool,
-}
-
-/// What becomes of a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deed {
-    /// The description is made.
-    Make,
-    /// It stands already at another number, or will as the other end of a pipe: dup(2) or nothing.
-    Share,
-    /// The caller's descriptor.
-    Inherit(RawFd),
-    /// /dev/null.
-    Null,
-    /// Nothing.
-    Skip,
-}
-
-/// A number of the restored table.
-#[derive(Clone, Debug)]
-pub struct Step {
-    /// The number.
-    pub fd: RawFd,
-    /// The file it names in the image; none for one of the caller's that the image does not have.
-    pub file: Option<u32>,
-    /// What becomes of it.
-    pub deed: Deed,
-    /// Whether it was close-on-exec.
-    pub cloexec: bool,
-}
-
-/// What will be done, and why some of it cannot.
-pub struct Plan<'a> {
-    /// The image.
-    pub image: &'a Image,
-    /// The task.
-    pub task: &'a Task,
-    /// The numbers, ascending.
-    pub steps: Vec<Step>,
-    /// What cannot be restored, a line each.
-    pub problems: Vec<String>,
-    /// What becomes of the controlling terminal.
-    pub terminal: Fate,
-    lowest: HashMap<u32, RawFd>,
-    objects: HashMap<u32, Vec<u32>>,
-    sockets: HashMap<u64, u32>,
-    numbers: Vec<RawFd>,
-}
-
-fn what(file: &OpenFile) -> String {
-    escape(&file.link.0).into_owned()
-}
-
-impl<'a> Plan<'a> {
-    /// Plans a table. `root` is where paths are looked up; `dry` also looks whether they are there.
-    ///
-    /// Fails with status 6 if the image has no such task.
-    pub fn new(
-        image: &'a Image,
-        options: &Options,
-        root: Option<BorrowedFd<'_>>,
-        dry: bool,
-    ) -> Result<Plan<'a>> {
-        let task = match options.task {
-            Some(pid) => image.tasks.iter().find(|task| task.pid == pid),
-            None => image.tasks.first(),
-        };
-        let task = task.ok_or_else(|| {
-            Error::unrestorable(match options.task {
-                Some(pid) => format!("the image has no task {pid}"),
-                None => "the image has no task".to_owned(),
-            })
-        })?;
-        let slots = image.slots.iter().filter(|slot| slot.table == task.table.id);
-        let mut plan = Plan {
-            image,
-            task,
-            steps: Vec::new(),
-            problems: Vec::new(),
-            terminal: Fate::None,
-            lowest: HashMap::new(),
-            objects: HashMap::new(),
-            sockets: HashMap::new(),
-            numbers: Vec::new(),
-        };
-        plan.lay_out(slots, options)?;
-        let heir = Heir::myself()?;
-        plan.terminal = plan.fate(heir);
-        plan.check(options, root, dry)?;
-        // What controls COMMAND may be among what was refused.
-        plan.terminal = plan.fate(heir);
-        Ok(plan)
-    }
-
-    fn fate(&self, heir: Heir) -> Fate {
-        let handed = |id| {
-            let of = |step: &&Step| step.file == Some(id) && matches!(step.deed, Deed::Inherit(_));
-            self.steps.iter().find(of).map(|step| step.fd)
-        };
-        ctty::fate(self.image, self.task, heir, |id| self.lowest.contains_key(&id), handed)
-    }
-
-    fn lay_out(&mut self, slots: impl Iterator<Item = &'a Slot>, options: &Options) -> Result<()> {
-        let mut own: BTreeSet<RawFd> = BTreeSet::new();
-        let mut used = vec![false; options.inherit.len()];
-        for (at, inherit) in options.inherit.iter().enumerate() {
-            let (Inherit::Own(fd) | Inherit::Key(_, fd)) = inherit;
-            if (0..3).contains(fd) && sys::start::closed_at_start(*fd)
-                || Seat::inherited(*fd).is_err()
-            {
-                return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
-            }
-            if let Inherit::Own(fd) = inherit {
-                own.insert(*fd);
-                used[at] = true;
-            }
-        }
-        for slot in slots {
-            let Some(file) = self.image.file(slot.file) else { continue };
-            let fd = slot.fd as RawFd;
-            let number = slot.fd.to_string().into_bytes();
-            let full = format!("{}:{}", self.task.pid, slot.fd).into_bytes();
-            let keys = [&file.link.0, &number, &full];
-            let handed = options
-                .inherit
-                .iter()
-                .position(|inherit| matches!(inherit, Inherit::Key(key, _) if keys.contains(&key)));
-            let deed = match handed {
-                _ if own.remove(&fd) => Deed::Inherit(fd),
-                Some(at) => {
-                    used[at] = true;
-                    match &options.inherit[at] {
-                        Inherit::Key(_, from) | Inherit::Own(from) => Deed::Inherit(*from),
-                    }
-                }
-                None if self.lowest.contains_key(&file.id) => Deed::Share,
-                None => {
-                    self.lowest.insert(file.id, fd);
-                    if let Some(object) = file.object {
-                        self.objects.entry(object).or_default().push(file.id);
-                    }
-                    let socket = file.link.0.starts_with(b"socket:[");
-                    if let Some(inode) = file.inode.as_ref().filter(|_| socket) {
-                        self.sockets.insert(inode.ino, file.id);
-                    }
-                    Deed::Make
-                }
-            };
-            let file = Some(file.id);
-            self.steps.push(Step { fd, file, deed, cloexec: slot.cloexec });
-        }
-        let unused = used.iter().position(|used| !used).map(|at| &options.inherit[at]);
-        if let Some(Inherit::Key(key, _)) = unused {
-            let key = escape(key);
-            return Err(Error::misuse(format!("--inherit: the image has no '{key}'")));
-        }
-        for fd in own {
-            self.steps.push(Step { fd, file: None, deed: Deed::Inherit(fd), cloexec: false });
-        }
-        self.steps.sort_by_key(|step| step.fd);
-        self.numbers = self.steps.iter().map(|step| step.fd).collect();
-        Ok(())
-    }
-
-    /// Asks each kind whether it can restore what is wanted of it.
-    fn check(&mut self, options: &Options, root: Option<BorrowedFd<'_>>, dry: bool) -> Result<()> {
-        if let Some(step) = self.steps.last() {
-            within_limit(step.fd as u32)?;
-        }
-        let mut failed: HashMap<u32, Deed> = HashMap::new();
-        let mut steps = std::mem::take(&mut self.steps);
-        let mut problems = Vec::new();
-        {
-            let root = root.map(|root| root.try_clone_to_owned()).transpose()?;
-            let site = self.site(None, root, options.changed, dry);
-            for step in &mut steps {
-                let Some(id) = step.file else { continue };
-                if step.deed == Deed::Share {
-                    step.deed = failed.get(&id).copied().unwrap_or(Deed::Share);
-                    continue;
-                }
-                let (Deed::Make, Some(file)) = (step.deed, self.image.file(id)) else { continue };
-                let checked = match kind::named(&file.kind) {
-                    Some(kind) => (kind.check)(file, &site),
-                    None => {
-                        let why =
-                            format!("kind {} is not known here", escape(file.kind.as_bytes()));
-                        Err(Error::unrestorable(why))
-                    }
-                };
-                if let Err(err) = checked {
-                    if err.status() == Status::Malformed {
-                        return Err(err.at(format!("fd {}", step.fd)));
-                    }
-                    step.deed = match options.missing {
-                        Missing::Fail => {
-                            problems.push(format!("fd {} ({}): {err}", step.fd, what(file)));
-                            Deed::Skip
-                        }
-                        Missing::Null => Deed::Null,
-                        Missing::Skip => Deed::Skip,
-                    };
-                    failed.insert(id, step.deed);
-                }
-            }
-        }
-        self.steps = steps;
-        self.problems = problems;
-        // What is not made cannot be the other end of anything.
-        for id in failed.keys() {
-            self.lowest.remove(id);
-            for files in self.objects.values_mut() {
-                files.retain(|file| file != id);
-            }
-        }
-        Ok(())
-    }
-
-    fn site<'b>(
-        &'b self,
-        source: Option<OwnedFd>,
-        root: Option<OwnedFd>,
-        changed: Changed,
-        dry: bool,
-    ) -> Site<'b> {
-        Site {
-            image: self.image,
-            task: self.task,
-            source,
-            root,
-            dry,
-            changed,
-            warnings: Vec::new(),
-            lowest: &self.lowest,
-            objects: &self.objects,
-            sockets: &self.sockets,
-            numbers: &self.numbers,
-            seats: HashMap::new(),
-            after: Vec::new(),
-            terminal: &self.terminal,
-            moved: HashMap::new(),
-            dressed: Default::default(),
-        }
-    }
-
-    /// The refusal that lists all problems, if there are any. Each is said by `say`.
-    pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
-        refuse(&self.problems, say)
-    }
-}
-
-fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<()> {
-    if problems.is_empty() {
-        return Ok(());
-    }
-    for problem in problems {
-        say(problem);
-    }
-    let cures = "--inherit KEY=FD hands one over, --missing null or --missing skip goes on without";
-    Err(Error::unrestorable(format!("{} cannot be restored here; {cures}", problems.len())))
-}
-
-/// What is left when the table stands: COMMAND can run now.
-pub struct Restored {
-    /// Where messages go although 2 may be COMMAND's by now; closed by the exec.
-    pub err: Option<OwnedFd>,
-    /// The numbers that were close-on-exec, for FDRESTORE_CLOEXEC.
-    pub cloexec: Vec<RawFd>,
-}
 
 /// A service descriptor on its way to its number.
 struct Service {
@@ -326,20 +24,31 @@ struct Service {
     to: RawFd,
 }
 
-/// Makes the table of this process what the plan says. `source` is the image as a descriptor.
+/// What a table is made from beside the image.
+#[derive(Default)]
+pub(crate) struct With<'a> {
+    /// Descriptors that the caller hands down to another number than theirs.
+    pub handed: HashMap<RawFd, OwnedFd>,
+    /// What was made for several tasks of a tree.
+    pub store: Option<&'a Store<'a>>,
+    /// Any open descriptor, which holds numbers for a while.
+    pub filler: Option<BorrowedFd<'a>>,
+}
+
+/// Makes the table of this process what the plan says. `source` is the image.
 ///
 /// On failure the error comes with where it can be said. Nothing outside this process was changed.
 pub fn restore(
     plan: &Plan<'_>,
     options: &Options,
-    source: OwnedFd,
+    source: &[u8],
     root: Option<OwnedFd>,
 ) -> (Option<OwnedFd>, Result<Vec<RawFd>>) {
     let err = match sys::start::closed_at_start(2) {
         true => None,
         false => std::io::stderr().as_fd().try_clone_to_owned().ok(),
     };
-    let mut services = vec![Some(source), err, root];
+    let mut services = vec![err, root];
     let mut handed: Vec<(RawFd, Option<OwnedFd>)> = Vec::new();
     for step in &plan.steps {
         // One that stays at its number needs no place; another waits among the services.
@@ -350,25 +59,32 @@ pub fn restore(
                 .and_then(|seat| seat.as_fd().try_clone_to_owned().map_err(Error::from));
             match copy {
                 Ok(copy) => handed.push((from, Some(copy))),
-                Err(why) => return (services.swap_remove(1), Err(why)),
+                Err(why) => return (services.swap_remove(0), Err(why)),
             }
         }
     }
     let wanted: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
-    let limits = match raise_limit(&wanted) {
+    let limits = match raise_limit(wanted.last().copied()) {
         Ok(limits) => limits,
-        Err(why) => return (services.swap_remove(1), Err(why)),
+        Err(why) => return (services.swap_remove(0), Err(why)),
+    };
+    let highest = wanted.last().copied();
+    let table = Wanted {
+        numbers: &wanted,
+        handed: handed.iter().map(|(from, _)| *from as u32).max(),
+        sharers: 1,
+        floor: service::capacity(highest),
+        limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
     services.extend(handed.iter_mut().map(|(_, copy)| copy.take()));
-    let placed = place(services, &wanted, limits.1, plan);
-    let (mut services, placed) = placed;
-    let err = services.get_mut(1).and_then(Option::take);
+    let stays = |step: &&Step| step.deed == Deed::Inherit(step.fd);
+    let keep = plan.steps.iter().filter(stays).map(|step| step.fd).collect();
+    let (mut services, placed) = place(services, options.placement, &table, keep);
+    let err = services.get_mut(0).and_then(Option::take);
     if let Err(why) = placed {
         return (err, Err(why));
     }
-    let mut rest = services.drain(..);
-    let source = rest.next().flatten();
-    let _ = rest.next();
+    let mut rest = services.drain(..).skip(1);
     let root = rest.next().flatten();
     let handed: HashMap<RawFd, OwnedFd> = handed
         .iter()
@@ -376,20 +92,25 @@ pub fn restore(
         .zip(rest)
         .filter_map(|(from, fd)| Some((from, fd?)))
         .collect();
-    let mut site = plan.site(source, root, options.changed, false);
-    let built = build(plan, options, &mut site, &handed, err.as_ref());
+    let heirs = Myself(plan.task);
+    let mut site = plan.site(source, &heirs, root, options.changed);
+    let filler = err.as_ref().map(AsFd::as_fd);
+    let with = With { handed, store: None, filler };
+    let mut say = |line: &str| say(err.as_ref(), line);
+    let built = build(plan, options, &mut site, &with, &mut say);
     for warning in &site.warnings {
-        say(err.as_ref(), warning);
+        say(warning);
     }
-    drop((site, handed));
-    let highest = wanted.last().copied();
+    drop((site, with));
     // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
     let err = err.filter(|err| (err.as_raw_fd() as u64) < service::capacity(highest));
     let built = built.and_then(|cloexec| {
         if limits.0 != limits.1 {
             setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
         }
-        shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
+        if options.placement == Placement::Tight {
+            shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
+        }
         Ok(cloexec)
     });
     (err, built)
@@ -402,26 +123,11 @@ fn say(err: Option<&OwnedFd>, line: &str) {
     }
 }
 
-fn hard_limit() -> Result<u64> {
-    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
-}
-
-/// Fails with status 6 if a number is above any limit that this process can have.
-fn within_limit(highest: u32) -> Result<()> {
-    let hard = hard_limit()?;
-    if u64::from(highest) < hard {
-        return Ok(());
-    }
-    Err(Error::unrestorable(format!(
-        "descriptor {highest} is above the hard limit of {hard} open files (ulimit -Hn)"
-    )))
-}
-
 /// Raises the soft limit if the highest number asks for it: (before, now).
-fn raise_limit(wanted: &[u32]) -> Result<(u64, u64)> {
+pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    match wanted.last() {
-        Some(&highest) if u64::from(highest) >= soft => {
+    match highest {
+        Some(highest) if u64::from(highest) >= soft => {
             setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
             Ok((soft, hard))
         }
@@ -429,16 +135,16 @@ fn raise_limit(wanted: &[u32]) -> Result<(u64, u64)> {
     }
 }
 
-/// Moves the services to their numbers and closes what is neither service nor inherited in place.
-fn place(
+/// Moves the services to their numbers and closes all but them and what to `keep`.
+pub(crate) fn place(
     services: Vec<Option<OwnedFd>>,
-    wanted: &[u32],
-    limit: u64,
-    plan: &Plan<'_>,
+    policy: Placement,
+    table: &Wanted<'_>,
+    mut keep: Vec<RawFd>,
 ) -> (Vec<Option<OwnedFd>>, Result<()>) {
     let count = services.iter().flatten().count();
-    let limit = limit.min(u64::from(u32::MAX)) as u32;
-    let Some(numbers) = service::base(wanted, count, limit) else {
+    let Some(numbers) = service::numbers(policy, table, count) else {
+        let limit = table.limit;
         let why = format!("no room for {count} descriptors of our own below the limit {limit}");
         return (services, Err(Error::unrestorable(why)));
     };
@@ -450,124 +156,281 @@ fn place(
             Service { fd, to }
         })
         .collect();
-    // Whoever stays at its number is moved nowhere and must not be overwritten either; service
-    // numbers are not wanted ones, so it never is.
-    let mut left: Vec<usize> = (0..all.len()).filter(|&at| all[at].fd.is_some()).collect();
-    let mut outcome = Ok(());
-    while !left.is_empty() && outcome.is_ok() {
-        let pairs: Vec<(RawFd, RawFd)> = left
-            .iter()
-            .map(|&at| (all[at].fd.as_ref().map_or(-1, AsRawFd::as_raw_fd), all[at].to))
-            .collect();
-        outcome = (|| {
-            match service::next_move(&pairs) {
-                Some(next) => {
-                    let at = left.swap_remove(next);
-                    if let Some(fd) = all[at].fd.take() {
-                        all[at].fd = Some(sys::move_to(fd, all[at].to)?);
-                    }
-                }
-                // A cycle: one of them steps aside, to a number that is free.
-                None => {
-                    if let Some(fd) = all[left[0]].fd.take() {
-                        all[left[0]].fd = Some(fd.try_clone()?);
-                    }
-                }
+    let moved = shift(&mut all).at(|| "place the service descriptors");
+    keep.extend(all.iter().filter(|service| service.fd.is_some()).map(|service| service.to));
+    keep.sort_unstable();
+    let closed = moved.and_then(|()| close_others(&keep));
+    (all.into_iter().map(|service| service.fd).collect(), closed)
+}
+
+/// Moves each to its number. Whoever else stands there is closed: nobody that is kept does, since
+/// service numbers are not wanted ones.
+fn shift(services: &mut [Service]) -> Result<()> {
+    let held: Vec<(usize, RawFd)> = services
+        .iter()
+        .enumerate()
+        .filter_map(|(at, service)| Some((at, service.fd.as_ref()?.as_raw_fd())))
+        .collect();
+    let spare = held.iter().map(|&(at, from)| from.max(services[at].to)).max().unwrap_or(0) + 1;
+    let wanted: Vec<(u32, u32)> =
+        held.iter().map(|&(at, from)| (from as u32, services[at].to as u32)).collect();
+    for (from, to) in service::moves(&wanted, spare as u32) {
+        let stands = |service: &&mut Service| {
+            service.fd.as_ref().is_some_and(|fd| fd.as_raw_fd() == from as RawFd)
+        };
+        if let Some(service) = services.iter_mut().find(stands) {
+            if let Some(fd) = service.fd.take() {
+                service.fd = Some(sys::move_to(fd, to as RawFd)?);
             }
-            Ok::<(), Error>(())
-        })()
-        .at(|| "place the service descriptors");
+        }
     }
-    let stays = |step: &&Step| step.deed == Deed::Inherit(step.fd);
-    let mut kept: Vec<RawFd> = all.iter().filter(|s| s.fd.is_some()).map(|s| s.to).collect();
-    kept.extend(plan.steps.iter().filter(stays).map(|step| step.fd));
-    kept.sort_unstable();
+    Ok(())
+}
+
+/// Closes every number but these, which ascend.
+pub(crate) fn close_others(keep: &[RawFd]) -> Result<()> {
     let mut first = 0;
-    for number in kept.into_iter().chain([RawFd::MAX]) {
-        if first < number && outcome.is_ok() {
-            outcome = sys::close_range(first, number - 1).at(|| "close_range");
+    for &number in keep.iter().chain([&RawFd::MAX]) {
+        if first < number {
+            sys::close_range(first, number - 1).at(|| "close_range")?;
         }
         first = number.saturating_add(1);
     }
-    (all.into_iter().map(|service| service.fd).collect(), outcome)
+    Ok(())
 }
 
-/// Makes everything in ascending order; gives the numbers that were close-on-exec.
-fn build(
-    plan: &Plan<'_>,
+/// Makes all that the plan says; gives the numbers that were close-on-exec.
+fn build<'s>(
+    plan: &'s Plan<'s>,
     options: &Options,
-    site: &mut Site<'_>,
-    handed: &HashMap<RawFd, OwnedFd>,
-    err: Option<&OwnedFd>,
+    site: &mut Site<'s>,
+    with: &With<'_>,
+    say: &mut dyn FnMut(&str),
 ) -> Result<Vec<RawFd>> {
-    let mut problems = Vec::new();
-    let mut cloexec = Vec::new();
-    let mut lost: HashMap<u32, Deed> = HashMap::new();
-    let mut fillers: Vec<(RawFd, RawFd)> = Vec::new();
-    let mut expected = 0;
-    let mut early = make_early(plan, site);
-    control(plan, options, site, handed)?;
-    for (at, step) in plan.steps.iter().enumerate() {
+    let mut work = Work::new(plan, options, site, with);
+    work.early();
+    control(plan, options, work.site, &with.handed)?;
+    work.make(|step| !step.passed)?;
+    work.end(say)?;
+    late(plan, site)?;
+    Ok(plan.steps.iter().filter(|step| step.cloexec && stands(step)).map(|step| step.fd).collect())
+}
+
+/// Whether what stands there was restored, and is not the caller's.
+fn stands(step: &Step) -> bool {
+    !matches!(step.deed, Deed::Skip | Deed::Inherit(_)) && Seat::inherited(step.fd).is_ok()
+}
+
+/// A table on the way.
+pub(crate) struct Work<'w, 's> {
+    plan: &'s Plan<'s>,
+    options: &'w Options,
+    pub(crate) site: &'w mut Site<'s>,
+    with: &'w With<'w>,
+    problems: Vec<String>,
+    /// What became of files that could not be made.
+    lost: HashMap<u32, Deed>,
+    /// What became of files that others lead to.
+    early: HashMap<u32, Result<()>>,
+    /// Numbers that are held only for a while.
+    fillers: Vec<(RawFd, RawFd)>,
+    /// What waits for the end to be moved, or copied, to its number.
+    unsettled: Vec<(u32, RawFd)>,
+}
+
+impl<'w, 's> Work<'w, 's> {
+    pub(crate) fn new(
+        plan: &'s Plan<'s>,
+        options: &'w Options,
+        site: &'w mut Site<'s>,
+        with: &'w With<'w>,
+    ) -> Self {
+        for step in plan.steps.iter().filter(|step| step.deed == Deed::Stand) {
+            if let Some(id) = step.file {
+                site.seats.entry(id).or_insert(Seat::known(step.fd));
+            }
+        }
+        let (early, lost) = (HashMap::new(), HashMap::new());
+        let (problems, fillers, unsettled) = (Vec::new(), Vec::new(), Vec::new());
+        Work { plan, options, site, with, problems, lost, early, fillers, unsettled }
+    }
+
+    /// Makes what others lead to.
+    pub(crate) fn early(&mut self) {
+        for step in self.plan.steps.iter().filter(|step| step.deed == Deed::Make) {
+            let Some(file) = step.file.and_then(|id| self.plan.image.file(id)) else { continue };
+            if kind::named(&file.kind).is_some_and(|kind| kind.is_early) {
+                self.plan.enter(self.site, file.id);
+                let outcome = make(file, step.fd, self.site);
+                self.early.insert(file.id, outcome);
+            }
+        }
+    }
+
+    /// Makes those numbers, in ascending order.
+    pub(crate) fn make(&mut self, which: impl Fn(&Step) -> bool) -> Result<()> {
+        let mut expected = 0;
+        let mut at = 0;
+        while let Some(step) = self.plan.steps.get(at) {
+            at += 1;
+            if step.deed == Deed::Stand || !which(step) {
+                continue;
+            }
+            if !self.site.anywhere {
+                self.fill_hole(at - 1, expected)?;
+            }
+            expected = step.fd + 1;
+            match step.deed {
+                Deed::Fetch(message) => {
+                    let of = |step: &&Step| step.deed == Deed::Fetch(message);
+                    let run = &self.plan.steps[at - 1..];
+                    let run = &run[..run.iter().take_while(of).count()];
+                    self.fetch(message, run)?;
+                    at += run.len() - 1;
+                    expected = step.fd + run.len() as RawFd;
+                }
+                deed => self.one(step, deed)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a run of numbers out of the store.
+    fn fetch(&mut self, message: u32, run: &[Step]) -> Result<()> {
+        let store = self.with.store.ok_or(nix::errno::Errno::EBADF)?;
+        let fds = store.get(message, run.len()).at(|| "the fdstore")?;
+        // From the end: what came too low may stand where an earlier one of the run belongs.
+        for (fd, step) in fds.into_iter().zip(run).rev() {
+            let seat = self.site.seat(fd, step.fd)?;
+            if let Some(id) = step.file {
+                self.unsettled.extend(self.site.anywhere.then_some((id, step.fd)));
+                self.site.seats.insert(id, seat);
+            }
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, step: &Step, mut deed: Deed) -> Result<()> {
         let fd = step.fd;
-        fill_hole(plan, at, expected, site, &mut fillers)?;
-        expected = fd + 1;
-        let file = step.file.and_then(|id| plan.image.file(id));
-        let mut deed = step.deed;
+        let file = step.file.and_then(|id| self.plan.image.file(id));
         if let (Deed::Share, Some(file)) = (deed, file) {
-            deed = lost.get(&file.id).copied().unwrap_or(deed);
+            deed = self.lost.get(&file.id).copied().unwrap_or(deed);
         }
         if let (Deed::Make, Some(file)) = (deed, file) {
-            if let Err(why) = early.remove(&file.id).unwrap_or_else(|| make(file, fd, site)) {
-                if options.missing == Missing::Fail {
-                    problems.push(format!("fd {fd} ({}): {why}", what(file)));
+            self.plan.enter(self.site, file.id);
+            let made = self.early.remove(&file.id).unwrap_or_else(|| make(file, fd, self.site));
+            if let Err(why) = made {
+                if self.options.missing == Missing::Fail {
+                    self.problems.push(format!("fd {fd} ({}): {why}", what(file)));
                 }
-                deed = match options.missing {
+                deed = match self.options.missing {
                     Missing::Null => Deed::Null,
                     _ => Deed::Skip,
                 };
-                lost.insert(file.id, deed);
+                self.lost.insert(file.id, deed);
             }
         }
         match (deed, file) {
+            (Deed::Make, Some(file)) => {
+                self.unsettled.extend(self.site.anywhere.then_some((file.id, fd)));
+            }
+            (Deed::Share, Some(file)) if self.site.anywhere => self.unsettled.push((file.id, fd)),
             (Deed::Share, Some(file)) => {
-                if let Some(seat) = site.seats.get(&file.id) {
+                if let Some(seat) = self.site.seats.get(&file.id) {
                     Seat::copy(seat.as_fd(), fd).at(|| format!("dup to {fd}"))?;
                 }
             }
             (Deed::Inherit(from), _) if from != fd => {
-                if let Some(copy) = handed.get(&from) {
+                if let Some(copy) = self.with.handed.get(&from) {
                     Seat::copy(copy.as_fd(), fd).at(|| format!("dup {from} to {fd}"))?;
                 }
             }
             (Deed::Null, Some(file)) => {
                 let kind = kind::named(&file.kind).unwrap_or(&kind::KINDS[kind::KINDS.len() - 1]);
-                let seat = Seat::take((kind.null)(file)?, fd).at(|| format!("put it at {fd}"))?;
-                site.seats.insert(file.id, seat);
+                let seat = self.site.seat((kind.null)(file)?, fd)?;
+                self.site.seats.insert(file.id, seat);
+                self.unsettled.extend(self.site.anywhere.then_some((file.id, fd)));
             }
             _ => (),
         }
-        if step.cloexec && !matches!(deed, Deed::Skip | Deed::Inherit(_)) {
-            cloexec.push(fd);
-        }
+        Ok(())
     }
-    for (first, last) in fillers {
-        sys::close_range(first, last).at(|| "close_range")?;
-    }
-    refuse(&problems, &mut |line| say(err, line))?;
-    late(plan, site)?;
-    Ok(cloexec)
-}
 
-/// Makes what others lead to; what came of it, by the files it failed for.
-fn make_early(plan: &Plan<'_>, site: &mut Site<'_>) -> HashMap<u32, Result<()>> {
-    let mut outcomes = HashMap::new();
-    for step in plan.steps.iter().filter(|step| step.deed == Deed::Make) {
-        let Some(file) = step.file.and_then(|id| plan.image.file(id)) else { continue };
-        if kind::named(&file.kind).is_some_and(|kind| kind.is_early) {
-            outcomes.insert(file.id, make(file, step.fd, site));
+    /// Fills the numbers before a step with placeholders if that costs less than moving what comes
+    /// after the hole: the lowest free number is then the right one again.
+    fn fill_hole(&mut self, at: usize, expected: RawFd) -> Result<()> {
+        let fd = self.plan.steps[at].fd;
+        let hole = (fd - expected) as usize;
+        if hole == 0 {
+            return Ok(());
         }
+        let makes = |step: &&Step| matches!(step.deed, Deed::Make | Deed::Fetch(_));
+        let run = self.plan.steps[at..].iter().take(hole).filter(makes).count();
+        let standing = self.site.seats.values().next().map(Seat::as_fd);
+        let Some(filler) = standing.or(self.with.filler).filter(|_| hole < 2 * run) else {
+            return Ok(());
+        };
+        for number in expected..fd {
+            // A service may stand in the hole; it fills its number as well.
+            match Seat::copy(filler, number) {
+                Ok(seat) => match self.fillers.last_mut() {
+                    Some((_, last)) if *last + 1 == seat.number() => *last = seat.number(),
+                    _ => self.fillers.push((seat.number(), seat.number())),
+                },
+                Err(nix::errno::Errno::EBUSY) => (),
+                Err(errno) => return Err(errno).at(|| format!("hold number {number}")),
+            }
+        }
+        Ok(())
     }
-    outcomes
+
+    /// Brings everything to its number; fails with status 6 if something could not be made.
+    pub(crate) fn end(&mut self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        for (first, last) in std::mem::take(&mut self.fillers) {
+            sys::close_range(first, last).at(|| "close_range")?;
+        }
+        refuse(&self.problems, say)?;
+        self.settle()
+    }
+
+    /// Moves what stands where it was born. The first number of a file is its seat's.
+    fn settle(&mut self) -> Result<()> {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        let mut moved: HashMap<u32, RawFd> = HashMap::new();
+        let mut copies = Vec::new();
+        for (id, fd) in unsettled {
+            match self.site.seats.get(&id) {
+                Some(seat) if seat.number() != fd && !moved.contains_key(&id) => {
+                    moved.insert(id, fd);
+                }
+                Some(seat) if seat.number() != fd => copies.push((id, fd)),
+                _ => (),
+            }
+        }
+        let by_number: HashMap<u32, u32> =
+            moved.keys().map(|id| (self.site.seats[id].number() as u32, *id)).collect();
+        let mut pairs: Vec<(u32, u32)> =
+            by_number.iter().map(|(from, id)| (*from, moved[id] as u32)).collect();
+        pairs.sort_unstable();
+        let highest = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0);
+        let mut aside = None;
+        for (from, to) in service::moves(&pairs, highest + 1) {
+            match by_number.get(&from).copied().or(aside) {
+                Some(id) => {
+                    let seat = self.site.seats[&id].shift(to as RawFd);
+                    let seat = seat.at(|| format!("move {from} to {to}"))?;
+                    self.site.seats.insert(id, seat);
+                    aside = (to > highest).then_some(id);
+                }
+                None => return Err(nix::errno::Errno::EBADF.into()),
+            }
+        }
+        for (id, fd) in copies {
+            let seat = self.site.seats[&id];
+            Seat::copy(seat.as_fd(), fd).at(|| format!("dup to {fd}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Gives this process its controlling terminal, through a descriptor that is no part of the table.
@@ -638,37 +501,6 @@ fn slave(master: Seat) -> Result<OwnedFd> {
     slave
 }
 
-/// Fills the numbers before a step with placeholders if that costs less than moving what comes
-/// after the hole: the lowest free number is then the right one again.
-fn fill_hole(
-    plan: &Plan<'_>,
-    at: usize,
-    expected: RawFd,
-    site: &Site<'_>,
-    fillers: &mut Vec<(RawFd, RawFd)>,
-) -> Result<()> {
-    let fd = plan.steps[at].fd;
-    let hole = (fd - expected) as usize;
-    if hole == 0 {
-        return Ok(());
-    }
-    let makes = |step: &&Step| step.deed == Deed::Make;
-    let run = plan.steps[at..].iter().take(hole).filter(makes).count();
-    let Some(source) = site.source.as_ref().filter(|_| hole < 2 * run) else { return Ok(()) };
-    for number in expected..fd {
-        // A service may stand in the hole; it fills its number as well.
-        match Seat::copy(source.as_fd(), number) {
-            Ok(seat) => match fillers.last_mut() {
-                Some((_, last)) if *last + 1 == seat.number() => *last = seat.number(),
-                _ => fillers.push((seat.number(), seat.number())),
-            },
-            Err(nix::errno::Errno::EBUSY) => (),
-            Err(errno) => return Err(errno).at(|| format!("hold number {number}")),
-        }
-    }
-    Ok(())
-}
-
 /// Makes a description at its number, unless it stands there already as another's other end.
 fn make(file: &OpenFile, fd: RawFd, site: &mut Site<'_>) -> Result<()> {
     if site.seats.contains_key(&file.id) {
@@ -678,7 +510,7 @@ fn make(file: &OpenFile, fd: RawFd, site: &mut Site<'_>) -> Result<()> {
         .ok_or_else(|| Error::unrestorable(format!("kind {} is not known here", file.kind)))?;
     let Made { fd: new, flags } = (kind.restore)(file, site)?;
     set_flags(new.as_fd(), flags, file.flags)?;
-    let seat = Seat::take(new, fd).at(|| format!("put it at {fd}"))?;
+    let seat = site.seat(new, fd)?;
     site.seats.insert(file.id, seat);
     if kind.seeks { seek(file, site) } else { Ok(()) }
 }
@@ -692,40 +524,60 @@ fn seek(file: &OpenFile, site: &Site<'_>) -> Result<()> {
     nix::unistd::lseek(site.seats[&file.id].as_fd(), file.pos, whence).at(|| "lseek").map(drop)
 }
 
-/// What can be done only when all numbers stand: what kinds left for then, owners, O_ASYNC. F_SETFL registers the process
-/// for SIGIO; an O_ASYNC given to open(2) would be set and dead (fcntl(2)).
-fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
-    let ids = plan.steps.iter().filter(|step| step.deed == Deed::Make).filter_map(|step| step.file);
-    for file in ids.filter_map(|id| plan.image.file(id)) {
+/// What can be done only when all numbers stand: what kinds left for then, owners, O_ASYNC. F_SETFL
+/// registers the process for SIGIO; an O_ASYNC given to open(2) would be set and dead (fcntl(2)).
+///
+/// What was made for several tasks is finished where it was made, but for what names numbers or
+/// processes, which is left to the task where it is at home.
+pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
+    for step in &plan.steps {
+        let file = step.file.and_then(|id| plan.image.file(id));
+        let Some(file) = file else { continue };
         let Some(seat) = site.seats.get(&file.id).copied() else { continue };
-        if let Some(kind) = kind::named(&file.kind).filter(|kind| kind.is_late) {
+        let kind = kind::named(&file.kind);
+        let of_numbers = kind.is_some_and(|kind| (kind.need)(file) == Need::Numbers);
+        let (made, home) = match step.deed {
+            Deed::Make => (true, !plan.homes.contains_key(&file.id)),
+            Deed::Fetch(_) | Deed::Stand => (false, plan.guests.contains(&file.id)),
+            _ => continue,
+        };
+        let due = if of_numbers { home } else { made };
+        if let Some(kind) = kind.filter(|kind| kind.is_late && due) {
             (kind.late)(file, seat, site).at(|| format!("fd {}: {}", seat.number(), what(file)))?;
         }
-        if let Some(signals) = &file.signals {
-            if signals.signal != 0 {
-                sys::set_signal(seat.as_fd(), signals.signal).at(|| "F_SETSIG")?;
-            }
-            match site.heir(signals.kind, signals.id) {
-                Some(id) => sys::set_owner(seat.as_fd(), Owner { kind: signals.kind, id })
-                    .at(|| "F_SETOWN_EX")?,
-                None if signals.id != 0 => {
-                    let id = signals.id;
-                    let line = format!("fd {}: its owner {id} is not restored", seat.number());
-                    site.warnings.push(line);
-                }
-                None => (),
-            }
-        }
-        if file.flags & libc::O_ASYNC as u32 != 0 {
-            let flags = OFlag::from_bits_retain(file.flags as i32);
-            fcntl(seat.as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
-        }
-        if !file.locks.is_empty() {
-            site.warnings.push(format!("fd {}: its locks are not taken", seat.number()));
+        if home && plan.lowest.get(&file.id) == Some(&step.fd) {
+            signals(file, seat, site)?;
         }
     }
     for (seat, how) in std::mem::take(&mut site.after) {
         nix::sys::socket::shutdown(seat.as_fd().as_raw_fd(), how).at(|| "shutdown")?;
+    }
+    Ok(())
+}
+
+/// Who is told that it is ready, and by which signal.
+fn signals(file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+    if let Some(signals) = &file.signals {
+        if signals.signal != 0 {
+            sys::set_signal(seat.as_fd(), signals.signal).at(|| "F_SETSIG")?;
+        }
+        match site.heir(signals.kind, signals.id) {
+            Some(id) => sys::set_owner(seat.as_fd(), Owner { kind: signals.kind, id })
+                .at(|| "F_SETOWN_EX")?,
+            None if signals.id != 0 => {
+                let id = signals.id;
+                let line = format!("fd {}: its owner {id} is not restored", seat.number());
+                site.warnings.push(line);
+            }
+            None => (),
+        }
+    }
+    if file.flags & libc::O_ASYNC as u32 != 0 {
+        let flags = OFlag::from_bits_retain(file.flags as i32);
+        fcntl(seat.as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
+    }
+    if !file.locks.is_empty() {
+        site.warnings.push(format!("fd {}: its locks are not taken", seat.number()));
     }
     Ok(())
 }

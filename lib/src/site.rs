@@ -56,18 +56,31 @@ pub enum Fate {
     Lost(String),
 }
 
+/// The processes that are, or will be, the tasks of the image.
+pub trait Heirs {
+    /// The process that is the task with this id now; none if that is not restored. Zero before
+    /// there are any.
+    fn process(&self, pid: i32) -> Option<i32>;
+    /// The process group that is the one with this id now.
+    fn group(&self, pgid: i32) -> Option<i32>;
+}
+
 /// The work in progress.
 pub struct Site<'a> {
     /// The image.
     pub image: &'a Image,
     /// The task whose table is restored.
     pub task: &'a Task,
-    /// Where its bytes can be read again.
-    pub source: Option<OwnedFd>,
+    /// Who its tasks are now.
+    pub heirs: &'a dyn Heirs,
+    /// Its bytes; empty as long as nothing is made.
+    pub source: &'a [u8],
     /// The directory below which paths are opened.
     pub root: Option<OwnedFd>,
     /// Whether nothing will be made.
     pub dry: bool,
+    /// Whether descriptors stay where they are born, to be moved or sent away later.
+    pub anywhere: bool,
     /// What to do about changed files.
     pub changed: Changed,
     /// Said before COMMAND runs.
@@ -185,12 +198,20 @@ impl<'a> Site<'a> {
     }
 
     /// The process (kind 0 or 1: a thread or a process) or group (2) that an id of the image means
-    /// now, if it is of the task that is restored.
+    /// now, if it is restored.
     pub fn heir(&self, kind: i32, id: i32) -> Option<i32> {
         match kind {
-            0 | 1 if id == self.task.pid => Some(nix::unistd::getpid().as_raw()),
-            2 if id == self.task.pgid => Some(nix::unistd::getpgrp().as_raw()),
+            0 | 1 => self.heirs.process(id),
+            2 => self.heirs.group(id),
             _ => None,
+        }
+    }
+
+    /// Puts a new descriptor at its number, or keeps it where it is.
+    pub fn seat(&self, fd: OwnedFd, number: RawFd) -> Result<Seat> {
+        match self.anywhere {
+            true => Ok(Seat::here(fd)),
+            false => Seat::take(fd, number).at(|| format!("put it at {number}")),
         }
     }
 
@@ -234,9 +255,10 @@ impl<'a> Site<'a> {
     /// with it, is given back; it steps aside if it was born at that very number.
     pub fn leave(&mut self, file: &OpenFile, made: Made, mine: OwnedFd) -> Result<OwnedFd> {
         let number = self.lowest[&file.id];
-        let mine = if mine.as_raw_fd() == number { dup(mine).at(|| "dup")? } else { mine };
+        let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
+        let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
         set_flags(made.fd.as_fd(), made.flags, file.flags)?;
-        let seat = Seat::take(made.fd, number).at(|| format!("put it at {number}"))?;
+        let seat = self.seat(made.fd, number)?;
         self.seats.insert(file.id, seat);
         Ok(mine)
     }
@@ -266,19 +288,9 @@ impl<'a> Site<'a> {
         mut take: impl FnMut(&Chunk, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let chunks = object.and_then(|object| self.image.contents.get(&object));
-        let mut buffer = Vec::new();
         for chunk in chunks.into_iter().flatten() {
-            let source = self.source.as_ref().ok_or(Errno::EBADF)?;
-            buffer.resize(chunk.len, 0);
-            let mut have = 0;
-            while have < chunk.len {
-                let at = (chunk.at as usize + have) as i64;
-                match nix::sys::uio::pread(source.as_fd(), &mut buffer[have..], at)? {
-                    0 => return Err(Error::malformed("the image became shorter")),
-                    count => have += count,
-                }
-            }
-            take(chunk, &buffer)?;
+            let bytes = self.source.get(chunk.at as usize..).and_then(|rest| rest.get(..chunk.len));
+            take(chunk, bytes.ok_or_else(|| Error::malformed("the image became shorter"))?)?;
         }
         Ok(())
     }

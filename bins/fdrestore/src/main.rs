@@ -5,8 +5,11 @@ use argh::{ArgsInfo, FromArgValue, FromArgs};
 use fdkit::cli::{self, Arg, End, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Image;
-use fdkit::restore::{Deed, Inherit, Missing, Options, Plan, restore};
+use fdkit::plan::{Deed, Inherit, Missing, Options, Plan};
+use fdkit::restore::restore;
+use fdkit::service::Placement;
 use fdkit::site::{Changed, Fate};
+use fdkit::sys::memory::map_sealed;
 use fdkit::text::escape;
 use std::ffi::OsString;
 use std::fs::File;
@@ -89,6 +92,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         changed: args.changed.0,
         inherit,
         steal: args.steal,
+        placement: Placement::Tight,
     };
     let mut spool = spool(&args)?;
     let image = Image::load(&mut spool).at(|| name(&args))?;
@@ -111,7 +115,9 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         return Ok(Status::Done.into());
     }
     plan.refuse(&mut |line| tool.warn(line))?;
-    let (err, restored) = restore(&plan, &options, spool.into(), root);
+    let source = map_sealed(spool.as_fd()).at(|| "map the image")?;
+    drop(spool);
+    let (err, restored) = restore(&plan, &options, source, root);
     let cloexec = match restored {
         Ok(cloexec) => cloexec,
         Err(why) => {
@@ -194,6 +200,8 @@ fn show(plan: &Plan<'_>, json: bool) -> String {
             Deed::Inherit(from) => format!("inherit {from}"),
             Deed::Null => "/dev/null".to_owned(),
             Deed::Skip => "none".to_owned(),
+            Deed::Fetch(_) => "fetch".to_owned(),
+            Deed::Stand => "inherited".to_owned(),
         };
         if json {
             rows.push(serde_json::json!({

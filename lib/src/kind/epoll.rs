@@ -1,7 +1,7 @@
 //! epoll(7): a set of members, each an open file description under the number by which it was
 //! added, whatever that number means by now. fdinfo lists them; kcmp(2) tells where they are.
 
-use super::Kind;
+use super::{Kind, Need};
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::proc::{self, Descriptor, Info};
@@ -233,6 +233,10 @@ impl Kind for Epoll {
             return Err(Error::malformed("it polls longer than can be"));
         }
         nesting(file, site)
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Numbers
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {

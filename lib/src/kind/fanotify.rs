@@ -1,8 +1,8 @@
 //! fanotify(7): a group and its marks on inodes, mounts and file systems. fdinfo lists them, without
 //! the paths by which they were added.
 
-use super::Kind;
 use super::watched::{Watched, finding, identity};
+use super::{Kind, Need};
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::proc::{Descriptor, Info, hex_word};
@@ -175,6 +175,10 @@ impl Kind for Fanotify {
             place.at(|| format!("its mark on {}", scope.name()))?;
         }
         Ok(())
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Numbers
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {

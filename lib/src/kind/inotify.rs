@@ -1,8 +1,8 @@
 //! inotify(7): watches, each of an inode under a number of its own. fdinfo lists them, without the
 //! paths by which they were added.
 
-use super::Kind;
 use super::watched::{Watched, finding, identity};
+use super::{Kind, Need};
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::proc::{Descriptor, hex_word};
@@ -92,6 +92,10 @@ impl Kind for Inotify {
             last = *wd;
         }
         Ok(())
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Numbers
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {

@@ -55,6 +55,19 @@ pub struct Piece<'a> {
 /// Takes contents.
 pub type Sink<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<()>;
 
+/// What must be there before a description can be made, or finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// What it is made from.
+    Nothing,
+    /// The numbers of its table, for [`Kind::late`].
+    Numbers,
+    /// The processes that are restored.
+    Processes,
+    /// The controlling terminal: its process makes it.
+    Session,
+}
+
 /// What every kind does. The record is the type itself.
 pub trait Kind: Serialize + DeserializeOwned {
     /// Its name in images and filters.
@@ -97,6 +110,16 @@ pub trait Kind: Serialize + DeserializeOwned {
         Ok(())
     }
 
+    /// What must be there first.
+    fn need(&self, _file: &OpenFile) -> Need {
+        Need::Nothing
+    }
+
+    /// The inodes of sockets that it is connected to, with which it is made.
+    fn peers(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     /// Makes the description anew. Takes the record apart by name, so that no field is forgotten.
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made>;
 
@@ -130,6 +153,10 @@ pub struct Entry {
     pub terminal: fn(&OpenFile) -> Option<(u32, u32)>,
     /// [`Kind::check`], from the encoded body.
     pub check: fn(&OpenFile, &Site<'_>) -> Result<()>,
+    /// [`Kind::need`], from the encoded body.
+    pub need: fn(&OpenFile) -> Need,
+    /// [`Kind::peers`], from the encoded body.
+    pub peers: fn(&OpenFile) -> Vec<u64>,
     /// [`Kind::restore`], from the encoded body.
     pub restore: fn(&OpenFile, &mut Site<'_>) -> Result<Made>,
     /// [`Kind::EARLY`]
@@ -154,6 +181,8 @@ const fn entry<K: Kind>() -> Entry {
         contents: K::contents,
         terminal: |file| body::<K>(file).ok()?.terminal(),
         check: |file, site| body::<K>(file)?.check(file, site),
+        need: |file| body::<K>(file).map_or(Need::Nothing, |it| it.need(file)),
+        peers: |file| body::<K>(file).map(|it| it.peers()).unwrap_or_default(),
         restore: |file, site| body::<K>(file)?.restore(file, site),
         is_early: K::EARLY,
         is_late: K::LATE,

@@ -1,7 +1,7 @@
 //! pidfd_open(2): a process, living or gone. A living one must still be there; one that is gone is
 //! replaced by a child that ends the same way.
 
-use super::{Kind, body};
+use super::{Kind, Need, body};
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::proc::{Descriptor, Info, Stat, boot_id, inode_of};
@@ -48,8 +48,9 @@ impl Pidfd {
 
     fn source(&self, file: &OpenFile, site: &Site<'_>) -> Result<Source> {
         let Pidfd { pid, start, exit } = *self;
-        if let Some(own) = site.heir(1, pid).filter(|_| start == site.task.start) {
-            return Ok(Source::Living(own));
+        let of_image = || site.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
+        if let Some(heir) = site.heir(1, pid).filter(|_| of_image()) {
+            return Ok(Source::Living(heir));
         }
         if pid == 0 {
             let why = "its process is in a pid namespace that the scan did not see";
@@ -104,6 +105,10 @@ impl Kind for Pidfd {
             return Err(Error::malformed("no process ends like that"));
         }
         self.source(file, site).map(drop)
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Processes
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {

@@ -1,7 +1,7 @@
 //! Terminals that are there without us: /dev/tty, the console, virtual consoles, serial lines
 //! (tty(4), console(4)). Opening a device does something to it, so one is opened only when asked.
 
-use super::Kind;
+use super::{Kind, Need};
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::proc::Descriptor;
@@ -98,6 +98,10 @@ impl Kind for Tty {
                 "it is opened only when asked: by --inherit, or after ttyctl retarget",
             )),
         }
+    }
+
+    fn need(&self, file: &OpenFile) -> Need {
+        if is_own(file) { Need::Session } else { Need::Nothing }
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {

@@ -165,6 +165,10 @@ impl Kind for Unix {
         }
     }
 
+    fn peers(&self) -> Vec<u64> {
+        self.peer.filter(|&peer| peer != 0).map(u64::from).into_iter().collect()
+    }
+
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         self.check(file, site)?;
         let class = self.class()?;

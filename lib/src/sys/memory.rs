@@ -1,10 +1,27 @@
-//! Writing to files that know no write(2).
+//! Files as memory: those that know no write(2), and those that are read without a descriptor.
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
+
+/// A whole file that nobody can change any more, mapped for as long as the process lives, and for
+/// its children. Fails with EPERM unless it is a memfd sealed against growing, shrinking, writing.
+pub fn map_sealed(fd: BorrowedFd<'_>) -> nix::Result<&'static [u8]> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let sealed = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS)?);
+    if !sealed.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE) {
+        return Err(nix::errno::Errno::EPERM);
+    }
+    let size = nix::sys::stat::fstat(fd)?.st_size as usize;
+    let Some(len) = NonZeroUsize::new(size) else { return Ok(&[]) };
+    // SAFETY: the mapping is new, is never unmapped, and the seals keep its bytes as they are.
+    unsafe {
+        let at = mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, fd, 0)?;
+        Ok(std::slice::from_raw_parts(at.as_ptr().cast::<u8>(), size))
+    }
+}
 
 /// Writes to a file of hugetlbfs through a mapping of the pages it touches. `page` is the size of
 /// a page, and the file is long enough.

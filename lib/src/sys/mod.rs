@@ -1,6 +1,8 @@
 //! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod board;
+pub mod credentials;
 pub mod epoll;
 pub mod fork;
 pub mod lock;
@@ -167,6 +169,29 @@ impl Seat {
             return Ok(Seat(fd.into_raw_fd()));
         }
         Seat::copy(fd.as_fd(), number)
+    }
+
+    /// The descriptor that is known to be at this number: this process's parent had it there.
+    pub fn known(number: RawFd) -> Seat {
+        Seat(number)
+    }
+
+    /// Leaves a descriptor where it is.
+    pub fn here(fd: OwnedFd) -> Seat {
+        Seat(fd.into_raw_fd())
+    }
+
+    /// Moves it to another number, which is free, with two system calls.
+    pub fn shift(self, number: RawFd) -> nix::Result<Seat> {
+        let there = Seat::copy(self.as_fd(), number)?;
+        self.close();
+        Ok(there)
+    }
+
+    /// Closes it: it was only on its way.
+    pub fn close(self) {
+        // SAFETY: nobody else closes what a Seat stands for, see its words.
+        unsafe { libc::close(self.0) };
     }
 
     /// Makes a second number of the same description, with one system call.

@@ -194,3 +194,74 @@ pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
     Errno::result(done)?;
     Ok(request.index)
 }
+
+/// Room for the most descriptors that a message can have, 253, in control messages: cmsg(3).
+const CONTROL: usize = 1040;
+
+/// A control buffer, aligned as cmsghdr must be.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+/// Sends one byte with descriptors to whom the socket is connected to, without waiting: SCM_RIGHTS
+/// of unix(7).
+pub fn send_descriptors(to: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
+    let bytes: Vec<u8> = fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()).collect();
+    let mut control = Control([0; CONTROL]);
+    let mut byte = [0_u8];
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    // SAFETY: msghdr is plain data, for which zeroes are a value. All it points to outlives the
+    // call; CMSG_FIRSTHDR gives the start of `control`, which has room for header and bytes, for
+    // more than it has room for are refused.
+    unsafe {
+        let space = libc::CMSG_SPACE(bytes.len() as u32) as usize;
+        if space > CONTROL {
+            return Err(Errno::E2BIG);
+        }
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = space as _;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(bytes.len() as u32) as _;
+        libc::CMSG_DATA(header).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+        Errno::result(libc::sendmsg(to.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT))?;
+    }
+    Ok(())
+}
+
+/// Copies of the descriptors of the message that is read next, which stays: at most `most`, at the
+/// lowest free numbers, without close-on-exec.
+pub fn peek_descriptors(from: BorrowedFd<'_>, most: usize) -> nix::Result<Vec<OwnedFd>> {
+    let mut control = Control([0; CONTROL]);
+    let mut byte = [0_u8];
+    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut fds = Vec::with_capacity(most);
+    // SAFETY: msghdr is plain data, for which zeroes are a value; the kernel writes at most as much
+    // as it is told, and CMSG_NXTHDR stays within that. What SCM_RIGHTS brings are new descriptors
+    // that nobody else owns.
+    unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.0.as_mut_ptr().cast();
+        message.msg_controllen = CONTROL as _;
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        Errno::result(libc::recvmsg(from.as_raw_fd(), &raw mut message, flags))?;
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if ((*header).cmsg_level, (*header).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let len = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(header).cast::<i32>();
+                for at in 0..len / size_of::<i32>() {
+                    fds.push(OwnedFd::from_raw_fd(data.add(at).read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    fds.truncate(most);
+    Ok(fds)
+}

@@ -4,7 +4,7 @@
 
 use fdkit::error::Status;
 use fdkit::image::{Bytes, Head, Image, Item, VERSION, Writer, scan};
-use fdkit::restore::{Options, Plan};
+use fdkit::plan::{Options, Plan};
 use libfuzzer_sys::fuzz_target;
 
 /// The bytes with a head before them and, since no fuzzer guesses a checksum, their true end.

@@ -1,0 +1,411 @@
+//! What will become of each number of a table, and why some of it cannot: decided from an image
+//! and from what the caller asks for, before anything is touched.
+
+use crate::ctty::{self, Heir};
+use crate::error::{Error, Result, Status};
+use crate::image::{Image, OpenFile, Slot, Task};
+use crate::kind;
+use crate::service::Placement;
+use crate::site::{Changed, Fate, Heirs, Site};
+use crate::sys::{self, Seat};
+use crate::text::escape;
+use nix::sys::resource::{Resource, getrlimit};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+/// What to do with a descriptor that cannot be restored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Missing {
+    /// Refuse, with a list of all of them.
+    #[default]
+    Fail,
+    /// /dev/null in its place.
+    Null,
+    /// Leave the number closed.
+    Skip,
+}
+
+/// A descriptor of the caller, in place of one of the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inherit {
+    /// The caller's own, at its own number, whatever the image says of it.
+    Own(RawFd),
+    /// What readlink(2) shows of a description of the image, or a slot, becomes the caller's.
+    Key(Vec<u8>, RawFd),
+}
+
+/// How to restore.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The task whose table is restored; the first if none is named.
+    pub task: Option<i32>,
+    /// For what cannot be restored.
+    pub missing: Missing,
+    /// For files that changed.
+    pub changed: Changed,
+    /// What the caller hands down.
+    pub inherit: Vec<Inherit>,
+    /// Whether a controlling terminal may be taken from another session.
+    pub steal: bool,
+    /// Where our own descriptors stand meanwhile.
+    pub placement: Placement,
+}
+
+/// What becomes of a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// The description is made.
+    Make,
+    /// It stands already at another number, or will as the other end of a pipe: dup(2) or nothing.
+    Share,
+    /// The caller's descriptor.
+    Inherit(RawFd),
+    /// /dev/null.
+    Null,
+    /// Nothing.
+    Skip,
+    /// It comes from the fdstore of a tree, where it was made for several tasks: which message.
+    Fetch(u32),
+    /// It is there already: the parent had it there.
+    Stand,
+}
+
+impl Deed {
+    /// Whether the description of the image stands there in the end, and is no second number of it.
+    fn is_of_image(self) -> bool {
+        matches!(self, Deed::Make | Deed::Fetch(_) | Deed::Stand)
+    }
+}
+
+/// A number of the restored table.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// The number.
+    pub fd: RawFd,
+    /// The file it names in the image; none for one of the caller's that the image does not have.
+    pub file: Option<u32>,
+    /// What becomes of it.
+    pub deed: Deed,
+    /// Whether it was close-on-exec.
+    pub cloexec: bool,
+    /// Whether children of a tree are born with it, so that it is made before them.
+    pub passed: bool,
+}
+
+/// What will be done, and why some of it cannot.
+pub struct Plan<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// The task.
+    pub task: &'a Task,
+    /// The numbers, ascending.
+    pub steps: Vec<Step>,
+    /// What cannot be restored, a line each.
+    pub problems: Vec<String>,
+    /// What becomes of the controlling terminal.
+    pub terminal: Fate,
+    /// Where else files are at home: the task and, by their index below, its numbers.
+    pub(crate) homes: HashMap<u32, (&'a Task, usize)>,
+    /// What was made elsewhere and is at home here.
+    pub(crate) guests: HashSet<u32>,
+    /// The numbers of this table, then of others at home.
+    pub(crate) numbers: Vec<Vec<RawFd>>,
+    pub(crate) lowest: HashMap<u32, RawFd>,
+    objects: HashMap<u32, Vec<u32>>,
+    sockets: HashMap<u64, u32>,
+}
+
+/// A file, as messages name it.
+pub(crate) fn what(file: &OpenFile) -> String {
+    escape(&file.link.0).into_owned()
+}
+
+/// This process as the only task that is restored.
+pub(crate) struct Myself<'a>(pub(crate) &'a Task);
+
+impl Heirs for Myself<'_> {
+    fn process(&self, pid: i32) -> Option<i32> {
+        (pid == self.0.pid).then(|| nix::unistd::getpid().as_raw())
+    }
+
+    fn group(&self, pgid: i32) -> Option<i32> {
+        (pgid == self.0.pgid).then(|| nix::unistd::getpgrp().as_raw())
+    }
+}
+
+impl Options {
+    /// Fails with status 2 if a descriptor to hand down is not open.
+    pub(crate) fn look_at_handed(&self) -> Result<()> {
+        for inherit in &self.inherit {
+            let (Inherit::Own(fd) | Inherit::Key(_, fd)) = inherit;
+            if (0..3).contains(fd) && sys::start::closed_at_start(*fd)
+                || Seat::inherited(*fd).is_err()
+            {
+                return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The inheritance by key that a slot of a task of this id is meant by, if one is.
+    pub(crate) fn handed(&self, pid: i32, slot: &Slot, file: &OpenFile) -> Option<usize> {
+        let meant = |key: &[u8]| {
+            key == file.link.0
+                || key == slot.fd.to_string().as_bytes()
+                || key == format!("{pid}:{}", slot.fd).as_bytes()
+        };
+        self.inherit.iter().position(|it| matches!(it, Inherit::Key(key, _) if meant(key)))
+    }
+
+    /// Fails with status 2 if a key means nothing of the image.
+    pub(crate) fn all_used(&self, used: &[bool]) -> Result<()> {
+        for (inherit, used) in self.inherit.iter().zip(used) {
+            if let (Inherit::Key(key, _), false) = (inherit, used) {
+                let key = escape(key);
+                return Err(Error::misuse(format!("--inherit: the image has no '{key}'")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// Plans a table. `root` is where paths are looked up; `dry` also looks whether they are there.
+    ///
+    /// Fails with status 6 if the image has no such task.
+    pub fn new(
+        image: &'a Image,
+        options: &Options,
+        root: Option<BorrowedFd<'_>>,
+        dry: bool,
+    ) -> Result<Plan<'a>> {
+        let task = match options.task {
+            Some(pid) => image.tasks.iter().find(|task| task.pid == pid),
+            None => image.tasks.first(),
+        };
+        let task = task.ok_or_else(|| {
+            Error::unrestorable(match options.task {
+                Some(pid) => format!("the image has no task {pid}"),
+                None => "the image has no task".to_owned(),
+            })
+        })?;
+        options.look_at_handed()?;
+        let steps = lay_out(image, task, options)?;
+        let mut plan = Plan::of(image, task, steps);
+        let heir = Heir::myself()?;
+        plan.terminal = plan.fate(heir);
+        plan.check(options, &Myself(task), root, dry)?;
+        // What controls COMMAND may be among what was refused.
+        plan.terminal = plan.fate(heir);
+        Ok(plan)
+    }
+
+    /// The plan of these steps, whose numbers ascend.
+    pub(crate) fn of(image: &'a Image, task: &'a Task, steps: Vec<Step>) -> Plan<'a> {
+        let mut plan = Plan {
+            image,
+            task,
+            steps,
+            problems: Vec::new(),
+            terminal: Fate::None,
+            homes: HashMap::new(),
+            guests: HashSet::new(),
+            numbers: Vec::new(),
+            lowest: HashMap::new(),
+            objects: HashMap::new(),
+            sockets: HashMap::new(),
+        };
+        plan.numbers.push(plan.steps.iter().map(|step| step.fd).collect());
+        for step in &plan.steps {
+            let Some(file) = step.file.and_then(|id| image.file(id)) else { continue };
+            if !step.deed.is_of_image() || plan.lowest.contains_key(&file.id) {
+                continue;
+            }
+            plan.lowest.insert(file.id, step.fd);
+            if let Some(object) = file.object {
+                plan.objects.entry(object).or_default().push(file.id);
+            }
+            let socket = file.link.0.starts_with(b"socket:[");
+            if let Some(inode) = file.inode.as_ref().filter(|_| socket) {
+                plan.sockets.insert(inode.ino, file.id);
+            }
+        }
+        plan
+    }
+
+    pub(crate) fn fate(&self, heir: Heir) -> Fate {
+        let handed = |id| {
+            let of = |step: &&Step| step.file == Some(id) && matches!(step.deed, Deed::Inherit(_));
+            self.steps.iter().find(of).map(|step| step.fd)
+        };
+        ctty::fate(self.image, self.task, heir, |id| self.lowest.contains_key(&id), handed)
+    }
+
+    /// Asks each kind whether it can restore what is wanted of it.
+    pub(crate) fn check(
+        &mut self,
+        options: &Options,
+        heirs: &dyn Heirs,
+        root: Option<BorrowedFd<'_>>,
+        dry: bool,
+    ) -> Result<()> {
+        if let Some(step) = self.steps.last() {
+            within_limit(step.fd as u32)?;
+        }
+        let mut failed: HashMap<u32, Deed> = HashMap::new();
+        let mut steps = std::mem::take(&mut self.steps);
+        let mut problems = Vec::new();
+        {
+            let root = root.map(|root| root.try_clone_to_owned()).transpose()?;
+            let mut site = self.site(&[], heirs, root, options.changed);
+            site.dry = dry;
+            for step in &mut steps {
+                let Some(id) = step.file else { continue };
+                if step.deed == Deed::Share {
+                    step.deed = failed.get(&id).copied().unwrap_or(Deed::Share);
+                    continue;
+                }
+                let (Deed::Make, Some(file)) = (step.deed, self.image.file(id)) else { continue };
+                self.enter(&mut site, id);
+                let checked = match kind::named(&file.kind) {
+                    Some(kind) => (kind.check)(file, &site),
+                    None => {
+                        let why =
+                            format!("kind {} is not known here", escape(file.kind.as_bytes()));
+                        Err(Error::unrestorable(why))
+                    }
+                };
+                if let Err(err) = checked {
+                    if err.status() == Status::Malformed {
+                        return Err(err.at(format!("fd {}", step.fd)));
+                    }
+                    step.deed = match options.missing {
+                        Missing::Fail => {
+                            problems.push(format!("fd {} ({}): {err}", step.fd, what(file)));
+                            Deed::Skip
+                        }
+                        Missing::Null => Deed::Null,
+                        Missing::Skip => Deed::Skip,
+                    };
+                    failed.insert(id, step.deed);
+                }
+            }
+        }
+        self.steps = steps;
+        self.problems = problems;
+        // What is not made cannot be the other end of anything.
+        for id in failed.keys() {
+            self.lowest.remove(id);
+            for files in self.objects.values_mut() {
+                files.retain(|file| file != id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the plan is carried out, or looked into.
+    pub(crate) fn site<'b>(
+        &'b self,
+        source: &'b [u8],
+        heirs: &'b dyn Heirs,
+        root: Option<OwnedFd>,
+        changed: Changed,
+    ) -> Site<'b> {
+        Site {
+            image: self.image,
+            task: self.task,
+            heirs,
+            source,
+            root,
+            dry: false,
+            anywhere: false,
+            changed,
+            warnings: Vec::new(),
+            lowest: &self.lowest,
+            objects: &self.objects,
+            sockets: &self.sockets,
+            numbers: &self.numbers[0],
+            seats: HashMap::new(),
+            after: Vec::new(),
+            terminal: &self.terminal,
+            moved: HashMap::new(),
+            dressed: Default::default(),
+        }
+    }
+
+    /// Turns to a file: what the site says of its task and its numbers is of that file's home.
+    pub(crate) fn enter<'b>(&'b self, site: &mut Site<'b>, file: u32) {
+        let (task, numbers) = self.homes.get(&file).copied().unwrap_or((self.task, 0));
+        site.task = task;
+        site.numbers = &self.numbers[numbers];
+    }
+
+    /// The refusal that lists all problems, if there are any. Each is said by `say`.
+    pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        refuse(&self.problems, say)
+    }
+}
+
+/// [`Plan::refuse`] of these problems.
+pub(crate) fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    for problem in problems {
+        say(problem);
+    }
+    let cures = "--inherit KEY=FD hands one over, --missing null or --missing skip goes on without";
+    Err(Error::unrestorable(format!("{} cannot be restored here; {cures}", problems.len())))
+}
+
+/// What becomes of the numbers of a task's own table.
+fn lay_out(image: &Image, task: &Task, options: &Options) -> Result<Vec<Step>> {
+    let mut own: BTreeSet<RawFd> = BTreeSet::new();
+    let mut used = vec![false; options.inherit.len()];
+    for inherit in &options.inherit {
+        if let Inherit::Own(fd) = inherit {
+            own.insert(*fd);
+        }
+    }
+    let mut steps = Vec::new();
+    let mut made = HashSet::new();
+    for slot in image.slots.iter().filter(|slot| slot.table == task.table.id) {
+        let Some(file) = image.file(slot.file) else { continue };
+        let fd = slot.fd as RawFd;
+        let handed = options.handed(task.pid, slot, file);
+        let deed = match handed {
+            _ if own.remove(&fd) => Deed::Inherit(fd),
+            Some(at) => {
+                used[at] = true;
+                match &options.inherit[at] {
+                    Inherit::Key(_, from) | Inherit::Own(from) => Deed::Inherit(*from),
+                }
+            }
+            None if made.insert(file.id) => Deed::Make,
+            None => Deed::Share,
+        };
+        steps.push(Step { fd, file: Some(file.id), deed, cloexec: slot.cloexec, passed: false });
+    }
+    options.all_used(&used)?;
+    for fd in own {
+        steps.push(Step { fd, file: None, deed: Deed::Inherit(fd), cloexec: false, passed: false });
+    }
+    steps.sort_by_key(|step| step.fd);
+    Ok(steps)
+}
+
+/// The hard limit of open files: RLIMIT_NOFILE of getrlimit(2).
+pub(crate) fn hard_limit() -> Result<u64> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
+}
+
+/// Fails with status 6 if a number is above any limit that this process can have.
+fn within_limit(highest: u32) -> Result<()> {
+    let hard = hard_limit()?;
+    if u64::from(highest) < hard {
+        return Ok(());
+    }
+    Err(Error::unrestorable(format!(
+        "descriptor {highest} is above the hard limit of {hard} open files (ulimit -Hn)"
+    )))
+}

@@ -1,0 +1,141 @@
+//! The fdstore: descriptors that wait for those who take a copy of them, behind one number.
+//!
+//! It is a datagram socket connected to itself. A message is a run of descriptors, sent by
+//! SCM_RIGHTS with one byte; reading it with MSG_PEEK leaves it there for others, and SO_PEEK_OFF
+//! says which one is read (unix(7), socket(7)). Since whoever sends is whoever receives, the limit
+//! of a peer's queue (net.unix.max_dgram_qlen) does not count.
+
+use crate::error::{At, Error, Result};
+use crate::sys;
+use crate::sys::board::Board;
+use nix::errno::Errno;
+use nix::libc;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+/// The most descriptors of one message: SCM_MAX_FD of the kernel.
+pub const MOST: usize = 253;
+
+/// A store, as one process sees it.
+pub struct Store<'b> {
+    socket: OwnedFd,
+    lock: (&'b Board, usize),
+    messages: u32,
+}
+
+impl<'b> Store<'b> {
+    /// An empty one. `lock` is a cell that all readers share: they take turns, for what is read
+    /// next is a state of the socket.
+    pub fn new(lock: (&'b Board, usize)) -> Result<Store<'b>> {
+        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        let socket = sys::socket::new(libc::AF_UNIX, kind, 0).at(|| "the fdstore")?;
+        // A name of no bytes has the kernel choose an abstract one that is free.
+        let family = (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes();
+        sys::socket::bind(socket.as_fd(), &family).at(|| "the fdstore")?;
+        let name = sys::socket::name(socket.as_fd()).at(|| "the fdstore")?;
+        sys::socket::connect(socket.as_fd(), &name).at(|| "the fdstore")?;
+        let store = Store { socket, lock, messages: 0 };
+        // Each message takes some hundred bytes of the buffer; what is beyond wmem_max takes root.
+        for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
+            let _ = store.set(buffer, i32::MAX / 2);
+        }
+        Ok(store)
+    }
+
+    fn set(&self, option: i32, value: i32) -> nix::Result<()> {
+        sys::socket::set_option(self.socket.as_fd(), libc::SOL_SOCKET, option, value)
+    }
+
+    /// Adds a message of at most [`MOST`] descriptors, and gives its number.
+    pub fn put(&mut self, fds: &[BorrowedFd<'_>]) -> Result<u32> {
+        match sys::socket::send_descriptors(self.socket.as_fd(), fds) {
+            Err(Errno::EAGAIN) => {
+                let why = "it is full: net.core.wmem_max bounds what it holds";
+                return Err(Error::from(Errno::EAGAIN).at(why).at("the fdstore"));
+            }
+            sent => sent.at(|| "the fdstore")?,
+        }
+        self.messages += 1;
+        Ok(self.messages - 1)
+    }
+
+    /// Copies of the descriptors of a message, at the lowest free numbers, ascending.
+    pub fn get(&self, message: u32, count: usize) -> Result<Vec<OwnedFd>> {
+        let _held = Held::take(self.lock.0, self.lock.1);
+        self.set(libc::SO_PEEK_OFF, message as i32).at(|| "SO_PEEK_OFF")?;
+        let fds = sys::socket::peek_descriptors(self.socket.as_fd(), count)?;
+        match fds.len() == count {
+            true => Ok(fds),
+            // The limit of open files cuts a message short.
+            false => Err(Errno::EMFILE.into()),
+        }
+    }
+
+    /// The socket, to be placed.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
+    /// The store again, from its socket.
+    pub fn from_socket(socket: OwnedFd, lock: (&'b Board, usize)) -> Store<'b> {
+        Store { socket, lock, messages: 0 }
+    }
+}
+
+impl AsFd for Store<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A lock among processes: 0 free, 1 held, 2 held and waited for.
+struct Held<'a>(&'a Board, usize);
+
+impl<'a> Held<'a> {
+    fn take(board: &'a Board, at: usize) -> Held<'a> {
+        let cell = board.cell(at);
+        if cell.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            while cell.swap(2, Ordering::Acquire) != 0 {
+                board.wait(at, 2, None);
+            }
+        }
+        Held(board, at)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.0.cell(self.1).swap(0, Ordering::Release) == 2 {
+            self.0.wake(self.1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    fn inode(fd: BorrowedFd<'_>) -> u64 {
+        crate::proc::inode_of(fd).unwrap().ino
+    }
+
+    #[test]
+    fn what_was_put_is_taken_any_number_of_times_in_any_order() {
+        let board = Board::new(1, 0).unwrap();
+        let mut store = Store::new((&board, 0)).unwrap();
+        let pipes: Vec<OwnedFd> = (0..1000).map(|_| nix::unistd::pipe().unwrap().0).collect();
+        let runs: Vec<&[OwnedFd]> = pipes.chunks(100).collect();
+        for (at, run) in runs.iter().enumerate() {
+            let fds: Vec<BorrowedFd<'_>> = run.iter().map(AsFd::as_fd).collect();
+            assert_eq!(store.put(&fds).unwrap(), at as u32);
+        }
+        for at in [3, 9, 0, 3] {
+            let got = store.get(at, 100).unwrap();
+            for (got, put) in got.iter().zip(runs[at as usize]) {
+                assert_eq!(inode(got.as_fd()), inode(put.as_fd()));
+            }
+            assert!(got.is_sorted_by_key(AsRawFd::as_raw_fd));
+        }
+    }
+}
