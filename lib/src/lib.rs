@@ -25,5 +25,6 @@ pub mod freeze;
 pub mod holders;
 pub mod plan;
 pub mod restore;
+pub mod tree;
 
 pub mod cli;

@@ -11,7 +11,7 @@ use crate::sys::{self, Seat};
 use crate::text::escape;
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// What to do with a descriptor that cannot be restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,6 +92,16 @@ pub struct Step {
     pub passed: bool,
 }
 
+/// Where a file is at home that is made elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Home<'a> {
+    pub task: &'a Task,
+    /// Which of [`Plan::numbers`] are those of its table.
+    pub numbers: usize,
+    /// Its first number there.
+    pub fd: RawFd,
+}
+
 /// What will be done, and why some of it cannot.
 pub struct Plan<'a> {
     /// The image.
@@ -104,8 +114,8 @@ pub struct Plan<'a> {
     pub problems: Vec<String>,
     /// What becomes of the controlling terminal.
     pub terminal: Fate,
-    /// Where else files are at home: the task and, by their index below, its numbers.
-    pub(crate) homes: HashMap<u32, (&'a Task, usize)>,
+    /// Where else files are at home.
+    pub(crate) homes: HashMap<u32, Home<'a>>,
     /// What was made elsewhere and is at home here.
     pub(crate) guests: HashSet<u32>,
     /// The numbers of this table, then of others at home.
@@ -256,7 +266,7 @@ impl<'a> Plan<'a> {
         let mut steps = std::mem::take(&mut self.steps);
         let mut problems = Vec::new();
         {
-            let root = root.map(|root| root.try_clone_to_owned()).transpose()?;
+            let root = root.map(|root| Seat::known(root.as_raw_fd()));
             let mut site = self.site(&[], heirs, root, options.changed);
             site.dry = dry;
             for step in &mut steps {
@@ -281,7 +291,7 @@ impl<'a> Plan<'a> {
                     }
                     step.deed = match options.missing {
                         Missing::Fail => {
-                            problems.push(format!("fd {} ({}): {err}", step.fd, what(file)));
+                            problems.push(format!("{}: {err}", self.name(step)));
                             Deed::Skip
                         }
                         Missing::Null => Deed::Null,
@@ -308,7 +318,7 @@ impl<'a> Plan<'a> {
         &'b self,
         source: &'b [u8],
         heirs: &'b dyn Heirs,
-        root: Option<OwnedFd>,
+        root: Option<Seat>,
         changed: Changed,
     ) -> Site<'b> {
         Site {
@@ -335,9 +345,18 @@ impl<'a> Plan<'a> {
 
     /// Turns to a file: what the site says of its task and its numbers is of that file's home.
     pub(crate) fn enter<'b>(&'b self, site: &mut Site<'b>, file: u32) {
-        let (task, numbers) = self.homes.get(&file).copied().unwrap_or((self.task, 0));
-        site.task = task;
-        site.numbers = &self.numbers[numbers];
+        let home = self.homes.get(&file);
+        site.task = home.map_or(self.task, |home| home.task);
+        site.numbers = &self.numbers[home.map_or(0, |home| home.numbers)];
+    }
+
+    /// A step, as messages name it.
+    pub(crate) fn name(&self, step: &Step) -> String {
+        let file = step.file.and_then(|id| self.image.file(id)).map_or(String::new(), what);
+        match step.file.and_then(|id| self.homes.get(&id)) {
+            Some(home) => format!("task {}: fd {} ({file})", home.task.pid, home.fd),
+            None => format!("fd {} ({file})", step.fd),
+        }
     }
 
     /// The refusal that lists all problems, if there are any. Each is said by `say`.

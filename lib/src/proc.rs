@@ -24,6 +24,8 @@ pub struct Process {
     pub pid: i32,
     /// Field 22 of /proc/PID/stat.
     pub start: u64,
+    /// Whether a signal had stopped it when it was first looked at.
+    stopped: bool,
     pidfd: OwnedFd,
     dir: OwnedFd,
     links: OwnedFd,
@@ -76,6 +78,11 @@ impl Stat {
         matches!(self.state, b'Z' | b'X')
     }
 
+    /// Whether a signal has stopped it, and no tracer.
+    pub fn is_stopped(&self) -> bool {
+        self.state == b'T'
+    }
+
     /// A field by its number in proc_pid_stat(5), which counts from 1.
     pub fn field(&self, number: usize) -> i64 {
         self.fields.get(number - 3).copied().unwrap_or(0)
@@ -115,6 +122,7 @@ impl Process {
         Ok(Process {
             pid,
             start,
+            stopped: stat.is_stopped(),
             pidfd,
             dir,
             links,
@@ -279,6 +287,7 @@ impl Process {
                 limit: open_files(&limits).unwrap_or((0, 0)),
             },
             terminal: (device != 0).then(|| Terminal { device, foreground: number(8), path: None }),
+            stopped: self.stopped,
         })
     }
 }

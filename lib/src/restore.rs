@@ -16,108 +16,107 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-
-/// A service descriptor on its way to its number.
-struct Service {
-    fd: Option<OwnedFd>,
-    to: RawFd,
-}
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What a table is made from beside the image.
 #[derive(Default)]
 pub(crate) struct With<'a> {
     /// Descriptors that the caller hands down to another number than theirs.
-    pub handed: HashMap<RawFd, OwnedFd>,
+    pub handed: HashMap<RawFd, Seat>,
     /// What was made for several tasks of a tree.
     pub store: Option<&'a Store<'a>>,
     /// Any open descriptor, which holds numbers for a while.
-    pub filler: Option<BorrowedFd<'a>>,
+    pub filler: Option<Seat>,
 }
 
 /// Makes the table of this process what the plan says. `source` is the image.
 ///
-/// On failure the error comes with where it can be said. Nothing outside this process was changed.
+/// What is given first is where messages go although 2 may be COMMAND's by now; an exec closes it.
+/// Nothing outside this process is changed.
 pub fn restore(
     plan: &Plan<'_>,
     options: &Options,
     source: &[u8],
     root: Option<OwnedFd>,
-) -> (Option<OwnedFd>, Result<Vec<RawFd>>) {
+) -> (Option<Seat>, Result<Vec<RawFd>>) {
     let err = match sys::start::closed_at_start(2) {
         true => None,
         false => std::io::stderr().as_fd().try_clone_to_owned().ok(),
     };
-    let mut services = vec![err, root];
-    let mut handed: Vec<(RawFd, Option<OwnedFd>)> = Vec::new();
+    let mut services = vec![err.map(Seat::here), root.map(Seat::here)];
+    let made = in_place(plan, options, source, &mut services);
+    (services[0], made)
+}
+
+/// The work of [`restore`]: the services are where to say what, the root, what is handed down.
+fn in_place(
+    plan: &Plan<'_>,
+    options: &Options,
+    source: &[u8],
+    services: &mut Vec<Option<Seat>>,
+) -> Result<Vec<RawFd>> {
+    let mut handed: Vec<RawFd> = Vec::new();
     for step in &plan.steps {
         // One that stays at its number needs no place; another waits among the services.
         let Deed::Inherit(from) = step.deed else { continue };
-        if from != step.fd && !handed.iter().any(|(each, _)| *each == from) {
-            let copy = Seat::inherited(from)
-                .map_err(Error::from)
-                .and_then(|seat| seat.as_fd().try_clone_to_owned().map_err(Error::from));
-            match copy {
-                Ok(copy) => handed.push((from, Some(copy))),
-                Err(why) => return (services.swap_remove(0), Err(why)),
-            }
+        if from != step.fd && !handed.contains(&from) {
+            let copy = Seat::inherited(from)?.as_fd().try_clone_to_owned()?;
+            services.push(Some(Seat::here(copy)));
+            handed.push(from);
         }
     }
     let wanted: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
-    let limits = match raise_limit(wanted.last().copied()) {
-        Ok(limits) => limits,
-        Err(why) => return (services.swap_remove(0), Err(why)),
-    };
     let highest = wanted.last().copied();
+    let limits = raise_limit(highest)?;
     let table = Wanted {
         numbers: &wanted,
-        handed: handed.iter().map(|(from, _)| *from as u32).max(),
+        handed: handed.iter().map(|&from| from as u32).max(),
         sharers: 1,
         floor: service::capacity(highest),
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
-    services.extend(handed.iter_mut().map(|(_, copy)| copy.take()));
+    place(services, options.placement, &table)?;
     let stays = |step: &&Step| step.deed == Deed::Inherit(step.fd);
-    let keep = plan.steps.iter().filter(stays).map(|step| step.fd).collect();
-    let (mut services, placed) = place(services, options.placement, &table, keep);
-    let err = services.get_mut(0).and_then(Option::take);
-    if let Err(why) = placed {
-        return (err, Err(why));
-    }
-    let mut rest = services.drain(..).skip(1);
-    let root = rest.next().flatten();
-    let handed: HashMap<RawFd, OwnedFd> = handed
-        .iter()
-        .map(|(from, _)| *from)
-        .zip(rest)
-        .filter_map(|(from, fd)| Some((from, fd?)))
-        .collect();
+    let mut keep: Vec<RawFd> = plan.steps.iter().filter(stays).map(|step| step.fd).collect();
+    keep.extend(services.iter().flatten().map(|seat| seat.number()));
+    keep.sort_unstable();
+    close_others(&keep)?;
+    let err = services[0];
+    let of_caller = services.split_off(2);
+    let with = With {
+        handed: handed.into_iter().zip(of_caller.into_iter().flatten()).collect(),
+        store: None,
+        filler: err,
+    };
     let heirs = Myself(plan.task);
-    let mut site = plan.site(source, &heirs, root, options.changed);
-    let filler = err.as_ref().map(AsFd::as_fd);
-    let with = With { handed, store: None, filler };
-    let mut say = |line: &str| say(err.as_ref(), line);
+    let mut site = plan.site(source, &heirs, services[1], options.changed);
+    site.anywhere = options.placement == Placement::Late;
+    let mut say = |line: &str| say(err, line);
     let built = build(plan, options, &mut site, &with, &mut say);
     for warning in &site.warnings {
         say(warning);
     }
-    drop((site, with));
+    let done = site.root.into_iter().chain(with.handed.into_values());
+    done.for_each(Seat::close);
     // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
-    let err = err.filter(|err| (err.as_raw_fd() as u64) < service::capacity(highest));
-    let built = built.and_then(|cloexec| {
-        if limits.0 != limits.1 {
-            setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
+    if let Some(err) = err.filter(|err| err.number() as u64 >= service::capacity(highest)) {
+        if built.is_ok() {
+            err.close();
+            services[0] = None;
         }
-        if options.placement == Placement::Tight {
-            shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
-        }
-        Ok(cloexec)
-    });
-    (err, built)
+    }
+    let cloexec = built?;
+    if limits.0 != limits.1 {
+        setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
+    }
+    if options.placement == Placement::Tight {
+        shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
+    }
+    Ok(cloexec)
 }
 
 /// Says a line where stderr was.
-fn say(err: Option<&OwnedFd>, line: &str) {
+fn say(err: Option<Seat>, line: &str) {
     if let Some(err) = err {
         let _ = nix::unistd::write(err.as_fd(), format!("fdrestore: {line}\n").as_bytes());
     }
@@ -135,53 +134,26 @@ pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
     }
 }
 
-/// Moves the services to their numbers and closes all but them and what to `keep`.
+/// Moves the services to their numbers. Whoever else stands there is closed: nobody that is kept
+/// does, since service numbers are not wanted ones.
 pub(crate) fn place(
-    services: Vec<Option<OwnedFd>>,
+    services: &mut [Option<Seat>],
     policy: Placement,
     table: &Wanted<'_>,
-    mut keep: Vec<RawFd>,
-) -> (Vec<Option<OwnedFd>>, Result<()>) {
+) -> Result<()> {
     let count = services.iter().flatten().count();
-    let Some(numbers) = service::numbers(policy, table, count) else {
+    let numbers = service::numbers(policy, table, count).ok_or_else(|| {
         let limit = table.limit;
         let why = format!("no room for {count} descriptors of our own below the limit {limit}");
-        return (services, Err(Error::unrestorable(why)));
-    };
-    let mut numbers = numbers.into_iter().map(|number| number as RawFd);
-    let mut all: Vec<Service> = services
-        .into_iter()
-        .map(|fd| {
-            let to = if fd.is_some() { numbers.next().unwrap_or(-1) } else { -1 };
-            Service { fd, to }
-        })
-        .collect();
-    let moved = shift(&mut all).at(|| "place the service descriptors");
-    keep.extend(all.iter().filter(|service| service.fd.is_some()).map(|service| service.to));
-    keep.sort_unstable();
-    let closed = moved.and_then(|()| close_others(&keep));
-    (all.into_iter().map(|service| service.fd).collect(), closed)
-}
-
-/// Moves each to its number. Whoever else stands there is closed: nobody that is kept does, since
-/// service numbers are not wanted ones.
-fn shift(services: &mut [Service]) -> Result<()> {
-    let held: Vec<(usize, RawFd)> = services
-        .iter()
-        .enumerate()
-        .filter_map(|(at, service)| Some((at, service.fd.as_ref()?.as_raw_fd())))
-        .collect();
-    let spare = held.iter().map(|&(at, from)| from.max(services[at].to)).max().unwrap_or(0) + 1;
-    let wanted: Vec<(u32, u32)> =
-        held.iter().map(|&(at, from)| (from as u32, services[at].to as u32)).collect();
-    for (from, to) in service::moves(&wanted, spare as u32) {
-        let stands = |service: &&mut Service| {
-            service.fd.as_ref().is_some_and(|fd| fd.as_raw_fd() == from as RawFd)
-        };
-        if let Some(service) = services.iter_mut().find(stands) {
-            if let Some(fd) = service.fd.take() {
-                service.fd = Some(sys::move_to(fd, to as RawFd)?);
-            }
+        Error::unrestorable(why)
+    })?;
+    let held = services.iter().flatten().map(|seat| seat.number() as u32);
+    let wanted: Vec<(u32, u32)> = held.zip(numbers).collect();
+    let spare = wanted.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
+    for (from, to) in service::moves(&wanted, spare) {
+        let stands = |seat: &&mut Seat| seat.number() as u32 == from;
+        if let Some(seat) = services.iter_mut().flatten().find(stands) {
+            *seat = seat.oust(to as RawFd).at(|| "place the service descriptors")?;
         }
     }
     Ok(())
@@ -212,12 +184,13 @@ fn build<'s>(
     control(plan, options, work.site, &with.handed)?;
     work.make(|step| !step.passed)?;
     work.end(say)?;
+    work.settle()?;
     late(plan, site)?;
     Ok(plan.steps.iter().filter(|step| step.cloexec && stands(step)).map(|step| step.fd).collect())
 }
 
 /// Whether what stands there was restored, and is not the caller's.
-fn stands(step: &Step) -> bool {
+pub(crate) fn stands(step: &Step) -> bool {
     !matches!(step.deed, Deed::Skip | Deed::Inherit(_)) && Seat::inherited(step.fd).is_ok()
 }
 
@@ -236,6 +209,8 @@ pub(crate) struct Work<'w, 's> {
     fillers: Vec<(RawFd, RawFd)>,
     /// What waits for the end to be moved, or copied, to its number.
     unsettled: Vec<(u32, RawFd)>,
+    /// Which steps are done.
+    done: Vec<bool>,
 }
 
 impl<'w, 's> Work<'w, 's> {
@@ -252,7 +227,8 @@ impl<'w, 's> Work<'w, 's> {
         }
         let (early, lost) = (HashMap::new(), HashMap::new());
         let (problems, fillers, unsettled) = (Vec::new(), Vec::new(), Vec::new());
-        Work { plan, options, site, with, problems, lost, early, fillers, unsettled }
+        let done = plan.steps.iter().map(|step| step.deed == Deed::Stand).collect();
+        Work { plan, options, site, with, problems, lost, early, fillers, unsettled, done }
     }
 
     /// Makes what others lead to.
@@ -273,7 +249,8 @@ impl<'w, 's> Work<'w, 's> {
         let mut at = 0;
         while let Some(step) = self.plan.steps.get(at) {
             at += 1;
-            if step.deed == Deed::Stand || !which(step) {
+            if self.done[at - 1] || !which(step) {
+                expected = if self.done[at - 1] { step.fd + 1 } else { expected };
                 continue;
             }
             if !self.site.anywhere {
@@ -286,10 +263,14 @@ impl<'w, 's> Work<'w, 's> {
                     let run = &self.plan.steps[at - 1..];
                     let run = &run[..run.iter().take_while(of).count()];
                     self.fetch(message, run)?;
+                    self.done[at - 1..at - 1 + run.len()].fill(true);
                     at += run.len() - 1;
                     expected = step.fd + run.len() as RawFd;
                 }
-                deed => self.one(step, deed)?,
+                deed => {
+                    self.done[at - 1] = true;
+                    self.one(step, deed)?;
+                }
             }
         }
         Ok(())
@@ -321,7 +302,7 @@ impl<'w, 's> Work<'w, 's> {
             let made = self.early.remove(&file.id).unwrap_or_else(|| make(file, fd, self.site));
             if let Err(why) = made {
                 if self.options.missing == Missing::Fail {
-                    self.problems.push(format!("fd {fd} ({}): {why}", what(file)));
+                    self.problems.push(format!("{}: {why}", self.plan.name(step)));
                 }
                 deed = match self.options.missing {
                     Missing::Null => Deed::Null,
@@ -366,13 +347,13 @@ impl<'w, 's> Work<'w, 's> {
         }
         let makes = |step: &&Step| matches!(step.deed, Deed::Make | Deed::Fetch(_));
         let run = self.plan.steps[at..].iter().take(hole).filter(makes).count();
-        let standing = self.site.seats.values().next().map(Seat::as_fd);
+        let standing = self.site.seats.values().next().copied();
         let Some(filler) = standing.or(self.with.filler).filter(|_| hole < 2 * run) else {
             return Ok(());
         };
         for number in expected..fd {
             // A service may stand in the hole; it fills its number as well.
-            match Seat::copy(filler, number) {
+            match Seat::copy(filler.as_fd(), number) {
                 Ok(seat) => match self.fillers.last_mut() {
                     Some((_, last)) if *last + 1 == seat.number() => *last = seat.number(),
                     _ => self.fillers.push((seat.number(), seat.number())),
@@ -384,17 +365,16 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
-    /// Brings everything to its number; fails with status 6 if something could not be made.
+    /// Lets go of what held numbers; fails with status 6 if something could not be made.
     pub(crate) fn end(&mut self, say: &mut dyn FnMut(&str)) -> Result<()> {
         for (first, last) in std::mem::take(&mut self.fillers) {
             sys::close_range(first, last).at(|| "close_range")?;
         }
-        refuse(&self.problems, say)?;
-        self.settle()
+        refuse(&self.problems, say)
     }
 
     /// Moves what stands where it was born. The first number of a file is its seat's.
-    fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         let unsettled = std::mem::take(&mut self.unsettled);
         let mut moved: HashMap<u32, RawFd> = HashMap::new();
         let mut copies = Vec::new();
@@ -439,19 +419,10 @@ fn control(
     plan: &Plan<'_>,
     options: &Options,
     site: &mut Site<'_>,
-    handed: &HashMap<RawFd, OwnedFd>,
+    handed: &HashMap<RawFd, Seat>,
 ) -> Result<()> {
     let Some(old) = &plan.task.terminal else { return Ok(()) };
     let name = terminal::name(sys::tty::numbers(old.device));
-    let opened = |path: &[u8]| {
-        let place = site.open(path, libc::O_PATH as u32)?;
-        let node = crate::proc::inode_of(place.as_fd())?;
-        if !terminal::is_node(&node) || node.rdev != Some(sys::tty::numbers(old.device)) {
-            return Err(Error::unrestorable("the path now names something else"));
-        }
-        let fd = site.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
-        ctty::take(fd.as_fd(), options.steal)
-    };
     let taken = match &plan.terminal {
         Fate::None | Fate::Kept => return Ok(()),
         Fate::Lost(why) => {
@@ -459,11 +430,7 @@ fn control(
             return Ok(());
         }
         Fate::Made(id) => match site.seats.get(id) {
-            // Through a master it would be the master's; the slave is opened for the moment.
-            Some(seat) => match sys::tty::index(seat) {
-                Ok(_) => slave(*seat).and_then(|fd| ctty::take(fd.as_fd(), options.steal)),
-                Err(_) => ctty::take(seat.as_fd(), options.steal),
-            },
+            Some(seat) => seize(*seat, options.steal),
             None => return Ok(()),
         },
         Fate::Handed(fd) => {
@@ -476,7 +443,7 @@ fn control(
                 _ => ctty::take(Seat::inherited(*fd)?.as_fd(), options.steal),
             }
         }
-        Fate::Opened(path) => opened(path),
+        Fate::Opened(path) => control_by_path(path, old.device, site, options.steal),
     };
     if let Err(why) = taken {
         site.warnings.push(format!("{name}, its controlling terminal, is not COMMAND's: {why}"));
@@ -486,6 +453,31 @@ fn control(
         site.warnings.push(format!("{name}: its foreground group {} {why}", old.foreground));
     }
     Ok(())
+}
+
+/// Makes the terminal at a path the controlling one of this process, if it is that device.
+pub(crate) fn control_by_path(
+    path: &[u8],
+    device: u32,
+    site: &Site<'_>,
+    steal: bool,
+) -> Result<()> {
+    let place = site.open(path, libc::O_PATH as u32)?;
+    let node = crate::proc::inode_of(place.as_fd())?;
+    if !terminal::is_node(&node) || node.rdev != Some(sys::tty::numbers(device)) {
+        return Err(Error::unrestorable("the path now names something else"));
+    }
+    let fd = site.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
+    ctty::take(fd.as_fd(), steal)
+}
+
+/// Makes the terminal of a slave, or of a master, the controlling one of this process.
+pub(crate) fn seize(seat: Seat, steal: bool) -> Result<()> {
+    // Through a master it would be the master's; the slave is opened for the moment.
+    match sys::tty::index(seat) {
+        Ok(_) => slave(seat).and_then(|fd| ctty::take(fd.as_fd(), steal)),
+        Err(_) => ctty::take(seat.as_fd(), steal),
+    }
 }
 
 /// The slave of a master, unlocked for the moment if it must be.

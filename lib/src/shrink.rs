@@ -14,6 +14,11 @@ pub fn to(capacity: u64) -> Result<()> {
     if proc::own_capacity()? <= capacity {
         return Ok(());
     }
+    now()
+}
+
+/// Shrinks the table of this process to what is open.
+pub fn now() -> Result<()> {
     Ok(sys::share::with_shared_table(|| unshare(CloneFlags::CLONE_FILES))??)
 }
 

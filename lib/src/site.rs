@@ -76,7 +76,7 @@ pub struct Site<'a> {
     /// Its bytes; empty as long as nothing is made.
     pub source: &'a [u8],
     /// The directory below which paths are opened.
-    pub root: Option<OwnedFd>,
+    pub root: Option<Seat>,
     /// Whether nothing will be made.
     pub dry: bool,
     /// Whether descriptors stay where they are born, to be moved or sent away later.

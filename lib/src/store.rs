@@ -6,8 +6,8 @@
 //! of a peer's queue (net.unix.max_dgram_qlen) does not count.
 
 use crate::error::{At, Error, Result};
-use crate::sys;
 use crate::sys::board::Board;
+use crate::sys::{self, Seat};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +18,7 @@ pub const MOST: usize = 253;
 
 /// A store, as one process sees it.
 pub struct Store<'b> {
-    socket: OwnedFd,
+    socket: Seat,
     lock: (&'b Board, usize),
     messages: u32,
 }
@@ -34,7 +34,7 @@ impl<'b> Store<'b> {
         sys::socket::bind(socket.as_fd(), &family).at(|| "the fdstore")?;
         let name = sys::socket::name(socket.as_fd()).at(|| "the fdstore")?;
         sys::socket::connect(socket.as_fd(), &name).at(|| "the fdstore")?;
-        let store = Store { socket, lock, messages: 0 };
+        let store = Store { socket: Seat::here(socket), lock, messages: 0 };
         // Each message takes some hundred bytes of the buffer; what is beyond wmem_max takes root.
         for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
             let _ = store.set(buffer, i32::MAX / 2);
@@ -71,14 +71,14 @@ impl<'b> Store<'b> {
         }
     }
 
-    /// The socket, to be placed.
-    pub fn into_socket(self) -> OwnedFd {
-        self.socket
+    /// The store again, where its socket stands now.
+    pub fn seated(socket: Seat, lock: (&'b Board, usize)) -> Store<'b> {
+        Store { socket, lock, messages: 0 }
     }
 
-    /// The store again, from its socket.
-    pub fn from_socket(socket: OwnedFd, lock: (&'b Board, usize)) -> Store<'b> {
-        Store { socket, lock, messages: 0 }
+    /// Where its socket stands.
+    pub fn seat(&self) -> Seat {
+        self.socket
     }
 }
 

@@ -83,6 +83,7 @@ fn image(slots: u32, path: &Path) {
         namespaces: BTreeMap::new(),
         table: Table { id: 0, capacity: 64, highest: None, limit: (0, 0) },
         terminal: None,
+        stopped: false,
     };
     writer.put(&Item::Head(head)).expect("written");
     writer.put(&Item::Task(task)).expect("written");

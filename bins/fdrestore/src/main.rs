@@ -1,14 +1,17 @@
 #![forbid(unsafe_code)]
-//! fdrestore: an image becomes the descriptors of a new command.
+//! fdrestore: an image becomes the descriptors of a new command, or of a tree of processes.
+
+mod show;
+mod tree;
 
 use argh::{ArgsInfo, FromArgValue, FromArgs};
 use fdkit::cli::{self, Arg, End, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Image;
-use fdkit::plan::{Deed, Inherit, Missing, Options, Plan};
+use fdkit::plan::{Inherit, Missing, Options, Plan};
 use fdkit::restore::restore;
 use fdkit::service::Placement;
-use fdkit::site::{Changed, Fate};
+use fdkit::site::Changed;
 use fdkit::sys::memory::map_sealed;
 use fdkit::text::escape;
 use std::ffi::OsString;
@@ -19,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 
-/// Recreate the file descriptors of an image and run a command with them: fdrestore [OPTIONS] -- COMMAND...
+/// Recreate the file descriptors of an image in a new command, or in a tree of processes: fdrestore [OPTIONS] [-- COMMAND...]
 #[derive(FromArgs, ArgsInfo)]
 struct Args {
     /// the image; - or none is stdin
@@ -28,6 +31,18 @@ struct Args {
     /// the task whose table is restored (the first)
     #[argh(option, arg_name = "PID")]
     task: Option<i32>,
+    /// make all processes of the image, which hold their descriptors
+    #[argh(switch)]
+    tree: bool,
+    /// each process of the tree runs the program that it ran
+    #[argh(switch)]
+    respawn: bool,
+    /// each process of the tree gets the id that it had
+    #[argh(switch)]
+    same_pids: bool,
+    /// where our own descriptors stand meanwhile: rlimit, task, late or tight; see fdkit(7)
+    #[argh(option, arg_name = "POLICY", default = "Policy(Placement::Tight)")]
+    placement: Policy<Placement>,
     /// the caller's descriptor FD in place of KEY: what readlink shows, FD or PID:FD of the image; a bare list (0,1,2) keeps the caller's own
     #[argh(option, arg_name = "KEY=FD")]
     inherit: Vec<Arg>,
@@ -75,6 +90,13 @@ impl FromArgValue for Policy<Changed> {
     }
 }
 
+impl FromArgValue for Policy<Placement> {
+    fn from_arg_value(value: &str) -> Result<Self, String> {
+        let named = Placement::ALL.into_iter().find(|policy| policy.name() == value);
+        named.map(Policy).ok_or_else(|| "it is rlimit, task, late or tight".into())
+    }
+}
+
 const TOOL: Tool = Tool::chain("fdrestore");
 
 fn main() -> ExitCode {
@@ -82,7 +104,13 @@ fn main() -> ExitCode {
 }
 
 fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
-    if command.is_empty() && !args.dry_run {
+    if !args.tree && (args.respawn || args.same_pids) {
+        return Err(Error::misuse("--respawn and --same-pids go with --tree"));
+    }
+    if args.tree && args.task.is_some() {
+        return Err(Error::misuse("--task picks one task, and --tree takes all"));
+    }
+    if command.is_empty() && !args.dry_run && !args.tree {
         return Err(Error::misuse("COMMAND is not given; it goes after --"));
     }
     let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
@@ -92,7 +120,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         changed: args.changed.0,
         inherit,
         steal: args.steal,
-        placement: Placement::Tight,
+        placement: args.placement.0,
     };
     let mut spool = spool(&args)?;
     let image = Image::load(&mut spool).at(|| name(&args))?;
@@ -107,10 +135,13 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         }
         None => None,
     };
+    if args.tree {
+        return tree::restore(tool, &args, &image, &options, spool, root, command);
+    }
     let plan = Plan::new(&image, &options, root.as_ref().map(AsFd::as_fd), args.dry_run)
         .at(|| name(&args))?;
     if args.dry_run {
-        cli::text_stdout()?.write_all(show(&plan, args.json).as_bytes())?;
+        cli::text_stdout()?.write_all(show::plan(&plan, args.json).as_bytes())?;
         plan.refuse(&mut |line| tool.warn(line))?;
         return Ok(Status::Done.into());
     }
@@ -123,7 +154,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         Err(why) => {
             if let Some(err) = err {
                 let line = format!("fdrestore: {why} (status {})\n", why.status() as u8);
-                let _ = File::from(err).write_all(line.as_bytes());
+                let _ = nix::unistd::write(err, line.as_bytes());
             }
             return Ok(ExitCode::from(125).into());
         }
@@ -182,56 +213,4 @@ fn spool(args: &Args) -> Result<File> {
     let mut file = memory.into_file();
     file.rewind()?;
     Ok(file)
-}
-
-/// The plan as a table or as JSON.
-fn show(plan: &Plan<'_>, json: bool) -> String {
-    let mut out = String::new();
-    let mut rows = Vec::new();
-    for step in &plan.steps {
-        let file = step.file.and_then(|id| plan.image.file(id));
-        let (kind, link) = match file {
-            Some(file) => (escape(file.kind.as_bytes()), escape(&file.link.0)),
-            None => ("-".into(), "the caller's own".into()),
-        };
-        let deed = match step.deed {
-            Deed::Make => "make".to_owned(),
-            Deed::Share => "dup".to_owned(),
-            Deed::Inherit(from) => format!("inherit {from}"),
-            Deed::Null => "/dev/null".to_owned(),
-            Deed::Skip => "none".to_owned(),
-            Deed::Fetch(_) => "fetch".to_owned(),
-            Deed::Stand => "inherited".to_owned(),
-        };
-        if json {
-            rows.push(serde_json::json!({
-                "fd": step.fd, "deed": deed, "kind": kind, "name": link, "cloexec": step.cloexec,
-            }));
-        } else {
-            out.push_str(&format!("{:>5}  {deed:<10}  {kind:<9}  {link}\n", step.fd));
-        }
-    }
-    let terminal = match &plan.terminal {
-        Fate::None => None,
-        Fate::Kept => Some("the caller's own".to_owned()),
-        Fate::Made(id) => {
-            let link = plan.image.file(*id).map(|file| escape(&file.link.0).into_owned());
-            Some(format!("that of {}", link.unwrap_or_default()))
-        }
-        Fate::Handed(fd) => Some(format!("that of {fd}")),
-        Fate::Opened(path) => Some(escape(path).into_owned()),
-        Fate::Lost(why) => Some(format!("none: {why}")),
-    };
-    match json {
-        false => {
-            out + &terminal.map(|is| format!("controlling terminal: {is}\n")).unwrap_or_default()
-        }
-        true => {
-            let pid = plan.task.pid;
-            let plan = serde_json::json!({
-                "pid": pid, "steps": rows, "terminal": terminal, "problems": plan.problems,
-            });
-            format!("{plan:#}\n")
-        }
-    }
 }

@@ -164,6 +164,9 @@ pub struct Task {
     /// Its controlling terminal, also where no descriptor names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<Terminal>,
+    /// Whether a signal had stopped it: job control.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stopped: bool,
 }
 
 /// What stat(2) says of what is open. Nothing of it is known for a passive scan.

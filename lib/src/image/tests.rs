@@ -60,6 +60,7 @@ fn task() -> Task {
         namespaces: BTreeMap::from([("net".into(), 7)]),
         table: Table { id: 0, capacity: 64, highest: None, limit: (1024, u64::MAX) },
         terminal: Some(Terminal { device: 34816, foreground: -1, path: None }),
+        stopped: true,
     }
 }
 

@@ -15,6 +15,7 @@ pub mod signal;
 pub mod socket;
 pub mod start;
 pub mod timer;
+pub mod title;
 pub mod tty;
 
 use nix::errno::Errno;
@@ -148,6 +149,15 @@ pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
     .map(drop)
 }
 
+/// Sets close-on-exec from `first` to `last`, both included: CLOSE_RANGE_CLOEXEC, Linux 5.11.
+pub fn close_on_exec(first: RawFd, last: RawFd) -> nix::Result<()> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2;
+    let (first, last) = (first as libc::c_uint, last as libc::c_uint);
+    // SAFETY: three integers, and nothing is closed.
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
+}
+
 /// A descriptor that stands at its number for as long as the process runs: a restored one, or one
 /// that the caller handed down. Nobody closes it but an exec or [`close_range`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +198,16 @@ impl Seat {
         Ok(there)
     }
 
+    /// Moves it to another number with close-on-exec set, and closes whoever stands there.
+    pub fn oust(self, number: RawFd) -> nix::Result<Seat> {
+        if self.0 != number {
+            // SAFETY: dup3 takes integers; the restorer chose the number among those it does not own.
+            Errno::result(unsafe { libc::dup3(self.0, number, libc::O_CLOEXEC) })?;
+            self.close();
+        }
+        Ok(Seat(number))
+    }
+
     /// Closes it: it was only on its way.
     pub fn close(self) {
         // SAFETY: nobody else closes what a Seat stands for, see its words.
@@ -214,18 +234,5 @@ impl AsFd for Seat {
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: a Seat is open until the exec, see its words.
         unsafe { BorrowedFd::borrow_raw(self.0) }
-    }
-}
-
-/// A descriptor moved to exactly this number, which is free or may be overwritten, close-on-exec.
-pub fn move_to(fd: OwnedFd, number: RawFd) -> nix::Result<OwnedFd> {
-    if fd.as_raw_fd() == number {
-        return Ok(fd);
-    }
-    // SAFETY: dup3 takes integers; what it returns stands for nothing else any more, since the
-    // restorer chose the number among those that it does not own.
-    unsafe {
-        let new = Errno::result(libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC))?;
-        Ok(OwnedFd::from_raw_fd(new))
     }
 }

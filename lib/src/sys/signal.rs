@@ -2,7 +2,16 @@
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::signal::{SigSet, Signal};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+/// Takes one of these signals, which are blocked, if it is pending: sigtimedwait(2).
+pub fn taken(set: &SigSet) -> Option<Signal> {
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the set and the time outlive the call, and nothing is asked to be filled.
+    let got = unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &now) };
+    Signal::try_from(got).ok()
+}
 
 /// A descriptor from which the pending ones of these signals are read, signal n being bit n - 1:
 /// signalfd4(2), Linux 2.6.27.

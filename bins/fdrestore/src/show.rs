@@ -1,0 +1,95 @@
+//! Plans as tables and as JSON.
+
+use fdkit::plan::{Deed, Plan, Step};
+use fdkit::site::Fate;
+use fdkit::text::escape;
+use fdkit::tree::Tree;
+use serde_json::{Value, json};
+use std::borrow::Cow;
+
+/// The plan of one table.
+pub(crate) fn plan(plan: &Plan<'_>, json: bool) -> String {
+    match json {
+        true => format!("{:#}\n", value(plan)),
+        false => table(plan),
+    }
+}
+
+/// The plans of all tables of a tree.
+pub(crate) fn tree(tree: &Tree<'_>, json: bool) -> String {
+    let owner = |task: usize| &tree.image.tasks[tree.shape.kin[task].owner];
+    let mut out = String::new();
+    let mut tasks = Vec::new();
+    for &at in &tree.shape.order {
+        let task = &tree.image.tasks[at];
+        let name = escape(&task.comm.0);
+        match (&tree.tables[at], json) {
+            (Some(plan), true) => tasks.push(value(plan)),
+            (None, true) => tasks.push(json!({"pid": task.pid, "shares": owner(at).pid})),
+            (Some(plan), false) => out += &format!("{} {name}\n{}", task.pid, table(plan)),
+            (None, false) => {
+                out += &format!("{} {name}\n       the table of {}\n", task.pid, owner(at).pid);
+            }
+        }
+    }
+    match json {
+        true => format!("{:#}\n", json!({"tasks": tasks, "problems": tree.problems})),
+        false => out,
+    }
+}
+
+fn deed(step: &Step) -> String {
+    match step.deed {
+        Deed::Make => "make".to_owned(),
+        Deed::Share => "dup".to_owned(),
+        Deed::Inherit(from) => format!("inherit {from}"),
+        Deed::Null => "/dev/null".to_owned(),
+        Deed::Skip => "none".to_owned(),
+        Deed::Fetch(_) => "fetch".to_owned(),
+        Deed::Stand => "inherited".to_owned(),
+    }
+}
+
+/// Kind and name of what a step is about.
+fn what<'p>(plan: &'p Plan<'_>, step: &Step) -> (Cow<'p, str>, Cow<'p, str>) {
+    match step.file.and_then(|id| plan.image.file(id)) {
+        Some(file) => (escape(file.kind.as_bytes()), escape(&file.link.0)),
+        None => ("-".into(), "the caller's own".into()),
+    }
+}
+
+fn terminal(plan: &Plan<'_>) -> Option<String> {
+    match &plan.terminal {
+        Fate::None => None,
+        Fate::Kept => Some("the caller's own".to_owned()),
+        Fate::Made(id) => {
+            let link = plan.image.file(*id).map(|file| escape(&file.link.0).into_owned());
+            Some(format!("that of {}", link.unwrap_or_default()))
+        }
+        Fate::Handed(fd) => Some(format!("that of {fd}")),
+        Fate::Opened(path) => Some(escape(path).into_owned()),
+        Fate::Lost(why) => Some(format!("none: {why}")),
+    }
+}
+
+fn table(plan: &Plan<'_>) -> String {
+    let line = |step: &Step| {
+        let (kind, link) = what(plan, step);
+        format!("{:>5}  {:<10}  {kind:<9}  {link}\n", step.fd, deed(step))
+    };
+    let terminal = terminal(plan).map(|is| format!("controlling terminal: {is}\n"));
+    plan.steps.iter().map(line).chain(terminal).collect()
+}
+
+fn value(plan: &Plan<'_>) -> Value {
+    let row = |step: &Step| {
+        let (kind, link) = what(plan, step);
+        json!({
+            "fd": step.fd, "deed": deed(step), "kind": kind, "name": link, "cloexec": step.cloexec,
+        })
+    };
+    json!({
+        "pid": plan.task.pid, "steps": plan.steps.iter().map(row).collect::<Vec<_>>(),
+        "terminal": terminal(plan), "problems": plan.problems,
+    })
+}

@@ -1,0 +1,61 @@
+//! fdrestore --tree: the processes of an image.
+
+use crate::Args;
+use fdkit::cli::{self, End, Tool};
+use fdkit::ctty::Heir;
+use fdkit::error::{At, Result, Status};
+use fdkit::image::Image;
+use fdkit::plan::Options;
+use fdkit::sys::memory::map_sealed;
+use fdkit::tree::{self, Grown, Mode, Tree};
+use nix::sys::wait::WaitStatus;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+pub(crate) fn restore(
+    tool: &Tool,
+    args: &Args,
+    image: &Image,
+    options: &Options,
+    spool: File,
+    root: Option<OwnedFd>,
+    command: Vec<OsString>,
+) -> Result<End> {
+    let mode = Mode { respawn: args.respawn, same_pids: args.same_pids, command };
+    let path = args.root.as_ref().map(|path| path.as_path().to_owned());
+    let dir = root.as_ref().map(AsFd::as_fd);
+    let at = || crate::name(args);
+    let mut tree = Tree::new(image, options, dir, Heir::myself()?, args.dry_run).at(at)?;
+    tree::foresee(&mut tree, &mode, path.as_deref());
+    if args.dry_run {
+        cli::text_stdout()?.write_all(crate::show::tree(&tree, args.json).as_bytes())?;
+        tree.refuse(&mut |line| tool.warn(line))?;
+        return Ok(Status::Done.into());
+    }
+    tree.refuse(&mut |line| tool.warn(line))?;
+    let source = map_sealed(spool.as_fd()).at(|| "map the image")?;
+    drop(spool);
+    let holds = !mode.respawn && mode.command.is_empty();
+    let mut ready = |grown: &Grown| {
+        grown.said.iter().for_each(|line| tool.warn(line));
+        if !holds {
+            return Ok(());
+        }
+        let mut out = cli::text_stdout()?;
+        for (old, new) in &grown.pids {
+            writeln!(out, "{old} {new}")?;
+        }
+        out.flush()?;
+        Ok(())
+    };
+    let root = root.zip(path);
+    match tree::grow(&tree, options, &mode, source, root, &mut ready)? {
+        None => Ok(Status::Done.into()),
+        Some(WaitStatus::Exited(_, status)) => Ok(ExitCode::from(status as u8).into()),
+        Some(WaitStatus::Signaled(_, signal, _)) => Ok(ExitCode::from(128 + signal as u8).into()),
+        Some(_) => Ok(Status::System.into()),
+    }
+}

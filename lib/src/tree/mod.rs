@@ -1,0 +1,585 @@
+//! A tree of processes: what each of them makes, what is made once for several, and who passes it
+//! on to whom. Decided for all of them before the first is made.
+//!
+//! What one table alone has is made by the task that owns the table. What several have is made once
+//! by fdrestore, waits in the [`store`](crate::store), is taken from there by the topmost task that
+//! has it, and is passed on by fork(2) wherever a child had it at its parent's number.
+
+mod run;
+mod shape;
+
+pub use run::{Grown, Mode, foresee, grow};
+pub use shape::{Group, Kin, Orphan, Shape};
+
+use crate::ctty::Heir;
+use crate::error::{Error, Result};
+use crate::image::{Image, OpenFile, Slot, Task};
+use crate::kind::{self, Need};
+use crate::plan::{Deed, Home, Inherit, Options, Plan, Step};
+use crate::service::Course;
+use crate::site::{Fate, Heirs};
+use crate::store::MOST;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{BorrowedFd, RawFd};
+
+/// Which descriptions are one message of the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The files, in the order of the numbers that they get.
+    pub files: Vec<u32>,
+    /// Whether they can be made only when all processes are there.
+    pub last: bool,
+}
+
+/// How a description comes about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// One table has it, and makes it.
+    Private,
+    /// Made once, for the store.
+    Common { last: bool },
+    /// Made by the first task that has it, which is of the right session, before its children.
+    Session,
+    /// The caller's.
+    Handed(RawFd),
+}
+
+/// What will be done for a whole image.
+pub struct Tree<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// Who makes whom.
+    pub shape: Shape,
+    /// What is made for the store.
+    pub common: Plan<'a>,
+    /// The messages of the store; those of the first round come first.
+    pub messages: Vec<Message>,
+    /// The table of each task that owns one.
+    pub tables: Vec<Option<Plan<'a>>>,
+    /// For each task the highest number that its parent passes on to it.
+    pub passed: Vec<Option<RawFd>>,
+    /// What becomes of the controlling terminal of each task.
+    pub fates: Vec<Fate>,
+    /// Where in the store that is: message, and place in it.
+    controls: Vec<Option<(u32, usize)>>,
+    /// The files that the caller's descriptors stand for.
+    handed: HashMap<u32, RawFd>,
+    /// What cannot be restored, a line each.
+    pub problems: Vec<String>,
+}
+
+/// The numbers of each table.
+struct Tables<'a>(HashMap<u32, Vec<&'a Slot>>);
+
+impl<'a> Tables<'a> {
+    fn of(&self, task: &Task) -> &[&'a Slot] {
+        self.0.get(&task.table.id).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The tasks of an image before there are processes.
+struct Unborn<'a>(&'a HashMap<i32, usize>);
+
+impl Heirs for Unborn<'_> {
+    fn process(&self, pid: i32) -> Option<i32> {
+        self.0.contains_key(&pid).then_some(0)
+    }
+
+    fn group(&self, _: i32) -> Option<i32> {
+        Some(0)
+    }
+}
+
+impl<'a> Tree<'a> {
+    /// Plans a tree. `ours` says what fdrestore itself is, whose session the first tasks may join.
+    ///
+    /// Fails with status 3 or 6 as [`Shape::of`] does.
+    pub fn new(
+        image: &'a Image,
+        options: &Options,
+        root: Option<BorrowedFd<'_>>,
+        ours: Heir,
+        dry: bool,
+    ) -> Result<Tree<'a>> {
+        if image.tasks.is_empty() {
+            return Err(Error::unrestorable("the image has no task"));
+        }
+        options.look_at_handed()?;
+        let shape = Shape::of(&image.tasks)?;
+        let mut slots: HashMap<u32, Vec<&Slot>> = HashMap::new();
+        for slot in &image.slots {
+            slots.entry(slot.table).or_default().push(slot);
+        }
+        let tables = Tables(slots);
+        let owners: Vec<usize> =
+            shape.order.iter().copied().filter(|&at| shape.kin[at].owner == at).collect();
+        let handed = handed(image, options, &tables, &shape)?;
+        // The first owner of a table that has each file, and where it has it.
+        let mut homes: HashMap<u32, (usize, RawFd)> = HashMap::new();
+        for &owner in &owners {
+            for slot in tables.of(&image.tasks[owner]) {
+                homes.entry(slot.file).or_insert((owner, slot.fd as RawFd));
+            }
+        }
+        let mut ways = ways(image, &handed, &tables, &owners);
+        let fates = terminals(image, &shape, ours, &handed, &mut ways);
+        let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
+        let mut common = common(image, &ways, &homes, &tables);
+        common.check(options, &Unborn(&by_pid), root, dry)?;
+        let lost: HashMap<u32, Deed> = common
+            .steps
+            .iter()
+            .filter(|step| matches!(step.deed, Deed::Null | Deed::Skip))
+            .filter_map(|step| Some((step.file?, step.deed)))
+            .collect();
+        let mut problems = std::mem::take(&mut common.problems);
+        let laid = Layout { image, shape: &shape, tables: &tables, ways: &ways, lost: &lost };
+        let (mut steps, passed) = laid.steps(&owners);
+        let messages = laid.messages(&owners, &mut steps, &fates);
+        let mut plans: Vec<Option<Plan<'a>>> = image.tasks.iter().map(|_| None).collect();
+        for &owner in &owners {
+            let task = &image.tasks[owner];
+            let mut plan = Plan::of(image, task, std::mem::take(&mut steps[owner]));
+            plan.terminal = fates[owner].clone();
+            let away = |step: &&Step| matches!(step.deed, Deed::Fetch(_) | Deed::Stand);
+            let at_home = |id: &u32| {
+                homes.get(id).is_some_and(|home| home.0 == owner) && !handed.contains_key(id)
+            };
+            plan.guests = plan
+                .steps
+                .iter()
+                .filter(away)
+                .filter_map(|step| step.file)
+                .filter(at_home)
+                .collect();
+            plan.check(options, &Unborn(&by_pid), root, dry)?;
+            let of_task = |line: String| format!("task {}: {line}", task.pid);
+            problems.extend(std::mem::take(&mut plan.problems).into_iter().map(of_task));
+            plans[owner] = Some(plan);
+        }
+        let place = |id: u32| {
+            messages.iter().enumerate().find_map(|(message, it)| {
+                Some((message as u32, it.files.iter().position(|&file| file == id)?))
+            })
+        };
+        let control = |fate: &Fate| match fate {
+            Fate::Made(id) => place(*id),
+            Fate::Handed(from) => {
+                handed.iter().filter(|(_, given)| *given == from).find_map(|(id, _)| place(*id))
+            }
+            _ => None,
+        };
+        let controls = fates.iter().map(control).collect();
+        let tables = plans;
+        Ok(Tree {
+            image,
+            shape,
+            common,
+            messages,
+            tables,
+            passed,
+            fates,
+            controls,
+            handed,
+            problems,
+        })
+    }
+
+    /// How many tasks share the table that this one owns.
+    fn sharers(&self, owner: usize) -> u32 {
+        self.shape.kin.iter().filter(|kin| kin.owner == owner).count() as u32
+    }
+
+    /// Those that a task makes, in the order in which it makes them: each as soon as what it passes
+    /// on to it stands, those that share its table last.
+    fn children(&self, task: usize) -> Vec<usize> {
+        let mut makes = self.shape.kin[task].makes.clone();
+        makes.sort_by_key(|&child| {
+            let kin = &self.shape.kin[child];
+            (!kin.before, kin.owner != child, self.passed[child], child)
+        });
+        makes
+    }
+
+    /// The highest number, of those that are passed on, that stands in a task's table when it makes
+    /// this child.
+    fn reached(&self, task: usize, child: usize) -> Option<RawFd> {
+        let kin = &self.shape.kin;
+        let all = kin[task].owner != task || kin[child].owner != child;
+        if all {
+            let plan = self.tables[kin[task].owner].as_ref()?;
+            return plan.steps.iter().filter(|it| it.passed).map(|it| it.fd).next_back();
+        }
+        let makes = self.children(task);
+        let place = makes.iter().position(|&each| each == child)?;
+        makes[..=place].iter().filter_map(|&each| self.passed[each]).max()
+    }
+
+    /// The refusal that lists all problems, if there are any. Each is said by `say`.
+    pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        crate::plan::refuse(&self.problems, say)
+    }
+
+    /// What the tables are as [`crate::service::forecast`] wants to know it, in the order
+    /// [`Shape::order`]; `services` is how many descriptors of our own a task has meanwhile.
+    pub fn courses(&self, services: usize) -> Vec<Course> {
+        let mut places = vec![0; self.image.tasks.len()];
+        let order = &self.shape.order;
+        order.iter().enumerate().for_each(|(place, &at)| places[at] = place);
+        let course = |&at: &usize| {
+            let kin = &self.shape.kin[at];
+            let plan = self.tables[at].as_ref();
+            let steps = plan.into_iter().flat_map(|plan| &plan.steps);
+            Course {
+                parent: kin.maker.map(|maker| places[maker]),
+                owner: (kin.owner != at).then(|| places[kin.owner]),
+                numbers: steps.filter(|it| it.deed != Deed::Skip).map(|it| it.fd as u32).collect(),
+                passed: self.before(at).map(|fd| fd as u32),
+                sharers: self.sharers(at),
+                services,
+            }
+        };
+        order.iter().map(course).collect()
+    }
+
+    /// The highest number that stands in the maker's table when it makes this task.
+    fn before(&self, task: usize) -> Option<RawFd> {
+        let maker = self.shape.kin[task].maker?;
+        self.passed[self.shape.kin[maker].owner].max(self.reached(maker, task))
+    }
+}
+
+/// The files that the caller's descriptors stand for.
+fn handed(
+    image: &Image,
+    options: &Options,
+    tables: &Tables<'_>,
+    shape: &Shape,
+) -> Result<HashMap<u32, RawFd>> {
+    let mut used = vec![false; options.inherit.len()];
+    let mut handed = HashMap::new();
+    // A number alone means the first task's, whatever others have there.
+    let first = &image.tasks[shape.order[0]];
+    for inherit in &options.inherit {
+        if let Inherit::Own(fd) = inherit {
+            let there = tables.of(first).iter().find(|slot| slot.fd as RawFd == *fd);
+            let Some(slot) = there else {
+                let why =
+                    format!("--inherit: the first task, {}, has no descriptor {fd}", first.pid);
+                return Err(Error::misuse(why));
+            };
+            handed.insert(slot.file, *fd);
+        }
+    }
+    if options.inherit.iter().any(|inherit| matches!(inherit, Inherit::Key(..))) {
+        for task in &image.tasks {
+            for slot in tables.of(task) {
+                let Some(file) = image.file(slot.file) else { continue };
+                let Some(at) = options.handed(task.pid, slot, file) else { continue };
+                let Inherit::Key(key, from) = &options.inherit[at] else { continue };
+                let bare = key.iter().all(u8::is_ascii_digit);
+                if !bare || task.pid == first.pid {
+                    used[at] = true;
+                    handed.entry(file.id).or_insert(*from);
+                }
+            }
+        }
+    }
+    options.all_used(&used)?;
+    Ok(handed)
+}
+
+/// How each file comes about. What belongs together (an object, the ends of a connection) is made
+/// in one place.
+fn ways(
+    image: &Image,
+    handed: &HashMap<u32, RawFd>,
+    tables: &Tables<'_>,
+    owners: &[usize],
+) -> HashMap<u32, Way> {
+    let mut kin = Together((0..image.files.len()).collect());
+    let index: HashMap<u32, usize> =
+        image.files.iter().enumerate().map(|(at, file)| (file.id, at)).collect();
+    let mut objects: HashMap<u32, usize> = HashMap::new();
+    let sockets: HashMap<u64, usize> = image
+        .files
+        .iter()
+        .enumerate()
+        .filter(|(_, file)| file.link.0.starts_with(b"socket:["))
+        .filter_map(|(at, file)| Some((file.inode.as_ref()?.ino, at)))
+        .collect();
+    for (at, file) in image.files.iter().enumerate() {
+        if let Some(object) = file.object {
+            let first = *objects.entry(object).or_insert(at);
+            kin.join(first, at);
+        }
+        let others = file.refs.iter().filter_map(|id| index.get(id)).copied();
+        let peers = kind::named(&file.kind).map(|kind| (kind.peers)(file)).unwrap_or_default();
+        let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
+        others.chain(peers).for_each(|other| kin.join(other, at));
+    }
+    // The one table that has all of a group, if one has.
+    let mut tables_of: HashMap<usize, Option<usize>> = HashMap::new();
+    for &owner in owners {
+        for slot in tables.of(&image.tasks[owner]) {
+            let Some(&at) = index.get(&slot.file) else { continue };
+            let group = kin.of(at);
+            let only = tables_of.entry(group).or_insert(Some(owner));
+            *only = only.filter(|&only| only == owner);
+        }
+    }
+    let way = |(at, file): (usize, &OpenFile)| {
+        let need = kind::named(&file.kind).map_or(Need::Nothing, |kind| (kind.need)(file));
+        let shared = tables_of.get(&kin.of(at)).is_some_and(Option::is_none);
+        let way = match (handed.get(&file.id), shared, need) {
+            (Some(&from), ..) => Way::Handed(from),
+            (None, false, _) => Way::Private,
+            (None, true, Need::Session) => Way::Session,
+            (None, true, need) => Way::Common { last: need == Need::Processes },
+        };
+        (file.id, way)
+    };
+    image.files.iter().enumerate().map(way).collect()
+}
+
+/// Sets that grow together.
+struct Together(Vec<usize>);
+
+impl Together {
+    fn of(&self, mut at: usize) -> usize {
+        while self.0[at] != at {
+            at = self.0[at];
+        }
+        at
+    }
+
+    fn join(&mut self, one: usize, other: usize) {
+        let (one, other) = (self.of(one), self.of(other));
+        // The lower index leads, and paths are halved on the way.
+        let (low, high) = (one.min(other), one.max(other));
+        self.0[high] = low;
+    }
+}
+
+/// What becomes of the controlling terminal of each task. What becomes one must be in the store:
+/// the leader takes it before it makes the members of its session.
+fn terminals(
+    image: &Image,
+    shape: &Shape,
+    ours: Heir,
+    handed: &HashMap<u32, RawFd>,
+    ways: &mut HashMap<u32, Way>,
+) -> Vec<Fate> {
+    let mut fates = vec![Fate::None; image.tasks.len()];
+    let mut led: HashMap<i32, bool> = HashMap::new();
+    for &at in &shape.order {
+        let task = &image.tasks[at];
+        let leads = shape.kin[at].leads;
+        let has = match led.get(&task.sid) {
+            Some(&has) => has,
+            None if leads => false,
+            None => ours.has,
+        };
+        let made = |id: u32| !matches!(ways.get(&id), None | Some(Way::Handed(_)));
+        let heir = Heir { leader: leads, has };
+        let fate = crate::ctty::fate(image, task, heir, made, |id| handed.get(&id).copied());
+        if leads {
+            led.insert(task.sid, !matches!(fate, Fate::None | Fate::Lost(_)));
+        }
+        if let Fate::Made(id) = fate {
+            let object = image.file(id).and_then(|file| file.object);
+            for file in image
+                .files
+                .iter()
+                .filter(|file| file.id == id || object.is_some() && file.object == object)
+            {
+                if ways.get(&file.id) == Some(&Way::Private) {
+                    ways.insert(file.id, Way::Common { last: false });
+                }
+            }
+        }
+        fates[at] = fate;
+    }
+    fates
+}
+
+/// The plan of what is made for the store, each file as its home knows it.
+fn common<'a>(
+    image: &'a Image,
+    ways: &HashMap<u32, Way>,
+    homes: &HashMap<u32, (usize, RawFd)>,
+    tables: &Tables<'a>,
+) -> Plan<'a> {
+    let is_common = |file: &&OpenFile| matches!(ways.get(&file.id), Some(Way::Common { .. }));
+    let step = |(at, file): (usize, &OpenFile)| {
+        let last = ways.get(&file.id) == Some(&Way::Common { last: true });
+        let deed = Deed::Make;
+        // Where they stand in fdrestore does not matter.
+        Step { fd: at as RawFd, file: Some(file.id), deed, cloexec: false, passed: !last }
+    };
+    let steps: Vec<Step> = image.files.iter().filter(is_common).enumerate().map(step).collect();
+    let mut plan = Plan::of(image, &image.tasks[0], steps);
+    let mut numbers: HashMap<usize, usize> = HashMap::new();
+    for step in &plan.steps {
+        let Some((id, &(home, fd))) = step.file.and_then(|id| Some((id, homes.get(&id)?))) else {
+            continue;
+        };
+        let task = &image.tasks[home];
+        let all = &mut plan.numbers;
+        let at = *numbers.entry(home).or_insert_with(|| {
+            all.push(tables.of(task).iter().map(|slot| slot.fd as RawFd).collect());
+            all.len() - 1
+        });
+        plan.homes.insert(id, Home { task, numbers: at, fd });
+    }
+    plan
+}
+
+/// What is known when the numbers are laid out.
+struct Layout<'l, 'a> {
+    image: &'a Image,
+    shape: &'l Shape,
+    tables: &'l Tables<'a>,
+    ways: &'l HashMap<u32, Way>,
+    /// What could not be made for the store.
+    lost: &'l HashMap<u32, Deed>,
+}
+
+impl Layout<'_, '_> {
+    /// The steps of each table, of which those that fetch have no message yet, and for each task the
+    /// highest number that its parent passes on.
+    fn steps(&self, owners: &[usize]) -> (Vec<Vec<Step>>, Vec<Option<RawFd>>) {
+        let count = self.image.tasks.len();
+        let mut steps: Vec<Vec<Step>> = vec![Vec::new(); count];
+        let mut passed: Vec<Option<RawFd>> = vec![None; count];
+        for &owner in owners {
+            let task = &self.image.tasks[owner];
+            let above = self.shape.kin[owner].maker.map(|maker| self.shape.kin[maker].owner);
+            let of_parent: HashMap<u32, u32> = above
+                .map(|above| self.tables.of(&self.image.tasks[above]))
+                .unwrap_or_default()
+                .iter()
+                .map(|slot| (slot.fd, slot.file))
+                .collect();
+            for slot in self.tables.of(task) {
+                let way = self.ways.get(&slot.file).copied().unwrap_or(Way::Private);
+                let passes = !matches!(way, Way::Private | Way::Common { last: true });
+                let there = of_parent.get(&slot.fd) == Some(&slot.file);
+                let deed = match self.lost.get(&slot.file) {
+                    Some(Deed::Skip) => Deed::Skip,
+                    _ if passes && there => Deed::Stand,
+                    // Its message is found later.
+                    _ if !matches!(way, Way::Private | Way::Session) => Deed::Fetch(u32::MAX),
+                    _ => Deed::Make,
+                };
+                if deed == Deed::Stand {
+                    passed[owner] = Some(slot.fd as RawFd);
+                }
+                let fd = slot.fd as RawFd;
+                let (file, cloexec) = (Some(slot.file), slot.cloexec);
+                steps[owner].push(Step { fd, file, deed, cloexec, passed: false });
+            }
+        }
+        // What a child is born with must be there before it.
+        for &owner in owners {
+            let Some(maker) = self.shape.kin[owner].maker else { continue };
+            let above = self.shape.kin[maker].owner;
+            let there: HashSet<RawFd> = steps[owner]
+                .iter()
+                .filter(|step| step.deed == Deed::Stand)
+                .map(|step| step.fd)
+                .collect();
+            for step in &mut steps[above] {
+                step.passed |= there.contains(&step.fd);
+            }
+        }
+        for steps in &mut steps {
+            share(steps);
+        }
+        (steps, passed)
+    }
+
+    /// Finds runs of numbers that are alike wherever they are fetched: they are one message.
+    fn messages(&self, owners: &[usize], steps: &mut [Vec<Step>], fates: &[Fate]) -> Vec<Message> {
+        // Who fetches each file, at which number, before or after its children.
+        let mut takers: HashMap<u32, Vec<(usize, RawFd, bool)>> = HashMap::new();
+        for &owner in owners {
+            for step in steps[owner].iter().filter(|step| matches!(step.deed, Deed::Fetch(_))) {
+                let Some(id) = step.file else { continue };
+                takers.entry(id).or_default().push((owner, step.fd, step.passed));
+            }
+        }
+        let is_last = |id: u32| self.ways.get(&id) == Some(&Way::Common { last: true });
+        let follows = |last: u32, next: u32| {
+            let (last_by, next_by) = (&takers[&last], &takers[&next]);
+            is_last(last) == is_last(next)
+                && last_by.len() == next_by.len()
+                && last_by
+                    .iter()
+                    .zip(next_by)
+                    .all(|(&(by, at, when), &next)| (by, at + 1, when) == next)
+        };
+        let mut messages: Vec<Message> = Vec::new();
+        let mut known: HashMap<u32, u32> = HashMap::new();
+        for &owner in owners {
+            let mut before: Option<(RawFd, u32)> = None;
+            for step in &steps[owner] {
+                let (Deed::Fetch(_), Some(id)) = (step.deed, step.file) else { continue };
+                if known.contains_key(&id) {
+                    continue;
+                }
+                let open = messages.last_mut().filter(|open| {
+                    before.is_some_and(|(fd, last)| fd + 1 == step.fd && follows(last, id))
+                        && open.files.len() < MOST
+                });
+                match open {
+                    Some(open) => open.files.push(id),
+                    None => messages.push(Message { files: vec![id], last: is_last(id) }),
+                }
+                known.insert(id, messages.len() as u32 - 1);
+                before = Some((step.fd, id));
+            }
+        }
+        // A controlling terminal may be in no table at all.
+        for fate in fates {
+            let Fate::Made(id) = fate else { continue };
+            if !known.contains_key(id) && !self.lost.contains_key(id) {
+                known.insert(*id, messages.len() as u32);
+                messages.push(Message { files: vec![*id], last: false });
+            }
+        }
+        // Those of the first round come first in the queue too.
+        let mut order: Vec<usize> = (0..messages.len()).collect();
+        order.sort_by_key(|&at| messages[at].last);
+        let mut places = vec![0; messages.len()];
+        order.iter().enumerate().for_each(|(place, &at)| places[at] = place as u32);
+        for step in steps.iter_mut().flatten() {
+            if let (Deed::Fetch(message), Some(id)) = (&mut step.deed, step.file) {
+                *message = places[known[&id] as usize];
+            }
+        }
+        order.into_iter().map(|at| messages[at].clone()).collect()
+    }
+}
+
+/// All but the first number of a file are copies of that one: the first of those that children are
+/// born with, if any is.
+fn share(steps: &mut [Step]) {
+    let mut first: BTreeMap<u32, usize> = BTreeMap::new();
+    for round in [0, 1, 2] {
+        for (at, step) in steps.iter_mut().enumerate() {
+            let of_round = match round {
+                0 => step.deed == Deed::Stand,
+                1 => step.passed,
+                _ => true,
+            };
+            let Some(id) = step.file.filter(|_| of_round && step.deed != Deed::Skip) else {
+                continue;
+            };
+            let leader = *first.entry(id).or_insert(at);
+            if leader != at && step.deed != Deed::Stand {
+                step.deed = Deed::Share;
+            }
+        }
+    }
+}

@@ -1,0 +1,951 @@
+//! The processes of a tree: made, set up, and let go together, or ended together.
+//!
+//! Three stages, at each of which all wait for the last: *born* (every process is there, with its
+//! session, its controlling terminal and what its children are to be born with), *restored* (every
+//! table stands), *gone on* (our own descriptors are closed, credentials are put back; it holds, or
+//! runs its command). Until the last stage whatever dies takes all others along.
+
+use super::{Group, Tree};
+use crate::error::{At, Error, Result, Status};
+use crate::image::Credentials;
+use crate::image::Task;
+use crate::plan::{Deed, Options, Plan, Step, hard_limit};
+use crate::proc::Process;
+use crate::restore::{self, With, Work, close_others, place, raise_limit, seize};
+use crate::service::{self, Placement, Wanted};
+use crate::shrink;
+use crate::site::{Fate, Heirs, Site};
+use crate::store::Store;
+use crate::sys::board::Board;
+use crate::sys::fork::{self, Birth};
+use crate::sys::title::Title;
+use crate::sys::{self, Seat, credentials};
+use crate::text::escape;
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpgrp, getpid, getppid, setpgid, setsid};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// What the processes do once all stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mode {
+    /// Each runs its recorded command, in its recorded directory.
+    pub respawn: bool,
+    /// What the first task runs in place of that.
+    pub command: Vec<OsString>,
+    /// Each gets the process id that it had.
+    pub same_pids: bool,
+}
+
+impl Mode {
+    /// Whether nobody runs anything.
+    fn holds(&self) -> bool {
+        !self.respawn && self.command.is_empty()
+    }
+}
+
+/// The cells of the board before those of the tasks.
+const STAGE: usize = 0;
+const ARRIVED: usize = 1;
+const LOCK: usize = 2;
+const FAILED: usize = 3;
+const FIXED: usize = 4;
+
+/// All must be there.
+const BORN: i32 = 1;
+const RESTORED: i32 = 2;
+const GONE_ON: i32 = 3;
+
+/// How long we wait before we look whether somebody has died.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What a process of the tree knows.
+struct Crew<'a> {
+    tree: &'a Tree<'a>,
+    options: &'a Options,
+    mode: &'a Mode,
+    source: &'a [u8],
+    board: &'a Board,
+    by_pid: HashMap<i32, usize>,
+    groups: HashMap<i32, Group>,
+    /// Process and group of fdrestore.
+    chief: (Pid, Pid),
+    /// The soft limit of open files before and now.
+    limits: (u64, u64),
+    /// The signals that were blocked when we were started.
+    mask: SigSet,
+    /// Who we run as.
+    credentials: Credentials,
+    /// Paths of the image that are others now.
+    moved: RefCell<HashMap<Vec<u8>, Vec<u8>>>,
+    title: Option<Title>,
+    root: Option<std::path::PathBuf>,
+}
+
+/// Our own descriptors in a table.
+#[derive(Clone, Copy, Debug, Default)]
+struct Services {
+    store: Option<Seat>,
+    root: Option<Seat>,
+}
+
+impl Services {
+    fn all(self) -> impl Iterator<Item = Seat> {
+        [self.store, self.root].into_iter().flatten()
+    }
+
+    fn highest(self) -> Option<u32> {
+        self.all().map(|seat| seat.number() as u32).max()
+    }
+
+    fn has(self, number: RawFd) -> bool {
+        self.all().any(|seat| seat.number() == number)
+    }
+}
+
+/// What is in a table when a child is made.
+#[derive(Clone, Copy, Debug)]
+struct Before<'b> {
+    services: Services,
+    /// The numbers that the task of the table has by then, ascending.
+    stands: &'b [RawFd],
+}
+
+impl Crew<'_> {
+    fn pid_cell(&self, task: usize) -> usize {
+        FIXED + 2 * task
+    }
+
+    fn reached_cell(&self, task: usize) -> usize {
+        FIXED + 2 * task + 1
+    }
+
+    fn orphan_cell(&self, orphan: usize) -> usize {
+        FIXED + 2 * self.tree.image.tasks.len() + orphan
+    }
+
+    fn pid(&self, task: usize) -> i32 {
+        self.board.cell(self.pid_cell(task)).load(Ordering::Acquire)
+    }
+
+    fn leader(&self, group: Group) -> i32 {
+        match group {
+            Group::Own => 0,
+            Group::Of(task) => self.pid(task),
+            Group::Ours => self.chief.1.as_raw(),
+            Group::Orphan(at) => self.board.cell(self.orphan_cell(at)).load(Ordering::Acquire),
+        }
+    }
+}
+
+impl Heirs for Crew<'_> {
+    fn process(&self, pid: i32) -> Option<i32> {
+        self.by_pid.get(&pid).map(|&task| self.pid(task))
+    }
+
+    fn group(&self, pgid: i32) -> Option<i32> {
+        match self.groups.get(&pgid)? {
+            Group::Own => self.process(pgid),
+            other => Some(self.leader(*other)),
+        }
+    }
+}
+
+/// How a tree came out.
+pub struct Grown {
+    /// For each task of the image its process id then and now.
+    pub pids: Vec<(i32, i32)>,
+    /// What was said on the way.
+    pub said: Vec<String>,
+}
+
+/// Makes the processes of a tree. `source` is the image.
+///
+/// `ready` is called when all stands and nothing has been let go yet. Then this process waits: for
+/// the end of all, or of the first if that runs a command, whose exit status is given. On failure
+/// nothing is left of any of them.
+pub fn grow(
+    tree: &Tree<'_>,
+    options: &Options,
+    mode: &Mode,
+    source: &[u8],
+    root: Option<(OwnedFd, std::path::PathBuf)>,
+    ready: &mut dyn FnMut(&Grown) -> Result<()>,
+) -> Result<Option<WaitStatus>> {
+    let count = tree.image.tasks.len();
+    let cells = FIXED + 2 * count + tree.shape.orphans.len();
+    let board = Board::new(cells, count + 1).at(|| "shared memory")?;
+    let index = |(at, task): (usize, &Task)| (task.pid, at);
+    let (root, path) = root.map_or((None, None), |(root, path)| (Some(root), Some(path)));
+    let tasks = &tree.image.tasks;
+    let highest = tree.tables.iter().flatten().filter_map(|plan| plan.steps.last());
+    let highest = highest.map(|step| step.fd as u32).max();
+    let mut mask = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited()), Some(&mut mask))?;
+    fork::wait_for_children();
+    credentials::adopt_orphans().at(|| "PR_SET_CHILD_SUBREAPER")?;
+    let crew = Crew {
+        tree,
+        options,
+        mode,
+        source,
+        board: &board,
+        by_pid: tasks.iter().enumerate().map(index).collect(),
+        groups: tasks.iter().zip(&tree.shape.kin).map(|(task, kin)| (task.pgid, kin.group)).fold(
+            HashMap::new(),
+            |mut groups, (pgid, group)| {
+                groups.entry(pgid).or_insert(group);
+                groups
+            },
+        ),
+        chief: (getpid(), getpgrp()),
+        limits: raise_limit(highest)?,
+        mask,
+        credentials: Process::open(getpid().as_raw())?.task(0, None)?.credentials,
+        moved: RefCell::default(),
+        title: Title::find(),
+        root: path,
+    };
+    let outcome = crew.lead(root, ready);
+    if outcome.is_err() {
+        crew.end_all();
+    }
+    outcome
+}
+
+impl Crew<'_> {
+    /// What fdrestore itself does.
+    fn lead(
+        &self,
+        root: Option<OwnedFd>,
+        ready: &mut dyn FnMut(&Grown) -> Result<()>,
+    ) -> Result<Option<WaitStatus>> {
+        let tree = self.tree;
+        let root = root.map(Seat::here);
+        let mut store = Store::new((self.board, LOCK))?;
+        let mut site = tree.common.site(self.source, self, root, self.options.changed);
+        site.anywhere = true;
+        self.stock(&mut store, &mut site, false)?;
+        self.moved.replace(site.moved.clone());
+        let services = Services { store: Some(store.seat()), root };
+        // What our caller left open would make the tables of all larger.
+        let mut keep = vec![0, 1, 2];
+        keep.extend(services.all().map(Seat::number));
+        keep.sort_unstable();
+        close_others(&keep)?;
+        for &at in tree.shape.order.iter().filter(|&&at| tree.shape.kin[at].maker.is_none()) {
+            self.make(at, Before { services, stands: &[0, 1, 2] })?;
+        }
+        self.wait_for(BORN)?;
+        self.stock(&mut store, &mut site, true)?;
+        let mut said = std::mem::take(&mut site.warnings);
+        services.all().for_each(Seat::close);
+        self.board.set(STAGE, BORN);
+        self.wait_for(RESTORED)?;
+        for (at, task) in tree.image.tasks.iter().enumerate() {
+            let lines = self.board.said(at);
+            said.extend(lines.lines().map(|line| format!("task {}: {line}", task.pid)));
+        }
+        let pids = tree.image.tasks.iter().enumerate().map(|(at, task)| (task.pid, self.pid(at)));
+        let grown = Grown { pids: pids.collect(), said };
+        if self.mode.holds() {
+            self.board.set(STAGE, RESTORED);
+            self.wait_for(GONE_ON)?;
+            ready(&grown)?;
+            return self.hold();
+        }
+        ready(&grown)?;
+        self.board.set(STAGE, RESTORED);
+        self.follow(Pid::from_raw(self.pid(tree.shape.order[0]))).map(Some)
+    }
+
+    /// Makes what several tasks have, as far as it can be made by now, and puts it into the store.
+    fn stock<'s>(&'s self, store: &mut Store<'_>, site: &mut Site<'s>, last: bool) -> Result<()> {
+        let plan = &self.tree.common;
+        let with = With::default();
+        let mut problems = Vec::new();
+        let mut work = Work::new(plan, self.options, site, &with);
+        if !last {
+            work.early();
+        }
+        work.make(|step| step.passed != last)?;
+        let made = work.end(&mut |line| problems.push(line.to_owned()));
+        made.map_err(|err| listed(err, &problems))?;
+        restore::late(plan, site)?;
+        for message in self.tree.messages.iter().filter(|message| message.last == last) {
+            let seat = |id: &u32| match site.seats.get(id) {
+                Some(seat) => Ok(*seat),
+                None => self.handed(*id),
+            };
+            let seats = message.files.iter().map(seat).collect::<Result<Vec<Seat>>>()?;
+            store.put(&seats.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+        }
+        site.seats.drain().for_each(|(_, seat)| seat.close());
+        Ok(())
+    }
+
+    /// The caller's descriptor that stands for a file.
+    fn handed(&self, id: u32) -> Result<Seat> {
+        let from = self.tree.handed.get(&id).copied().ok_or(Errno::EBADF)?;
+        Ok(Seat::inherited(from)?)
+    }
+
+    /// Waits until all tasks have come to a stage; fails if one has died.
+    fn wait_for(&self, stage: i32) -> Result<()> {
+        let count = self.tree.image.tasks.len() as i32;
+        loop {
+            let arrived = self.board.cell(ARRIVED).load(Ordering::Acquire);
+            let failed = self.board.cell(FAILED).load(Ordering::Acquire);
+            if failed != 0 {
+                return Err(self.failure(failed as usize - 1));
+            }
+            if arrived >= count * stage {
+                return Ok(());
+            }
+            self.board.wait(ARRIVED, arrived, Some(PATIENCE));
+            if self.board.cell(ARRIVED).load(Ordering::Acquire) != arrived {
+                continue;
+            }
+            if let Some(signal) = sys::signal::taken(&enders()) {
+                let why = format!("{signal} came before all was restored");
+                return Err(Error::new(Status::System, why));
+            }
+            for (at, task) in self.tree.image.tasks.iter().enumerate() {
+                let reached = self.board.cell(self.reached_cell(at)).load(Ordering::Acquire);
+                if reached < stage && self.has_died(at) {
+                    let why = "it was killed; the kernel does so for want of memory, too";
+                    return Err(Error::new(Status::System, why).at(format!("task {}", task.pid)));
+                }
+            }
+        }
+    }
+
+    fn has_died(&self, task: usize) -> bool {
+        match self.pid(task) {
+            0 => false,
+            pid => crate::proc::Stat::of(pid).is_none_or(|stat| stat.is_zombie()),
+        }
+    }
+
+    /// The error that a task has left behind: its last line, with the status before it.
+    fn failure(&self, task: usize) -> Error {
+        let text = self.board.said(task);
+        let pid = self.tree.image.tasks[task].pid;
+        let last = text.lines().last().unwrap_or_default();
+        let (status, why) = last.split_once(' ').unwrap_or(("7", last));
+        let status = match status {
+            "3" => Status::Malformed,
+            "4" => Status::Denied,
+            "6" => Status::Unrestorable,
+            _ => Status::System,
+        };
+        Error::new(status, why).at(format!("task {pid}"))
+    }
+
+    /// Ends all processes of the tree, and waits until nothing is left of them.
+    fn end_all(&self) {
+        let order = &self.tree.shape.order;
+        let pids = order.iter().map(|&at| self.pid(at)).filter(|&pid| pid > 0).map(Pid::from_raw);
+        // Nobody but us waits for them, so the numbers are still theirs.
+        pids.clone().for_each(|pid| {
+            let _ = kill(pid, Signal::SIGKILL);
+        });
+        // Orphans come to us, so those made last are our children once their makers are gone. Who
+        // was just being made dies with its maker.
+        pids.for_each(|pid| {
+            let _ = waitpid(pid, None);
+        });
+    }
+
+    /// Waits for the end of all, or for a signal that ends us and them.
+    fn hold(&self) -> Result<Option<WaitStatus>> {
+        let order = &self.tree.shape.order;
+        let mut left: std::collections::HashSet<i32> =
+            order.iter().map(|&at| self.pid(at)).collect();
+        while !left.is_empty() {
+            match awaited().wait()? {
+                Signal::SIGCHLD => {
+                    while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                        let Some(pid) = ended.pid() else { break };
+                        left.remove(&pid.as_raw());
+                    }
+                }
+                signal => {
+                    self.end_all();
+                    return Ok(Some(WaitStatus::Signaled(self.chief.0, signal, false)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for one task, and passes on what signals come to us.
+    fn follow(&self, first: Pid) -> Result<WaitStatus> {
+        loop {
+            match awaited().wait()? {
+                Signal::SIGCHLD => {
+                    while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                        match ended.pid() {
+                            Some(pid) if pid == first => return Ok(ended),
+                            Some(_) => (),
+                            None => break,
+                        }
+                    }
+                }
+                signal => drop(kill(first, signal)),
+            }
+        }
+    }
+
+    /// Makes a child that is to be a task, of a table with this in it.
+    fn make(&self, at: usize, before: Before<'_>) -> Result<()> {
+        let kin = &self.tree.shape.kin[at];
+        let pid = self.tree.image.tasks[at].pid;
+        let how = Birth {
+            share: kin.owner != at,
+            sibling: kin.maker != kin.parent,
+            pid: if self.mode.same_pids { pid } else { 0 },
+        };
+        let made = fork::birth(how).map_err(|errno| match errno {
+            Errno::EEXIST => Error::unrestorable("its process id is taken").at("--same-pids"),
+            Errno::EPERM => {
+                let why = "it takes CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN";
+                Error::new(Status::Denied, why).at("--same-pids")
+            }
+            errno => Error::from(errno).at("clone3"),
+        });
+        if made.at(|| format!("task {pid}"))?.is_none() {
+            let Err(why) = self.live(at, before);
+            self.fail(at, &why)
+        }
+        Ok(())
+    }
+
+    /// Says why, and ends this process; fdrestore ends the others.
+    fn fail(&self, at: usize, why: &Error) -> ! {
+        self.board.say(at, &format!("{} {why}", why.status() as u8));
+        self.board.set(FAILED, at as i32 + 1);
+        self.board.wake(ARRIVED);
+        fork::end(1)
+    }
+
+    /// What a process of the tree does; it returns only to fail.
+    fn live(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
+        let kin = &self.tree.shape.kin[at];
+        let parent = kin.parent.map_or(self.chief.0.as_raw(), |parent| self.pid(parent));
+        self.board.set(self.pid_cell(at), getpid().as_raw());
+        credentials::die_with_parent(true).at(|| "PR_SET_PDEATHSIG")?;
+        if getppid().as_raw() != parent {
+            fork::end(1);
+        }
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None)?;
+        match kin.owner == at {
+            true => self.own(at, before),
+            false => self.share(at, before),
+        }
+    }
+
+    /// One that has a table of its own.
+    fn own(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
+        let plan = self.tree.tables[at].as_ref().ok_or(Errno::EBADF)?;
+        let services = self.newborn(plan, before)?;
+        let store = services.store.map(|seat| Store::seated(seat, (self.board, LOCK)));
+        let mut site = plan.site(self.source, self, services.root, self.options.changed);
+        site.moved = self.moved.borrow().clone();
+        let with = With { handed: HashMap::new(), store: store.as_ref(), filler: services.store };
+        let mut work = Work::new(plan, self.options, &mut site, &with);
+        self.children(at, services, &with, Some(&mut work))?;
+        self.arrive(at, BORN);
+        self.join(at)?;
+        work.site.anywhere = self.options.placement == Placement::Late;
+        work.early();
+        work.make(|_| true)?;
+        let mut problems = Vec::new();
+        let made = work.end(&mut |line| problems.push(line.to_owned()));
+        made.map_err(|err| listed(err, &problems))?;
+        work.settle()?;
+        restore::late(plan, &mut site)?;
+        self.foreground(at)?;
+        site.warnings.iter().for_each(|line| self.board.say(at, line));
+        self.surround(at)?;
+        self.arrive(at, RESTORED);
+        self.reap_stand_ins(at);
+        services.all().for_each(Seat::close);
+        self.fit(at, plan, services)?;
+        if self.mode.holds() {
+            let cloexec = plan.steps.iter().filter(|step| step.cloexec && restore::stands(step));
+            let cloexec: Vec<RawFd> = cloexec.map(|step| step.fd).collect();
+            for (first, last) in ranges(&cloexec) {
+                sys::close_on_exec(first, last).at(|| "FD_CLOEXEC")?;
+            }
+        }
+        self.go_on(at, plan)
+    }
+
+    /// One that shares the table of another, who restores it.
+    fn share(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
+        let plan = self.tree.tables[self.tree.shape.kin[at].owner].as_ref().ok_or(Errno::EBADF)?;
+        let store = before.services.store.map(|seat| Store::seated(seat, (self.board, LOCK)));
+        let with = With { handed: HashMap::new(), store: store.as_ref(), filler: None };
+        self.children(at, before.services, &with, None)?;
+        self.arrive(at, BORN);
+        self.join(at)?;
+        self.foreground(at)?;
+        self.surround(at)?;
+        self.arrive(at, RESTORED);
+        self.reap_stand_ins(at);
+        self.go_on(at, plan)
+    }
+
+    /// Finds our own descriptors a place, closes what the task does not want of its parent's, and
+    /// takes a smaller table if it was born with a larger one than it needs.
+    fn newborn(&self, plan: &Plan<'_>, before: Before<'_>) -> Result<Services> {
+        let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
+        let numbers: Vec<u32> = wanted.map(|step| step.fd as u32).collect();
+        let owner = self.by_pid.get(&plan.task.pid);
+        let table = Wanted {
+            numbers: &numbers,
+            handed: None,
+            sharers: self.tree.sharers(owner.copied().unwrap_or_default()),
+            floor: 0,
+            limit: self.limits.1.min(u64::from(u32::MAX)) as u32,
+        };
+        let Before { services: Services { store, root }, stands } = before;
+        let mut placed = [store, root];
+        place(&mut placed, self.options.placement, &table)?;
+        let services = Services { store: placed[0], root: placed[1] };
+        let stays = |fd: &RawFd| {
+            let step = plan.steps.binary_search_by_key(fd, |step| step.fd);
+            step.is_ok_and(|at| plan.steps[at].deed == Deed::Stand) || services.has(*fd)
+        };
+        let strays: Vec<RawFd> = stands.iter().copied().filter(|fd| !stays(fd)).collect();
+        for (first, last) in ranges(&strays) {
+            sys::close_range(first, last).at(|| "close_range")?;
+        }
+        let highest = stands.last().map(|&fd| fd as u32);
+        let born = service::capacity(before.services.highest().max(highest));
+        let need = service::capacity(services.highest().max(numbers.last().copied()));
+        if self.options.placement == Placement::Tight && born > need {
+            shrink::now().at(|| "shrink the table")?;
+        }
+        Ok(services)
+    }
+
+    /// Takes a smaller table if our own descriptors, or those on the way, may have made it larger
+    /// than it must be. A table that is shared cannot be made smaller by one of those who share it.
+    fn fit(&self, at: usize, plan: &Plan<'_>, services: Services) -> Result<()> {
+        let wanted = || plan.steps.iter().filter(|step| step.deed != Deed::Skip);
+        let need = service::capacity(wanted().next_back().map(|step| step.fd as u32));
+        // What is made needs a few numbers for a moment.
+        let crowded = need.saturating_sub(wanted().count() as u64) < 4;
+        let grown = service::capacity(services.highest()) > need;
+        let alone = self.tree.sharers(at) == 1;
+        if self.options.placement == Placement::Tight && alone && (crowded || grown) {
+            shrink::now().at(|| "shrink the table")?;
+        }
+        Ok(())
+    }
+
+    /// Makes its children: each as soon as what it is born with stands. Between those of the old
+    /// session and those of the new one it leaves the old.
+    fn children(
+        &self,
+        at: usize,
+        services: Services,
+        with: &With<'_>,
+        mut work: Option<&mut Work<'_, '_>>,
+    ) -> Result<()> {
+        let kin = &self.tree.shape.kin[at];
+        let plan = self.tree.tables[kin.owner].as_ref().ok_or(Errno::EBADF)?;
+        if kin.group == Group::Own && !kin.leads {
+            setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")?;
+        }
+        let mut leaves = kin.leads;
+        for child in self.tree.children(at) {
+            if leaves && !self.tree.shape.kin[child].before {
+                leaves = false;
+                self.leave_session(at, services, with)?;
+            }
+            let reached = self.tree.reached(at, child);
+            if let Some(work) = work.as_mut() {
+                work.make(|step| step.passed && Some(step.fd) <= reached)?;
+            }
+            let stands =
+                |step: &&Step| step.deed == Deed::Stand || step.passed && Some(step.fd) <= reached;
+            let stands = plan.steps.iter().filter(stands).filter(|it| it.deed != Deed::Skip);
+            let stands: Vec<RawFd> = stands.map(|step| step.fd).collect();
+            self.make(child, Before { services, stands: &stands })?;
+        }
+        if leaves {
+            self.leave_session(at, services, with)?;
+        }
+        for (index, orphan) in self.tree.shape.orphans.iter().enumerate() {
+            if orphan.first == at {
+                self.stand_in(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Becomes the leader of a new session, and takes its controlling terminal.
+    fn leave_session(&self, at: usize, services: Services, with: &With<'_>) -> Result<()> {
+        setsid().at(|| "setsid")?;
+        let owner = self.tree.shape.kin[at].owner;
+        let plan = self.tree.tables[owner].as_ref().ok_or(Errno::EBADF)?;
+        let task = &self.tree.image.tasks[at];
+        let Some(old) = &task.terminal else { return Ok(()) };
+        let name = crate::terminal::name(sys::tty::numbers(old.device));
+        let steal = self.options.steal;
+        let taken = match (&self.tree.fates[at], self.tree.controls[at]) {
+            (_, Some((message, place))) => {
+                let store = with.store.ok_or(Errno::EBADF)?;
+                let count = self.tree.messages[message as usize].files.len();
+                let fds = store.get(message, count).at(|| "the fdstore")?;
+                seize(Seat::known(fds[place].as_raw_fd()), steal)
+            }
+            (Fate::Opened(path), _) => {
+                let root = services.root;
+                let site = plan.site(self.source, self, root, self.options.changed);
+                restore::control_by_path(&path.clone(), old.device, &site, steal)
+            }
+            (Fate::Lost(why), _) => {
+                self.board.say(at, why);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        if let Err(why) = taken {
+            self.board.say(at, &format!("{name}, its controlling terminal, is not its own: {why}"));
+        }
+        Ok(())
+    }
+
+    /// Makes the process that leads a group whose leader is gone, until all have joined it.
+    fn stand_in(&self, orphan: usize) -> Result<()> {
+        let cell = self.orphan_cell(orphan);
+        match fork::birth(Birth::default()).at(|| "clone3")? {
+            Some(child) => {
+                setpgid(child, child).at(|| "setpgid")?;
+                self.board.set(cell, child.as_raw());
+                Ok(())
+            }
+            None => {
+                let _ = credentials::die_with_parent(true);
+                let _ = close_others(&[]);
+                self.await_stage(RESTORED);
+                fork::end(0)
+            }
+        }
+    }
+
+    fn reap_stand_ins(&self, at: usize) {
+        for (index, orphan) in self.tree.shape.orphans.iter().enumerate() {
+            if orphan.first == at {
+                let pid = self.board.cell(self.orphan_cell(index)).load(Ordering::Acquire);
+                let _ = waitpid(Pid::from_raw(pid), None);
+            }
+        }
+    }
+
+    /// Says that it has come to a stage, and waits until all may go on.
+    fn arrive(&self, at: usize, stage: i32) {
+        self.board.cell(self.reached_cell(at)).store(stage, Ordering::Release);
+        self.board.add(ARRIVED);
+        self.await_stage(stage);
+    }
+
+    fn await_stage(&self, stage: i32) {
+        loop {
+            let now = self.board.cell(STAGE).load(Ordering::Acquire);
+            if now >= stage {
+                return;
+            }
+            self.board.wait(STAGE, now, None);
+        }
+    }
+
+    /// Joins its process group.
+    fn join(&self, at: usize) -> Result<()> {
+        let kin = &self.tree.shape.kin[at];
+        if kin.group == Group::Own {
+            return Ok(());
+        }
+        setpgid(Pid::from_raw(0), Pid::from_raw(self.leader(kin.group))).at(|| "setpgid")
+    }
+
+    /// Puts the foreground group of its session's terminal back, if it leads that and has one.
+    fn foreground(&self, at: usize) -> Result<()> {
+        let task = &self.tree.image.tasks[at];
+        let Some(old) = task.terminal.as_ref().filter(|_| self.tree.shape.kin[at].leads) else {
+            return Ok(());
+        };
+        if matches!(self.tree.fates[at], Fate::None | Fate::Lost(_)) {
+            return Ok(());
+        }
+        let name = crate::terminal::name(sys::tty::numbers(old.device));
+        match self.group(old.foreground) {
+            // The group of a job that has ended is gone as well.
+            None if old.foreground <= 0 => Ok(()),
+            None => {
+                let line =
+                    format!("{name}: its foreground group {} is not restored", old.foreground);
+                self.board.say(at, &line);
+                Ok(())
+            }
+            Some(group) => {
+                // A background group that sets it gets SIGTTOU, unless that is blocked.
+                let mut before = SigSet::empty();
+                let stop: SigSet = [Signal::SIGTTOU].into_iter().collect();
+                sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), Some(&mut before))?;
+                let set = std::fs::File::open("/dev/tty").at(|| "/dev/tty").and_then(|tty| {
+                    let group = Pid::from_raw(group);
+                    nix::unistd::tcsetpgrp(tty, group).at(|| "its foreground group")
+                });
+                sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+                if let Err(why) = set {
+                    self.board.say(at, &format!("{name}: {why}"));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts back what is not in a table, and holds, or runs its command.
+    fn go_on(&self, at: usize, plan: &Plan<'_>) -> Result<Infallible> {
+        let task = &self.tree.image.tasks[at];
+        if self.limits.0 != self.limits.1 {
+            setrlimit(Resource::RLIMIT_NOFILE, self.limits.0, hard_limit()?)?;
+        }
+        let first = self.tree.shape.order[0] == at;
+        let command = match (first && !self.mode.command.is_empty(), self.mode.respawn) {
+            (true, _) => Some(Command::new(None, self.mode.command.iter().map(|it| it.as_bytes()))),
+            (false, true) => {
+                let exe = task.exe.as_ref().map(|exe| self.below_root(&exe.0));
+                Some(Command::new(exe, task.args.iter().map(|arg| arg.0.as_slice())))
+            }
+            (false, false) => None,
+        };
+        let Some(command) = command else {
+            if task.stopped {
+                // Others wait for all, so it says so before it stops.
+                self.reached(at, GONE_ON);
+                kill(getpid(), Signal::SIGSTOP)?;
+            } else {
+                if let Some(title) = &self.title {
+                    title.set(&format!("fdrestore: holding {}", task.pid));
+                }
+                self.reached(at, GONE_ON);
+            }
+            loop {
+                nix::unistd::pause();
+            }
+        };
+        credentials::die_with_parent(false)?;
+        let owner = self.tree.shape.kin[at].owner == at;
+        let cloexec =
+            plan.steps.iter().filter(|step| owner && step.cloexec && restore::stands(step));
+        let cloexec: Vec<String> = cloexec.map(|step| step.fd.to_string()).collect();
+        if task.stopped {
+            kill(getpid(), Signal::SIGSTOP)?;
+        }
+        sys::start::sigpipe_as_inherited();
+        let why = command.run(&cloexec);
+        let line = format!("fdrestore: task {}: {}: {}\n", task.pid, command.name(), why.desc());
+        let _ = nix::unistd::write(Seat::known(2), line.as_bytes());
+        fork::end(if why == Errno::ENOENT { 127 } else { 126 })
+    }
+
+    /// Puts back where the task is and who it runs as. A command that is given runs where and as
+    /// whom we do, like any other COMMAND.
+    fn surround(&self, at: usize) -> Result<()> {
+        if self.tree.shape.order[0] == at && !self.mode.command.is_empty() {
+            return Ok(());
+        }
+        let task = &self.tree.image.tasks[at];
+        let say = |line: String| self.board.say(at, &line);
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(task.umask));
+        if let Some(cwd) = &task.cwd {
+            if let Err(errno) = nix::unistd::chdir(self.below_root(&cwd.0).as_slice()) {
+                say(format!("its working directory {}: {}", escape(&cwd.0), errno.desc()));
+            }
+        }
+        if let Some(root) = task.root.as_ref().filter(|root| root.0 != b"/") {
+            if let Err(errno) = nix::unistd::chroot(self.below_root(&root.0).as_slice()) {
+                say(format!("its root directory {}: {}", escape(&root.0), errno.desc()));
+            }
+        }
+        if task.credentials != self.credentials {
+            if let Err(why) = become_them(&task.credentials, &self.credentials) {
+                say(format!("it does not run as before: {why}"));
+            }
+            credentials::set_dumpable(true)?;
+            // The kernel forgets it when credentials change.
+            credentials::die_with_parent(true)?;
+        }
+        let kin = &self.tree.shape.kin[at];
+        let parent = kin.parent.map_or(self.chief.0.as_raw(), |parent| self.pid(parent));
+        match getppid().as_raw() == parent {
+            true => Ok(()),
+            false => Err(Errno::ESRCH.into()),
+        }
+    }
+
+    fn reached(&self, at: usize, stage: i32) {
+        self.board.cell(self.reached_cell(at)).store(stage, Ordering::Release);
+        self.board.add(ARRIVED);
+    }
+
+    fn below_root(&self, path: &[u8]) -> Vec<u8> {
+        let Some(root) = &self.root else { return path.to_vec() };
+        [root.as_os_str().as_bytes(), b"/", path].concat()
+    }
+}
+
+/// The signals that end us.
+fn enders() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect()
+}
+
+/// The signals that we wait for.
+fn awaited() -> SigSet {
+    let mut all = enders();
+    all.add(Signal::SIGCHLD);
+    all
+}
+
+/// An error with what led to it before it.
+fn listed(err: Error, problems: &[String]) -> Error {
+    match problems {
+        [] => err,
+        _ => Error::new(err.status(), problems.join("; ")),
+    }
+}
+
+/// Numbers that ascend, as ranges without a gap.
+fn ranges(numbers: &[RawFd]) -> Vec<(RawFd, RawFd)> {
+    let mut ranges: Vec<(RawFd, RawFd)> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    ranges
+}
+
+/// Becomes whom a task ran as, as far as our capabilities reach.
+fn become_them(they: &Credentials, us: &Credentials) -> Result<()> {
+    use nix::unistd::{Gid, Uid};
+    let [inheritable, permitted, effective, bounding, ambient] = they.caps;
+    let bits = |set: u64| (0..64).filter(move |bit| set >> bit & 1 != 0);
+    for capability in bits(us.caps[3] & !bounding) {
+        credentials::drop_bound(capability).at(|| "the bounding set")?;
+    }
+    let groups: Vec<Gid> = they.groups.iter().copied().map(Gid::from_raw).collect();
+    if they.groups != us.groups {
+        nix::unistd::setgroups(&groups).at(|| "its groups")?;
+    }
+    let [real, own, saved, _] = they.gids.map(Gid::from_raw);
+    if they.gids != us.gids {
+        nix::unistd::setresgid(real, own, saved).at(|| "its group ids")?;
+    }
+    let [real, own, saved, _] = they.uids.map(Uid::from_raw);
+    if they.uids != us.uids {
+        credentials::keep_capabilities(true)?;
+        nix::unistd::setresuid(real, own, saved).at(|| "its user ids")?;
+        credentials::keep_capabilities(false)?;
+    }
+    let has = us.caps[1];
+    credentials::set_capabilities(effective & has, permitted & has, inheritable & has)
+        .at(|| "its capabilities")?;
+    for capability in bits(ambient & has) {
+        credentials::raise_ambient(capability).at(|| "its ambient capabilities")?;
+    }
+    match permitted & !has {
+        0 => Ok(()),
+        more => {
+            Err(Error::new(Status::Denied, format!("capabilities {more:x} are not ours to give")))
+        }
+    }
+}
+
+/// A program to be run.
+struct Command {
+    /// Its path; the first argument is looked up if there is none.
+    path: Option<CString>,
+    args: Vec<CString>,
+}
+
+impl Command {
+    fn new<'w>(path: Option<Vec<u8>>, args: impl Iterator<Item = &'w [u8]>) -> Command {
+        let word = |bytes: &[u8]| {
+            CString::new(bytes.split(|&byte| byte == 0).next().unwrap_or_default())
+                .unwrap_or_default()
+        };
+        Command { path: path.map(|path| word(&path)), args: args.map(word).collect() }
+    }
+
+    fn name(&self) -> String {
+        let name = self.path.as_ref().or(self.args.first());
+        escape(name.map_or(&[], |name| name.to_bytes())).into_owned()
+    }
+
+    /// Becomes it; returns only if that failed.
+    fn run(&self, cloexec: &[String]) -> Errno {
+        let mut env: Vec<CString> = std::env::vars_os()
+            .filter(|(key, _)| key != "FDRESTORE_CLOEXEC")
+            .filter_map(|(key, value)| {
+                CString::new([key.as_bytes(), b"=", value.as_bytes()].concat()).ok()
+            })
+            .collect();
+        if !cloexec.is_empty() {
+            env.extend(CString::new(format!("FDRESTORE_CLOEXEC={}", cloexec.join(","))).ok());
+        }
+        let done = match (&self.path, self.args.first()) {
+            (Some(path), _) => nix::unistd::execve(path, &self.args, &env),
+            (None, Some(first)) => nix::unistd::execvpe(first, &self.args, &env),
+            (None, None) => Err(Errno::ENOENT),
+        };
+        match done {
+            Ok(never) => match never {},
+            Err(errno) => errno,
+        }
+    }
+}
+
+/// What in the surroundings of a tree cannot be as it was, before anything is made: programs to run
+/// that are gone, process ids that are taken. Each becomes a problem of the tree.
+pub fn foresee(tree: &mut Tree<'_>, mode: &Mode, root: Option<&std::path::Path>) {
+    for (place, &at) in tree.shape.order.iter().enumerate() {
+        let task = &tree.image.tasks[at];
+        let mut problem = |why: String| tree.problems.push(format!("task {}: {why}", task.pid));
+        let given = place == 0 && !mode.command.is_empty();
+        if mode.respawn && !given {
+            match &task.exe {
+                Some(exe) if !task.args.is_empty() => {
+                    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&exe.0));
+                    let path = match root {
+                        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+                        None => path.to_owned(),
+                    };
+                    if nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK).is_err() {
+                        problem(format!("its program {} cannot be run", escape(&exe.0)));
+                    }
+                }
+                _ => problem("its program is not known, and cannot be run again".to_owned()),
+            }
+        }
+        if mode.same_pids && crate::proc::Stat::of(task.pid).is_some() {
+            problem("its process id is taken (--same-pids)".to_owned());
+        }
+    }
+}

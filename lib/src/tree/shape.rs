@@ -1,0 +1,388 @@
+//! Who makes whom, when, in which session and group: from what an image says of its tasks to an
+//! order in which processes can be made so. Values only, no system call.
+
+use crate::error::{Error, Result};
+use crate::image::Task;
+use std::collections::HashMap;
+
+/// The process group of a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// It leads its own.
+    Own,
+    /// That of this task.
+    Of(usize),
+    /// That of fdrestore: it was outside the image, as was the first task's.
+    Ours,
+    /// One whose leader has ended, by its index.
+    Orphan(usize),
+}
+
+/// A process group without a leader in the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Orphan {
+    /// Its id in the image.
+    pub pgid: i32,
+    /// Its first member.
+    pub first: usize,
+}
+
+/// A task among its kin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kin {
+    /// Its parent, if that is in the image; fdrestore otherwise.
+    pub parent: Option<usize>,
+    /// Who makes it: the parent, or a sibling whose table it shares (CLONE_PARENT).
+    pub maker: Option<usize>,
+    /// The task that restores its table; itself unless the table is shared.
+    pub owner: usize,
+    /// Whether it leads its session.
+    pub leads: bool,
+    /// Whether it is made before its maker calls setsid(2).
+    pub before: bool,
+    /// Its process group.
+    pub group: Group,
+    /// Those that it makes, in this order: those of the old session first, those that share its
+    /// table last.
+    pub makes: Vec<usize>,
+}
+
+/// A tree, or several, whose tasks have the indices that they have in the image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Each task.
+    pub kin: Vec<Kin>,
+    /// The groups whose leaders are gone.
+    pub orphans: Vec<Orphan>,
+    /// All tasks, makers before those that they make.
+    pub order: Vec<usize>,
+}
+
+fn refused<T>(pid: i32, why: String) -> Result<T> {
+    Err(Error::unrestorable(format!("task {pid}: {why}")))
+}
+
+fn contradicts<T>(pid: i32, why: &str) -> Result<T> {
+    Err(Error::malformed(format!("task {pid}: {why}")))
+}
+
+impl Shape {
+    /// Finds the shape of these tasks.
+    ///
+    /// Fails with status 3 if what they say of each other cannot be, with 6 if they cannot be made
+    /// so: a session whose leader is in no way a maker of its member, a table shared across
+    /// branches.
+    pub fn of(tasks: &[Task]) -> Result<Shape> {
+        let mut by_pid = HashMap::new();
+        for (at, task) in tasks.iter().enumerate() {
+            if task.pid <= 0 || by_pid.insert(task.pid, at).is_some() {
+                return contradicts(task.pid, "it comes twice, or is no process id");
+            }
+        }
+        let parents: Vec<Option<usize>> =
+            tasks.iter().map(|task| by_pid.get(&task.ppid).copied()).collect();
+        let mut shape = Shape { kin: Vec::new(), orphans: Vec::new(), order: Vec::new() };
+        let mut owners: HashMap<u32, Vec<usize>> = HashMap::new();
+        for at in from_the_top(tasks, &parents)? {
+            owners.entry(tasks[at].table.id).or_default().push(at);
+        }
+        for (at, task) in tasks.iter().enumerate() {
+            let (maker, owner) = maker(at, tasks, &parents, &owners[&task.table.id])?;
+            let leads = task.sid == task.pid;
+            if leads && task.pgid != task.pid {
+                return contradicts(task.pid, "it leads its session, but not its group");
+            }
+            shape.kin.push(Kin {
+                parent: parents[at],
+                maker,
+                owner,
+                leads,
+                before: false,
+                group: Group::Ours,
+                makes: Vec::new(),
+            });
+        }
+        for at in 0..tasks.len() {
+            if let Some(maker) = shape.kin[at].maker {
+                shape.kin[maker].makes.push(at);
+            }
+        }
+        let makers: Vec<Option<usize>> = shape.kin.iter().map(|kin| kin.maker).collect();
+        shape.order = from_the_top(tasks, &makers)?;
+        shape.sessions(tasks, &by_pid)?;
+        shape.groups(tasks, &by_pid)?;
+        for at in 0..tasks.len() {
+            let mut makes = std::mem::take(&mut shape.kin[at].makes);
+            makes.sort_by_key(|&child| {
+                let kin = &shape.kin[child];
+                (!kin.before, kin.owner != child, child)
+            });
+            shape.kin[at].makes = makes;
+        }
+        Ok(shape)
+    }
+
+    /// Finds out in which session each task must be born.
+    fn sessions(&mut self, tasks: &[Task], by_pid: &HashMap<i32, usize>) -> Result<()> {
+        // None: any, since it makes its own and none of its children was before that.
+        let mut born: Vec<Option<i32>> = vec![None; tasks.len()];
+        for &at in self.order.iter().rev() {
+            let (pid, sid) = (tasks[at].pid, tasks[at].sid);
+            let mut need = (!self.kin[at].leads).then_some(sid);
+            for child in self.kin[at].makes.clone() {
+                let Some(of_child) = born[child].filter(|&of_child| of_child != sid) else {
+                    continue;
+                };
+                // Born before its maker left that session, so that is where the maker was born.
+                if !self.kin[at].leads || need.is_some_and(|need| need != of_child) {
+                    let why =
+                        format!("it cannot be born in session {of_child}, where {pid} is not");
+                    return refused(tasks[child].pid, why);
+                }
+                need = Some(of_child);
+                self.kin[child].before = true;
+            }
+            born[at] = need;
+        }
+        let ours = tasks.first().and_then(|_| self.kin.iter().position(|kin| kin.maker.is_none()));
+        let ours = ours.and_then(|first| born[first]);
+        for (at, kin) in self.kin.iter().enumerate().filter(|(_, kin)| kin.maker.is_none()) {
+            let Some(sid) = born[at] else { continue };
+            debug_assert!(kin.parent.is_none());
+            if by_pid.get(&sid).is_some_and(|&leader| self.kin[leader].leads) {
+                let why = format!("it is in the session of {sid}, but no descendant of it");
+                return refused(tasks[at].pid, why);
+            }
+            if Some(sid) != ours {
+                let why = format!("the leader of its session {sid} is not in the image");
+                return refused(tasks[at].pid, why);
+            }
+        }
+        Ok(())
+    }
+
+    fn groups(&mut self, tasks: &[Task], by_pid: &HashMap<i32, usize>) -> Result<()> {
+        let first = self.order.first().map(|&at| &tasks[at]);
+        let mut orphans: HashMap<i32, usize> = HashMap::new();
+        for &at in &self.order {
+            let Task { pid, pgid, sid, .. } = tasks[at];
+            let leader = by_pid.get(&pgid).copied().filter(|&it| tasks[it].pgid == pgid);
+            let outside = first.is_some_and(|first| {
+                first.pgid == pgid && first.sid == sid && !by_pid.contains_key(&first.sid)
+            });
+            self.kin[at].group = match leader {
+                _ if pgid == pid => Group::Own,
+                Some(leader) if tasks[leader].sid == sid => Group::Of(leader),
+                Some(_) => {
+                    return contradicts(pid, "its group is that of another session");
+                }
+                None if outside => Group::Ours,
+                None => {
+                    let next = self.orphans.len();
+                    let index = *orphans.entry(pgid).or_insert(next);
+                    if index == next {
+                        self.orphans.push(Orphan { pgid, first: at });
+                    } else if tasks[self.orphans[index].first].sid != sid {
+                        return contradicts(pid, "its group is that of another session");
+                    }
+                    Group::Orphan(index)
+                }
+            };
+        }
+        Ok(())
+    }
+}
+
+/// All tasks, those that come from nobody first. Fails with status 3 on a cycle.
+fn from_the_top(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
+    let mut below: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
+    let mut order: Vec<usize> = Vec::with_capacity(tasks.len());
+    for (at, from) in from.iter().enumerate() {
+        match from {
+            Some(from) => below[*from].push(at),
+            None => order.push(at),
+        }
+    }
+    let mut next = 0;
+    while let Some(&at) = order.get(next) {
+        order.append(&mut below[at]);
+        next += 1;
+    }
+    if order.len() < tasks.len() {
+        let mut reached = vec![false; tasks.len()];
+        order.iter().for_each(|&at| reached[at] = true);
+        let lost = reached.iter().position(|reached| !reached).unwrap_or_default();
+        return contradicts(tasks[lost].pid, "it is its own ancestor");
+    }
+    Ok(order)
+}
+
+/// Who makes a task, and who restores its table, of those that share it.
+fn maker(
+    at: usize,
+    tasks: &[Task],
+    parents: &[Option<usize>],
+    sharers: &[usize],
+) -> Result<(Option<usize>, usize)> {
+    let owner = sharers[0];
+    let parent = parents[at];
+    if at == owner {
+        return Ok((parent, owner));
+    }
+    let place = sharers.iter().position(|&sharer| sharer == at).unwrap_or_default();
+    let earlier = &sharers[..place];
+    if let Some(parent) = parent.filter(|parent| earlier.contains(parent)) {
+        return Ok((Some(parent), owner));
+    }
+    match earlier.iter().find(|&&sharer| parents[sharer] == parent) {
+        Some(&sibling) => Ok((Some(sibling), owner)),
+        None => {
+            let (pid, other) = (tasks[at].pid, tasks[owner].pid);
+            refused(pid, format!("it shares the table of {other}, no parent or sibling of it"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Bytes, Credentials, Table};
+    use proptest::prelude::*;
+
+    fn task(pid: i32, ppid: i32, pgid: i32, sid: i32, table: u32) -> Task {
+        Task {
+            pid,
+            ppid,
+            pgid,
+            sid,
+            start: 0,
+            comm: Bytes::default(),
+            exe: None,
+            args: Vec::new(),
+            cwd: None,
+            root: None,
+            umask: 0o22,
+            credentials: Credentials {
+                uids: [0; 4],
+                gids: [0; 4],
+                groups: Vec::new(),
+                caps: [0; 5],
+            },
+            namespaces: Default::default(),
+            table: Table { id: table, capacity: 64, highest: None, limit: (1024, 1024) },
+            terminal: None,
+            stopped: false,
+        }
+    }
+
+    fn status(tasks: &[Task]) -> u8 {
+        Shape::of(tasks).map_or_else(|err| err.status() as u8, |_| 0)
+    }
+
+    #[test]
+    fn a_pipeline_of_a_shell_has_its_groups() {
+        // bash 10 leads; `20 | 21` in the background, `30 | 31` whose leader has ended.
+        let tasks = [
+            task(10, 1, 10, 10, 0),
+            task(20, 10, 20, 10, 1),
+            task(21, 10, 20, 10, 2),
+            task(31, 10, 30, 10, 3),
+            task(32, 10, 30, 10, 4),
+        ];
+        let shape = Shape::of(&tasks).unwrap();
+        let groups: Vec<Group> = shape.kin.iter().map(|kin| kin.group).collect();
+        use Group::{Of, Orphan, Own};
+        assert_eq!(groups, [Own, Own, Of(1), Orphan(0), Orphan(0)]);
+        assert!(shape.kin[0].leads && shape.kin[0].makes == [1, 2, 3, 4]);
+        assert_eq!(shape.orphans, [super::Orphan { pgid: 30, first: 3 }]);
+    }
+
+    #[test]
+    fn a_child_of_the_old_session_is_made_before_its_maker_leaves_that() {
+        // 11 was forked before 10 called setsid; 12 after.
+        let tasks = [
+            task(5, 1, 5, 5, 0),
+            task(10, 5, 10, 10, 1),
+            task(11, 10, 5, 5, 2),
+            task(12, 10, 10, 10, 3),
+        ];
+        let shape = Shape::of(&tasks).unwrap();
+        assert!(shape.kin[2].before && !shape.kin[3].before);
+        assert_eq!(shape.kin[1].makes, [2, 3]);
+        assert_eq!(shape.kin[2].group, Group::Of(0));
+    }
+
+    #[test]
+    fn the_session_and_group_of_the_first_task_may_be_outside_no_other() {
+        let job = [task(20, 7, 20, 3, 0), task(21, 20, 20, 3, 1)];
+        assert_eq!(Shape::of(&job).unwrap().kin[1].group, Group::Of(0));
+        let member = [task(20, 7, 9, 3, 0), task(21, 20, 9, 3, 1), task(22, 20, 8, 3, 2)];
+        let shape = Shape::of(&member).unwrap();
+        assert_eq!(shape.kin[1].group, Group::Ours);
+        assert_eq!(shape.kin[2].group, Group::Orphan(0));
+        assert_eq!(status(&[task(20, 7, 20, 3, 0), task(30, 7, 30, 4, 1)]), 6);
+        assert_eq!(status(&[task(20, 7, 20, 20, 0), task(30, 7, 30, 20, 1)]), 6);
+    }
+
+    #[test]
+    fn sharers_of_a_table_are_made_by_one_that_has_it() {
+        let tasks = [
+            task(10, 1, 10, 10, 0),
+            task(11, 10, 10, 10, 1),
+            task(12, 10, 10, 10, 1),
+            task(13, 11, 10, 10, 1),
+            task(14, 11, 10, 10, 2),
+        ];
+        let shape = Shape::of(&tasks).unwrap();
+        assert_eq!((shape.kin[2].maker, shape.kin[2].parent), (Some(1), Some(0)));
+        assert_eq!((shape.kin[3].maker, shape.kin[3].owner), (Some(1), 1));
+        // Those that share come last, so that the others are born of a smaller table.
+        assert_eq!(shape.kin[1].makes, [4, 2, 3]);
+        let across = [
+            task(10, 1, 10, 10, 0),
+            task(11, 10, 10, 10, 1),
+            task(12, 10, 10, 10, 2),
+            task(13, 12, 10, 10, 1),
+        ];
+        assert_eq!(status(&across), 6);
+    }
+
+    #[test]
+    fn what_cannot_be_is_malformed() {
+        assert_eq!(status(&[task(10, 11, 10, 10, 0), task(11, 10, 10, 10, 1)]), 3);
+        assert_eq!(status(&[task(10, 10, 10, 10, 0)]), 3);
+        assert_eq!(status(&[task(10, 1, 10, 10, 0), task(10, 1, 10, 10, 1)]), 3);
+        assert_eq!(status(&[task(0, 1, 10, 10, 0)]), 3);
+        assert_eq!(status(&[task(10, 1, 9, 10, 0)]), 3);
+        assert_eq!(
+            status(&[task(10, 1, 10, 10, 0), task(11, 10, 11, 11, 1), task(12, 10, 11, 10, 2)]),
+            3
+        );
+        assert_eq!(status(&[]), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_tasks_have_a_shape_or_a_reason(
+            ids in prop::collection::vec((1i32..12, 0i32..12, 1i32..12, 1i32..12, 0u32..6), 0..10)
+        ) {
+            let tasks: Vec<Task> =
+                ids.iter().map(|&(pid, ppid, pgid, sid, table)| task(pid, ppid, pgid, sid, table)).collect();
+            let Ok(shape) = Shape::of(&tasks) else { return Ok(()) };
+            // Each is made once, after its maker; each is in the session that it was in.
+            let mut made: Vec<usize> = Vec::new();
+            for &at in &shape.order {
+                let kin = &shape.kin[at];
+                prop_assert!(kin.maker.is_none_or(|maker| made.contains(&maker)));
+                prop_assert!(kin.owner == at || made.contains(&kin.owner));
+                prop_assert!(!made.contains(&at));
+                made.push(at);
+            }
+            prop_assert_eq!(made.len(), tasks.len());
+            prop_assert_eq!(
+                shape.kin.iter().map(|kin| kin.makes.len()).sum::<usize>(),
+                shape.kin.iter().filter(|kin| kin.maker.is_some()).count()
+            );
+        }
+    }
+}
