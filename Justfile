@@ -1,6 +1,7 @@
 destdir := env("DESTDIR", "")
 prefix := env("PREFIX", "/usr/local")
 mandir := env("MANDIR", prefix / "share/man")
+datadir := env("DATADIR", prefix / "share")
 
 check: fmt lint test
 
@@ -35,5 +36,10 @@ install:
     #!/bin/sh -eu
     for b in fdscan fdimg fdrestore ttyctl; do
         install -Dm755 "target/release/$b" "{{destdir}}{{prefix}}/bin/$b"
+        cd "bins/$b/completions"
+        install -Dm644 "$b.bash" "{{destdir}}{{datadir}}/bash-completion/completions/$b"
+        install -Dm644 "_$b" "{{destdir}}{{datadir}}/zsh/site-functions/_$b"
+        install -Dm644 "$b.fish" "{{destdir}}{{datadir}}/fish/vendor_completions.d/$b.fish"
+        cd ../../..
     done
     for m in man/*.[1-8]; do install -Dm644 "$m" "{{destdir}}{{mandir}}/man${m##*.}/${m##*/}"; done

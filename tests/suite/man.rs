@@ -2,6 +2,7 @@
 
 use crate::harness::{pipeline, which};
 use std::collections::BTreeSet;
+use std::path::Path;
 
 fn page(name: &str) -> String {
     let path = format!("{}/../man/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -47,4 +48,15 @@ fn the_man_pages_are_clean() {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../man");
     let lint = format!("mandoc -Tlint -Wwarning {dir}/*.[1-8]");
     assert_eq!(pipeline(&[&["sh", "-c", &lint]]).quiet().text(), "");
+}
+
+#[test]
+fn bash_completes_subcommands_options_and_files() {
+    let completions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bins/fdimg/completions");
+    let script = "source \"$0/fdimg.bash\"
+        ask() { COMP_WORDS=(fdimg \"$@\"); COMP_CWORD=$#; _fdimg; echo \"${COMPREPLY[*]}\"; }
+        ask ver; ask show --js; ask show -F ''; ask show ./a";
+    let words = ["bash", "-c", script, completions.to_str().unwrap()];
+    // Where nothing of ours is meant, bash itself completes files.
+    assert_eq!(pipeline(&[&words]).quiet().text(), "verify\n--json\n\n\n");
 }

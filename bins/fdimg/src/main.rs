@@ -46,3 +46,12 @@ fn run(_: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
         Command::Select(args) => select::run(&args),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn completions_are_those_of_the_options() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
+        fdkit_completions::hold::<super::Args>("fdimg", dir);
+    }
+}

@@ -214,3 +214,12 @@ fn spool(args: &Args) -> Result<File> {
     file.rewind()?;
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn completions_are_those_of_the_options() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
+        fdkit_completions::hold::<super::Args>("fdrestore", dir);
+    }
+}

@@ -103,3 +103,12 @@ fn pid(word: &Arg) -> Result<i32> {
         .filter(|&pid: &i32| pid > 0)
         .ok_or_else(|| Error::misuse(format!("'{word}' is no process id")))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn completions_are_those_of_the_options() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
+        fdkit_completions::hold::<super::Args>("fdscan", dir);
+    }
+}

@@ -47,3 +47,12 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         Command::Open(args) => open::run(tool, &args, &command)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn completions_are_those_of_the_options() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
+        fdkit_completions::hold::<super::Args>("ttyctl", dir);
+    }
+}

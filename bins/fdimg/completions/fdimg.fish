@@ -1,0 +1,59 @@
+function __fish_fdimg_using_command
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    set -l target_cmd $argv
+
+    set -l known_value_flags 'F' 'color' 'filter'
+
+    set -l i 1
+    set -l cleaned_cmd
+    while test $i -le (count $cmd)
+        set -l arg $cmd[$i]
+        if string match -q -- "-*" $arg
+            set -l pure_flag (string replace -r '^--?' '' -- $arg)
+            if contains -- $pure_flag $known_value_flags
+                set -l next_i (math $i + 1)
+                if test $next_i -le (count $cmd)
+                    if not string match -q -- "-*" $cmd[$next_i]
+                        set i $next_i
+                    end
+                end
+            end
+        else
+            set -a cleaned_cmd $arg
+        end
+        set i (math $i + 1)
+    end
+
+    set -l count_cleaned (count $cleaned_cmd)
+    set -l count_target (count $target_cmd)
+
+    if test $count_cleaned -ne $count_target
+        return 1
+    end
+
+    for i in (seq $count_target)
+        if test $cleaned_cmd[$i] != $target_cmd[$i]
+            return 1
+        end
+    end
+
+    return 0
+end
+
+complete -c fdimg -n '__fish_fdimg_using_command' -f -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -l version -s V -d 'print the version'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'write' -d 'Write the image on stdin to a file, mode 0600. The file is replaced only by a whole image.'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'read' -d 'Write an image file to stdout, checked on the way.'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'show' -d 'Show an image: a line a descriptor.'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'verify' -d 'Check that an image is whole: structure, references, checksum.'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'select' -d 'Keep the descriptors that pass a filter, with the files they name, on stdout.'
+complete -c fdimg -n '__fish_fdimg_using_command write' -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command read' -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command show' -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command show' -l filter -s F -r -d 'only descriptors that pass, as for fdimg select'
+complete -c fdimg -n '__fish_fdimg_using_command show' -l json -s J -d 'one JSON document'
+complete -c fdimg -n '__fish_fdimg_using_command show' -l color -r -d 'colours: auto, always or never'
+complete -c fdimg -n '__fish_fdimg_using_command verify' -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command select' -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command select' -l filter -s F -r -d 'what passes: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and'

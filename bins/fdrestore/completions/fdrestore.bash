@@ -1,0 +1,62 @@
+_fdrestore() {
+    local i cur prev opts cmds
+    COMPREPLY=()
+    cur="${COMP_WORDS[COMP_CWORD]}"
+    if [[ $COMP_CWORD -ge 1 ]]; then
+        prev="${COMP_WORDS[COMP_CWORD-1]}"
+    else
+        prev=""
+    fi
+    cmd=""
+    opts=""
+
+    for i in ${COMP_WORDS[@]}; do
+        case "${i}" in
+            fdrestore | */fdrestore)
+                cmd="fdrestore"
+                ;;
+        esac
+    done
+
+    case "${cmd}" in
+        fdrestore)
+            opts="--help --image -i --task --tree --respawn --same-pids --placement --inherit --missing --changed --root --steal --dry-run -n --json -J --version -V"
+            case "${prev}" in
+                --image | -i)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --task)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --placement)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --inherit)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --missing)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --changed)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --root)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=( $(compgen -W "${opts} ${cmds}" -- "${cur}") )
+                    return 0
+                    ;;
+            esac
+            ;;
+    esac
+}
+
+complete -F _fdrestore -o bashdefault -o default fdrestore

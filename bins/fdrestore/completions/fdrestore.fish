@@ -1,0 +1,58 @@
+function __fish_fdrestore_using_command
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    set -l target_cmd $argv
+
+    set -l known_value_flags 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'task'
+
+    set -l i 1
+    set -l cleaned_cmd
+    while test $i -le (count $cmd)
+        set -l arg $cmd[$i]
+        if string match -q -- "-*" $arg
+            set -l pure_flag (string replace -r '^--?' '' -- $arg)
+            if contains -- $pure_flag $known_value_flags
+                set -l next_i (math $i + 1)
+                if test $next_i -le (count $cmd)
+                    if not string match -q -- "-*" $cmd[$next_i]
+                        set i $next_i
+                    end
+                end
+            end
+        else
+            set -a cleaned_cmd $arg
+        end
+        set i (math $i + 1)
+    end
+
+    set -l count_cleaned (count $cleaned_cmd)
+    set -l count_target (count $target_cmd)
+
+    if test $count_cleaned -ne $count_target
+        return 1
+    end
+
+    for i in (seq $count_target)
+        if test $cleaned_cmd[$i] != $target_cmd[$i]
+            return 1
+        end
+    end
+
+    return 0
+end
+
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l help -d 'display usage information'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l image -s i -r -d 'the image; - or none is stdin'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l task -r -d 'the task whose table is restored (the first)'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l tree -d 'make all processes of the image, which hold their descriptors'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l respawn -d 'each process of the tree runs the program that it ran'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l same-pids -d 'each process of the tree gets the id that it had'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l placement -r -d 'where our own descriptors stand meanwhile: rlimit, task, late or tight; see fdkit(7)'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l inherit -r -d 'the caller\'s descriptor FD in place of KEY: what readlink shows, FD or PID:FD of the image; a bare list (0,1,2) keeps the caller\'s own'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l missing -r -d 'what to do about a descriptor that cannot be restored: fail, null (/dev/null) or skip'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l changed -r -d 'what to do about a file that is not what it was: fail, warn or ignore'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l root -r -d 'open paths below DIR'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l steal -d 'take the controlling terminal from the session that has it'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l dry-run -s n -d 'print the plan and stop'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l json -s J -d 'print the plan as JSON'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l version -s V -d 'print the version'
