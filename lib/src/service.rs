@@ -205,7 +205,8 @@ pub struct Size {
     pub end: u64,
 }
 
-/// What becomes of the tables of a tree, or none for a task that has no room below the limit.
+/// What becomes of the tables of a tree, or none for a task whose numbers, or our own beside them,
+/// have no room below the limit.
 pub fn forecast(policy: Placement, tasks: &[Course], limit: u32) -> Vec<Option<Size>> {
     let mut sizes: Vec<Option<Size>> = Vec::with_capacity(tasks.len());
     // The highest service number of each task, which its children are born with.
@@ -228,7 +229,8 @@ pub fn forecast(policy: Placement, tasks: &[Course], limit: u32) -> Vec<Option<S
         let peak = capacity(of_parent).max(capacity(top.max(highest).max(crowd)));
         let end = if policy == Placement::Tight { capacity(highest) } else { peak };
         tops.push(top);
-        sizes.push(placed.map(|_| Size { peak, end }));
+        let fits = placed.is_some() && highest.is_none_or(|highest| highest < limit);
+        sizes.push(fits.then_some(Size { peak, end }));
     }
     sizes
 }

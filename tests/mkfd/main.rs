@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod driver;
+mod family;
 mod many;
 mod spec;
 mod sys;
@@ -75,6 +76,9 @@ mkfd check [--dir DIR] [--std LIST|none] [--fdsize N] [--log FILE] SPEC...
                          look from inside: is each what make made, and is nothing else open?
 mkfd many N [--dir DIR] [--mix files,pipes,socketpairs,eventfds] [--close-std]
                          N private descriptors from 3 up, print the pid, wait
+mkfd family N [--first LIST] [--later LIST]
+                         N children with /dev/null at 0, 1, 2 and eventfds at the first numbers,
+                         and a parent that has those, and the later ones; print its pid, wait
 mkfd sleep [--close-std] print the pid and wait with whatever is open
 mkfd show                print what is open, FDSize and FDRESTORE_CLOEXEC
 mkfd exec [--close LIST] [--leak LIST] [--nofile N] -- COMMAND...
@@ -132,6 +136,16 @@ fn command(args: &[OsString]) -> Result<i32> {
             many::make(n, args.mix.as_deref(), args.dir.as_deref())?;
             wait(1, &args)
         }
+        "family" => {
+            let n = args.words.first().and_then(|n| n.to_str()?.parse().ok());
+            let children = n.ok_or_else(|| Stop::Misuse("family: a number is needed".into()))?;
+            let family = family::Family { children, first: &args.first, later: &args.later };
+            let pid = std::process::id();
+            family::make(&family, || say_pid(1, pid))?;
+            loop {
+                nix::unistd::pause();
+            }
+        }
         "sleep" => wait(1, &args),
         "show" => {
             let numbers = driver::open_numbers().at("/proc/self/fd")?;
@@ -172,6 +186,8 @@ struct Args {
     std: Option<Vec<RawFd>>,
     close: Vec<RawFd>,
     leak: Vec<RawFd>,
+    first: Vec<RawFd>,
+    later: Vec<RawFd>,
     fdsize: Option<u64>,
     nofile: Option<u64>,
     mix: Option<String>,
@@ -198,6 +214,8 @@ impl Args {
                 Some("--std") => out.std = Some(numbers(value()?)?),
                 Some("--close") => out.close = numbers(value()?)?,
                 Some("--leak") => out.leak = numbers(value()?)?,
+                Some("--first") => out.first = numbers(value()?)?,
+                Some("--later") => out.later = numbers(value()?)?,
                 Some("--fdsize") => out.fdsize = Some(number(value()?)?),
                 Some("--nofile") => out.nofile = Some(number(value()?)?),
                 Some("--mix") => out.mix = Some(value()?.to_string_lossy().into_owned()),

@@ -151,7 +151,7 @@ pub(crate) struct Target {
     /// The line it printed when it was ready.
     pub(crate) said: String,
     /// The stdout it was started with; held, so that nothing it writes later ends it.
-    _stdout: BufReader<std::process::ChildStdout>,
+    stdout: BufReader<std::process::ChildStdout>,
 }
 
 impl Target {
@@ -183,7 +183,7 @@ impl Target {
         drop(done);
         guard.join().expect("the guard ends");
         if !line.is_empty() {
-            return Ok(Target { child, pid, said: line.trim_end().into(), _stdout: stdout });
+            return Ok(Target { child, pid, said: line.trim_end().into(), stdout });
         }
         let status = child.wait().expect("a status");
         let mut text = String::new();
@@ -197,6 +197,13 @@ impl Target {
     /// A program under `mkfd exec`: of this process's own descriptors it has 0, 1 and 2.
     pub(crate) fn program(words: &[&str]) -> Target {
         Self::ready(&[&["mkfd", "exec", "--"], words].concat()).expect("no reason to skip")
+    }
+
+    /// The next line that it prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("its stdout");
+        line.trim_end().to_owned()
     }
 
     /// The numbers that are open, and what readlink shows of each.

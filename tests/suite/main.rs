@@ -16,6 +16,7 @@ mod grammar; // images are as fdimage(5) says, and every kind is named everywher
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod man; // --help and the man pages agree
 mod pipelines; // python3, sh, redis-server; select, verify, head
+mod placement; // fdimg place, and what the kernel shows after each policy
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to
 mod watch; // epoll, inotify, fanotify: programs, and what cannot come back

@@ -28,7 +28,7 @@ fn help_and_man_pages_name_the_same_options() {
     for (name, commands) in &[
         ("fdscan", &[""][..]),
         ("fdrestore", &[""]),
-        ("fdimg", &["write", "read", "show", "verify", "select"]),
+        ("fdimg", &["write", "read", "show", "verify", "select", "place"]),
         ("ttyctl", &["show", "save", "load", "retarget", "open"]),
     ] {
         let mut helped = BTreeSet::new();

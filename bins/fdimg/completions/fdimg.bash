@@ -30,13 +30,16 @@ _fdimg() {
             select)
                 cmd="fdimg_select"
                 ;;
+            place)
+                cmd="fdimg_place"
+                ;;
         esac
     done
 
     case "${cmd}" in
         fdimg)
             opts="--help --version -V"
-            cmds="write read show verify select"
+            cmds="write read show verify select place"
             case "${prev}" in
                 *)
                     COMPREPLY=( $(compgen -W "${opts} ${cmds}" -- "${cur}") )
@@ -92,6 +95,23 @@ _fdimg() {
             opts="--help --filter -F"
             case "${prev}" in
                 --filter | -F)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=( $(compgen -W "${opts} ${cmds}" -- "${cur}") )
+                    return 0
+                    ;;
+            esac
+            ;;
+        fdimg_place)
+            opts="--help --bytes -b --limit --json -J --color"
+            case "${prev}" in
+                --limit)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --color)
                     COMPREPLY=()
                     return 0
                     ;;

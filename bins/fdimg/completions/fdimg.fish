@@ -3,7 +3,7 @@ function __fish_fdimg_using_command
     set -e cmd[1]
     set -l target_cmd $argv
 
-    set -l known_value_flags 'F' 'color' 'filter'
+    set -l known_value_flags 'F' 'color' 'filter' 'limit'
 
     set -l i 1
     set -l cleaned_cmd
@@ -48,6 +48,7 @@ complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'read' -d 'Write an imag
 complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'show' -d 'Show an image: a line a descriptor.'
 complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'verify' -d 'Check that an image is whole: structure, references, checksum.'
 complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'select' -d 'Keep the descriptors that pass a filter, with the files they name, on stdout.'
+complete -c fdimg -n '__fish_fdimg_using_command' -f -a 'place' -d 'Say what the tables of an image take, and would take after fdrestore --tree.'
 complete -c fdimg -n '__fish_fdimg_using_command write' -l help -d 'display usage information'
 complete -c fdimg -n '__fish_fdimg_using_command read' -l help -d 'display usage information'
 complete -c fdimg -n '__fish_fdimg_using_command show' -l help -d 'display usage information'
@@ -57,3 +58,8 @@ complete -c fdimg -n '__fish_fdimg_using_command show' -l color -r -d 'colours: 
 complete -c fdimg -n '__fish_fdimg_using_command verify' -l help -d 'display usage information'
 complete -c fdimg -n '__fish_fdimg_using_command select' -l help -d 'display usage information'
 complete -c fdimg -n '__fish_fdimg_using_command select' -l filter -s F -r -d 'what passes: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and'
+complete -c fdimg -n '__fish_fdimg_using_command place' -l help -d 'display usage information'
+complete -c fdimg -n '__fish_fdimg_using_command place' -l bytes -s b -d 'bytes in place of slots'
+complete -c fdimg -n '__fish_fdimg_using_command place' -l limit -r -d 'the limit of open files there (that of this process)'
+complete -c fdimg -n '__fish_fdimg_using_command place' -l json -s J -d 'one JSON document'
+complete -c fdimg -n '__fish_fdimg_using_command place' -l color -r -d 'colours: auto, always or never'

@@ -1,6 +1,7 @@
 #![forbid(unsafe_code)]
 //! fdimg: looks at images, keeps them, and takes parts of them. The list of its subcommands.
 
+mod place;
 mod read;
 mod select;
 mod show;
@@ -29,6 +30,7 @@ enum Command {
     Show(show::Args),
     Verify(verify::Args),
     Select(select::Args),
+    Place(place::Args),
 }
 
 const TOOL: Tool = Tool::new("fdimg");
@@ -44,6 +46,7 @@ fn run(_: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
         Command::Show(args) => show::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Select(args) => select::run(&args),
+        Command::Place(args) => place::run(&args),
     }
 }
 

@@ -201,7 +201,7 @@ fn title(task: &Task) -> String {
 }
 
 /// Adds a line, cut to the width of a terminal.
-fn push(out: &mut String, line: &str, width: Option<usize>, style: &str) {
+pub(crate) fn push(out: &mut String, line: &str, width: Option<usize>, style: &str) {
     let mut room = width.unwrap_or(usize::MAX);
     let fits = |letter: &char| {
         let wide = letter.width().unwrap_or(0);

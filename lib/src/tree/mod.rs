@@ -101,10 +101,30 @@ impl<'a> Tree<'a> {
         ours: Heir,
         dry: bool,
     ) -> Result<Tree<'a>> {
+        options.look_at_handed()?;
+        let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
+        Tree::planned(image, options, ours, |plan| plan.check(options, &Unborn(&by_pid), root, dry))
+    }
+
+    /// The tree as the image alone has it: nothing is looked for on this system, so no number is
+    /// found to be one that cannot be restored.
+    ///
+    /// Fails with status 3 or 6 as [`Shape::of`] does.
+    pub fn unchecked(image: &'a Image) -> Result<Tree<'a>> {
+        // Whether we have a terminal moves no number.
+        let nobody = Heir { leader: false, has: false };
+        Tree::planned(image, &Options::default(), nobody, |_| Ok(()))
+    }
+
+    fn planned(
+        image: &'a Image,
+        options: &Options,
+        ours: Heir,
+        mut check: impl FnMut(&mut Plan<'a>) -> Result<()>,
+    ) -> Result<Tree<'a>> {
         if image.tasks.is_empty() {
             return Err(Error::unrestorable("the image has no task"));
         }
-        options.look_at_handed()?;
         let shape = Shape::of(&image.tasks)?;
         let mut slots: HashMap<u32, Vec<&Slot>> = HashMap::new();
         for slot in &image.slots {
@@ -123,9 +143,8 @@ impl<'a> Tree<'a> {
         }
         let mut ways = ways(image, &handed, &tables, &owners);
         let fates = terminals(image, &shape, ours, &handed, &mut ways);
-        let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
         let mut common = common(image, &ways, &homes, &tables);
-        common.check(options, &Unborn(&by_pid), root, dry)?;
+        check(&mut common)?;
         let lost: HashMap<u32, Deed> = common
             .steps
             .iter()
@@ -152,7 +171,7 @@ impl<'a> Tree<'a> {
                 .filter_map(|step| step.file)
                 .filter(at_home)
                 .collect();
-            plan.check(options, &Unborn(&by_pid), root, dry)?;
+            check(&mut plan)?;
             let of_task = |line: String| format!("task {}: {line}", task.pid);
             problems.extend(std::mem::take(&mut plan.problems).into_iter().map(of_task));
             plans[owner] = Some(plan);

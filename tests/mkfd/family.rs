@@ -1,0 +1,74 @@
+//! A tree whose tables are of different sizes: children that were forked before their parent opened
+//! more, and some that have its table or none of its descriptors.
+
+use crate::spec::{At, Result, Stop};
+use crate::{driver, sys};
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, RawFd};
+
+/// The numbers of a family.
+pub(crate) struct Family<'a> {
+    /// How many children.
+    pub(crate) children: usize,
+    /// Opened before they are made, so that they have them too.
+    pub(crate) first: &'a [RawFd],
+    /// Opened by the parent alone, after that.
+    pub(crate) later: &'a [RawFd],
+}
+
+/// Makes the family, of which each has /dev/null at 0, 1 and 2. What is given is called when all
+/// stand, as a process outside the family.
+pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
+    sys::close_from(3).at("close_range")?;
+    let all = family.first.iter().chain(family.later).copied().collect();
+    driver::raise_limit(&all)?;
+    if all.iter().any(|number| *number < 3) {
+        return Err(Stop::Misuse("family: 0, 1 and 2 are taken".into()));
+    }
+    let (r, w) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
+    match sys::fork().at("fork")? {
+        // The one that says it is the child of nobody here.
+        None => {
+            if matches!(sys::fork(), Ok(None)) {
+                drop(w);
+                let _ = nix::unistd::read(&r, &mut [0]);
+                say();
+            }
+            sys::end(0);
+        }
+        Some(child) => drop(nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None)),
+    }
+    drop(r);
+    let null = driver::open("/dev/null".as_ref(), OFlag::O_RDWR)?;
+    (0..3).try_for_each(|n| sys::dup_to(null.as_fd(), n, false)).at("dup3")?;
+    drop(null);
+    // It stands at a number that nobody asked for.
+    let mut held = w;
+    while all.contains(&held.as_raw_fd()) {
+        held = sys::dup_above(held.as_fd(), held.as_raw_fd() + 1).at("F_DUPFD")?;
+    }
+    family.first.iter().try_for_each(|&number| open(number))?;
+    for _ in 0..family.children {
+        if sys::fork().at("fork")?.is_none() {
+            drop(held);
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).at("PR_SET_PDEATHSIG")?;
+            loop {
+                nix::unistd::pause();
+            }
+        }
+    }
+    family.later.iter().try_for_each(|&number| open(number))
+    // `held` goes, and all is said.
+}
+
+/// A descriptor of its own.
+fn open(number: RawFd) -> Result<()> {
+    let event = nix::sys::eventfd::EventFd::new().at("eventfd")?;
+    let event = std::os::fd::OwnedFd::from(event);
+    match event.as_raw_fd() == number {
+        true => drop(event.into_raw_fd()),
+        false => sys::move_to(event, number, false).at(format!("dup3 to {number}"))?,
+    }
+    Ok(())
+}

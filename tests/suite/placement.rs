@@ -1,0 +1,185 @@
+//! Placement: what fdimg place says is what the kernel then shows, and the default is the least.
+
+use crate::harness::{Scratch, Target, pipeline, tool};
+use serde_json::Value;
+use std::fs;
+
+const POLICIES: [&str; 4] = ["rlimit", "task", "late", "tight"];
+
+/// The highest numbers at which tables and policies have their edges.
+const SWEEP: [u32; 26] = [
+    3, 30, 60, 63, 64, 100, 120, 127, 128, 200, 240, 250, 255, 256, 400, 500, 511, 512, 1000, 1010,
+    1023, 1024, 4000, 4095, 4096, 8191,
+];
+
+/// The image of a family of mkfd.
+fn family(scratch: &Scratch, words: &[&str]) -> String {
+    let target = Target::ready(&[&["mkfd", "family"], words].concat()).expect("no skip");
+    let file = scratch.file("family.fdi");
+    pipeline(&[&["fdscan", "--tree", "-o", &file, &target.pid]]).quiet();
+    file
+}
+
+fn place(file: &str, options: &[&str]) -> Value {
+    let ran = pipeline(&[&[&["fdimg", "place", "-J"], options, &[file]].concat()]).quiet();
+    serde_json::from_slice(&ran.stdout).unwrap_or_else(|err| panic!("{err}\n{}", ran.whole()))
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+fn fdsize(pid: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
+}
+
+/// The processes that hold a tree, and FDSize of each by its old id.
+fn held(file: &str, policy: &str, tasks: usize) -> Vec<(u64, u64)> {
+    let restore = ["fdrestore", "--tree", "--placement", policy, "-i", file];
+    let mut tree = Target::ready(&restore).expect("no skip");
+    let mut lines = vec![tree.said.clone()];
+    lines.extend((1..tasks).map(|_| tree.line()));
+    let size = |line: &String| {
+        let (old, new) = line.split_once(' ').expect("OLD NEW");
+        (old.parse().expect("an id"), fdsize(new))
+    };
+    lines.iter().map(size).collect()
+}
+
+/// Restores a family by each policy; FDSize of each task must be as forecast, and for the default
+/// policy as needed, at no time more.
+fn as_forecast(what: &str, file: &str) {
+    let forecast = place(file, &[]);
+    let tasks = forecast["tasks"].as_array().expect("tasks");
+    for policy in POLICIES {
+        for (pid, size) in held(file, policy, tasks.len()) {
+            let task = tasks.iter().find(|task| task["pid"] == pid).expect("the task");
+            let said = &task["forecast"][policy];
+            assert_eq!(size, number(&said["end"]["slots"]), "{what}, {policy}, task {pid}");
+            let needed = number(&task["needed"]["slots"]);
+            let highest = number(&task["highest"]);
+            assert_eq!(needed, if highest < 64 { 64 } else { (highest + 1).next_power_of_two() });
+            if policy == "tight" {
+                assert_eq!(size, needed, "{what}, task {pid}");
+                assert_eq!(number(&said["peak"]["slots"]), needed, "{what}, task {pid}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_have_the_sizes_that_were_forecast_over_the_sweep() {
+    for highest in SWEEP {
+        let scratch = Scratch::new();
+        let file = family(&scratch, &["1", "--first", &highest.to_string()]);
+        as_forecast(&format!("highest {highest}"), &file);
+    }
+}
+
+#[test]
+fn a_commands_table_has_the_size_that_was_forecast() {
+    for highest in [3, 63, 64, 95, 96, 127, 128, 255, 500, 4095] {
+        let scratch = Scratch::new();
+        let file = family(&scratch, &["0", "--first", &highest.to_string()]);
+        let forecast = place(&file, &[]);
+        for policy in POLICIES {
+            // The shell's child starts with the smallest table; other policies keep a larger one.
+            let tool = tool("fdrestore").to_string_lossy().into_owned();
+            let line = format!(
+                "'{tool}' --placement {policy} --inherit 1 -i '{file}' -- \
+                 grep FDSize /proc/self/status; exit $?"
+            );
+            let text = pipeline(&[&["mkfd", "exec", "--", "sh", "-c", &line]]).quiet().text();
+            let size = text.strip_prefix("FDSize:").and_then(|size| size.trim().parse().ok());
+            let size: u64 = size.unwrap_or_else(|| panic!("no size: {text}"));
+            let said = number(&forecast["tasks"][0]["forecast"][policy]["end"]["slots"]);
+            assert_eq!(size, said, "highest {highest}, {policy}");
+        }
+    }
+}
+
+#[test]
+fn children_of_a_big_parent_keep_their_small_tables() {
+    for later in ["300", "4095", "19000", "300,4095,19000"] {
+        let scratch = Scratch::new();
+        let file = family(&scratch, &["5", "--first", "3,4,5", "--later", later]);
+        as_forecast(&format!("a parent with {later}"), &file);
+        // What others do to them is forecast, too.
+        let forecast = place(&file, &[]);
+        let child = &forecast["tasks"][1]["forecast"];
+        let parent = number(&forecast["tasks"][0]["needed"]["slots"]);
+        assert!(number(&child["task"]["end"]["slots"]) >= parent, "{child}");
+        assert_eq!(child["late"]["end"]["slots"], 64);
+    }
+}
+
+#[test]
+fn dense_tables_without_a_free_number_grow_for_a_while_only() {
+    let scratch = Scratch::new();
+    let dense: Vec<String> = (3..64).map(|number| number.to_string()).collect();
+    let file = family(&scratch, &["2", "--first", &dense.join(",")]);
+    let forecast = place(&file, &[]);
+    for (pid, size) in held(&file, "tight", 3) {
+        assert_eq!(size, 64, "task {pid}");
+    }
+    let said = &forecast["tasks"][0]["forecast"]["tight"];
+    assert_eq!((number(&said["peak"]["slots"]), number(&said["end"]["slots"])), (128, 64));
+    let text = pipeline(&[&["fdimg", "place", &file]]).quiet().text();
+    assert!(text.lines().nth(1).is_some_and(|line| line.ends_with("(128) 64")), "{text}");
+}
+
+#[test]
+fn sums_count_each_table_once_and_bloated_ones_stand_out() {
+    let scratch = Scratch::new();
+    let file = family(&scratch, &["2", "--first", "3", "--later", "300"]);
+    let forecast = place(&file, &["--limit", "2048"]);
+    assert_eq!(forecast["sums"]["needed"]["slots"], 512 + 2 * 64);
+    assert_eq!(forecast["sums"]["needed"]["bytes"], 4288);
+    assert_eq!(forecast["sums"]["forecast"]["rlimit"]["slots"], 3 * 2048);
+    assert_eq!(forecast["sums"]["forecast"]["rlimit"]["bytes"], 3 * 16960);
+    let lines = |options: &[&str]| {
+        let words = [&["fdimg", "place", "--limit", "2048"], options, &[&file]].concat();
+        let text = pipeline(&[&words]).quiet().text();
+        text.lines().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let plain = lines(&[]);
+    let last: Vec<&str> = plain[4].split_whitespace().collect();
+    assert_eq!(last, ["SUM", "640", "640", "6144", "1536", "640", "640"]);
+    // The children, under the policies that bloat them.
+    let child: Vec<&str> = plain[2].split_whitespace().skip(2).collect();
+    assert_eq!(child, ["4", "3", "64", "64", "2048!", "512!", "64", "64"]);
+    let bytes = lines(&["-b"]);
+    let last: Vec<&str> = bytes[4].split_whitespace().collect();
+    assert_eq!(last, ["SUM", "4288", "4288", "50880", "12864", "4288", "4288"]);
+    assert!(!lines(&["--color", "always"])[1].contains("\x1b[33m"));
+    // A table that was large once is bloated, and says so in both ways.
+    let pids =
+        Target::ready(&["mkfd", "exec", "--leak", "900", "--", "mkfd", "sleep", "--close-std"]);
+    let pid = pids.expect("no skip");
+    let file = scratch.file("bloated.fdi");
+    let select = ["fdimg", "select", "-F", "!900"];
+    pipeline(&[&["fdscan", &pid.pid], &select, &["fdimg", "write", &file]]).quiet();
+    let words = ["fdimg", "place", "--color", "always", &file];
+    let text = pipeline(&[&words]).quiet().text();
+    let line = text.lines().nth(1).expect("a task");
+    assert!(line.starts_with("\x1b[33m") && line.contains("1024! "), "{text}");
+    assert_eq!(place(&file, &[])["tasks"][0]["bloated"], true);
+}
+
+#[test]
+fn what_no_limit_has_room_for_is_no_forecast() {
+    let scratch = Scratch::new();
+    let file = family(&scratch, &["0", "--first", "300"]);
+    let forecast = place(&file, &["--limit", "300"]);
+    for policy in POLICIES {
+        assert!(forecast["tasks"][0]["forecast"][policy].is_null(), "{policy}: {forecast}");
+        assert!(forecast["sums"]["forecast"][policy]["slots"].is_null(), "{policy}");
+    }
+    let text = pipeline(&[&["fdimg", "place", "--limit", "300", &file]]).quiet().text();
+    assert!(text.lines().last().is_some_and(|sum| sum.ends_with('-')), "{text}");
+    // It is an image that is asked for, as everywhere.
+    pipeline(&[&["fdimg", "place", "/dev/null"]]).refuses(3, &["fdimg: /dev/null: "]);
+    pipeline(&[&["fdimg", "place", "--limit", "x", &file]]).refuses(2, &["--limit"]);
+}
