@@ -10,10 +10,10 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 /// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
 pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
@@ -32,6 +32,8 @@ pub struct Process {
     infos: OwnedFd,
     diag: Diag,
     netns: OnceLock<Option<OwnedFd>>,
+    /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
+    others: Mutex<HashMap<u64, Option<u64>>>,
 }
 
 /// What changes when a process execs, although its pid and start time stay: where its code and its
@@ -129,21 +131,50 @@ impl Process {
             infos,
             diag: Diag::default(),
             netns: OnceLock::new(),
+            others: Mutex::default(),
         })
     }
 
     /// What sock_diag(7) says of a unix socket of its network namespace.
     pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
+        self.diag.unix(inode, self.netns())
+    }
+
+    /// Its network namespace, if that is not ours.
+    fn netns(&self) -> Option<BorrowedFd<'_>> {
         let netns = self.netns.get_or_init(|| {
-            let theirs = self.link("ns/net")?;
-            let ours = std::fs::read_link("/proc/self/ns/net").ok()?;
-            if ours.as_os_str().as_bytes() == theirs.0 {
+            if self.link("ns/net").and_then(|link| bracketed(&link.0)) == own_netns() {
                 return None;
             }
             openat(self.dir.as_fd(), "ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
                 .ok()
         });
-        self.diag.unix(inode, netns.as_ref().map(AsFd::as_fd))
+        netns.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The inode of the network namespace of a socket of its, if that is not its own; zero if it is
+    /// not known which one it is then.
+    fn other_netns(&self, socket: BorrowedFd<'_>) -> Option<u64> {
+        let ask = || {
+            let found = sys::socket::namespace(socket).and_then(|netns| inode_of(netns.as_fd()));
+            match found {
+                Ok(found) => Some(found.ino).filter(|&ino| {
+                    self.link("ns/net").and_then(|link| bracketed(&link.0)) != Some(ino)
+                }),
+                // Only who may configure that namespace is told which one it is.
+                Err(_) if self.netns().is_none() => {
+                    let own =
+                        sys::socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+                    let own = own.and_then(|own| sys::socket::netns_cookie(own.as_fd())).ok()?;
+                    let other = sys::socket::netns_cookie(socket).is_ok_and(|cookie| cookie != own);
+                    other.then_some(0)
+                }
+                Err(_) => None,
+            }
+        };
+        let Ok(cookie) = sys::socket::netns_cookie(socket) else { return ask() };
+        let Ok(mut others) = self.others.lock() else { return ask() };
+        *others.entry(cookie).or_insert_with(ask)
     }
 
     /// lstat(2) of a path as the process sees it, from its root or its working directory.
@@ -290,6 +321,11 @@ impl Process {
             stopped: self.stopped,
         })
     }
+}
+
+/// The inode of the network namespace of this process.
+pub fn own_netns() -> Option<u64> {
+    bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
 }
 
 /// FDSize of this thread's table.
@@ -496,6 +532,8 @@ pub struct Descriptor<'a> {
     pub copy: Option<OwnedFd>,
     /// [`Descriptor::family`], asked once.
     family: OnceCell<Option<i32>>,
+    /// [`Descriptor::class`], asked once.
+    class: OnceCell<Option<(i32, i32, i32)>>,
 }
 
 impl<'a> Descriptor<'a> {
@@ -547,6 +585,7 @@ impl<'a> Descriptor<'a> {
             signals,
             copy,
             family: OnceCell::new(),
+            class: OnceCell::new(),
         })
     }
 
@@ -582,6 +621,21 @@ impl<'a> Descriptor<'a> {
         let copy = self.copy.as_ref().filter(|_| self.is_socket())?;
         let ask = || sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).ok();
         *self.family.get_or_init(ask)
+    }
+
+    /// Family, type and protocol of a socket: SO_DOMAIN, SO_TYPE, SO_PROTOCOL.
+    pub fn class(&self) -> Option<(i32, i32, i32)> {
+        *self.class.get_or_init(|| {
+            let (family, copy) = (self.family()?, self.copy.as_ref()?);
+            let ask = |name| sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, name).ok();
+            Some((family, ask(libc::SO_TYPE)?, ask(libc::SO_PROTOCOL)?))
+        })
+    }
+
+    /// The inode of the network namespace of a socket, if that is not its process's; zero if it is
+    /// not known which one it is then.
+    pub fn other_netns(&self) -> Option<u64> {
+        self.process.other_netns(self.copy.as_ref()?.as_fd())
     }
 
     /// Whether it is only a place in the file system: O_PATH.

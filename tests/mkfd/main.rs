@@ -17,6 +17,7 @@ mod epoll;
 mod eventfd;
 mod fanotify;
 mod fifo;
+mod inet;
 mod inotify;
 mod mem;
 mod memfd;
@@ -29,6 +30,7 @@ mod pty;
 mod regular;
 mod signalfd;
 mod socketpair;
+mod tcp;
 mod timerfd;
 mod unix;
 mod unlinked;
@@ -64,6 +66,7 @@ static FIXTURES: &[Entry] = &[
     entry::<memfd::Memfd>(),
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),
+    entry::<tcp::Tcp>(),
     entry::<path::Path>(),
     entry::<pty::Pty>(),
     entry::<opaque::Opaque>(),

@@ -389,3 +389,29 @@ pub(crate) fn fill_mapped(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
         Errno::result(libc::munmap(at, len.get())).map(drop)
     }
 }
+
+/// getsockopt(2): the bytes of an option of the tests, none of which has a pointer in it.
+pub(crate) fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<Vec<u8>> {
+    let mut value = vec![0; 64];
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes, which `value` has.
+    let got = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len)
+    };
+    Errno::result(got)?;
+    value.truncate(len as usize);
+    Ok(value)
+}
+
+/// setsockopt(2) of bytes, with no pointer in them.
+pub(crate) fn set_option(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &[u8],
+) -> Result<()> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads `len` bytes, which `value` has.
+    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
+    Errno::result(set).map(drop)
+}

@@ -71,6 +71,24 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("an end alone", &["socketpair@A:alone,data=the end", "socketpair@C,B:shut,data=last"]),
     ("a signal of a socket", &["socketpair@A,B:own,async=0,sig=35,nonblock"]),
     ("listeners", &["unix@A", "unix@B:abstract=fdkit%00suite,backlog=3", "unix@C:unnamed"]),
+    ("TCP listeners", &["tcp@A", "tcp@B:v6,backlog=7", "tcp@C:host=0.0.0.0", "tcp@D:v6,host=::"]),
+    ("TCP sockets without a connection", &["tcp@A:fresh,nonblock", "tcp@B:bound", "tcp@C:ended"]),
+    ("listeners of one port", &["tcp@A,C:two", "tcp@D,B:two,v6"]),
+    (
+        // SO_REUSEADDR, SO_KEEPALIVE, SO_RCVBUF; TCP_NODELAY, DEFER_ACCEPT, FASTOPEN, USER_TIMEOUT.
+        "options of listeners",
+        &[
+            "tcp@A:set=1.2.1+1.9.1+1.8.40000+6.1.1+6.9.5+6.23.9+6.18.12345,bytes=6.13.reno",
+            // IPV6_V6ONLY, IPV6_TCLASS; IP_FREEBIND; SO_BINDTODEVICE.
+            "tcp@B:v6,host=::,set=41.26.1+41.67.16",
+            "tcp@C:host=192.0.2.77,set=0.15.1,bound",
+            "tcp@D:host=0.0.0.0,bytes=1.25.lo,fresh",
+        ],
+    ),
+    (
+        "listeners of several paths",
+        &["tcp@A:mptcp", "tcp@B:mptcp,v6,backlog=9", "tcp@C:mptcp,bound"],
+    ),
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
     (
         "signals that are read",
@@ -271,6 +289,11 @@ round_trips! {
     an_end_alone_ends_where_it_ended: "an end alone";
     a_signal_of_a_socket_still_comes: "a signal of a socket";
     listeners_accept_again: "listeners";
+    a_tcp_listener_takes_clients_again: "TCP listeners";
+    a_tcp_socket_without_a_connection_comes_back: "TCP sockets without a connection";
+    two_listeners_of_one_port_both_take_clients: "listeners of one port";
+    options_of_listeners_are_set_again: "options of listeners";
+    a_listener_of_several_paths_comes_back: "listeners of several paths";
     datagrams_wait_again: "datagrams";
     signals_are_read_again: "signals that are read";
     a_disarmed_timer_stays_disarmed: "a disarmed timer";

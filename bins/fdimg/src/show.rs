@@ -167,7 +167,11 @@ fn tables(rows: &[Row<'_>], color: bool) -> String {
             if row.slot.cloexec {
                 flags.push("cloexec");
             }
-            let name = format!("{}{}", escape(&row.file.link.0), details(row.file));
+            let title = kind::named(&row.file.kind).and_then(|kind| (kind.title)(row.file));
+            let name = match title {
+                Some(title) => escape(title.as_bytes()).into_owned(),
+                None => format!("{}{}", escape(&row.file.link.0), details(row.file)),
+            };
             table.add_row([
                 row.slot.fd.to_string(),
                 escape(row.file.kind.as_bytes()).into_owned(),

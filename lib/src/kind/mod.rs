@@ -8,12 +8,12 @@ mod epoll;
 mod eventfd;
 mod fanotify;
 mod fifo;
+mod inet;
 mod inotify;
 mod mem;
 mod memfd;
 mod ns;
 mod opaque;
-#[expect(dead_code)]
 mod option;
 mod path;
 mod pidfd;
@@ -21,6 +21,7 @@ mod pipe;
 mod pty;
 mod regular;
 mod signalfd;
+mod tcp;
 mod timerfd;
 mod tty;
 mod unix;
@@ -100,6 +101,11 @@ pub trait Kind: Serialize + DeserializeOwned {
         Ok(())
     }
 
+    /// What it is, as lsof(8) and ss(8) say it, where that is more than readlink(2) shows.
+    fn title(&self) -> Option<String> {
+        None
+    }
+
     /// The terminal that it leads to: major and minor number.
     fn terminal(&self) -> Option<(u32, u32)> {
         None
@@ -149,6 +155,8 @@ pub struct Entry {
     pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
     /// [`Kind::contents`]
     pub contents: fn(BorrowedFd<'_>, &Inode, u64, Sink<'_>) -> Result<()>,
+    /// [`Kind::title`], from the encoded body.
+    pub title: fn(&OpenFile) -> Option<String>,
     /// [`Kind::terminal`], from the encoded body.
     pub terminal: fn(&OpenFile) -> Option<(u32, u32)>,
     /// [`Kind::check`], from the encoded body.
@@ -179,6 +187,7 @@ const fn entry<K: Kind>() -> Entry {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
         contents: K::contents,
+        title: |file| body::<K>(file).ok()?.title(),
         terminal: |file| body::<K>(file).ok()?.terminal(),
         check: |file, site| body::<K>(file)?.check(file, site),
         need: |file| body::<K>(file).map_or(Need::Nothing, |it| it.need(file)),
@@ -216,6 +225,7 @@ pub static KINDS: &[Entry] = &[
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
     entry::<unix::Unix>(),
+    entry::<tcp::Tcp>(),
     entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];

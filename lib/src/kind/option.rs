@@ -531,6 +531,11 @@ impl Options {
         Ok(())
     }
 
+    /// Leaves out what is none of the socket's own by now.
+    pub(super) fn forget(&mut self, names: &[&str]) {
+        self.0.retain(|name, _| !names.contains(&name.as_str()));
+    }
+
     /// A number, if it is not the usual one.
     pub(super) fn int(&self, name: &str) -> Option<i64> {
         match self.0.get(name) {

@@ -165,6 +165,16 @@ pub fn namespace(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     }
 }
 
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// What tells the network namespace of a socket from all others until the next boot:
+/// SO_NETNS_COOKIE, Linux 5.14.
+pub fn netns_cookie(fd: BorrowedFd<'_>) -> nix::Result<u64> {
+    let mut cookie = [0; 8];
+    option_bytes(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
+    Ok(u64::from_ne_bytes(cookie))
+}
+
 /// struct ifreq of netdevice(7), with the index of the device.
 #[repr(C)]
 struct Request {

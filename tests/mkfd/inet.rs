@@ -1,0 +1,130 @@
+//! What the fixtures of internet sockets have in common. Ports are never fixed: what `make` got
+//! is noted in --dir, where `check` finds it.
+
+use crate::driver::Bad;
+use crate::spec::{At, Result, Spec, Stop};
+use crate::sys;
+use fdkit::sys::socket;
+use nix::errno::Errno;
+use nix::libc;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The keys that all of them understand.
+pub(crate) const V6: (&str, &str) = ("v6", "of AF_INET6");
+pub(crate) const HOST: (&str, &str) = ("host", "bound to this address; the loopback otherwise");
+pub(crate) const SET: (&str, &str) = ("set", "options that are one int: LEVEL.NAME.VALUE+...");
+pub(crate) const BYTES: (&str, &str) = ("bytes", "options that are bytes: LEVEL.NAME.BYTES");
+
+/// AF_INET or AF_INET6.
+pub(crate) fn family(spec: &Spec) -> i32 {
+    if spec.has("v6") { libc::AF_INET6 } else { libc::AF_INET }
+}
+
+/// Level, name and value of each option that is asked for.
+fn options(spec: &Spec) -> Result<Vec<(i32, i32, Vec<u8>)>> {
+    let text = |key| String::from_utf8_lossy(spec.bytes(key).unwrap_or_default()).into_owned();
+    let number = |part: Option<&str>| part.and_then(|part| part.parse::<i32>().ok());
+    let mut all = Vec::new();
+    for (key, ints) in [("set", true), ("bytes", false)] {
+        for each in text(key).split('+').filter(|each| !each.is_empty()) {
+            let mut parts = each.splitn(3, '.');
+            let (level, name) = (number(parts.next()), number(parts.next()));
+            let value = parts.next().and_then(|value| match ints {
+                true => Some(number(Some(value))?.to_ne_bytes().to_vec()),
+                false => Some(value.as_bytes().to_vec()),
+            });
+            match (level, name, value) {
+                (Some(level), Some(name), Some(value)) => all.push((level, name, value)),
+                _ => return Err(Stop::Misuse(format!("{key}: LEVEL.NAME.VALUE, not {each}"))),
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What the kernel says of the options, which may be another value than was set.
+fn values(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let ask = |(level, name, _): &(i32, i32, Vec<u8>)| sys::option(fd, *level, *name);
+    options(spec).unwrap_or_default().iter().map(ask).collect()
+}
+
+/// A socket of this type with the options.
+pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    let made = socket::new(family(spec), kind | libc::SOCK_CLOEXEC, protocol);
+    let made = made.map_err(|errno| match errno {
+        Errno::EPROTONOSUPPORT | Errno::EACCES => Stop::Cannot(format!("socket: {errno}")),
+        _ => Stop::Failed(format!("socket: {errno}")),
+    })?;
+    for (level, name, value) in options(spec)? {
+        let set = sys::set_option(made.as_fd(), level, name, &value);
+        set.at(format!("setsockopt {level}.{name}"))?;
+    }
+    Ok(made)
+}
+
+/// The address to be bound to, with this port.
+pub(crate) fn host(spec: &Spec, port: u16) -> Result<SocketAddr> {
+    let loopback: &[u8] = if spec.has("v6") { b"::1" } else { b"127.0.0.1" };
+    let host = String::from_utf8_lossy(spec.bytes("host").unwrap_or(loopback)).into_owned();
+    let host = host.parse().map_err(|_| Stop::Misuse(format!("host: {host}")))?;
+    Ok(SocketAddr::new(host, port))
+}
+
+/// A struct sockaddr_in or sockaddr_in6.
+pub(crate) fn encode(address: SocketAddr) -> Vec<u8> {
+    let head = |family: i32| [(family as u16).to_ne_bytes(), address.port().to_be_bytes()].concat();
+    match address {
+        SocketAddr::V4(it) => [&head(libc::AF_INET)[..], &it.ip().octets(), &[0; 8]].concat(),
+        SocketAddr::V6(it) => {
+            let (ip, scope) = (it.ip().octets(), it.scope_id().to_ne_bytes());
+            [&head(libc::AF_INET6)[..], &[0; 4], &ip, &scope].concat()
+        }
+    }
+}
+
+/// Binds it to the host, at this port or any.
+pub(crate) fn bind(spec: &Spec, fd: &OwnedFd, port: u16) -> Result<()> {
+    socket::bind(fd.as_fd(), &encode(host(spec, port)?)).at("bind")
+}
+
+/// Both addresses, of any socket of these families.
+fn ends(fd: BorrowedFd<'_>) -> Result<(SocketAddr, Option<SocketAddr>), Errno> {
+    let io = |err: std::io::Error| Errno::from_raw(err.raw_os_error().unwrap_or(0));
+    let socket = UdpSocket::from(fd.try_clone_to_owned().map_err(io)?);
+    Ok((socket.local_addr().map_err(io)?, socket.peer_addr().ok()))
+}
+
+/// The address of its own end.
+pub(crate) fn name(fd: BorrowedFd<'_>) -> Result<SocketAddr, Errno> {
+    Ok(ends(fd)?.0)
+}
+
+/// All that is compared.
+fn told(spec: &Spec, fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    Ok(format!("{:?} {:?}", ends(fd)?, values(spec, fd)?))
+}
+
+/// Notes what one of the descriptions is.
+pub(crate) fn note(spec: &Spec, nth: usize, fd: &OwnedFd) -> Result<()> {
+    let file = spec.dir()?.join(format!("{}.{}.{nth}", spec.name, spec.fds[0]));
+    std::fs::write(&file, told(spec, fd.as_fd()).at("getsockopt")?).at(file.display())
+}
+
+/// Is it what was noted?
+pub(crate) fn same_as_noted(
+    spec: &Spec,
+    nth: usize,
+    fd: BorrowedFd<'_>,
+    bad: &mut Bad,
+) -> Result<(), Errno> {
+    let file = spec.dir().map(|dir| dir.join(format!("{}.{}.{nth}", spec.name, spec.fds[0])));
+    let noted = file.ok().and_then(|file| std::fs::read_to_string(file).ok());
+    bad.same("what it is", told(spec, fd)?, noted.unwrap_or_default());
+    for (level, name, value) in options(spec).unwrap_or_default() {
+        // Sizes are doubled, times rounded; that it is set at all can be said of all.
+        let none = sys::option(fd, level, name)?.iter().all(|&byte| byte == 0);
+        bad.same(format!("option {level}.{name} is none"), none, value.iter().all(|&b| b == 0));
+    }
+    Ok(())
+}
