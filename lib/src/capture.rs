@@ -4,7 +4,7 @@ use crate::error::{Error, Result, Status};
 use crate::filter::{Filter, Subject};
 use crate::freeze::Frozen;
 use crate::image::{
-    Bytes, Data, Head, Inode, Item, OpenFile, Signals, Slot, Summary, VERSION, Writer,
+    Bytes, Data, Head, Inode, Item, Lock, OpenFile, Signals, Slot, Summary, VERSION, Writer,
 };
 use crate::kind::{self, Entry, KINDS, Piece};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
@@ -12,7 +12,7 @@ use crate::sys;
 use nix::errno::Errno;
 use std::cmp::Ordering;
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::os::fd::{AsFd, RawFd};
@@ -83,6 +83,7 @@ pub fn capture<W: Write>(
         out: Writer::new(out),
         seen: HashMap::new(),
         objects: HashMap::new(),
+        locks: HashSet::new(),
         holders: Vec::new(),
         files: 0,
         summary: Summary::default(),
@@ -170,6 +171,8 @@ struct Scan<'a, W: Write> {
     /// Files by what /proc tells of them; those of one key are ordered by kcmp(2).
     seen: HashMap<u64, Vec<Seen>>,
     objects: HashMap<(u32, u32, u64), u32>,
+    /// Locks that are in the image already: the table if it is a table's, link and mount.
+    locks: HashSet<(Option<u32>, Bytes, i32, Lock)>,
     holders: Vec<Holder>,
     files: u32,
     summary: Summary,
@@ -299,7 +302,7 @@ impl<W: Write> Scan<'_, W> {
         if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
             return Ok(());
         }
-        let locks = info.locks();
+        let locks = self.locks(table, &link, &info, known);
         let flags = info.flags & !CLOEXEC;
         let (id, new) = self.identify(&link, &info, flags, holder.pid, fd, known);
         if new {
@@ -340,6 +343,19 @@ impl<W: Write> Scan<'_, W> {
             file: id,
             locks: locks.into_iter().filter(|lock| lock.class == "POSIX").collect(),
         }))
+    }
+
+    /// The locks of a number that are not in the image yet.
+    fn locks(&mut self, table: u32, link: &Bytes, info: &Info, known: bool) -> Vec<Lock> {
+        let mut locks = info.locks();
+        locks.retain(|lock| {
+            let owner = (lock.class == "POSIX").then_some(table);
+            // Every dup shows what belongs to the table. What belongs to a description stands with
+            // that; where dups look like descriptions of their own, an exclusive lock is of one.
+            let once = owner.is_some() || !known && lock.write;
+            !once || self.locks.insert((owner, link.clone(), info.mnt, lock.clone()))
+        });
+        locks
     }
 
     /// The id of the description behind a number, and whether it is new.

@@ -23,6 +23,7 @@ pub mod capture;
 pub mod ctty;
 pub mod freeze;
 pub mod holders;
+mod lock;
 pub mod plan;
 pub mod restore;
 pub mod tree;

@@ -3,8 +3,10 @@
 
 use crate::ctty::{self, Heir};
 use crate::error::{Error, Result, Status};
-use crate::image::{Image, OpenFile, Slot, Task};
+use crate::image::{Image, Lock, OpenFile, Slot, Task};
 use crate::kind;
+use crate::lock;
+use crate::proc;
 use crate::service::Placement;
 use crate::site::{Changed, Fate, Heirs, Site};
 use crate::sys::{self, Seat};
@@ -269,6 +271,7 @@ impl<'a> Plan<'a> {
             let root = root.map(|root| Seat::known(root.as_raw_fd()));
             let mut site = self.site(&[], heirs, root, options.changed);
             site.dry = dry;
+            let held = proc::locks();
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
                 if step.deed == Deed::Share {
@@ -278,7 +281,9 @@ impl<'a> Plan<'a> {
                 let (Deed::Make, Some(file)) = (step.deed, self.image.file(id)) else { continue };
                 self.enter(&mut site, id);
                 let checked = match kind::named(&file.kind) {
-                    Some(kind) => (kind.check)(file, &site),
+                    Some(kind) => {
+                        (kind.check)(file, &site).and_then(|()| lock::may_open(file, &held, &site))
+                    }
                     None => {
                         let why =
                             format!("kind {} is not known here", escape(file.kind.as_bytes()));
@@ -300,6 +305,17 @@ impl<'a> Plan<'a> {
                     failed.insert(id, step.deed);
                 }
             }
+            // Where the numbers are those of a table, everything is at home.
+            let own = self.homes.is_empty();
+            for (step, file, lock, of_table) in self.locks(&steps) {
+                if of_table && !own {
+                    continue;
+                }
+                let line = lock::foresee(lock, file, of_table, &held, &site)
+                    .map_err(|err| err.at(format!("fd {}", step.fd)))?;
+                let line = line.map(|line| format!("{}: {line}", self.name(step)));
+                problems.extend(line.filter(|_| options.missing == Missing::Fail));
+            }
         }
         self.steps = steps;
         self.problems = problems;
@@ -311,6 +327,33 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The locks to take: those of the descriptions that are made, then those of the table, and
+    /// which they are. Nothing is locked for the caller's own, or for nothing of the image.
+    pub(crate) fn locks<'p>(
+        &'p self,
+        steps: &'p [Step],
+    ) -> impl Iterator<Item = (&'p Step, &'p OpenFile, &'p Lock, bool)> {
+        let table = self.task.table.id;
+        let slots = self.image.slots.iter();
+        let slots = slots.filter(move |slot| slot.table == table && !slot.locks.is_empty());
+        let of_table = slots.flat_map(move |slot| {
+            let at = steps.binary_search_by_key(&(slot.fd as RawFd), |step| step.fd);
+            let step = at.ok().map(|at| &steps[at]).filter(|step| {
+                let kept = !matches!(step.deed, Deed::Inherit(_) | Deed::Null | Deed::Skip);
+                kept && step.file == Some(slot.file)
+            });
+            let both = step.and_then(|step| Some((step, self.image.file(step.file?)?)));
+            slot.locks
+                .iter()
+                .filter_map(move |lock| both.map(|(step, file)| (step, file, lock, true)))
+        });
+        let made = steps.iter().filter(|step| step.deed == Deed::Make);
+        let made = made.filter_map(|step| Some((step, self.image.file(step.file?)?)));
+        let of_files = made
+            .flat_map(|(step, file)| file.locks.iter().map(move |lock| (step, file, lock, false)));
+        of_files.chain(of_table)
     }
 
     /// Where the plan is carried out, or looked into.

@@ -481,7 +481,8 @@ impl Info {
 
     /// The locks held; a lock that is only waited for is shown with `->` and is not among them.
     pub fn locks(&self) -> Vec<Lock> {
-        self.rest.lines().filter_map(|line| lock(line.strip_prefix("lock:")?)).collect()
+        let held = |line: &str| Some(lock(line.strip_prefix("lock:")?)?.lock);
+        self.rest.lines().filter_map(held).collect()
     }
 }
 
@@ -502,15 +503,40 @@ pub fn device(sdev: u32) -> (u32, u32) {
     (sdev >> 20, sdev & 0xfffff)
 }
 
+/// A lock that somebody has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The lock.
+    pub lock: Lock,
+    /// The process that took it; -1 if it belongs to a description, but for flock(2).
+    pub pid: i32,
+    /// Device and inode number, as the file system has them: stat(2) may show another device.
+    pub inode: (u32, u32, u64),
+}
+
+/// All locks of the system that this pid namespace may know of: /proc/locks.
+pub fn locks() -> Vec<Held> {
+    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    text.lines().filter_map(lock).collect()
+}
+
 /// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`.
-fn lock(line: &str) -> Option<Lock> {
+fn lock(line: &str) -> Option<Held> {
     let words: Vec<&str> = line.split_whitespace().collect();
-    let [_, class, _, access, _, _, start, end] = words[..] else { return None };
-    Some(Lock {
-        class: class.to_owned(),
-        write: access == "WRITE",
-        start: start.parse().ok()?,
-        end: end.parse().ok(),
+    let [_, class, state, access, pid, inode, start, end] = words[..] else { return None };
+    let mut inode = inode.split(':');
+    let mut device = || u32::from_str_radix(inode.next()?, 16).ok();
+    let (major, minor) = (device()?, device()?);
+    Some(Held {
+        lock: Lock {
+            class: class.to_owned(),
+            write: access == "WRITE",
+            start: start.parse().ok()?,
+            end: end.parse().ok(),
+            breaking: state == "BREAKING",
+        },
+        pid: pid.parse().ok()?,
+        inode: (major, minor, inode.next()?.parse().ok()?),
     })
 }
 
@@ -712,8 +738,12 @@ mod tests {
         assert_eq!((info.pos, info.mnt, info.ino), (5, 29, 77));
         assert_eq!(info.flags, CLOEXEC | libc::O_WRONLY as u32 | 0o100000);
         assert_eq!(info.get("eventfd-count"), Some("2a"));
-        let lock = Lock { class: "POSIX".into(), write: true, start: 10, end: Some(14) };
-        assert_eq!(info.locks(), [lock]);
+        let posix =
+            Lock { class: "POSIX".into(), write: true, start: 10, end: Some(14), breaking: false };
+        assert_eq!(info.locks(), [posix]);
+        let lease = lock("3: LEASE  BREAKING  UNLCK 7 00:1f:12 0 EOF").unwrap();
+        assert!(lease.lock.breaking && !lease.lock.write && lease.lock.end.is_none());
+        assert_eq!((lease.pid, lease.inode), (7, (0, 0x1f, 12)));
     }
 
     #[test]

@@ -3,9 +3,11 @@
 
 use crate::ctty;
 use crate::error::{At, Error, Result};
-use crate::image::OpenFile;
+use crate::image::{Lock, OpenFile};
 use crate::kind::{self, Need};
+use crate::lock;
 use crate::plan::{Deed, Missing, Myself, Options, Plan, Step, hard_limit, refuse, what};
+use crate::proc::inode_of;
 use crate::service::{self, Placement, Wanted};
 use crate::shrink;
 use crate::site::{Fate, Made, Site, set_flags};
@@ -91,10 +93,9 @@ fn in_place(
     let heirs = Myself(plan.task);
     let mut site = plan.site(source, &heirs, services[1], options.changed);
     site.anywhere = options.placement == Placement::Late;
-    let mut say = |line: &str| say(err, line);
-    let built = build(plan, options, &mut site, &with, &mut say);
+    let built = build(plan, options, &mut site, &with, &mut |line| say(err, line));
     for warning in &site.warnings {
-        say(warning);
+        say(err, warning);
     }
     let done = site.root.into_iter().chain(with.handed.into_values());
     done.for_each(Seat::close);
@@ -111,6 +112,15 @@ fn in_place(
     }
     if options.placement == Placement::Tight {
         shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
+    }
+    // The exec closes it, and with it would go the locks of a log that COMMAND has locked.
+    if let Some(err) = services[0].filter(|err| is_locked(plan, *err)) {
+        err.close();
+        services[0] = None;
+    }
+    let unlocked = of_table(plan, true);
+    if options.missing == Missing::Fail {
+        refuse(&unlocked, &mut |line| say(services[0], line))?;
     }
     Ok(cloexec)
 }
@@ -185,8 +195,24 @@ fn build<'s>(
     work.make(|step| !step.passed)?;
     work.end(say)?;
     work.settle()?;
-    late(plan, site)?;
+    let mut unlocked = late(plan, site)?;
+    unlocked.extend(of_table(plan, false));
+    go_without(unlocked, options, &mut site.warnings, say)?;
     Ok(plan.steps.iter().filter(|step| step.cloexec && stands(step)).map(|step| step.fd).collect())
+}
+
+/// Refuses what cannot be locked, with status 6, or says it where descriptors may be missing too.
+pub(crate) fn go_without(
+    unlocked: Vec<String>,
+    options: &Options,
+    warnings: &mut Vec<String>,
+    say: &mut dyn FnMut(&str),
+) -> Result<()> {
+    if options.missing == Missing::Fail {
+        return refuse(&unlocked, say);
+    }
+    warnings.extend(unlocked);
+    Ok(())
 }
 
 /// Whether what stands there was restored, and is not the caller's.
@@ -520,8 +546,10 @@ fn seek(file: &OpenFile, site: &Site<'_>) -> Result<()> {
 /// registers the process for SIGIO; an O_ASYNC given to open(2) would be set and dead (fcntl(2)).
 ///
 /// What was made for several tasks is finished where it was made, but for what names numbers or
-/// processes, which is left to the task where it is at home.
-pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
+/// processes, which is left to the task where it is at home. So are locks, last of all; gives a line
+/// for each that cannot be had.
+pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<Vec<String>> {
+    let mut locked = Vec::new();
     for step in &plan.steps {
         let file = step.file.and_then(|id| plan.image.file(id));
         let Some(file) = file else { continue };
@@ -539,12 +567,39 @@ pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<()> {
         }
         if home && plan.lowest.get(&file.id) == Some(&step.fd) {
             signals(file, seat, site)?;
+            if !file.locks.is_empty() {
+                locked.push((step, file, seat));
+            }
         }
     }
     for (seat, how) in std::mem::take(&mut site.after) {
         nix::sys::socket::shutdown(seat.as_fd().as_raw_fd(), how).at(|| "shutdown")?;
     }
-    Ok(())
+    // A lease is broken by whoever opens the file after it was taken.
+    let take = |(step, file, seat)| lock::of_description(file, seat, &plan.name(step), site);
+    Ok(locked.into_iter().flat_map(take).collect())
+}
+
+/// Takes the POSIX locks of the table of this process, or looks whether they can be had: a line for
+/// each that cannot. The last of all steps, see [`lock::of_table`].
+pub(crate) fn of_table(plan: &Plan<'_>, really: bool) -> Vec<String> {
+    let of_table = plan.locks(&plan.steps).filter(|(.., of_table)| *of_table);
+    let line = |(step, file, lock, _): (&Step, &OpenFile, &Lock, bool)| {
+        let seat = Seat::inherited(step.fd).ok()?;
+        let line = lock::of_table(file, lock, seat, really)?;
+        Some(format!("{}: {line}", plan.name(step)))
+    };
+    of_table.filter_map(line).collect()
+}
+
+/// Whether to close this descriptor drops a POSIX lock of the plan's table.
+fn is_locked(plan: &Plan<'_>, fd: Seat) -> bool {
+    let key = |fd: Seat| inode_of(fd.as_fd()).map(|it| (it.dev, it.ino)).ok();
+    let its = key(fd);
+    let mut locks = plan.locks(&plan.steps);
+    locks.any(|(step, .., of_table)| {
+        of_table && Seat::inherited(step.fd).is_ok_and(|seat| key(seat) == its)
+    })
 }
 
 /// Who is told that it is ready, and by which signal.
@@ -567,9 +622,6 @@ fn signals(file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
     if file.flags & libc::O_ASYNC as u32 != 0 {
         let flags = OFlag::from_bits_retain(file.flags as i32);
         fcntl(seat.as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
-    }
-    if !file.locks.is_empty() {
-        site.warnings.push(format!("fd {}: its locks are not taken", seat.number()));
     }
     Ok(())
 }

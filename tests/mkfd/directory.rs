@@ -1,6 +1,7 @@
 //! A directory, read up to some entry.
 
 use crate::driver::{Bad, Fixture, link, open, stat};
+use crate::lock;
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use nix::errno::Errno;
@@ -26,6 +27,7 @@ impl Fixture for Directory {
         ("steps", "how many getdents64 of 128 bytes it is read"),
         ("opath", "O_PATH|O_DIRECTORY"),
         ("plain", "opened without O_DIRECTORY"),
+        lock::KEY,
     ];
 
     fn arity(_: &Spec) -> usize {
@@ -45,6 +47,10 @@ impl Fixture for Directory {
         Ok(vec![fd])
     }
 
+    fn finish(spec: &Spec) -> Result<()> {
+        lock::finish(spec)
+    }
+
     fn flags(spec: &Spec, _: usize) -> OFlag {
         let mut flags = OFlag::O_RDONLY;
         flags.set(OFlag::O_DIRECTORY, !spec.has("plain"));
@@ -55,6 +61,7 @@ impl Fixture for Directory {
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let fd = sys::at(spec.fds[0])?;
         let found = stat(fd, libc::S_IFDIR, bad)?;
+        lock::check(spec, bad)?;
         let Ok(path) = spec.path() else { return Ok(()) };
         bad.same("path", link(spec.fds[0]), path.clone());
         if spec.has("opath") {

@@ -19,6 +19,7 @@ mod fanotify;
 mod fifo;
 mod inet;
 mod inotify;
+mod lock;
 mod mem;
 mod memfd;
 mod ns;

@@ -1,6 +1,7 @@
 //! memfd_create(2): content, holes, seals, huge pages, and a second description of the same file.
 
 use crate::driver::{Bad, Fixture, link, reopen, stat, status};
+use crate::lock;
 use crate::regular::{default, position_and_access, read_whole};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
@@ -43,6 +44,7 @@ impl Fixture for Memfd {
         ("huge", "MFD_HUGETLB, pages of 2 MiB"),
         ("mode", "its permissions, in decimal"),
         ("owner", "its user and group"),
+        lock::KEY,
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -98,6 +100,10 @@ impl Fixture for Memfd {
         Ok(made)
     }
 
+    fn finish(spec: &Spec) -> Result<()> {
+        lock::finish(spec)
+    }
+
     fn flags(spec: &Spec, nth: usize) -> OFlag {
         if nth == 1 || spec.has("read") {
             return OFlag::O_RDONLY;
@@ -110,6 +116,7 @@ impl Fixture for Memfd {
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let fd = sys::at(spec.fds[0])?;
         let found = stat(fd, libc::S_IFREG, bad)?;
+        lock::check(spec, bad)?;
         let shown = [b"/memfd:", &name(spec)[..], b" (deleted)"].concat();
         bad.same("link", link(spec.fds[0]), PathBuf::from(OsString::from_vec(shown)));
         let usual = if spec.has("noexec") { 0o666 } else { 0o777 };

@@ -1,6 +1,7 @@
 //! Regular files: content, position, how they were opened, and O_TMPFILE.
 
 use crate::driver::{Bad, Fixture, link, open, reopen, stat, write_all};
+use crate::lock;
 use crate::raw;
 use crate::spec::{At, Result, Spec};
 use crate::sys;
@@ -28,6 +29,7 @@ impl Fixture for Regular {
         ("noatime", "O_NOATIME"),
         ("opath", "O_PATH"),
         ("tmpfile", "O_TMPFILE below --dir, still linkable"),
+        lock::KEY,
     ];
 
     fn arity(_: &Spec) -> usize {
@@ -58,6 +60,10 @@ impl Fixture for Regular {
         Ok(vec![fd])
     }
 
+    fn finish(spec: &Spec) -> Result<()> {
+        lock::finish(spec)
+    }
+
     fn flags(spec: &Spec, _: usize) -> OFlag {
         if spec.has("opath") {
             return OFlag::O_PATH;
@@ -77,6 +83,7 @@ impl Fixture for Regular {
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let fd = sys::at(spec.fds[0])?;
         stat(fd, libc::S_IFREG, bad)?;
+        lock::check(spec, bad)?;
         if !spec.has("tmpfile") {
             if let Ok(path) = spec.path() {
                 bad.same("path", link(spec.fds[0]), path);

@@ -160,6 +160,13 @@ pub(crate) fn fork() -> Result<Option<libc::pid_t>> {
     Ok((pid != 0).then_some(pid))
 }
 
+/// flock(2) without waiting: exclusive, or shared.
+pub(crate) fn flock(fd: BorrowedFd<'_>, write: bool) -> Result<()> {
+    let how = if write { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: flock takes two numbers.
+    Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) }).map(drop)
+}
+
 /// Blocks every signal but those that end a process from a terminal.
 pub(crate) fn block_signals() {
     // SAFETY: the set is initialised by sigfillset before it is used; null is allowed for the old.

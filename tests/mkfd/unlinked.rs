@@ -1,6 +1,7 @@
 //! A file whose name is gone: only descriptors keep its content.
 
 use crate::driver::{Bad, Fixture, link, open, reopen, stat};
+use crate::lock;
 use crate::regular::{access, default, position_and_access, read_whole};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
@@ -26,6 +27,7 @@ impl Fixture for Unlinked {
         ("write", "O_WRONLY"),
         ("append", "O_APPEND"),
         ("two", "a second description of the inode, O_RDWR, at the second number"),
+        lock::KEY,
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -46,6 +48,10 @@ impl Fixture for Unlinked {
         Ok(made)
     }
 
+    fn finish(spec: &Spec) -> Result<()> {
+        lock::finish(spec)
+    }
+
     fn flags(spec: &Spec, nth: usize) -> OFlag {
         if nth == 1 {
             return OFlag::O_RDWR;
@@ -58,6 +64,7 @@ impl Fixture for Unlinked {
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let fd = sys::at(spec.fds[0])?;
         let found = stat(fd, libc::S_IFREG, bad)?;
+        lock::check(spec, bad)?;
         bad.same("link count", found.st_nlink, 0);
         if let Ok(path) = spec.path() {
             let mut gone = path.clone().into_os_string();

@@ -1,4 +1,4 @@
-//! Memfds, locks, devices, message queues and tunnels: real programs, what cannot come back, and
+//! Memfds, devices, message queues and tunnels: real programs, what cannot come back, and
 //! records that lie.
 
 use crate::errors::forged;

@@ -16,6 +16,30 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("flags of open", &["regular@A:sync", "regular@B:noatime,nonblock", "regular@C:opath"]),
     ("a dup", &["regular@A,C:dup,pos=5", "regular@B"]),
     ("three dups of one", &["eventfd@B", "eventfd@A,C,D:dup,count=2"]),
+    ("a lock of a table", &["regular@A:lock=posix-w:0-9+posix-r:20-29+posix-r:100-", "regular@B"]),
+    ("locks of a table", &["regular@B:read,lock=posix-r:7-7", "regular@C:write,lock=posix-w"]),
+    ("a lock of a dup", &["regular@A,C:dup,lock=posix-w:5-5", "regular@B,D:dup,lock=ofd-w:3-4"]),
+    ("locks of a description", &["regular@A:lock=ofd-r:0-0+ofd-w:2-", "regular@B:read,lock=ofd-r"]),
+    (
+        "flocks",
+        &[
+            "regular@A:lock=flock-w",
+            "regular@B,C:dup,read,lock=flock-r",
+            "directory@D:lock=flock-w",
+        ],
+    ),
+    (
+        "locks of what has no name",
+        &["unlinked@A:lock=posix-w:1-2", "memfd@B:lock=flock-w", "memfd@C:lock=posix-w+flock-r"],
+    ),
+    (
+        "leases",
+        &[
+            "regular@A:read,own,async,lock=lease-r",
+            "regular@B:own,async,sig=10,lock=lease-w",
+            "regular@C:append",
+        ],
+    ),
     ("O_TMPFILE", &["regular@A:tmpfile,pos=3", "regular@B:tmpfile,data=@70000"]),
     ("an owner", &["regular@A:own,sig=10", "pipe@B,C:own=tid", "eventfd@D:own=pgrp,sig=34"]),
     ("signals", &["pipe@B,A:own,async=0,sig=12", "fifo@C:rdwr,own,async"]),
@@ -247,6 +271,13 @@ round_trips! {
     flags_of_open_come_back: "flags of open";
     a_dup_is_a_dup_again: "a dup";
     three_dups_are_of_one_again: "three dups of one";
+    a_lock_of_a_table_is_taken_again: "a lock of a table";
+    locks_of_a_table_are_taken_again: "locks of a table";
+    a_lock_of_a_dup_is_taken_again: "a lock of a dup";
+    locks_of_a_description_are_taken_again: "locks of a description";
+    flocks_are_taken_again: "flocks";
+    what_has_no_name_is_locked_again: "locks of what has no name";
+    leases_are_taken_again: "leases";
     a_tmpfile_can_still_be_linked: "O_TMPFILE";
     an_owner_becomes_the_command: "an owner";
     signals_still_come: "signals";

@@ -10,10 +10,11 @@ mod harness; // tools, targets, pipelines, skips
 mod normal; // two records of one thing, made comparable
 
 mod errors; // bad input: a clear line, the status, and nothing lost
-mod files; // memfds, locks, devices, queues, tunnels: programs, and what cannot come back
+mod files; // memfds, devices, queues, tunnels: programs, and what cannot come back
 mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
 mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
+mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod placement; // fdimg place, and what the kernel shows after each policy

@@ -264,6 +264,7 @@ fn descriptor(row: &Row<'_>) -> Value {
         .map(|lock| {
             json!({
                 "class": lock.class, "write": lock.write, "start": lock.start, "end": lock.end,
+                "breaking": lock.breaking,
             })
         })
         .collect();

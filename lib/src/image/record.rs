@@ -205,7 +205,7 @@ pub struct Signals {
 }
 
 /// A lock, from a `lock:` line of fdinfo.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lock {
     /// `POSIX`, `FLOCK`, `OFDLCK`, `LEASE` or `DELEG`.
     pub class: String,
@@ -216,6 +216,10 @@ pub struct Lock {
     /// Last byte; none for the end of the file, however it grows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<u64>,
+    /// A lease that its holder is to give up, since somebody waits to open the file: `write` then
+    /// says what it may keep, not what it had.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub breaking: bool,
 }
 
 /// An open file description: what dup(2) and fork(2) share.
@@ -266,7 +270,7 @@ pub struct Slot {
     pub cloexec: bool,
     /// The file it names.
     pub file: u32,
-    /// Record locks, which belong to the table.
+    /// POSIX record locks, which belong to the table: with the first of the numbers that have them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<Lock>,
 }

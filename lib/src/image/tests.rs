@@ -11,7 +11,7 @@ fn bytes() -> impl Strategy<Value = Bytes> {
 
 fn lock() -> impl Strategy<Value = Lock> {
     ("[A-Z]{1,8}", any::<bool>(), any::<u64>(), any::<Option<u64>>())
-        .prop_map(|(class, write, start, end)| Lock { class, write, start, end })
+        .prop_map(|(class, write, start, end)| Lock { class, write, start, end, breaking: false })
 }
 
 fn inode() -> impl Strategy<Value = Inode> {

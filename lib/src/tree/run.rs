@@ -280,7 +280,8 @@ impl Crew<'_> {
         work.make(|step| step.passed != last)?;
         let made = work.end(&mut |line| problems.push(line.to_owned()));
         made.map_err(|err| listed(err, &problems))?;
-        restore::late(plan, site)?;
+        let unlocked = restore::late(plan, site)?;
+        self.go_without(unlocked, site)?;
         for message in self.tree.messages.iter().filter(|message| message.last == last) {
             let seat = |id: &u32| match site.seats.get(id) {
                 Some(seat) => Ok(*seat),
@@ -291,6 +292,14 @@ impl Crew<'_> {
         }
         site.seats.drain().for_each(|(_, seat)| seat.close());
         Ok(())
+    }
+
+    /// Refuses what cannot be locked, or says it: [`restore::go_without`].
+    fn go_without(&self, unlocked: Vec<String>, site: &mut Site<'_>) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut say = |line: &str| problems.push(line.to_owned());
+        let gone = restore::go_without(unlocked, self.options, &mut site.warnings, &mut say);
+        gone.map_err(|err| listed(err, &problems))
     }
 
     /// The caller's descriptor that stands for a file.
@@ -473,14 +482,21 @@ impl Crew<'_> {
         let made = work.end(&mut |line| problems.push(line.to_owned()));
         made.map_err(|err| listed(err, &problems))?;
         work.settle()?;
-        restore::late(plan, &mut site)?;
+        let mut unlocked = restore::late(plan, &mut site)?;
         self.foreground(at)?;
-        site.warnings.iter().for_each(|line| self.board.say(at, line));
         self.surround(at)?;
-        self.arrive(at, RESTORED);
-        self.reap_stand_ins(at);
         services.all().for_each(Seat::close);
         self.fit(at, plan, services)?;
+        // Whoever execs leaves a table that is shared, and its locks with it.
+        let lasting = self.mode.holds() || self.tree.sharers(at) == 1;
+        match lasting || !plan.locks(&plan.steps).any(|(.., of_table)| of_table) {
+            true => unlocked.extend(restore::of_table(plan, true)),
+            false => unlocked.push("POSIX locks of a table that is shared end with an exec".into()),
+        }
+        self.go_without(unlocked, &mut site)?;
+        site.warnings.iter().for_each(|line| self.board.say(at, line));
+        self.arrive(at, RESTORED);
+        self.reap_stand_ins(at);
         if self.mode.holds() {
             let cloexec = plan.steps.iter().filter(|step| step.cloexec && restore::stands(step));
             let cloexec: Vec<RawFd> = cloexec.map(|step| step.fd).collect();

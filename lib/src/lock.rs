@@ -1,0 +1,318 @@
+//! Locks: whether a record of one can be true, who has another in its way, and taking it again.
+//!
+//! What flock(2) locks, OFD record locks and leases belong to an open file description. POSIX record
+//! locks belong to a descriptor table, which loses them as soon as *any* of its descriptors of that
+//! inode is closed, or the table itself is left for a copy (fcntl(2)): they are taken last of all.
+
+use crate::error::{Error, Result};
+use crate::image::{Lock, OpenFile};
+use crate::proc::{self, Held, inode_of};
+use crate::site::Site;
+use crate::sys::{self, Owner, Seat};
+use crate::text::escape;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Whether it covers a range of bytes: taken by fcntl(2), and in the way of all others that are.
+fn is_record(lock: &Lock) -> bool {
+    matches!(lock.class.as_str(), "POSIX" | "OFDLCK")
+}
+
+/// A lock, as messages name it.
+fn name(lock: &Lock) -> String {
+    let how = if lock.write { "write" } else { "read" };
+    let class = match lock.class.as_str() {
+        "POSIX" => "POSIX",
+        "OFDLCK" => "OFD",
+        "FLOCK" if lock.write => return "exclusive flock".to_owned(),
+        "FLOCK" => return "shared flock".to_owned(),
+        "LEASE" if lock.breaking => return "lease that is being broken".to_owned(),
+        "LEASE" => return format!("{how} lease"),
+        other => return format!("{} lock", escape(other.as_bytes())),
+    };
+    match (lock.start, lock.end) {
+        (0, None) => format!("{class} {how} lock"),
+        (start, None) => format!("{class} {how} lock from byte {start} on"),
+        (start, Some(end)) => format!("{class} {how} lock on bytes {start} to {end}"),
+    }
+}
+
+/// Fails with status 3 if no descriptor of this file can have this lock.
+fn look(lock: &Lock, file: &OpenFile, of_table: bool) -> Result<()> {
+    let flags = file.flags as i32;
+    let access = flags & libc::O_ACCMODE;
+    let last = lock.end.unwrap_or(lock.start);
+    let why = if last < lock.start || last > i64::MAX as u64 {
+        "it covers what no file has"
+    } else if (lock.class == "POSIX") != of_table {
+        "it belongs to a table if it is POSIX, and to a description otherwise"
+    } else if flags & libc::O_PATH != 0 {
+        "O_PATH has no locks"
+    } else if is_record(lock) && access == if lock.write { libc::O_RDONLY } else { libc::O_WRONLY }
+    {
+        "the access mode does not permit it"
+    } else if !is_record(lock) && (lock.start, lock.end) != (0, None) {
+        "it covers a part, and not the file"
+    } else {
+        return Ok(());
+    };
+    Err(Error::malformed(why).at(name(lock)))
+}
+
+/// Whether two locks of one inode exclude each other, if they are not of one owner.
+fn exclude(one: &Lock, other: &Lock) -> bool {
+    let within = |a: &Lock, b: &Lock| b.end.is_none_or(|end| a.start <= end);
+    let alike = match is_record(one) {
+        true => is_record(other) && within(one, other) && within(other, one),
+        false => one.class == "FLOCK" && other.class == "FLOCK",
+    };
+    alike && (one.write || other.write)
+}
+
+/// Whoever has a lock.
+fn who(pid: i32) -> String {
+    match std::fs::read(format!("/proc/{pid}/comm")) {
+        Ok(comm) => format!("process {pid} ({})", escape(comm.trim_ascii_end())),
+        // A description has its OFD locks whichever processes have it.
+        Err(_) if pid < 0 => "an open file description".to_owned(),
+        Err(_) => "another process".to_owned(),
+    }
+}
+
+fn taken(pid: i32) -> Error {
+    Error::unrestorable(format!("{} has it locked", who(pid)))
+}
+
+/// The locks that others have on what the path of a file leads to.
+///
+/// A record of another machine may have the same numbers: the path tells.
+fn elsewhere<'h>(file: &OpenFile, held: &'h [Held], site: &Site<'_>) -> Vec<&'h Held> {
+    let Some(inode) = &file.inode else { return Vec::new() };
+    let key = (inode.dev.0, inode.dev.1, inode.ino);
+    let mut found: Vec<&Held> = held.iter().filter(|held| held.inode == key).collect();
+    if !found.is_empty() {
+        let now = site.open(&file.link.0, libc::O_PATH as u32).ok();
+        let now = now.and_then(|fd| inode_of(fd.as_fd()).ok());
+        if now.is_none_or(|now| (now.dev.0, now.dev.1, now.ino) != key) {
+            found.clear();
+        }
+    }
+    found
+}
+
+/// Fails with status 6 if somebody has a lease that opening this file would break, after a signal
+/// to its holder and up to 45 seconds of waiting (/proc/sys/fs/lease-break-time).
+pub(crate) fn may_open(file: &OpenFile, held: &[Held], site: &Site<'_>) -> Result<()> {
+    let flags = file.flags as i32;
+    if flags & libc::O_PATH != 0 {
+        return Ok(());
+    }
+    let breaks = |it: &&Held| {
+        let lease = it.lock.class == "LEASE";
+        lease && (it.lock.write || flags & libc::O_ACCMODE != libc::O_RDONLY)
+    };
+    match elsewhere(file, held, site).into_iter().find(breaks) {
+        None => Ok(()),
+        Some(held) => {
+            let (who, lease) = (who(held.pid), name(&held.lock));
+            Err(Error::unrestorable(format!(
+                "{who} has a {lease} on it, which opening would break"
+            )))
+        }
+    }
+}
+
+/// Looks at a lock before anything is made: a line if somebody else has it.
+///
+/// Fails with status 3 if the record contradicts itself.
+pub(crate) fn foresee(
+    lock: &Lock,
+    file: &OpenFile,
+    of_table: bool,
+    held: &[Held],
+    site: &Site<'_>,
+) -> Result<Option<String>> {
+    look(lock, file, of_table)?;
+    let others = elsewhere(file, held, site);
+    let other = others.into_iter().find(|other| exclude(lock, &other.lock));
+    Ok(other.map(|other| format!("{}: {}", name(lock), taken(other.pid))))
+}
+
+/// What fcntl(2) takes for a record lock; its numbers were looked at.
+fn record(lock: &Lock) -> libc::flock {
+    libc::flock {
+        l_type: if lock.write { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: lock.start as i64,
+        l_len: lock.end.map_or(0, |end| (end - lock.start).saturating_add(1) as i64),
+        l_pid: 0,
+    }
+}
+
+/// Fails with status 6 if somebody else has a record lock in the way of this one.
+fn ask(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
+    let mut found = record(lock);
+    match lock.class.as_str() {
+        "POSIX" => fcntl(fd, FcntlArg::F_GETLK(&mut found))?,
+        _ => fcntl(fd, FcntlArg::F_OFD_GETLK(&mut found))?,
+    };
+    match found.l_type == libc::F_UNLCK as libc::c_short {
+        true => Ok(()),
+        false => Err(taken(found.l_pid)),
+    }
+}
+
+/// Takes a lock without waiting; fails with status 6 if it cannot be had, and says why.
+fn take(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
+    let done = match lock.class.as_str() {
+        "FLOCK" => sys::lock::flock(fd, if lock.write { libc::LOCK_EX } else { libc::LOCK_SH }),
+        "LEASE" => sys::lock::set_lease(fd, if lock.write { libc::F_WRLCK } else { libc::F_RDLCK }),
+        "POSIX" => fcntl(fd, FcntlArg::F_SETLK(&record(lock))).map(drop),
+        _ => fcntl(fd, FcntlArg::F_OFD_SETLK(&record(lock))).map(drop),
+    };
+    let Err(errno) = done else { return Ok(()) };
+    Err(match (lock.class.as_str(), errno) {
+        ("LEASE", Errno::EAGAIN) => Error::unrestorable("the file is open elsewhere"),
+        ("LEASE", Errno::EACCES) => Error::unrestorable("the file is another's (CAP_LEASE)"),
+        ("LEASE", Errno::EINVAL) => Error::unrestorable("this file system has no leases"),
+        ("FLOCK", Errno::EWOULDBLOCK) => {
+            let inode = inode_of(fd)?;
+            let key = (inode.dev.0, inode.dev.1, inode.ino);
+            let held = proc::locks().into_iter();
+            let mut held = held.filter(|it| it.inode == key && exclude(lock, &it.lock));
+            taken(held.next().map_or(0, |held| held.pid))
+        }
+        (_, Errno::EAGAIN | Errno::EACCES) => ask(fd, lock).err().unwrap_or_else(|| taken(0)),
+        (_, errno) => Error::unrestorable(errno.desc()),
+    })
+}
+
+/// Whether a descriptor is of a file, and not of what stands in for it: /dev/null.
+fn is_of(file: &OpenFile, fd: BorrowedFd<'_>) -> bool {
+    let (Some(old), Ok(new)) = (&file.inode, inode_of(fd)) else { return true };
+    old.mode & libc::S_IFMT == new.mode & libc::S_IFMT && old.rdev == new.rdev
+}
+
+/// Takes the locks of a description, in a process where it is at home: that is whom /proc/locks
+/// names, and whom a lease tells by a signal, with the number. A line for each that cannot be had;
+/// `called` is what lines begin with.
+pub(crate) fn of_description(
+    file: &OpenFile,
+    seat: Seat,
+    called: &str,
+    site: &mut Site<'_>,
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    for lock in file.locks.iter().filter(|_| is_of(file, seat.as_fd())) {
+        let line = |why: &str| format!("{called}: {}: {why}", name(lock));
+        // What a lease was before, and who waits for its end, is not known; or we know no such lock.
+        if lock.breaking || !["FLOCK", "OFDLCK", "LEASE"].contains(&lock.class.as_str()) {
+            site.warnings.push(line("it is not taken again"));
+        } else if let Err(why) = take(seat.as_fd(), lock) {
+            problems.push(line(&why.to_string()));
+        } else if lock.class == "LEASE" {
+            let owner = file.signals.as_ref().and_then(|it| site.heir(it.kind, it.id));
+            // The kernel makes whoever takes it the owner, if the description has none.
+            if owner.is_none() && sys::set_owner(seat.as_fd(), Owner { kind: 1, id: 0 }).is_err() {
+                problems.push(line("its owner is this process"));
+            }
+        }
+    }
+    problems
+}
+
+/// Takes a POSIX lock for the table of this process, or looks whether it can be had; a line if not.
+/// Once it is taken no descriptor of the inode may be closed any more, nor the table be copied.
+pub(crate) fn of_table(file: &OpenFile, lock: &Lock, seat: Seat, really: bool) -> Option<String> {
+    if !is_of(file, seat.as_fd()) {
+        return None;
+    }
+    let done = if really { take(seat.as_fd(), lock) } else { ask(seat.as_fd(), lock) };
+    done.err().map(|why| format!("{}: {why}", name(lock)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::record as file_of;
+    use crate::proc::{Descriptor, Process};
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+
+    fn lock(class: &str, write: bool, start: u64, end: Option<u64>) -> Lock {
+        Lock { class: class.into(), write, start, end, breaking: false }
+    }
+
+    fn recorded(file: &File) -> OpenFile {
+        let process = Process::open(std::process::id() as i32).unwrap();
+        let it = Descriptor::read(&process, file.as_raw_fd(), true, &mut Vec::new()).unwrap();
+        file_of(it, 0).unwrap()
+    }
+
+    fn scratch(name: &str) -> std::path::PathBuf {
+        std::env::temp_dir().join(format!("fdkit-lock-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn locks_exclude_each_other_by_class_access_and_range() {
+        let posix = |write, start, end| lock("POSIX", write, start, end);
+        assert!(exclude(&posix(true, 0, Some(9)), &lock("OFDLCK", false, 9, None)));
+        assert!(!exclude(&posix(true, 0, Some(9)), &posix(true, 10, None)));
+        assert!(!exclude(&posix(false, 0, None), &posix(false, 0, None)));
+        assert!(exclude(&posix(false, 5, Some(5)), &posix(true, 0, None)));
+        assert!(exclude(&lock("FLOCK", true, 0, None), &lock("FLOCK", false, 0, None)));
+        assert!(!exclude(&lock("FLOCK", true, 0, None), &posix(true, 0, None)));
+        assert!(!exclude(&lock("LEASE", true, 0, None), &lock("LEASE", true, 0, None)));
+    }
+
+    #[test]
+    fn a_lock_that_its_descriptor_cannot_have_is_malformed() {
+        let mut file = recorded(&File::open("/proc/self/exe").unwrap());
+        let bad = |lock: Lock, of_table, file: &OpenFile| look(&lock, file, of_table).is_err();
+        assert!(!bad(lock("POSIX", false, 3, Some(3)), true, &file));
+        assert!(bad(lock("POSIX", true, 3, Some(3)), true, &file), "a write lock, read only");
+        assert!(!bad(lock("FLOCK", true, 0, None), false, &file));
+        assert!(bad(lock("POSIX", false, 3, Some(2)), true, &file), "it ends too early");
+        assert!(bad(lock("POSIX", false, 1 << 63, None), true, &file), "it starts too late");
+        assert!(bad(lock("POSIX", false, 0, Some(u64::MAX)), true, &file), "it ends too late");
+        assert!(bad(lock("POSIX", false, 0, None), false, &file), "not of a description");
+        assert!(bad(lock("OFDLCK", false, 0, None), true, &file), "not of a table");
+        assert!(bad(lock("FLOCK", false, 1, None), false, &file), "a part");
+        file.flags = libc::O_PATH as u32;
+        assert!(bad(lock("FLOCK", false, 0, None), false, &file), "O_PATH");
+    }
+
+    #[test]
+    fn the_last_byte_of_all_is_locked_without_overflow() {
+        let whole = record(&lock("POSIX", true, 0, Some(i64::MAX as u64)));
+        assert_eq!((whole.l_start, whole.l_len), (0, i64::MIN));
+        let last = record(&lock("POSIX", true, 7, Some(i64::MAX as u64)));
+        assert_eq!((last.l_start, last.l_len), (7, i64::MAX - 6));
+    }
+
+    #[test]
+    fn what_was_taken_is_recorded_as_it_was_and_in_the_way_of_others() {
+        let path = scratch("taken");
+        let open = || {
+            File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap()
+        };
+        let (one, two) = (open(), open());
+        for wanted in [
+            lock("FLOCK", true, 0, None),
+            lock("OFDLCK", true, 5, Some(9)),
+            lock("OFDLCK", false, 20, None),
+        ] {
+            take(one.as_fd(), &wanted).unwrap();
+            let process = Process::open(std::process::id() as i32).unwrap();
+            let it = Descriptor::read(&process, one.as_raw_fd(), true, &mut Vec::new()).unwrap();
+            assert!(it.info.locks().contains(&wanted), "{:?}", it.info.locks());
+            let mut other = wanted.clone();
+            other.write = true;
+            let why = take(two.as_fd(), &other).unwrap_err().to_string();
+            assert!(why.ends_with("has it locked"), "{why}");
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
