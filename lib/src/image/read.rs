@@ -112,12 +112,17 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next record as its key, its value and all its bytes, for a stream that was read to its
-    /// end before: it is scanned again, but neither decoded nor checked.
+    /// end before: it is neither decoded nor checked again.
     pub fn next_again(&mut self) -> Result<Option<Record<'_>>> {
         if self.ended {
             return Ok(None);
         }
-        let len = self.find()?;
+        // What was found to keep the rules is only measured, where it is whole.
+        let known = &self.buffer[self.begin..self.filled];
+        let len = match scan::span(known).filter(|_| self.items > 0) {
+            Some(len) => len,
+            None => self.find()?,
+        };
         let range = self.begin..self.begin + len;
         self.items += 1;
         self.begin += len;

@@ -249,8 +249,8 @@ fn token(buf: &[u8]) -> Result<(Token<'_>, usize), Stop> {
     Ok((token, head))
 }
 
-/// The length of the item with which checked bytes begin.
-fn span(buf: &[u8]) -> Option<usize> {
+/// The length of the item with which checked bytes begin; none if it is not whole.
+pub(super) fn span(buf: &[u8]) -> Option<usize> {
     let (mut at, mut owed) = (0, 1u64);
     while owed > 0 {
         let (first, arg, head) = head(buf.get(at..)?).ok()?;
