@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, Status};
 use crate::filter::{Filter, Subject};
 use crate::freeze::Frozen;
+use crate::holders;
 use crate::image::{
     Bytes, Data, Head, Inode, Item, Lock, OpenFile, Signals, Slot, Summary, VERSION, Writer,
 };
@@ -35,6 +36,24 @@ pub struct Options {
     pub stop: bool,
 }
 
+impl Options {
+    /// Fails unless everybody who has an object open stands still.
+    fn undisturbed(&self, stopped: &[Process], inode: &Inode, link: &Bytes) -> Result<()> {
+        if !self.freeze && !self.stop {
+            let why = "to read them is to take them out for a moment: that takes --freeze";
+            return Err(Error::unrestorable(why));
+        }
+        let name = link.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let stopped: Vec<i32> = stopped.iter().map(|process| process.pid).collect();
+        match holders::another(inode, name, &stopped) {
+            None => Ok(()),
+            Some(pid) => Err(Error::unrestorable(format!(
+                "process {pid}, which is not stopped, has it open or may have"
+            ))),
+        }
+    }
+}
+
 /// A descriptor that was looked at, without what cannot leave its thread.
 struct Taken {
     fd: RawFd,
@@ -62,6 +81,7 @@ struct Holder {
     fd: RawFd,
     kind: &'static Entry,
     inode: Inode,
+    link: Bytes,
 }
 
 /// Captures processes into an image. `say` gets what could not be taken, a line each.
@@ -311,8 +331,8 @@ impl<W: Write> Scan<'_, W> {
                     let next = self.objects.len() as u32;
                     let object = *self.objects.entry(key).or_insert(next);
                     if object == next && self.options.data.is_some() {
-                        let inode = inode.clone();
-                        self.holders.push(Holder { object, process, fd, kind, inode });
+                        let (inode, link) = (inode.clone(), link.clone());
+                        self.holders.push(Holder { object, process, fd, kind, inode, link });
                     }
                     Some(object)
                 }
@@ -414,6 +434,9 @@ impl<W: Write> Scan<'_, W> {
                 let found = crate::proc::inode_of(copy.as_fd())?;
                 if (found.dev, found.ino) != (holder.inode.dev, holder.inode.ino) {
                     return Err(Error::new(Status::Gone, "the number names another file by now"));
+                }
+                if (holder.kind.disturbs)(copy.as_fd())? {
+                    self.options.undisturbed(processes, &found, &holder.link)?;
                 }
                 (holder.kind.contents)(copy.as_fd(), &found, limit, &mut put)
             });

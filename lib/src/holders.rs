@@ -1,4 +1,5 @@
-//! Who has a terminal: the members of its session, and whoever has a descriptor of either end.
+//! Who has a terminal: the members of its session, and whoever has a descriptor of either end. And
+//! who else has an object open.
 
 use crate::image::{Bytes, Inode};
 use crate::proc::{self, Info};
@@ -121,4 +122,28 @@ pub fn copy(holders: &[Holder]) -> Option<OwnedFd> {
         let fetch = |fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok();
         ends(holder).into_iter().filter_map(fetch).find(alive)
     })
+}
+
+/// A process that is neither us nor one of these and has an object open, or may have, since it may
+/// not be looked at. `name` is the last part of what readlink(2) shows of the object: only what is
+/// called so is looked at closer.
+pub fn another(inode: &Inode, name: &[u8], known: &[i32]) -> Option<i32> {
+    let us = std::process::id() as i32;
+    let has = |pid: i32| {
+        let dir = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+            Ok(dir) => dir,
+            // One that has ended meanwhile has nothing open.
+            Err(err) => return err.kind() != std::io::ErrorKind::NotFound,
+        };
+        dir.flatten().any(|entry| {
+            let link = std::fs::read_link(entry.path()).unwrap_or_default();
+            link.as_os_str().as_encoded_bytes().ends_with(name)
+                && stat(&entry.path()).is_ok_and(|it| {
+                    let dev = (major(it.st_dev) as u32, minor(it.st_dev) as u32);
+                    (dev, it.st_ino) == (inode.dev, inode.ino)
+                })
+        })
+    };
+    let others = proc::all().map(|(pid, _)| pid).filter(|pid| *pid != us && !known.contains(pid));
+    others.into_iter().find(|&pid| has(pid))
 }

@@ -213,6 +213,14 @@ impl Process {
         })
     }
 
+    /// Whether a mount is one of those that the process sees; none if that cannot be known.
+    pub fn sees_mount(&self, mount: i32) -> Option<bool> {
+        let text = self.read("mountinfo").ok()?;
+        let mount = mount.to_string();
+        let first = |line: &[u8]| line.split(|&byte| byte == b' ').next() == Some(mount.as_bytes());
+        Some(text.split(|&byte| byte == b'\n').any(first))
+    }
+
     /// What readlink(2) shows of a file in /proc/PID.
     pub fn link(&self, name: &str) -> Option<Bytes> {
         Some(Bytes(readlinkat(self.dir.as_fd(), name).ok()?.into_vec()))
@@ -332,6 +340,12 @@ pub fn own_netns() -> Option<u64> {
 pub fn own_capacity() -> Result<u64> {
     let text = std::fs::read("/proc/thread-self/status").at(|| "/proc/thread-self/status")?;
     Ok(StatusText(&text).words("FDSize").next().and_then(|n| n.parse().ok()).unwrap_or(0))
+}
+
+/// The effective capabilities of this thread, a bit each: capabilities(7).
+pub fn own_capabilities() -> u64 {
+    let text = std::fs::read("/proc/thread-self/status").unwrap_or_default();
+    StatusText(&text).words("CapEff").next().map_or(0, hex)
 }
 
 /// All processes that /proc shows, ascending, with their stat; what ends meanwhile is left out.

@@ -22,6 +22,7 @@ mod inotify;
 mod lock;
 mod mem;
 mod memfd;
+mod mqueue;
 mod ns;
 mod opaque;
 mod path;
@@ -65,6 +66,7 @@ static FIXTURES: &[Entry] = &[
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
     entry::<memfd::Memfd>(),
+    entry::<mqueue::Mqueue>(),
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),

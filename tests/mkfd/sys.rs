@@ -3,6 +3,8 @@
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::mqueue::MqdT;
+use nix::sys::signal::SigEvent;
 use std::ffi::{CStr, OsStr, OsString, c_char, c_int, c_long};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -421,4 +423,23 @@ pub(crate) fn set_option(
     // SAFETY: the kernel reads `len` bytes, which `value` has.
     let set = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     Errno::result(set).map(drop)
+}
+
+/// A message queue for nix's functions, as long as its descriptor stands.
+pub(crate) fn queue(fd: &impl AsFd) -> MqdT {
+    // SAFETY: nix's type closes nothing by itself, and mkfd hands it on at once.
+    unsafe { MqdT::from_raw_fd(fd.as_fd().as_raw_fd()) }
+}
+
+/// The descriptor of a message queue that mq_open(3) has just opened.
+pub(crate) fn owned_queue(queue: MqdT) -> OwnedFd {
+    // SAFETY: the kernel returned a new descriptor that nobody else owns.
+    unsafe { OwnedFd::from_raw_fd(queue.into_raw_fd()) }
+}
+
+/// mq_notify(3).
+pub(crate) fn mq_notify(fd: BorrowedFd<'_>, how: &SigEvent) -> Result<()> {
+    let how = how.sigevent();
+    // SAFETY: the C library reads one sigevent.
+    Errno::result(unsafe { libc::mq_notify(fd.as_raw_fd(), &raw const how) }).map(drop)
 }

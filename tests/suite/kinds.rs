@@ -86,6 +86,15 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("huge pages", &["memfd@A:huge,data=@2500000,pos=9", "memfd@B:huge,data=x,seals=write+seal"]),
     ("null and zero", &["mem@A", "mem@B:dev=zero", "mem@C:write,append", "mem@D:dev=zero,read"]),
     ("full and random", &["mem@A:dev=full", "mem@B:dev=random", "mem@C:dev=urandom,read"]),
+    (
+        "message queues",
+        &[
+            "mqueue@A:maxmsg=3,msgsize=100,cloexec",
+            "mqueue@B:read,nonblock,mode=416",
+            "mqueue@C,D:dup,write",
+        ],
+    ),
+    ("two descriptions of a message queue", &["mqueue@A,C:two", "mqueue@D,B:two,write,mode=128"]),
     ("socket pairs", &["socketpair@A,B:data=hello", "socketpair@D,C:sndbuf=40000,passcred"]),
     (
         "messages",
@@ -314,6 +323,8 @@ round_trips! {
     huge_pages_come_back: "huge pages";
     null_and_zero_come_back: "null and zero";
     full_and_random_come_back: "full and random";
+    message_queues_come_back: "message queues";
+    two_descriptions_of_a_message_queue_come_back: "two descriptions of a message queue";
     socket_pairs_come_back: "socket pairs";
     messages_keep_their_bounds: "messages";
     a_long_queue_comes_back: "a long queue";

@@ -18,6 +18,7 @@ mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod placement; // fdimg place, and what the kernel shows after each policy
+mod queues; // message queues: what is in them, and what becomes of their names
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to
 mod watch; // epoll, inotify, fanotify: programs, and what cannot come back

@@ -290,7 +290,7 @@ pub struct Data {
     pub bytes: Bytes,
 }
 
-/// What a message of a socket's queue has beside its bytes.
+/// What a message of a queue has beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
     /// The sender's address as the kernel has it: a struct sockaddr.
@@ -302,6 +302,9 @@ pub struct Envelope {
     /// Process, user and group of the sender: SCM_CREDENTIALS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<(i32, u32, u32)>,
+    /// The priority of a message of mq_overview(7); zero if it is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
     /// The message is longer than one piece and goes on in the next.
     #[serde(default, skip_serializing_if = "is_false")]
     pub more: bool,

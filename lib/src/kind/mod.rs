@@ -12,6 +12,7 @@ mod inet;
 mod inotify;
 mod mem;
 mod memfd;
+mod mqueue;
 mod ns;
 mod opaque;
 mod option;
@@ -95,6 +96,12 @@ pub trait Kind: Serialize + DeserializeOwned {
     /// Takes what is its own from a descriptor.
     fn capture(it: &Descriptor<'_>) -> Result<Self>;
 
+    /// Whether reading its contents takes them out for a moment. They are then read only while all
+    /// that have the object open are stopped.
+    fn disturbs(_copy: BorrowedFd<'_>) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Reads the contents of its object without consuming them. `copy` is a descriptor of ours for
     /// one of its descriptions; its position is not ours and must not be moved.
     fn contents(_copy: BorrowedFd<'_>, _inode: &Inode, _limit: u64, _to: Sink<'_>) -> Result<()> {
@@ -153,6 +160,8 @@ pub struct Entry {
     pub claims: fn(&Descriptor<'_>) -> bool,
     /// [`Kind::capture`], as the encoded body.
     pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
+    /// [`Kind::disturbs`]
+    pub disturbs: fn(BorrowedFd<'_>) -> Result<bool>,
     /// [`Kind::contents`]
     pub contents: fn(BorrowedFd<'_>, &Inode, u64, Sink<'_>) -> Result<()>,
     /// [`Kind::title`], from the encoded body.
@@ -186,6 +195,7 @@ const fn entry<K: Kind>() -> Entry {
         capture: |it| {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
+        disturbs: K::disturbs,
         contents: K::contents,
         title: |file| body::<K>(file).ok()?.title(),
         terminal: |file| body::<K>(file).ok()?.terminal(),
@@ -207,6 +217,7 @@ fn body<K: Kind>(file: &OpenFile) -> Result<K> {
 
 /// All kinds. The first that claims a descriptor has it; `opaque` claims whatever is left.
 pub static KINDS: &[Entry] = &[
+    entry::<mqueue::Mqueue>(),
     entry::<regular::Regular>(),
     entry::<unlinked::Unlinked>(),
     entry::<memfd::Memfd>(),

@@ -7,6 +7,7 @@ pub mod epoll;
 pub mod fork;
 pub mod lock;
 pub mod memory;
+pub mod mqueue;
 pub mod notify;
 pub mod ns;
 pub mod process;
