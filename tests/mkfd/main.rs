@@ -34,6 +34,7 @@ mod signalfd;
 mod socketpair;
 mod tcp;
 mod timerfd;
+mod tty;
 mod unix;
 mod unlinked;
 
@@ -72,6 +73,7 @@ static FIXTURES: &[Entry] = &[
     entry::<tcp::Tcp>(),
     entry::<path::Path>(),
     entry::<pty::Pty>(),
+    entry::<tty::Tty>(),
     entry::<opaque::Opaque>(),
 ];
 

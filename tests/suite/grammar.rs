@@ -2,11 +2,11 @@
 //! kind has its place wherever kinds are named.
 
 use crate::harness::{Scratch, Target, image, pipeline, scan, show, terminal};
-use crate::kinds::{CASES, at};
+use crate::kinds::{CASES, PLACES, at};
 use cddl_cat::validate_cbor_bytes;
 use ciborium::Value;
 use fdkit::filter::Filter;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn page() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../man/fdimage.5");
@@ -50,40 +50,79 @@ fn judge(file: &str, grammar: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The slave alone, which is another terminal now.
-fn retarget(pid: &str, file: &str) {
+/// A terminal from elsewhere, by the name of another: the kind that no process has by itself where
+/// there is no console.
+fn retargeted(scratch: &Scratch, file: &str) {
     let (slave, _master) = terminal();
     let tty = nix::unistd::ttyname(slave).expect("its name").display().to_string();
-    let stages: &[&[&str]] =
-        &[&["fdscan", "-F", "4", pid], &["ttyctl", "retarget", &tty], &["fdimg", "write", file]];
-    pipeline(stages).quiet();
+    let target = Target::make(scratch.dir(), &[&format!("tty@3:path={tty}")]).expect("no skip");
+    let scan = ["fdscan", "--data", &target.pid];
+    pipeline(&[&scan, &["ttyctl", "retarget", &tty], &["fdimg", "write", file]]).quiet();
+}
+
+/// For each kind the numbers at which the cases of the round trips restore it, and the cases that
+/// this machine cannot make. All images on the way are judged by the grammar.
+fn restored(grammar: &str) -> (BTreeMap<String, BTreeSet<u32>>, Vec<&'static str>) {
+    let (mut numbers, mut skipped) = (BTreeMap::<String, BTreeSet<u32>>::new(), Vec::new());
+    let apart = [("opaque", &["opaque@A"][..]), ("tty", &[])];
+    for (name, specs) in apart.iter().chain(CASES) {
+        let scratch = Scratch::new();
+        let file = scratch.file("a.fdi");
+        let specs: Vec<String> = specs.iter().map(|spec| at(spec, &PLACES[0])).collect();
+        let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+        match Target::make(scratch.dir(), &specs) {
+            _ if specs.is_empty() => retargeted(&scratch, &file),
+            Ok(target) => scan(&target.pid, &file),
+            Err(_) => {
+                skipped.push(*name);
+                continue;
+            }
+        }
+        judge(&file, grammar).unwrap_or_else(|err| panic!("{name}: {err}"));
+        let shown = show(&file);
+        for each in shown["descriptors"].as_array().expect("descriptors") {
+            let kind = each["kind"].as_str().expect("a kind").to_owned();
+            let letter = PLACES[0].iter().position(|&n| Some(n.into()) == each["fd"].as_u64());
+            let at = letter.map(|letter| PLACES.iter().map(move |place| place[letter]));
+            numbers.entry(kind).or_default().extend(at.into_iter().flatten());
+        }
+    }
+    (numbers, skipped)
+}
+
+/// What a kind must have and has not.
+fn lacks(
+    kind: &str,
+    restored: &BTreeMap<String, BTreeSet<u32>>,
+    page: &str,
+    grammar: &str,
+) -> Vec<&'static str> {
+    // What nothing restores: kinds::an_opaque_descriptor_is_refused_and_can_be_left_out.
+    let refused = kind == "opaque";
+    let at = |n| refused || restored.get(kind).is_some_and(|at| at.contains(n));
+    let has = [
+        ("a fixture in mkfd, and a round trip", restored.contains_key(kind)),
+        ("a round trip onto 3, 4 and 5", [3, 4, 5].iter().all(at)),
+        ("a row in fdimage(5)", page.contains(&format!("\n.It Sy {kind}\n"))),
+        ("a rule in its grammar", grammar.contains(&format!("\n{kind} = "))),
+        ("its name in FILTER", Filter::parse(kind, &fdkit::kind::names()).is_ok()),
+    ];
+    has.iter().filter(|(_, has)| !has).map(|(what, _)| *what).collect()
 }
 
 #[test]
-fn images_are_as_the_grammar_says_and_every_kind_is_among_them() {
-    let grammar = grammar();
-    let mut seen = BTreeSet::new();
-    let opaque = ("what no kind knows", &["opaque@A"][..]);
-    let elsewhere = ("a terminal from elsewhere", &["pty@A,B"][..]);
-    for (name, specs) in CASES.iter().chain([&opaque, &elsewhere]) {
-        let scratch = Scratch::new();
-        let specs: Vec<String> = specs.iter().map(|spec| at(spec, &[3, 4, 5, 6])).collect();
-        let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
-        let Ok(target) = Target::make(scratch.dir(), &specs) else { continue };
-        let file = scratch.file("a.fdi");
-        match *name {
-            "a terminal from elsewhere" => retarget(&target.pid, &file),
-            _ => scan(&target.pid, &file),
-        }
-        judge(&file, &grammar).unwrap_or_else(|err| panic!("{name}: {err}"));
-        let shown = show(&file);
-        let kinds = shown["descriptors"].as_array().expect("descriptors");
-        seen.extend(kinds.iter().filter_map(|each| Some(each["kind"].as_str()?.to_owned())));
+fn images_are_as_the_grammar_says_and_every_kind_has_all_that_a_kind_must_have() {
+    let (page, grammar) = (page(), grammar());
+    let (restored, skipped) = restored(&grammar);
+    let lacks = |kind| lacks(kind, &restored, &page, &grammar);
+    let holes = fdkit::kind::names().into_iter().map(|kind| (kind, lacks(kind)));
+    let holes: Vec<_> = holes.filter(|(_, lacks)| !lacks.is_empty()).collect();
+    if !skipped.is_empty() && !holes.is_empty() {
+        skip!("{holes:?}, but this machine cannot make: {skipped:?}");
     }
-    let missing: Vec<&str> =
-        fdkit::kind::names().into_iter().filter(|name| !seen.contains(*name)).collect();
-    // What this machine cannot make is skipped, visibly, by the round trips themselves.
-    assert!(missing.is_empty(), "no case has a descriptor of kind {missing:?}");
+    assert!(holes.is_empty(), "{holes:#?}");
+    // One that is named nowhere lacks everything.
+    assert_eq!(lacks("unheard").len(), 5);
 }
 
 #[test]
@@ -94,16 +133,5 @@ fn the_grammar_refuses_what_is_not_an_image() {
         let wrong = grammar().replace(from, to);
         assert_ne!(wrong, grammar(), "{from}");
         assert!(judge(&file, &wrong).is_err(), "{to}");
-    }
-}
-
-#[test]
-fn every_kind_has_its_row_its_rule_and_its_filter() {
-    let (page, grammar) = (page(), grammar());
-    let names = fdkit::kind::names();
-    for name in &names {
-        assert!(page.contains(&format!("\n.It Sy {name}\n")), "fdimage.5 has no row {name}");
-        assert!(grammar.contains(&format!("\n{name} = ")), "the grammar has no rule {name}");
-        assert!(Filter::parse(name, &names).is_ok(), "{name} is no filter");
     }
 }

@@ -1,12 +1,13 @@
 //! Every kind: make, scan, end the process, restore, look from inside; and scanned again, the
 //! restored one gives an equal record.
 
-use crate::harness::{Scratch, Target, pipeline, root, scan, show, skipped};
+use crate::harness::{Scratch, Target, pipeline, root, scan, show, skipped, terminal};
 use crate::normal::records;
 
 /// What is restored where: densely where the tools' own descriptors are born, the same against the
-/// order in which they are made, and high.
-const PLACES: &[[u32; 4]] = &[[3, 4, 5, 6], [6, 4, 5, 3], [40, 41, 50, 63], [700, 701, 64, 130]];
+/// order in which they are made, one there and others not, and high.
+pub(crate) const PLACES: &[[u32; 4]] =
+    &[[3, 4, 5, 6], [5, 4, 3, 6], [4, 41, 50, 63], [700, 701, 64, 130]];
 
 /// A name, and SPECs in which A, B, C and D stand for the numbers.
 pub(crate) static CASES: &[(&str, &[&str])] = &[
@@ -406,6 +407,33 @@ fn without_data_a_pipe_comes_back_empty_and_the_image_has_no_secret() {
     assert!(holds(&whole) && !holds(&plain));
     let restore = ["fdrestore", "-i", &plain, "--inherit", "0,1,2", "--", "mkfd", "check"];
     pipeline(&[&[&restore[..], &["pipe@3,4"]].concat()]).ok();
+}
+
+#[test]
+fn a_terminal_from_elsewhere_comes_back_as_the_one_that_is_named() {
+    for place in PLACES {
+        let scratch = Scratch::new();
+        let ((old, _old_master), (new, _new_master)) = (terminal(), terminal());
+        let path = |slave| nix::unistd::ttyname(slave).expect("its name").display().to_string();
+        let (old, new) = (path(&old), path(&new));
+        let spec = |path: &str| at(&format!("tty@A:noecho,path={path}"), place);
+        let target = target!(scratch.dir(), &[&spec(&old)]);
+        let [first, second] = ["a.fdi", "b.fdi"].map(|name| scratch.file(name));
+        let scan = |pid: &str, file: &str| {
+            let write = ["fdimg", "write", file];
+            let numbers = ["fdscan", "-F", &place[0].to_string(), pid];
+            pipeline(&[&numbers, &["ttyctl", "retarget", &new], &write]).quiet();
+        };
+        scan(&target.pid, &first);
+        drop(target);
+        let restore = ["fdrestore", "-i", &first, "--inherit", "0,1,2", "--", "mkfd"];
+        let again = Target::ready(&[&restore[..], &["sleep"]].concat()).expect("no skip");
+        scan(&again.pid, &second);
+        drop(again);
+        assert_eq!(records(&show(&first), &[place[0]]), records(&show(&second), &[place[0]]));
+        let check = ["check", "--std", "0,1,2", &spec(&new)];
+        pipeline(&[&[&restore[..], &check].concat()]).ok();
+    }
 }
 
 #[test]
