@@ -11,12 +11,13 @@ use crate::kind::{self, Entry, KINDS, Piece};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
 use crate::sys;
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::cmp::Ordering;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::io::Write;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::{Duration, SystemTime};
 
 /// What to take.
@@ -40,7 +41,7 @@ impl Options {
     /// Fails unless everybody who has an object open stands still.
     fn undisturbed(&self, stopped: &[Process], inode: &Inode, link: &Bytes) -> Result<()> {
         if !self.freeze && !self.stop {
-            let why = "to read them is to take them out for a moment: that takes --freeze";
+            let why = "to read them would disturb it: that takes --freeze";
             return Err(Error::unrestorable(why));
         }
         let name = link.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
@@ -66,6 +67,23 @@ struct Taken {
     body: Vec<u8>,
 }
 
+/// How something can be had once more.
+enum Source {
+    /// A process, and its number there.
+    Number(usize, RawFd),
+    /// It waits in a queue of a process, and this one of our copies is of it.
+    Queued(usize, usize),
+}
+
+impl Source {
+    /// The process that has it.
+    fn process(&self) -> usize {
+        match self {
+            Source::Number(process, _) | Source::Queued(process, _) => *process,
+        }
+    }
+}
+
 /// Where a description was seen, to compare others with.
 #[derive(Clone, Copy)]
 struct Seen {
@@ -77,11 +95,14 @@ struct Seen {
 /// An object whose contents are wanted, and who holds it.
 struct Holder {
     object: u32,
-    process: usize,
-    fd: RawFd,
+    source: Source,
     kind: &'static Entry,
     inode: Inode,
     link: Bytes,
+    /// Whether descriptors wait among them.
+    carries: bool,
+    /// What was read already.
+    read: Option<Vec<Data>>,
 }
 
 /// Captures processes into an image. `say` gets what could not be taken, a line each.
@@ -105,6 +126,7 @@ pub fn capture<W: Write>(
         objects: HashMap::new(),
         locks: HashSet::new(),
         holders: Vec::new(),
+        copies: Vec::new(),
         files: 0,
         summary: Summary::default(),
     };
@@ -115,6 +137,7 @@ pub fn capture<W: Write>(
         ..head("fdscan")
     }))?;
     scan.tables(&processes)?;
+    scan.queues(&processes)?;
     scan.contents(&processes)?;
     if options.stop {
         for process in &processes {
@@ -194,6 +217,8 @@ struct Scan<'a, W: Write> {
     /// Locks that are in the image already: the table if it is a table's, link and mount.
     locks: HashSet<(Option<u32>, Bytes, i32, Lock)>,
     holders: Vec<Holder>,
+    /// Of what waits in queues, one of each description that no table has.
+    copies: Vec<OwnedFd>,
     files: u32,
     summary: Summary,
 }
@@ -289,18 +314,7 @@ impl<W: Write> Scan<'_, W> {
                 Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => (),
                 Err((fd, err)) => {
                     self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
-                    let errno = err.errno().map_or(0, |errno| errno as i32);
-                    let taken = Taken {
-                        fd,
-                        link: Bytes::default(),
-                        info: Info::default(),
-                        inode: None,
-                        signals: None,
-                        kind: &KINDS[KINDS.len() - 1],
-                        object: None,
-                        body: kind::unreadable(errno),
-                    };
-                    self.write(table, at, process, pids, taken, false)?;
+                    self.write(table, at, process, pids, unreadable(fd, &err), false)?;
                 }
             }
         }
@@ -323,43 +337,18 @@ impl<W: Write> Scan<'_, W> {
             return Ok(());
         }
         let locks = self.locks(table, &link, &info, known);
+        let cloexec = info.flags & CLOEXEC != 0;
         let flags = info.flags & !CLOEXEC;
         let (id, new) = self.identify(&link, &info, flags, holder.pid, fd, known);
         if new {
-            let object = match (&inode, object) {
-                (Some(inode), Some(key)) => {
-                    let next = self.objects.len() as u32;
-                    let object = *self.objects.entry(key).or_insert(next);
-                    if object == next && self.options.data.is_some() {
-                        let (inode, link) = (inode.clone(), link.clone());
-                        self.holders.push(Holder { object, process, fd, kind, inode, link });
-                    }
-                    Some(object)
-                }
-                _ => None,
-            };
-            self.summary.files += 1;
-            self.summary.opaque += u64::from(kind.name == "opaque");
-            self.out.put(&Item::File(OpenFile {
-                id,
-                kind: kind.name.to_owned(),
-                flags,
-                pos: info.pos,
-                link,
-                mnt: info.mnt,
-                inode,
-                signals,
-                object,
-                refs: Vec::new(),
-                locks: locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect(),
-                body,
-            }))?;
+            let taken = Taken { fd, link, info, inode, signals, kind, object, body };
+            self.file(id, taken, &locks, Source::Number(process, fd))?;
         }
         self.summary.slots += 1;
         self.out.put(&Item::Slot(Slot {
             table,
             fd: fd as u32,
-            cloexec: info.flags & CLOEXEC != 0,
+            cloexec,
             file: id,
             locks: locks.into_iter().filter(|lock| lock.class == "POSIX").collect(),
         }))
@@ -376,6 +365,44 @@ impl<W: Write> Scan<'_, W> {
             !once || self.locks.insert((owner, link.clone(), info.mnt, lock.clone()))
         });
         locks
+    }
+
+    /// Writes a file that is not in the image yet.
+    fn file(&mut self, id: u32, taken: Taken, locks: &[Lock], source: Source) -> Result<()> {
+        let Taken { fd: _, link, info, inode, signals, kind, object, body } = taken;
+        let flags = info.flags & !CLOEXEC;
+        let object = match (&inode, object) {
+            (Some(inode), Some(key)) => {
+                let next = self.objects.len() as u32;
+                let object = *self.objects.entry(key).or_insert(next);
+                if object == next && self.options.data.is_some() {
+                    let (inode, link) = (inode.clone(), link.clone());
+                    // fdinfo counts them, since Linux 5.13.
+                    let carries = kind.carries && info.get("scm_fds") != Some("0");
+                    let read = None;
+                    let holder = Holder { object, source, kind, inode, link, carries, read };
+                    self.holders.push(holder);
+                }
+                Some(object)
+            }
+            _ => None,
+        };
+        self.summary.files += 1;
+        self.summary.opaque += u64::from(kind.name == "opaque");
+        self.out.put(&Item::File(OpenFile {
+            id,
+            kind: kind.name.to_owned(),
+            flags,
+            pos: info.pos,
+            link,
+            mnt: info.mnt,
+            inode,
+            signals,
+            object,
+            refs: Vec::new(),
+            locks: locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect(),
+            body,
+        }))
     }
 
     /// The id of the description behind a number, and whether it is new.
@@ -414,41 +441,139 @@ impl<W: Write> Scan<'_, W> {
         }
     }
 
+    /// Reads the queues in which descriptors wait, and writes the files that those name and no table
+    /// has; of what is found so the queues too.
+    fn queues(&mut self, processes: &[Process]) -> Result<()> {
+        let mut at = 0;
+        while at < self.holders.len() {
+            if self.holders[at].carries {
+                self.queue(at, processes)?;
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+
+    fn queue(&mut self, at: usize, processes: &[Process]) -> Result<()> {
+        let Some(limit) = self.options.data else { return Ok(()) };
+        // Each that waits is open here until it is known.
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        let mut found: Vec<(Data, Vec<OwnedFd>)> = Vec::new();
+        let object = self.holders[at].object;
+        let mut put = |piece: Piece<'_>| {
+            let Piece { offset, bytes, with, fds } = piece;
+            let (bytes, with) = (Bytes(bytes.to_vec()), with.map(Box::new));
+            found.push((Data { object, offset, with, bytes }, fds));
+            Ok(())
+        };
+        let holder = &self.holders[at];
+        if let Err(err) = holder.read(processes, &self.copies, self.options, limit, &mut put) {
+            self.trouble(Status::No, err.to_string());
+        }
+        let process = self.holders[at].source.process();
+        let mut read = Vec::with_capacity(found.len());
+        for (mut data, fds) in found {
+            let files = fds.into_iter().map(|copy| self.queued(process, &processes[process], copy));
+            let files = files.collect::<Result<Vec<u32>>>()?;
+            if !files.is_empty() {
+                data.with.get_or_insert_default().files = files;
+            }
+            read.push(data);
+        }
+        self.holders[at].read = Some(read);
+        Ok(())
+    }
+
+    /// The file of a descriptor that waits in a queue, which is written if it is not known yet.
+    fn queued(&mut self, process: usize, holder: &Process, copy: OwnedFd) -> Result<u32> {
+        let ours = std::process::id() as i32;
+        let again = copy.try_clone()?;
+        let taken = Descriptor::queued(holder, copy).and_then(taken);
+        let taken = taken.unwrap_or_else(|err| {
+            let line = format!("{}: a queued descriptor: {err}", holder.pid);
+            self.trouble(Status::No, line);
+            unreadable(again.as_raw_fd(), &err)
+        });
+        let flags = taken.info.flags & !CLOEXEC;
+        let (id, new) =
+            self.identify(&taken.link, &taken.info, flags, ours, again.as_raw_fd(), true);
+        if new {
+            self.copies.push(again);
+            let locks = taken.info.locks();
+            self.file(id, taken, &locks, Source::Queued(process, self.copies.len() - 1))?;
+        }
+        Ok(id)
+    }
+
     /// Writes the contents of all objects, after all files and slots.
     fn contents(&mut self, processes: &[Process]) -> Result<()> {
         let Some(limit) = self.options.data else { return Ok(()) };
-        for holder in std::mem::take(&mut self.holders) {
-            let process = &processes[holder.process];
-            let out = &mut self.out;
-            let summary = &mut self.summary;
+        for at in 0..self.holders.len() {
+            let object = self.holders[at].object;
+            if let Some(read) = self.holders[at].read.take() {
+                for data in read {
+                    self.summary.contents += data.bytes.0.len() as u64;
+                    self.out.put(&Item::Data(data))?;
+                }
+                continue;
+            }
             let mut failed = None;
+            let (out, summary) = (&mut self.out, &mut self.summary);
             let mut put = |piece: Piece<'_>| {
-                let Piece { offset, bytes, with } = piece;
+                let Piece { offset, bytes, with, fds } = piece;
+                if !fds.is_empty() {
+                    let why = "descriptors were queued in it during the scan; --freeze stops it";
+                    return Err(Error::new(Status::Gone, why));
+                }
                 summary.contents += bytes.len() as u64;
                 let bytes = Bytes(bytes.to_vec());
-                let data = Data { object: holder.object, offset, with: with.map(Box::new), bytes };
+                let data = Data { object, offset, with: with.map(Box::new), bytes };
                 out.put(&Item::Data(data)).inspect_err(|err| failed = Some(err.clone()))
             };
-            let read = sys::pidfd_getfd(process.pidfd(), holder.fd).map_err(Error::from);
-            let read = read.and_then(|copy| {
-                let found = crate::proc::inode_of(copy.as_fd())?;
-                if (found.dev, found.ino) != (holder.inode.dev, holder.inode.ino) {
-                    return Err(Error::new(Status::Gone, "the number names another file by now"));
-                }
-                if (holder.kind.disturbs)(copy.as_fd())? {
-                    self.options.undisturbed(processes, &found, &holder.link)?;
-                }
-                (holder.kind.contents)(copy.as_fd(), &found, limit, &mut put)
-            });
+            let read =
+                self.holders[at].read(processes, &self.copies, self.options, limit, &mut put);
             if let Some(err) = failed {
                 return Err(err);
             }
             if let Err(err) = read {
-                let line = format!("{}: fd {}: its contents: {err}", process.pid, holder.fd);
-                self.trouble(Status::No, line);
+                self.trouble(Status::No, err.to_string());
             }
         }
         Ok(())
+    }
+}
+
+impl Holder {
+    /// Hands on its contents.
+    fn read(
+        &self,
+        processes: &[Process],
+        copies: &[OwnedFd],
+        options: &Options,
+        limit: u64,
+        to: &mut dyn FnMut(Piece<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let process = &processes[self.source.process()];
+        let (copy, what) = match self.source {
+            Source::Number(_, fd) => {
+                (sys::pidfd_getfd(process.pidfd(), fd).map_err(Error::from), format!("fd {fd}"))
+            }
+            Source::Queued(_, copy) => {
+                (copies[copy].try_clone().map_err(Error::from), "a queued descriptor".to_owned())
+            }
+        };
+        let read = copy.and_then(|copy| {
+            let found = crate::proc::inode_of(copy.as_fd())?;
+            if (found.dev, found.ino) != (self.inode.dev, self.inode.ino) {
+                return Err(Error::new(Status::Gone, "the number names another file by now"));
+            }
+            if (self.kind.disturbs)(copy.as_fd())? {
+                options.undisturbed(processes, &found, &self.link)?;
+            }
+            (self.kind.contents)(copy.as_fd(), &found, limit, to)
+        });
+        read.map_err(|err| err.at("its contents").at(what).at(process.pid.to_string()))
     }
 }
 
@@ -479,7 +604,24 @@ fn look(
 }
 
 fn take(process: &Process, fd: RawFd, fetch: bool, text: &mut Vec<u8>) -> Result<Taken> {
-    let it = Descriptor::read(process, fd, fetch, text)?;
+    Descriptor::read(process, fd, fetch, text).and_then(taken)
+}
+
+/// What an image has of a descriptor that could not be looked at.
+fn unreadable(fd: RawFd, err: &Error) -> Taken {
+    Taken {
+        fd,
+        link: Bytes::default(),
+        info: Info::default(),
+        inode: None,
+        signals: None,
+        kind: &KINDS[KINDS.len() - 1],
+        object: None,
+        body: kind::unreadable(err.errno().map_or(0, |errno| errno as i32)),
+    }
+}
+
+fn taken(it: Descriptor<'_>) -> Result<Taken> {
     let mut kind = kind::of(&it);
     let body = match (kind.capture)(&it) {
         Ok(body) => body,

@@ -558,8 +558,10 @@ fn lock(line: &str) -> Option<Held> {
 pub struct Descriptor<'a> {
     /// Whose it is.
     pub process: &'a Process,
-    /// Its number there.
+    /// Its number there; that of our copy if it is in no table.
     pub fd: RawFd,
+    /// The process that has it at that number, and the number.
+    pub place: (i32, RawFd),
     /// What readlink(2) shows.
     pub link: Bytes,
     /// Its fdinfo.
@@ -592,6 +594,29 @@ impl<'a> Descriptor<'a> {
             true => Some(sys::pidfd_getfd(process.pidfd(), fd).at(|| "pidfd_getfd")?),
             false => None,
         };
+        let link = || process.descriptor_link(name);
+        Descriptor::of(process, (process.pid, fd), info, copy, &link)
+    }
+
+    /// Looks at what is in no table: a copy of ours of what waits in a queue of this process.
+    pub fn queued(process: &'a Process, copy: OwnedFd) -> Result<Descriptor<'a>> {
+        let fd = copy.as_raw_fd();
+        let text = read_at(nix::fcntl::AT_FDCWD, &format!("/proc/self/fdinfo/{fd}"));
+        let info = Info::parse(&text.at(|| "fdinfo")?);
+        let name = format!("/proc/self/fd/{fd}");
+        let link = || Ok(readlinkat(nix::fcntl::AT_FDCWD, name.as_str())?.into_vec());
+        let place = (std::process::id() as i32, fd);
+        Descriptor::of(process, place, info, Some(copy), &link)
+    }
+
+    fn of(
+        process: &'a Process,
+        place: (i32, RawFd),
+        info: Info,
+        copy: Option<OwnedFd>,
+        read_link: &dyn Fn() -> nix::Result<Vec<u8>>,
+    ) -> Result<Descriptor<'a>> {
+        let fd = place.1;
         let (mut inode, mut signals) = (None, None);
         if let Some(copy) = &copy {
             inode = Some(inode_of(copy.as_fd()).at(|| "stat")?);
@@ -614,11 +639,12 @@ impl<'a> Descriptor<'a> {
             {
                 format!("socket:[{}]", inode.ino).into_bytes()
             }
-            _ => process.descriptor_link(name).at(|| "readlink")?,
+            _ => read_link().at(|| "readlink")?,
         };
         Ok(Descriptor {
             process,
             fd,
+            place,
             link: Bytes(link),
             info,
             inode,

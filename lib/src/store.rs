@@ -48,12 +48,12 @@ impl<'b> Store<'b> {
 
     /// Adds a message of at most [`MOST`] descriptors, and gives its number.
     pub fn put(&mut self, fds: &[BorrowedFd<'_>]) -> Result<u32> {
-        match sys::socket::send_descriptors(self.socket.as_fd(), fds) {
+        match sys::socket::send(self.socket.as_fd(), &[], &[0], fds, None) {
             Err(Errno::EAGAIN) => {
                 let why = "it is full: net.core.wmem_max bounds what it holds";
                 return Err(Error::from(Errno::EAGAIN).at(why).at("the fdstore"));
             }
-            sent => sent.at(|| "the fdstore")?,
+            sent => drop(sent.at(|| "the fdstore")?),
         }
         self.messages += 1;
         Ok(self.messages - 1)
@@ -63,7 +63,7 @@ impl<'b> Store<'b> {
     pub fn get(&self, message: u32, count: usize) -> Result<Vec<OwnedFd>> {
         let _held = Held::take(self.lock.0, self.lock.1);
         self.set(libc::SO_PEEK_OFF, message as i32).at(|| "SO_PEEK_OFF")?;
-        let fds = sys::socket::peek_descriptors(self.socket.as_fd(), count)?;
+        let fds = sys::socket::peek_message(self.socket.as_fd(), &mut [0], false)?.2.fds;
         match fds.len() == count {
             true => Ok(fds),
             // The limit of open files cuts a message short.

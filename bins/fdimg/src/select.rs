@@ -1,4 +1,5 @@
-//! fdimg select: an image of the descriptors that pass. Two passes, in memory of a few bits a file.
+//! fdimg select: an image of the descriptors that pass. Two passes, in memory of a few bits a file;
+//! three, with a few words a file, if descriptors are queued.
 
 use crate::source;
 use argh::{ArgsInfo, FromArgs};
@@ -116,9 +117,10 @@ fn spool() -> Result<File> {
     }
 }
 
-/// Which records are kept: a file because a slot that passes names it, or a kept file does.
+/// Which records are kept: a file because a slot that passes names it, a kept file does, or it waits
+/// in the queue of one.
 fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
-    let mut reader = Reader::new(from);
+    let mut reader = Reader::new(&mut *from);
     reader.head()?;
     let mut kept = Bits::default();
     let mut objects = Ordinals::default();
@@ -128,6 +130,8 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
     let mut places = Bits::default();
     let mut pids: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
     let mut names: Vec<(u32, Vec<u32>)> = Vec::new();
+    // The files that wait in the queue of each object.
+    let mut queued: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
     // What the filters say of each file: which of the few outcomes there are.
     let mut outcomes: Vec<Vec<u64>> = Vec::new();
     let mut outcome: Vec<u16> = Vec::new();
@@ -172,15 +176,35 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
                     wanted.set(file);
                 }
             }
-            Item::Data(_) | Item::Other => kept.set(record),
+            Item::Data(data) => {
+                kept.set(record);
+                if let Some(with) = data.with.filter(|with| !with.files.is_empty()) {
+                    queued.entry(objects.of(data.object)).or_default().extend(with.files);
+                }
+            }
+            Item::Other => kept.set(record),
             Item::Head(_) | Item::End(_) => (),
         }
     }
     // References point backwards, so one walk from the end reaches all.
-    for (id, refs) in names.iter().rev().filter(|(_, refs)| !refs.is_empty()) {
+    for (id, refs) in names.iter().rev() {
         if wanted.has(files.of(*id)) {
-            for id in refs {
-                wanted.set(files.of(*id));
+            refs.iter().for_each(|id| wanted.set(files.of(*id)));
+        }
+    }
+    if !queued.is_empty() {
+        let owners = owners(from, &files, &objects)?;
+        let mut todo: Vec<usize> = (0..files.count).filter(|&file| wanted.has(file)).collect();
+        while let Some(file) = todo.pop() {
+            let refs = names.binary_search_by_key(&file, |(id, _)| files.of(*id));
+            let refs = refs.map_or(&[][..], |at| names[at].1.as_slice());
+            let object = owners.binary_search_by_key(&file, |(owner, _)| *owner);
+            let inside = object.ok().and_then(|at| queued.remove(&owners[at].1));
+            for id in refs.iter().copied().chain(inside.unwrap_or_default()) {
+                if !wanted.has(files.of(id)) {
+                    wanted.set(files.of(id));
+                    todo.push(files.of(id));
+                }
             }
         }
     }
@@ -194,6 +218,20 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
         }
     }
     Ok(Kept { records: kept, objects })
+}
+
+/// The files that have objects, each with its object, by their places.
+fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(usize, usize)>> {
+    from.rewind()?;
+    let mut reader = Reader::new(from);
+    let mut owners = Vec::new();
+    while let Some(Entry { item, .. }) = reader.next()? {
+        if let Item::File(file) = item {
+            let object = file.object.map(|object| (files.of(file.id), objects.of(object)));
+            owners.extend(object);
+        }
+    }
+    Ok(owners)
 }
 
 fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {

@@ -104,6 +104,13 @@ impl Checker {
                 if !self.objects.has(data.object) {
                     return broken(format!("contents of object {}, not there", data.object));
                 }
+                let files = data.with.iter().flat_map(|with| &with.files);
+                if let Some(missing) = files.copied().find(|&each| !self.files.has(each)) {
+                    let object = data.object;
+                    return broken(format!(
+                        "file {missing}, queued in object {object}, is not there"
+                    ));
+                }
             }
             Item::End(_) | Item::Other => (),
         }

@@ -170,5 +170,11 @@ fn records_that_do_not_fit_together_are_refused() {
     assert!(refused(&begin(&[slot(3, 5, 0), slot(2, 5, 0)])).contains("after a higher one"));
     let data = Item::Data(Data { object: 0, offset: 0, with: None, bytes: Bytes::default() });
     assert!(refused(&begin(&[data])).contains("contents of object 0"));
+    let queued = |id| {
+        let with = Some(Box::new(Envelope { files: vec![5, id], ..Envelope::default() }));
+        Item::Data(Data { object: 1, offset: 0, with, bytes: Bytes::default() })
+    };
+    assert!(read(&write(&begin(&[queued(5)]))).is_ok());
+    assert!(refused(&begin(&[queued(6)])).contains("file 6, queued in object 1, is not there"));
     assert!(refused(&begin(&[])[1..]).contains("a head stands first"));
 }

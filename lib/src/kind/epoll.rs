@@ -147,7 +147,8 @@ fn find(it: &Descriptor<'_>, members: &mut [Member]) {
     let mut sorted = None;
     for member in members {
         let offset = before.entry(member.fd).and_modify(|n| *n += 1).or_insert(0);
-        let compare = |fd| epoll::compare_target(it.process.pid, fd, it.fd, member.fd, *offset);
+        let compare =
+            |fd| epoll::compare_target((it.process.pid, fd), it.place, member.fd, *offset);
         match compare(member.fd as RawFd) {
             Ok(Ordering::Equal) => member.lost = None,
             Ok(_) | Err(Errno::EBADF) => {

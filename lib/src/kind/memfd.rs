@@ -106,7 +106,7 @@ impl Kind for Memfd {
                     break;
                 }
                 if !skips || buffer[..count].iter().any(|&byte| byte != 0) {
-                    to(Piece { offset: range.start, bytes: &buffer[..count], with: None })?;
+                    to(Piece { offset: range.start, bytes: &buffer[..count], ..Piece::default() })?;
                 }
                 range.start += count as i64;
             }

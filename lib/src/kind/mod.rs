@@ -52,6 +52,8 @@ pub struct Piece<'a> {
     pub bytes: &'a [u8],
     /// What came with a message.
     pub with: Option<Envelope>,
+    /// Copies of the descriptors that wait with it.
+    pub fds: Vec<OwnedFd>,
 }
 
 /// Takes contents.
@@ -82,6 +84,8 @@ pub trait Kind: Serialize + DeserializeOwned {
     const EARLY: bool = false;
     /// Whether it has something left to do when all numbers stand: [`Kind::late`].
     const LATE: bool = false;
+    /// Whether descriptors can wait in its queue.
+    const CARRIES: bool = false;
 
     /// Whether a descriptor is of this kind.
     fn claims(it: &Descriptor<'_>) -> bool;
@@ -96,8 +100,8 @@ pub trait Kind: Serialize + DeserializeOwned {
     /// Takes what is its own from a descriptor.
     fn capture(it: &Descriptor<'_>) -> Result<Self>;
 
-    /// Whether reading its contents takes them out for a moment. They are then read only while all
-    /// that have the object open are stopped.
+    /// Whether reading its contents would be noticed, as when it takes them out for a moment. They
+    /// are then read only while all that have the object open are stopped.
     fn disturbs(_copy: BorrowedFd<'_>) -> Result<bool> {
         Ok(false)
     }
@@ -180,6 +184,8 @@ pub struct Entry {
     pub is_early: bool,
     /// [`Kind::LATE`]
     pub is_late: bool,
+    /// [`Kind::CARRIES`]
+    pub carries: bool,
     /// [`Kind::late`], from the encoded body.
     pub late: fn(&OpenFile, Seat, &mut Site<'_>) -> Result<()>,
     /// [`Kind::null`]
@@ -205,6 +211,7 @@ const fn entry<K: Kind>() -> Entry {
         restore: |file, site| body::<K>(file)?.restore(file, site),
         is_early: K::EARLY,
         is_late: K::LATE,
+        carries: K::CARRIES,
         late: |file, seat, site| body::<K>(file)?.late(file, seat, site),
         null: K::null,
     }

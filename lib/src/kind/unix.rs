@@ -6,18 +6,20 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
+use crate::sys::lent::PeekOffset;
+use crate::sys::socket::Parcel;
 use crate::sys::{self, Seat};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, SockaddrStorage, UnixAddr,
-    bind, connect, listen, recvmsg, sendto, socket, socketpair,
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, connect,
+    listen, sendto, socket, socketpair,
 };
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -25,6 +27,8 @@ use std::path::Path;
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 /// The longest queue that is read: beyond any that net.core.rmem_max allows by default.
 const MAX_MESSAGE: usize = 4 << 20;
+/// More messages without bytes do not follow each other: each takes some hundred of a buffer.
+const MAX_MESSAGES: usize = 1 << 20;
 
 /// A unix socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -96,6 +100,7 @@ impl Kind for Unix {
     const NAME: &'static str = "unix";
     const SHARES: bool = true;
     const LATE: bool = true;
+    const CARRIES: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.is_socket() && it.family() == Some(libc::AF_UNIX)
@@ -124,24 +129,33 @@ impl Kind for Unix {
         })
     }
 
+    /// A program that has set SO_PEEK_OFF itself would look at another message, or go on from an
+    /// offset that what it took meanwhile did not lower.
+    fn disturbs(copy: BorrowedFd<'_>) -> Result<bool> {
+        let option = |name| sys::socket::option(copy, libc::SOL_SOCKET, name);
+        if option(libc::SO_ACCEPTCONN)? != 0 || option(libc::SO_PEEK_OFF)? < 0 {
+            return Ok(false);
+        }
+        let mut polled = [PollFd::new(copy, PollFlags::POLLIN)];
+        Ok(poll(&mut polled, PollTimeout::ZERO).at(|| "poll")? > 0)
+    }
+
     fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
         let option = |name| sys::socket::option(copy, libc::SOL_SOCKET, name);
         if option(libc::SO_ACCEPTCONN)? != 0 {
             return Ok(());
         }
-        let class = option(libc::SO_TYPE)?;
-        // MSG_PEEK shows the first message again and again unless an offset says where to look;
-        // the offset is the socket's own, so what it was is put back (socket(7), Linux 3.4).
-        let before = option(libc::SO_PEEK_OFF)?;
-        let set = |at| sys::socket::set_option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
-        set(0).at(|| "SO_PEEK_OFF")?;
-        let read = peek(copy, class == libc::SOCK_STREAM, limit, to);
-        set(before).at(|| "put SO_PEEK_OFF back")?;
-        read
+        peek(copy, option(libc::SO_TYPE)?, limit, to)
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
         self.class()?;
+        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let with = chunks.into_iter().flatten().filter_map(|chunk| chunk.with.as_ref());
+        let queued: usize = with.map(|with| with.files.len()).sum();
+        if queued > 0 {
+            return Err(Error::unrestorable(format!("{queued} descriptors are queued in it")));
+        }
         if let Some(name) = &self.name {
             address(&name.0)?;
         }
@@ -457,10 +471,6 @@ fn messages(
     let mut named = 0;
     site.contents(file.object, |chunk: &Chunk, bytes| {
         let with = chunk.with.as_deref();
-        if let Some(envelope) = with.filter(|with| !with.files.is_empty()) {
-            let count = envelope.files.len();
-            return Err(Error::unrestorable(format!("{count} descriptors are queued in it")));
-        }
         if message.is_empty() {
             from = with.and_then(|with| with.from.as_ref()).map(|from| from.0.clone());
         }
@@ -478,69 +488,114 @@ fn messages(
     Ok(named)
 }
 
-/// Hands on what waits in a queue, from the offset that SO_PEEK_OFF keeps.
-fn peek(copy: BorrowedFd<'_>, streams: bool, limit: u64, to: Sink<'_>) -> Result<()> {
-    use std::os::fd::AsRawFd;
-    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+/// Hands on what waits in a queue.
+///
+/// MSG_PEEK shows the first message again and again unless SO_PEEK_OFF says where to look, which
+/// belongs to the socket (socket(7), Linux 3.4): it is not touched for an empty queue, nor for a
+/// stream of bytes that is seen whole in one look.
+fn peek(copy: BorrowedFd<'_>, class: i32, limit: u64, to: Sink<'_>) -> Result<()> {
+    let streams = class == libc::SOCK_STREAM;
+    let usual = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0;
     let mut buffer = vec![0; 256 << 10];
-    let mut total = 0;
-    loop {
-        let (len, from, cut) = {
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let got = recvmsg::<SockaddrStorage>(copy.as_raw_fd(), &mut parts, None, flags);
-            match got {
-                // A socket that is not connected has nothing either.
-                Err(Errno::EAGAIN | Errno::EINVAL | Errno::ENOTCONN) => return Ok(()),
-                // A stream whose other end is closed has no more.
-                Ok(got) if got.bytes == 0 && streams => return Ok(()),
-                Ok(got) => {
-                    let from = got.address.as_ref().and_then(SockaddrStorage::as_unix_addr);
-                    let from = from.and_then(sender);
-                    (got.bytes, from, got.flags.contains(MsgFlags::MSG_CTRUNC))
-                }
-                Err(errno) => return Err(errno).at(|| "peek"),
-            }
-        };
-        if cut {
-            return Err(Error::unrestorable("descriptors or credentials are queued in it"));
+    if streams {
+        // All at once, or what is cut in two would bring its descriptors twice.
+        let waits = sys::readable(copy)?;
+        if waits as u64 > limit {
+            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
         }
-        if len > buffer.len() {
-            // What is too long has moved the offset on already, so all is read again.
+        buffer.resize(buffer.len().max(waits + 1), 0);
+    }
+    if usual {
+        let Some(look) = look(copy, &mut buffer)? else { return Ok(()) };
+        let whole = look.len < buffer.len() && look.len >= sys::readable(copy)?;
+        if streams && (look.len == 0 || whole && look.with.fds.is_empty()) {
+            return hand_on(look, &buffer, streams, to);
+        }
+    }
+    let offset = PeekOffset::take(copy).at(|| "SO_PEEK_OFF")?;
+    let (mut total, mut empty) = (0, 0);
+    while let Some(found) = look(copy, &mut buffer)? {
+        let Look { len, ref with, .. } = found;
+        empty = if len == 0 { empty + 1 } else { 0 };
+        if len == 0 && (streams || ended(copy, total)?) {
+            return Ok(());
+        }
+        if with.cut {
+            let why = "more descriptors wait in it than may be opened (ulimit -n)";
+            return Err(Error::unrestorable(why));
+        }
+        if streams && len == buffer.len() && !with.fds.is_empty() {
+            let before = offset.get()?.saturating_sub(len as i32);
+            offset.set(before.max(0))?;
+            buffer.resize(2 * buffer.len(), 0);
+            continue;
+        }
+        if len > buffer.len() || empty > MAX_MESSAGES {
+            // What is too long has moved the offset on already.
             return Err(Error::unrestorable(format!("a message of {len} bytes is too long")));
         }
         total += len as u64;
         if total > limit {
             return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
         }
-        let mut pieces = buffer[..len].chunks(MAX_CHUNK).peekable();
-        let mut first = true;
-        if len == 0 {
-            to(Piece { with: from.clone().map(envelope), ..Piece::default() })?;
+        hand_on(found, &buffer, streams, to)?;
+    }
+    Ok(())
+}
+
+/// Whether nothing but the end can follow. Of a seqpacket socket whose other end is closed every
+/// look shows no bytes, and a message without any looks the same to whoever reads it.
+fn ended(copy: BorrowedFd<'_>, total: u64) -> Result<bool> {
+    let hung = sys::socket::reads_end(copy).at(|| "poll")?;
+    Ok(hung && total >= sys::readable(copy)? as u64)
+}
+
+/// What one look at a queue shows.
+struct Look {
+    len: usize,
+    from: Option<Vec<u8>>,
+    with: Parcel,
+}
+
+/// Looks at the next message; none if there is no more.
+fn look(copy: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Look>> {
+    match sys::socket::peek_message(copy, buffer, true) {
+        Ok((len, from, with)) => Ok(Some(Look { len, from: sender(&from), with })),
+        // A socket that is not connected has nothing either.
+        Err(Errno::EAGAIN | Errno::EINVAL | Errno::ENOTCONN) => Ok(None),
+        Err(errno) => Err(errno).at(|| "peek"),
+    }
+}
+
+/// Hands on a message in pieces, the first of which has what came with it.
+fn hand_on(look: Look, buffer: &[u8], streams: bool, to: Sink<'_>) -> Result<()> {
+    let Look { len, from, with: Parcel { mut fds, credentials, cut: _ } } = look;
+    if streams && len == 0 {
+        return Ok(());
+    }
+    let mut pieces = buffer[..len].chunks(MAX_CHUNK).peekable();
+    let mut first = Envelope { from: from.map(Bytes), credentials, ..Envelope::default() };
+    loop {
+        let bytes = pieces.next().unwrap_or_default();
+        let more = !streams && pieces.peek().is_some();
+        let with = Envelope { more, ..std::mem::take(&mut first) };
+        let with = (with != Envelope::default()).then_some(with);
+        to(Piece { offset: 0, bytes, with, fds: std::mem::take(&mut fds) })?;
+        if pieces.peek().is_none() {
+            return Ok(());
         }
-        while let Some(bytes) = pieces.next() {
-            let more = !streams && pieces.peek().is_some();
-            let from = from.clone().filter(|_| first);
-            let with = (more || from.is_some()).then(|| Envelope {
-                from: from.map(Bytes),
-                more,
-                ..Envelope::default()
-            });
-            to(Piece { offset: 0, bytes, with })?;
-            first = false;
+        if streams {
+            first.credentials = credentials;
         }
     }
 }
 
-fn envelope(from: Vec<u8>) -> Envelope {
-    Envelope { from: Some(Bytes(from)), ..Envelope::default() }
-}
-
-/// The name of a sender, as [`Unix::name`] has it.
-fn sender(from: &UnixAddr) -> Option<Vec<u8>> {
-    match (from.path(), from.as_abstract()) {
-        (Some(path), _) if !path.as_os_str().is_empty() => Some(path.as_os_str().as_bytes().into()),
-        (_, Some(name)) => Some([&[0], name].concat()),
-        _ => None,
+/// The name of a sender, as [`Unix::name`] has it, from a struct sockaddr_un.
+fn sender(from: &[u8]) -> Option<Vec<u8>> {
+    let name = from.get(size_of::<libc::sa_family_t>()..)?;
+    match name.first()? {
+        0 => Some(name.to_vec()),
+        _ => Some(name.iter().copied().take_while(|&byte| byte != 0).collect()),
     }
 }
 
@@ -560,22 +615,60 @@ mod tests {
         assert_eq!((alone.peer, alone.shutdown), (Some(0), 3));
     }
 
+    /// What is found in a queue: bytes, and how many descriptors come with them.
+    fn contents(of: impl AsFd) -> Vec<(Vec<u8>, usize)> {
+        let inode = crate::proc::inode_of(of.as_fd()).unwrap();
+        let mut seen = Vec::new();
+        let mut take = |piece: Piece<'_>| {
+            seen.push((piece.bytes.to_vec(), piece.fds.len()));
+            Ok(())
+        };
+        Unix::contents(of.as_fd(), &inode, 1 << 20, &mut take).unwrap();
+        let offset = sys::socket::option(of.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF);
+        assert_eq!(offset, Ok(-1));
+        seen
+    }
+
     #[test]
     fn messages_are_looked_at_one_by_one_and_the_offset_is_put_back() {
         let (a, b) = UnixDatagram::pair().unwrap();
         for message in [&b"one"[..], b"", b"three"] {
             b.send(message).unwrap();
         }
-        let inode = crate::proc::inode_of(a.as_fd()).unwrap();
-        let mut seen = Vec::new();
-        let mut take = |piece: Piece<'_>| {
-            seen.push(piece.bytes.to_vec());
-            Ok(())
-        };
-        Unix::contents(a.as_fd(), &inode, 100, &mut take).unwrap();
-        assert_eq!(seen, [&b"one"[..], b"", b"three"]);
-        let offset = sys::socket::option(a.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF);
-        assert_eq!(offset, Ok(-1));
+        let is = [(b"one".to_vec(), 0), (vec![], 0), (b"three".to_vec(), 0)];
+        assert_eq!(contents(&a), is);
         assert_eq!(a.recv(&mut [0; 8]).unwrap(), 3);
+    }
+
+    #[test]
+    fn descriptors_are_found_with_their_message_once_however_long_the_queue() {
+        let (a, b) = UnixStream::pair().unwrap();
+        sys::socket::set_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)
+            .unwrap();
+        let send = |bytes: &[u8], fds: &[BorrowedFd<'_>]| {
+            sys::socket::send(b.as_fd(), &[], bytes, fds, None).unwrap()
+        };
+        let long = vec![7; 30_000];
+        (0..20).for_each(|_| assert_eq!(send(&long, &[]), long.len()));
+        send(&long, &[a.as_fd(), b.as_fd()]);
+        send(b"rest", &[]);
+        send(b"x", &[b.as_fd()]);
+        for _ in 0..2 {
+            let seen = contents(&a);
+            let fds: Vec<usize> = seen.iter().map(|(_, fds)| *fds).filter(|fds| *fds > 0).collect();
+            assert_eq!(fds, [2, 1]);
+            assert_eq!(seen.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), 630_005);
+        }
+    }
+
+    #[test]
+    fn a_queue_of_messages_ends_where_its_other_end_was_closed() {
+        let (a, b) = new_pair(SockType::SeqPacket, 0).unwrap();
+        for message in [&b"one"[..], b"", b"two", b""] {
+            sys::socket::send(b.as_fd(), &[], message, &[], None).unwrap();
+        }
+        drop(b);
+        // That one without bytes came before the end cannot be told.
+        assert_eq!(contents(&a), [(b"one".to_vec(), 0), (vec![], 0), (b"two".to_vec(), 0)]);
     }
 }

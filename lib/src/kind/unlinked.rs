@@ -60,7 +60,7 @@ impl Kind for Unlinked {
             }
             // Holes and zeroes read alike, and are both restored as holes.
             if at == 0 || buffer[..count].iter().any(|&byte| byte != 0) {
-                to(Piece { offset: at, bytes: &buffer[..count], with: None })?;
+                to(Piece { offset: at, bytes: &buffer[..count], ..Piece::default() })?;
             }
             at += count as i64;
         }

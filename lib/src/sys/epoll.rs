@@ -6,12 +6,11 @@ use std::cmp::Ordering;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// How what a number has open compares, in the order of [`super::compare_files`], to what an epoll
-/// of the same process watches: the member that was added as `target`, and of several such the
-/// `offset`th in fdinfo. kcmp(2) KCMP_EPOLL_TFD, Linux 4.13.
+/// watches: the member that was added as `target`, and of several such the `offset`th in fdinfo.
+/// Both are a process and a number. kcmp(2) KCMP_EPOLL_TFD, Linux 4.13.
 pub fn compare_target(
-    pid: i32,
-    fd: RawFd,
-    epoll: RawFd,
+    (pid, fd): (i32, RawFd),
+    (holder, epoll): (i32, RawFd),
     target: u32,
     offset: u32,
 ) -> nix::Result<Ordering> {
@@ -20,7 +19,7 @@ pub fn compare_target(
     let kind = KCMP_EPOLL_TFD;
     // SAFETY: the kernel reads one kcmp_epoll_slot, which is three 32 bit numbers.
     let order =
-        unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, kind, fd as libc::c_ulong, &slot) };
+        unsafe { libc::syscall(libc::SYS_kcmp, pid, holder, kind, fd as libc::c_ulong, &slot) };
     match Errno::result(order)? {
         0 => Ok(Ordering::Equal),
         1 => Ok(Ordering::Less),

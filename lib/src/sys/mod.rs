@@ -5,6 +5,7 @@ pub mod board;
 pub mod credentials;
 pub mod epoll;
 pub mod fork;
+pub mod lent;
 pub mod lock;
 pub mod memory;
 pub mod mqueue;

@@ -154,6 +154,15 @@ pub fn unsent(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     Ok(bytes.max(0) as usize)
 }
 
+/// Whether nothing more can come: the other end is closed or shut down, or this one is. POLLRDHUP
+/// of poll(2).
+pub fn reads_end(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: the kernel reads and writes one pollfd, and does not wait.
+    Errno::result(unsafe { libc::poll(&raw mut polled, 1, 0) })?;
+    Ok(polled.revents & libc::POLLRDHUP != 0)
+}
+
 const SIOCGSKNS: c_ulong = 0x894c;
 
 /// The network namespace of a socket: SIOCGSKNS, Linux 4.9; takes CAP_NET_ADMIN there.
@@ -205,73 +214,131 @@ pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
     Ok(request.index)
 }
 
-/// Room for the most descriptors that a message can have, 253, in control messages: cmsg(3).
-const CONTROL: usize = 1040;
+/// Room in control messages for all that comes with a message: 253 descriptors, credentials, a
+/// pidfd, a security context and times. See cmsg(3).
+const CONTROL: usize = 4096;
+
+/// SCM_SECURITY and SCM_PIDFD of linux/socket.h.
+const SCM_PIDFD: i32 = 4;
 
 /// A control buffer, aligned as cmsghdr must be.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
 
-/// Sends one byte with descriptors to whom the socket is connected to, without waiting: SCM_RIGHTS
-/// of unix(7).
-pub fn send_descriptors(to: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> nix::Result<()> {
-    let bytes: Vec<u8> = fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()).collect();
+/// What comes with a message beside its bytes.
+#[derive(Debug, Default)]
+pub struct Parcel {
+    /// Descriptors of ours: SCM_RIGHTS of unix(7).
+    pub fds: Vec<OwnedFd>,
+    /// Process, user and group of the sender: SCM_CREDENTIALS.
+    pub credentials: Option<(i32, u32, u32)>,
+    /// Something did not fit: MSG_CTRUNC, as when the limit of open files is reached.
+    pub cut: bool,
+}
+
+/// Sends a message without waiting: sendmsg(2). `to` is an address as the kernel has it, or empty
+/// for whom the socket is connected to.
+pub fn send(
+    from: BorrowedFd<'_>,
+    to: &[u8],
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    credentials: Option<(i32, u32, u32)>,
+) -> nix::Result<usize> {
+    let rights: Vec<u8> = fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()).collect();
+    let credentials = credentials
+        .map(|(pid, uid, gid)| [pid.to_ne_bytes(), uid.to_ne_bytes(), gid.to_ne_bytes()].concat());
+    let parts = [
+        (libc::SCM_RIGHTS, (!rights.is_empty()).then_some(rights)),
+        (libc::SCM_CREDENTIALS, credentials),
+    ];
     let mut control = Control([0; CONTROL]);
-    let mut byte = [0_u8];
-    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: msghdr is plain data, for which zeroes are a value. All it points to outlives the
-    // call; CMSG_FIRSTHDR gives the start of `control`, which has room for header and bytes, for
-    // more than it has room for are refused.
+    // call, which only reads it. CMSG_FIRSTHDR and CMSG_NXTHDR give places inside `control`, which
+    // has room for the headers and bytes, for more than it has room for are refused.
     unsafe {
-        let space = libc::CMSG_SPACE(bytes.len() as u32) as usize;
+        let space = |bytes: &Vec<u8>| libc::CMSG_SPACE(bytes.len() as u32) as usize;
+        let space: usize = parts.iter().filter_map(|(_, bytes)| bytes.as_ref()).map(space).sum();
         if space > CONTROL {
             return Err(Errno::E2BIG);
         }
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = space as _;
-        let header = libc::CMSG_FIRSTHDR(&raw const message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(bytes.len() as u32) as _;
-        libc::CMSG_DATA(header).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        Errno::result(libc::sendmsg(to.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT))?;
+        if !to.is_empty() {
+            message.msg_name = to.as_ptr().cast_mut().cast();
+            message.msg_namelen = to.len() as libc::socklen_t;
+        }
+        if space > 0 {
+            message.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_controllen = space as _;
+        }
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        for (kind, bytes) in &parts {
+            let Some(bytes) = bytes else { continue };
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = *kind;
+            (*header).cmsg_len = libc::CMSG_LEN(bytes.len() as u32) as _;
+            libc::CMSG_DATA(header).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let sent = libc::sendmsg(from.as_raw_fd(), &raw const message, flags);
+        Errno::result(sent).map(|sent| sent as usize)
     }
-    Ok(())
 }
 
-/// Copies of the descriptors of the message that is read next, which stays: at most `most`, at the
-/// lowest free numbers, without close-on-exec.
-pub fn peek_descriptors(from: BorrowedFd<'_>, most: usize) -> nix::Result<Vec<OwnedFd>> {
+/// The next message, left where it is, its sender, and copies of what was sent with it: recvmsg(2)
+/// with MSG_PEEK and MSG_TRUNC. The copies are at the lowest free numbers, with close-on-exec if so
+/// asked.
+pub fn peek_message(
+    from: BorrowedFd<'_>,
+    into: &mut [u8],
+    cloexec: bool,
+) -> nix::Result<(usize, Vec<u8>, Parcel)> {
     let mut control = Control([0; CONTROL]);
-    let mut byte = [0_u8];
-    let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
-    let mut fds = Vec::with_capacity(most);
+    let mut name = vec![0; ADDRESS];
+    let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let mut parcel = Parcel::default();
     // SAFETY: msghdr is plain data, for which zeroes are a value; the kernel writes at most as much
-    // as it is told, and CMSG_NXTHDR stays within that. What SCM_RIGHTS brings are new descriptors
-    // that nobody else owns.
+    // as it is told, and CMSG_NXTHDR stays within that. What SCM_RIGHTS and SCM_PIDFD bring are new
+    // descriptors that nobody else owns.
     unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &raw mut part;
         message.msg_iovlen = 1;
+        message.msg_name = name.as_mut_ptr().cast();
+        message.msg_namelen = name.len() as libc::socklen_t;
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = CONTROL as _;
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        Errno::result(libc::recvmsg(from.as_raw_fd(), &raw mut message, flags))?;
+        let mut flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        if cloexec {
+            flags |= libc::MSG_CMSG_CLOEXEC;
+        }
+        let len = Errno::result(libc::recvmsg(from.as_raw_fd(), &raw mut message, flags))?;
+        parcel.cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+        name.truncate(message.msg_namelen as usize);
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while !header.is_null() {
-            if ((*header).cmsg_level, (*header).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                let len = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-                let data = libc::CMSG_DATA(header).cast::<i32>();
-                for at in 0..len / size_of::<i32>() {
-                    fds.push(OwnedFd::from_raw_fd(data.add(at).read_unaligned()));
+            let data = libc::CMSG_DATA(header).cast::<i32>();
+            let count = ((*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / 4;
+            let int = |at: usize| data.add(at).read_unaligned();
+            match ((*header).cmsg_level, (*header).cmsg_type) {
+                (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
+                    parcel.fds.extend((0..count).map(|at| OwnedFd::from_raw_fd(int(at))));
                 }
+                (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if count >= 3 => {
+                    parcel.credentials = Some((int(0), int(1) as u32, int(2) as u32));
+                }
+                // SO_PASSPIDFD: the kernel makes one for whoever reads. Negative if it could not.
+                (libc::SOL_SOCKET, SCM_PIDFD) if count >= 1 && int(0) >= 0 => {
+                    drop(OwnedFd::from_raw_fd(int(0)));
+                }
+                _ => (),
             }
             header = libc::CMSG_NXTHDR(&raw const message, header);
         }
+        Ok((len as usize, name, parcel))
     }
-    fds.truncate(most);
-    Ok(fds)
 }
