@@ -9,29 +9,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Enough for a child that makes two system calls.
 const STACK: usize = 16 << 10;
 
+/// What the child of [`with_shared_table`] looks at.
+struct Watch {
+    parent: libc::pid_t,
+    done: AtomicBool,
+}
+
+/// Stays until it is done, or until the parent has ended, however that comes about.
+extern "C" fn wait(watch: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the parent keeps it until this child has ended.
+    let watch = unsafe { &*watch.cast::<Watch>() };
+    // SAFETY: neither call takes an argument or can fail, so errno, which is the parent's too, stays.
+    unsafe {
+        while !watch.done.load(Ordering::Acquire) && libc::getppid() == watch.parent {
+            libc::sched_yield();
+        }
+    }
+    0
+}
+
 /// Does something while the descriptor table of this process has a second user.
 ///
 /// A thread would do it too, but the C library brings signal handlers with its first one, and what
 /// the caller had ignored would not be ignored any more after an exec.
 pub fn with_shared_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
-    let parent = nix::unistd::getpid().as_raw();
-    let done = AtomicBool::new(false);
-    let mut stack = vec![0; STACK];
-    // It also ends when this process does, however that comes about.
-    let wait = || {
-        while !done.load(Ordering::Acquire) && nix::unistd::getppid().as_raw() == parent {
-            // SAFETY: no arguments, and it cannot fail, so errno, which is ours too, stays.
-            unsafe { libc::sched_yield() };
-        }
-        0
-    };
-    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_FILES;
+    let watch = Watch { parent: nix::unistd::getpid().as_raw(), done: AtomicBool::new(false) };
+    let mut stack = vec![0u8; STACK];
+    // The end of the stack, where it begins, aligned as every ABI wants it.
+    let top = stack.as_mut_ptr_range().end.map_addr(|at| at & !15);
+    let data = (&raw const watch).cast_mut().cast();
     // SAFETY: the child has a stack of its own, calls nothing that allocates, locks or unwinds, and
-    // has ended when this function returns, before the stack and `done` go.
-    let child = unsafe { clone(Box::new(wait), &mut stack, flags, None)? };
+    // has ended when this function returns, before the stack and what it looks at go. (nix's clone
+    // would drop the closure that the child runs as soon as it returns here.)
+    let child = unsafe {
+        Errno::result(libc::clone(wait, top.cast(), libc::CLONE_VM | libc::CLONE_FILES, data))?
+    };
     let outcome = work();
-    done.store(true, Ordering::Release);
-    reap(child);
+    watch.done.store(true, Ordering::Release);
+    reap(nix::unistd::Pid::from_raw(child));
     Ok(outcome)
 }
 
