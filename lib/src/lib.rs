@@ -7,12 +7,14 @@ pub mod sys;
 
 pub mod image;
 
+pub mod count;
 pub mod diag;
 pub mod filter;
 pub mod proc;
 pub mod service;
 pub mod shrink;
 pub mod site;
+pub mod stats;
 pub mod store;
 pub mod terminal;
 pub mod text;

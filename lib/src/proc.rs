@@ -338,7 +338,16 @@ pub fn own_netns() -> Option<u64> {
 
 /// FDSize of this thread's table.
 pub fn own_capacity() -> Result<u64> {
-    let text = std::fs::read("/proc/thread-self/status").at(|| "/proc/thread-self/status")?;
+    capacity_at("/proc/thread-self/status")
+}
+
+/// FDSize of a process.
+pub fn capacity_of(pid: i32) -> Result<u64> {
+    capacity_at(&format!("/proc/{pid}/status"))
+}
+
+fn capacity_at(path: &str) -> Result<u64> {
+    let text = std::fs::read(path).at(|| path.to_owned())?;
     Ok(StatusText(&text).words("FDSize").next().and_then(|n| n.parse().ok()).unwrap_or(0))
 }
 

@@ -11,6 +11,7 @@ use crate::proc::inode_of;
 use crate::service::{self, Placement, Wanted};
 use crate::shrink;
 use crate::site::{Fate, Made, Site, set_flags};
+use crate::stats::Meter;
 use crate::store::Store;
 use crate::sys::{self, Owner, Seat};
 use crate::terminal;
@@ -34,19 +35,20 @@ pub(crate) struct With<'a> {
 /// Makes the table of this process what the plan says. `source` is the image.
 ///
 /// What is given first is where messages go although 2 may be COMMAND's by now; an exec closes it.
-/// Nothing outside this process is changed.
+/// Nothing outside this process is changed. `meter` looks on.
 pub fn restore(
     plan: &Plan<'_>,
     options: &Options,
     source: &[u8],
     root: Option<OwnedFd>,
+    meter: Option<&mut Meter<'_>>,
 ) -> (Option<Seat>, Result<Vec<RawFd>>) {
     let err = match sys::start::closed_at_start(2) {
         true => None,
         false => std::io::stderr().as_fd().try_clone_to_owned().ok(),
     };
     let mut services = vec![err.map(Seat::here), root.map(Seat::here)];
-    let made = in_place(plan, options, source, &mut services);
+    let made = in_place(plan, options, source, &mut services, meter);
     (services[0], made)
 }
 
@@ -56,6 +58,7 @@ fn in_place(
     options: &Options,
     source: &[u8],
     services: &mut Vec<Option<Seat>>,
+    mut meter: Option<&mut Meter<'_>>,
 ) -> Result<Vec<RawFd>> {
     let mut handed: Vec<RawFd> = Vec::new();
     for step in &plan.steps {
@@ -78,6 +81,9 @@ fn in_place(
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
     place(services, options.placement, &table)?;
+    if let Some(meter) = &mut meter {
+        meter.placed();
+    }
     let stays = |step: &&Step| step.deed == Deed::Inherit(step.fd);
     let mut keep: Vec<RawFd> = plan.steps.iter().filter(stays).map(|step| step.fd).collect();
     keep.extend(services.iter().flatten().map(|seat| seat.number()));
@@ -109,6 +115,9 @@ fn in_place(
     let cloexec = built?;
     if limits.0 != limits.1 {
         setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
+    }
+    if let Some(meter) = meter {
+        meter.look()?;
     }
     if options.placement == Placement::Tight {
         shrink::to(service::capacity(highest)).at(|| "shrink the table")?;

@@ -10,6 +10,7 @@ use crate::sys::board::Board;
 use crate::sys::{self, Seat};
 use nix::errno::Errno;
 use nix::libc;
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
@@ -20,7 +21,7 @@ pub const MOST: usize = 253;
 pub struct Store<'b> {
     socket: Seat,
     lock: (&'b Board, usize),
-    messages: u32,
+    messages: Cell<u32>,
 }
 
 impl<'b> Store<'b> {
@@ -34,7 +35,7 @@ impl<'b> Store<'b> {
         sys::socket::bind(socket.as_fd(), &family).at(|| "the fdstore")?;
         let name = sys::socket::name(socket.as_fd()).at(|| "the fdstore")?;
         sys::socket::connect(socket.as_fd(), &name).at(|| "the fdstore")?;
-        let store = Store { socket: Seat::here(socket), lock, messages: 0 };
+        let store = Store { socket: Seat::here(socket), lock, messages: Cell::new(0) };
         // Each message takes some hundred bytes of the buffer; what is beyond wmem_max takes root.
         for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
             let _ = store.set(buffer, i32::MAX / 2);
@@ -55,13 +56,13 @@ impl<'b> Store<'b> {
             }
             sent => drop(sent.at(|| "the fdstore")?),
         }
-        self.messages += 1;
-        Ok(self.messages - 1)
+        Ok(self.messages.replace(self.messages.get() + 1))
     }
 
     /// Copies of the descriptors of a message, at the lowest free numbers, ascending.
     pub fn get(&self, message: u32, count: usize) -> Result<Vec<OwnedFd>> {
         let _held = Held::take(self.lock.0, self.lock.1);
+        self.messages.set(self.messages.get() + 1);
         self.set(libc::SO_PEEK_OFF, message as i32).at(|| "SO_PEEK_OFF")?;
         let fds = sys::socket::peek_message(self.socket.as_fd(), &mut [0], false)?.2.fds;
         match fds.len() == count {
@@ -73,7 +74,12 @@ impl<'b> Store<'b> {
 
     /// The store again, where its socket stands now.
     pub fn seated(socket: Seat, lock: (&'b Board, usize)) -> Store<'b> {
-        Store { socket, lock, messages: 0 }
+        Store { socket, lock, messages: Cell::new(0) }
+    }
+
+    /// How many messages were put and taken through this view of it.
+    pub fn messages(&self) -> u32 {
+        self.messages.get()
     }
 
     /// Where its socket stands.

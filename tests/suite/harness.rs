@@ -427,6 +427,11 @@ impl Ran {
         self
     }
 
+    /// What the last stage said on stderr.
+    pub(crate) fn said(&self) -> &str {
+        &self.stages.last().expect("a stage").stderr
+    }
+
     /// As `ok`, and nobody had anything to say.
     #[track_caller]
     pub(crate) fn quiet(self) -> Self {

@@ -20,7 +20,7 @@ _fdrestore() {
 
     case "${cmd}" in
         fdrestore)
-            opts="--help --image -i --task --tree --respawn --same-pids --placement --inherit --missing --changed --root --steal --dry-run -n --json -J --version -V"
+            opts="--help --image -i --task --tree --respawn --same-pids --placement --inherit --missing --changed --root --steal --stats --dry-run -n --json -J --version -V"
             case "${prev}" in
                 --image | -i)
                     COMPREPLY=()
@@ -47,6 +47,10 @@ _fdrestore() {
                     return 0
                     ;;
                 --root)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --stats)
                     COMPREPLY=()
                     return 0
                     ;;

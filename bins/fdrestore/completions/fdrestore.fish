@@ -3,7 +3,7 @@ function __fish_fdrestore_using_command
     set -e cmd[1]
     set -l target_cmd $argv
 
-    set -l known_value_flags 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'task'
+    set -l known_value_flags 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'stats' 'task'
 
     set -l i 1
     set -l cleaned_cmd
@@ -53,6 +53,7 @@ complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l missing -r -d 'w
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l changed -r -d 'what to do about a file that is not what it was: fail, warn or ignore'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l root -r -d 'open paths below DIR'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l steal -d 'take the controlling terminal from the session that has it'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l stats -r -d 'say what it took, on stderr: text or json'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l dry-run -s n -d 'print the plan and stop'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l json -s J -d 'print the plan as JSON'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l version -s V -d 'print the version'

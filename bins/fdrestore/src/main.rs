@@ -2,6 +2,7 @@
 //! fdrestore: an image becomes the descriptors of a new command, or of a tree of processes.
 
 mod show;
+mod stats;
 mod tree;
 
 use argh::{ArgsInfo, FromArgValue, FromArgs};
@@ -12,6 +13,7 @@ use fdkit::plan::{Inherit, Missing, Options, Plan};
 use fdkit::restore::restore;
 use fdkit::service::Placement;
 use fdkit::site::Changed;
+use fdkit::stats::Meter;
 use fdkit::sys::memory::map_sealed;
 use fdkit::text::escape;
 use std::ffi::OsString;
@@ -58,6 +60,9 @@ struct Args {
     /// take the controlling terminal from the session that has it
     #[argh(switch)]
     steal: bool,
+    /// say what it took, on stderr: text or json
+    #[argh(option, arg_name = "FORM")]
+    stats: Option<Policy<stats::Form>>,
     /// print the plan and stop
     #[argh(switch, short = 'n')]
     dry_run: bool,
@@ -97,7 +102,7 @@ impl FromArgValue for Policy<Placement> {
     }
 }
 
-const TOOL: Tool = Tool::chain("fdrestore");
+const TOOL: Tool = Tool::chain("fdrestore").optional(&[("stats", "text")]);
 
 fn main() -> ExitCode {
     TOOL.main(run)
@@ -112,6 +117,9 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     }
     if command.is_empty() && !args.dry_run && !args.tree {
         return Err(Error::misuse("COMMAND is not given; it goes after --"));
+    }
+    if args.stats.is_some() && args.dry_run {
+        return Err(Error::misuse("--stats says what a restore took, and --dry-run is none"));
     }
     let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
     let options = Options {
@@ -148,7 +156,14 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     plan.refuse(&mut |line| tool.warn(line))?;
     let source = map_sealed(spool.as_fd()).at(|| "map the image")?;
     drop(spool);
-    let (err, restored) = restore(&plan, &options, source, root);
+    let counter = args.stats.as_ref().map(|_| stats::count(tool)).transpose()?;
+    let mut meter = counter.as_ref().map(|counter| Meter::new(Some(counter)));
+    let (err, mut restored) = restore(&plan, &options, source, root, meter.as_mut());
+    if let (Some(counter), Some(meter), Some(form)) = (&counter, meter, &args.stats) {
+        restored =
+            restored.and_then(|it| stats::of_one(&plan, meter, counter, form.0).map(|()| it));
+    }
+    drop(counter);
     let cloexec = match restored {
         Ok(cloexec) => cloexec,
         Err(why) => {

@@ -24,7 +24,12 @@ pub(crate) fn restore(
     root: Option<OwnedFd>,
     command: Vec<OsString>,
 ) -> Result<End> {
-    let mode = Mode { respawn: args.respawn, same_pids: args.same_pids, command };
+    let mode = Mode {
+        respawn: args.respawn,
+        same_pids: args.same_pids,
+        stats: args.stats.is_some(),
+        command,
+    };
     let path = args.root.as_ref().map(|path| path.as_path().to_owned());
     let dir = root.as_ref().map(AsFd::as_fd);
     let at = || crate::name(args);
@@ -41,6 +46,9 @@ pub(crate) fn restore(
     let holds = !mode.respawn && mode.command.is_empty();
     let mut ready = |grown: &Grown| {
         grown.said.iter().for_each(|line| tool.warn(line));
+        if let (Some(rows), Some(form)) = (&grown.stats, &args.stats) {
+            std::io::stderr().write_all(crate::stats::text(rows, form.0).as_bytes())?;
+        }
         if !holds {
             return Ok(());
         }

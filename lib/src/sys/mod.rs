@@ -18,6 +18,7 @@ pub mod socket;
 pub mod start;
 pub mod timer;
 pub mod title;
+pub mod trace;
 pub mod tty;
 
 use nix::errno::Errno;

@@ -6,15 +6,17 @@
 //! runs its command). Until the last stage whatever dies takes all others along.
 
 use super::{Group, Tree};
+use crate::count::{Calls, Counter};
 use crate::error::{At, Error, Result, Status};
 use crate::image::Credentials;
 use crate::image::Task;
 use crate::plan::{Deed, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
 use crate::restore::{self, With, Work, close_others, place, raise_limit, seize};
-use crate::service::{self, Placement, Wanted};
+use crate::service::{self, Placement, Size, Wanted};
 use crate::shrink;
 use crate::site::{Fate, Heirs, Site};
+use crate::stats::{Made, Meter, Row};
 use crate::store::Store;
 use crate::sys::board::Board;
 use crate::sys::fork::{self, Birth};
@@ -44,6 +46,8 @@ pub struct Mode {
     pub command: Vec<OsString>,
     /// Each gets the process id that it had.
     pub same_pids: bool,
+    /// What it takes is looked at.
+    pub stats: bool,
 }
 
 impl Mode {
@@ -89,7 +93,18 @@ struct Crew<'a> {
     moved: RefCell<HashMap<Vec<u8>, Vec<u8>>>,
     title: Option<Title>,
     root: Option<std::path::PathBuf>,
+    sheet: Option<Sheet>,
 }
+
+/// Where the tasks put down what they took, for `--stats`.
+struct Sheet {
+    counter: Counter,
+    /// For each task [`SHEET`] cells.
+    board: Board,
+}
+
+/// Of a task: system calls, dups, messages, and the largest table that it saw itself.
+const SHEET: usize = 4;
 
 /// Our own descriptors in a table.
 #[derive(Clone, Copy, Debug, Default)]
@@ -166,6 +181,8 @@ pub struct Grown {
     pub pids: Vec<(i32, i32)>,
     /// What was said on the way.
     pub said: Vec<String>,
+    /// What it took, if that was asked for.
+    pub stats: Option<Vec<Row>>,
 }
 
 /// Makes the processes of a tree. `source` is the image.
@@ -193,6 +210,13 @@ pub fn grow(
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited()), Some(&mut mask))?;
     fork::wait_for_children();
     credentials::adopt_orphans().at(|| "PR_SET_CHILD_SUBREAPER")?;
+    let sheet = match mode.stats {
+        true => {
+            let board = Board::new(SHEET * count, 0).at(|| "shared memory")?;
+            Some(Sheet { counter: Counter::start(count + tree.shape.orphans.len())?, board })
+        }
+        false => None,
+    };
     let crew = Crew {
         tree,
         options,
@@ -214,6 +238,7 @@ pub fn grow(
         moved: RefCell::default(),
         title: Title::find(),
         root: path,
+        sheet,
     };
     let outcome = crew.lead(root, ready);
     if outcome.is_err() {
@@ -230,6 +255,7 @@ impl Crew<'_> {
         ready: &mut dyn FnMut(&Grown) -> Result<()>,
     ) -> Result<Option<WaitStatus>> {
         let tree = self.tree;
+        let meter = self.meter();
         let root = root.map(Seat::here);
         let mut store = Store::new((self.board, LOCK))?;
         let mut site = tree.common.site(self.source, self, root, self.options.changed);
@@ -248,6 +274,7 @@ impl Crew<'_> {
         self.wait_for(BORN)?;
         self.stock(&mut store, &mut site, true)?;
         let mut said = std::mem::take(&mut site.warnings);
+        said.extend(self.sheet.as_ref().and_then(|sheet| sheet.counter.why_not()));
         services.all().for_each(Seat::close);
         self.board.set(STAGE, BORN);
         self.wait_for(RESTORED)?;
@@ -256,7 +283,14 @@ impl Crew<'_> {
             said.extend(lines.lines().map(|line| format!("task {}: {line}", task.pid)));
         }
         let pids = tree.image.tasks.iter().enumerate().map(|(at, task)| (task.pid, self.pid(at)));
-        let grown = Grown { pids: pids.collect(), said };
+        let mut grown = Grown { pids: pids.collect(), said, stats: None };
+        if let Some(sheet) = &self.sheet {
+            let peaks = self.sizes()?;
+            self.board.set(STAGE, RESTORED);
+            self.wait_for(GONE_ON)?;
+            grown.stats = Some(self.stats(sheet, &peaks, &store, meter.calls())?);
+            sheet.counter.end();
+        }
         if self.mode.holds() {
             self.board.set(STAGE, RESTORED);
             self.wait_for(GONE_ON)?;
@@ -264,8 +298,58 @@ impl Crew<'_> {
             return self.hold();
         }
         ready(&grown)?;
-        self.board.set(STAGE, RESTORED);
+        self.board.set(STAGE, GONE_ON);
         self.follow(Pid::from_raw(self.pid(tree.shape.order[0]))).map(Some)
+    }
+
+    /// What counts for this process.
+    fn meter(&self) -> Meter<'_> {
+        Meter::from_birth(self.sheet.as_ref().map(|sheet| &sheet.counter))
+    }
+
+    /// FDSize of each task, as it is now.
+    fn sizes(&self) -> Result<Vec<u64>> {
+        let tasks = 0..self.tree.image.tasks.len();
+        tasks.map(|at| crate::proc::capacity_of(self.pid(at))).collect()
+    }
+
+    /// What all took. `peaks` are the sizes of their tables before our own descriptors went.
+    fn stats(
+        &self,
+        sheet: &Sheet,
+        peaks: &[u64],
+        store: &Store<'_>,
+        calls: Option<Calls>,
+    ) -> Result<Vec<Row>> {
+        let ends = self.sizes()?;
+        let cell =
+            |at: usize, which: usize| sheet.board.cell(SHEET * at + which).load(Ordering::Acquire);
+        let row = |at: &usize| {
+            let at = *at;
+            let [all, dups, messages, seen] = [0, 1, 2, 3].map(|which| cell(at, which) as u32);
+            let made = |plan: &Plan<'_>| Made {
+                descriptors: plan.steps.iter().filter(|step| step.deed != Deed::Skip).count(),
+                size: Size { peak: peaks[at].max(ends[at]).max(seen.into()), end: ends[at] },
+            };
+            Row {
+                pid: Some(self.tree.image.tasks[at].pid),
+                table: self.tree.tables[at].as_ref().map(made),
+                calls: calls.map(|_| Calls { all, dups }),
+                messages,
+            }
+        };
+        let own = Row { pid: None, table: None, calls, messages: store.messages() };
+        Ok(self.tree.shape.order.iter().map(row).chain([own]).collect())
+    }
+
+    /// Puts down what a task took.
+    fn put_down(&self, at: usize, meter: &Meter<'_>, messages: u32) {
+        let Some(sheet) = &self.sheet else { return };
+        let Calls { all, dups } = meter.calls().unwrap_or_default();
+        let values = [all, dups, messages, meter.peak as u32];
+        for (which, value) in values.into_iter().enumerate() {
+            sheet.board.cell(SHEET * at + which).store(value as i32, Ordering::Release);
+        }
     }
 
     /// Makes what several tasks have, as far as it can be made by now, and puts it into the store.
@@ -466,7 +550,9 @@ impl Crew<'_> {
     /// One that has a table of its own.
     fn own(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
         let plan = self.tree.tables[at].as_ref().ok_or(Errno::EBADF)?;
-        let services = self.newborn(plan, before)?;
+        let mut meter = self.meter();
+        let services = self.newborn(plan, before, &mut meter)?;
+        meter.placed();
         let store = services.store.map(|seat| Store::seated(seat, (self.board, LOCK)));
         let mut site = plan.site(self.source, self, services.root, self.options.changed);
         site.moved = self.moved.borrow().clone();
@@ -504,12 +590,14 @@ impl Crew<'_> {
                 sys::close_on_exec(first, last).at(|| "FD_CLOEXEC")?;
             }
         }
+        self.put_down(at, &meter, store.as_ref().map_or(0, Store::messages));
         self.go_on(at, plan)
     }
 
     /// One that shares the table of another, who restores it.
     fn share(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
         let plan = self.tree.tables[self.tree.shape.kin[at].owner].as_ref().ok_or(Errno::EBADF)?;
+        let meter = self.meter();
         let store = before.services.store.map(|seat| Store::seated(seat, (self.board, LOCK)));
         let with = With { handed: HashMap::new(), store: store.as_ref(), filler: None };
         self.children(at, before.services, &with, None)?;
@@ -519,12 +607,18 @@ impl Crew<'_> {
         self.surround(at)?;
         self.arrive(at, RESTORED);
         self.reap_stand_ins(at);
+        self.put_down(at, &meter, store.as_ref().map_or(0, Store::messages));
         self.go_on(at, plan)
     }
 
     /// Finds our own descriptors a place, closes what the task does not want of its parent's, and
     /// takes a smaller table if it was born with a larger one than it needs.
-    fn newborn(&self, plan: &Plan<'_>, before: Before<'_>) -> Result<Services> {
+    fn newborn(
+        &self,
+        plan: &Plan<'_>,
+        before: Before<'_>,
+        meter: &mut Meter<'_>,
+    ) -> Result<Services> {
         let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
         let numbers: Vec<u32> = wanted.map(|step| step.fd as u32).collect();
         let owner = self.by_pid.get(&plan.task.pid);
@@ -551,6 +645,9 @@ impl Crew<'_> {
         let born = service::capacity(before.services.highest().max(highest));
         let need = service::capacity(services.highest().max(numbers.last().copied()));
         if self.options.placement == Placement::Tight && born > need {
+            if self.sheet.is_some() {
+                meter.look()?;
+            }
             shrink::now().at(|| "shrink the table")?;
         }
         Ok(services)
@@ -765,6 +862,9 @@ impl Crew<'_> {
                 nix::unistd::pause();
             }
         };
+        if self.sheet.is_some() {
+            self.arrive(at, GONE_ON);
+        }
         credentials::die_with_parent(false)?;
         let owner = self.tree.shape.kin[at].owner == at;
         let cloexec =

@@ -1,0 +1,165 @@
+//! What a restore took, as a table and as JSON.
+
+use crate::Policy;
+use argh::FromArgValue;
+use fdkit::cli::Tool;
+use fdkit::count::Counter;
+use fdkit::error::Result;
+use fdkit::plan::{Deed, Plan};
+use fdkit::service::{self, Size};
+use fdkit::stats::{Made, Meter, Row};
+use serde_json::{Value, json};
+
+/// How it is said.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    Text,
+    Json,
+}
+
+impl FromArgValue for Policy<Form> {
+    fn from_arg_value(value: &str) -> std::result::Result<Self, String> {
+        match value {
+            "text" => Ok(Policy(Form::Text)),
+            "json" => Ok(Policy(Form::Json)),
+            _ => Err("it is text or json".into()),
+        }
+    }
+}
+
+/// Begins to count, and says so if nothing can be counted.
+pub(crate) fn count(tool: &Tool) -> Result<Counter> {
+    let counter = Counter::start(1)?;
+    if let Some(why) = counter.why_not() {
+        tool.warn(why);
+    }
+    Ok(counter)
+}
+
+/// Has the counter say what one table took, which stands by now.
+pub(crate) fn of_one(
+    plan: &Plan<'_>,
+    mut meter: Meter<'_>,
+    counter: &Counter,
+    form: Form,
+) -> Result<()> {
+    let calls = meter.calls();
+    let end = meter.look()?;
+    let descriptors = plan.steps.iter().filter(|step| step.deed != Deed::Skip).count();
+    let table = Some(Made { descriptors, size: Size { peak: meter.peak, end } });
+    let row = Row { pid: Some(plan.task.pid), table, calls, messages: 0 };
+    counter.say(text(&[row], form).trim_end());
+    Ok(())
+}
+
+/// The columns, and their names in JSON.
+const NAMES: [(&str, &str); 7] = [
+    ("FDS", "descriptors"),
+    ("CALLS", "system_calls"),
+    ("DUPS", "dups"),
+    ("MESSAGES", "messages"),
+    ("PEAK", "peak"),
+    ("FDSIZE", "fdsize"),
+    ("BYTES", "bytes"),
+];
+
+/// The values of the columns; none where there is none, or it is not known.
+fn values(row: &Row) -> [Option<u64>; NAMES.len()] {
+    let size = row.table.map(|table| table.size);
+    [
+        row.table.map(|table| table.descriptors as u64),
+        row.calls.map(|calls| calls.all.into()),
+        row.calls.map(|calls| calls.dups.into()),
+        Some(row.messages.into()),
+        size.map(|size| size.peak),
+        size.map(|size| size.end),
+        size.map(|size| service::bytes(size.end)),
+    ]
+}
+
+/// What calls could not be counted of one cannot be added up.
+fn sums(rows: &[Row]) -> [Option<u64>; NAMES.len()] {
+    let counted = rows.iter().all(|row| row.calls.is_some());
+    std::array::from_fn(|at| {
+        let known = counted || !["CALLS", "DUPS"].contains(&NAMES[at].0);
+        known.then(|| rows.iter().filter_map(|row| values(row)[at]).sum())
+    })
+}
+
+/// Lines that end with a newline.
+pub(crate) fn text(rows: &[Row], form: Form) -> String {
+    match form {
+        Form::Text => table(rows).iter().map(|line| format!("fdrestore: {line}\n")).collect(),
+        Form::Json => format!("{}\n", document(rows)),
+    }
+}
+
+fn table(rows: &[Row]) -> Vec<String> {
+    let name = |row: &Row| row.pid.map_or("fdrestore".to_owned(), |pid| pid.to_string());
+    let mut named = vec![];
+    named.extend(rows.iter().map(|row| (name(row), values(row))));
+    if rows.len() > 1 {
+        named.push(("sum".to_owned(), sums(rows)));
+    }
+    let cells = |(name, values): (String, [Option<u64>; NAMES.len()])| {
+        let values = values.map(|value| value.map_or("-".to_owned(), |value| value.to_string()));
+        [vec![name], values.to_vec()].concat()
+    };
+    let head = ["PID"].into_iter().chain(NAMES.map(|(name, _)| name)).map(str::to_owned);
+    let mut lines = vec![head.collect::<Vec<String>>()];
+    lines.extend(named.into_iter().map(cells));
+    let width = |at: usize| lines.iter().map(|line| line[at].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..=NAMES.len()).map(width).collect();
+    let line = |cells: &Vec<String>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}"));
+        padded.collect::<Vec<String>>().join("  ")
+    };
+    lines.iter().map(line).collect()
+}
+
+fn document(rows: &[Row]) -> Value {
+    let entry = |values: [Option<u64>; NAMES.len()]| -> Value {
+        let named = NAMES.iter().zip(values);
+        named.map(|((_, key), value)| (key.to_string(), json!(value))).collect()
+    };
+    let task = |row: &Row| {
+        let mut entry = entry(values(row));
+        entry["pid"] = json!(row.pid);
+        entry
+    };
+    let tasks: Vec<Value> = rows.iter().filter(|row| row.pid.is_some()).map(task).collect();
+    let own = rows.iter().find(|row| row.pid.is_none());
+    let own = own.map(|row| entry(values(row)));
+    json!({"tasks": tasks, "fdrestore": own, "sum": entry(sums(rows))})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fdkit::count::Calls;
+    use fdkit::service::Size;
+    use fdkit::stats::Made;
+
+    fn row(pid: i32, calls: Option<u32>) -> Row {
+        let size = Size { peak: 256, end: 128 };
+        let calls = calls.map(|all| Calls { all, dups: 1 });
+        Row { pid: Some(pid), table: Some(Made { descriptors: 4, size }), calls, messages: 2 }
+    }
+
+    #[test]
+    fn sums_are_of_what_is_known() {
+        let own = Row { pid: None, table: None, calls: None, messages: 3 };
+        let rows = [row(7, Some(20)), row(8, Some(22)), own];
+        let lines = table(&rows);
+        let words = |at: usize| lines[at].split_whitespace().collect::<Vec<_>>();
+        assert_eq!(words(1), ["7", "4", "20", "1", "2", "256", "128", "1144"]);
+        assert_eq!(words(3), ["fdrestore", "-", "-", "-", "3", "-", "-", "-"]);
+        assert_eq!(words(4), ["sum", "8", "-", "-", "7", "512", "256", "2288"]);
+        let json = document(&rows);
+        assert_eq!(json["tasks"][1]["system_calls"], 22);
+        assert!(json["sum"]["system_calls"].is_null() && json["fdrestore"]["messages"] == 3);
+        assert_eq!(document(&rows[..2])["sum"]["system_calls"], 42);
+        // One table is its own sum.
+        assert_eq!(table(&rows[..1]).len(), 2);
+    }
+}

@@ -1,0 +1,283 @@
+//! What a restore takes: --stats says what strace sees, and it is within bounds.
+
+use crate::harness::{Pipeline, Scratch, Target, pipeline, tool, which};
+use serde_json::Value;
+use std::fs;
+use std::time::Instant;
+
+/// The image of a tree of mkfd.
+fn image(scratch: &Scratch, words: &[&str]) -> String {
+    let target = Target::ready(&[&["mkfd"], words].concat()).expect("no skip");
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "--tree", "-o", &file, &target.pid]]).quiet();
+    file
+}
+
+/// Numbers as mkfd takes them.
+fn list(numbers: impl Iterator<Item = u32>) -> String {
+    numbers.map(|number| number.to_string()).collect::<Vec<String>>().join(",")
+}
+
+/// `fdrestore --tree` until all stand; what it said on stderr, as JSON.
+fn tree(file: &str, options: &[&str]) -> Value {
+    let scratch = Scratch::new();
+    let tool = tool("fdrestore").to_string_lossy().into_owned();
+    let said = scratch.file("stderr");
+    let line =
+        format!("exec '{tool}' --tree --stats=json {} -i '{file}' 2>'{said}'", options.join(" "));
+    let holders = Target::ready(&["mkfd", "exec", "--", "sh", "-c", &line]).expect("no skip");
+    drop(holders);
+    json(&fs::read_to_string(said).expect("what it said"))
+}
+
+/// `fdrestore -- true`, started with the smallest table.
+fn command(file: &str, options: &[&str]) -> Value {
+    let tool = tool("fdrestore").to_string_lossy().into_owned();
+    let options = options.join(" ");
+    let line = format!("'{tool}' --stats=json {options} -i '{file}' -- true; exit $?");
+    let ran = pipeline(&[&["mkfd", "exec", "--", "sh", "-c", &line]]).ok();
+    json(ran.said())
+}
+
+fn json(text: &str) -> Value {
+    let line = text.lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|err| panic!("{err}\n{text}"))
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
+}
+
+fn tasks(stats: &Value) -> &Vec<Value> {
+    stats["tasks"].as_array().expect("tasks")
+}
+
+/// The system calls of each process that strace saw, by pid.
+fn strace(scratch: &Scratch, command: &str) -> Vec<(String, Vec<String>)> {
+    let log = scratch.file("trace");
+    let line = format!("strace -ff -o '{log}' {command}");
+    let holders = Target::ready(&["mkfd", "exec", "--", "sh", "-c", &format!("exec {line}")]);
+    drop(holders);
+    let files = fs::read_dir(scratch.dir()).expect("a folder").flatten();
+    let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    files
+        .filter_map(|entry| Some((name(&entry).strip_prefix("trace.")?.to_owned(), entry.path())))
+        .map(|(pid, path)| {
+            let text = fs::read_to_string(path).expect("a trace");
+            let calls = text.lines().filter(|line| !line.starts_with(['+', '-']));
+            (pid, calls.map(str::to_owned).collect())
+        })
+        .collect()
+}
+
+fn dups(calls: &[String]) -> usize {
+    calls.iter().filter(|call| call.starts_with("dup") || call.contains("F_DUPFD")).count()
+}
+
+#[test]
+fn the_calls_of_a_tree_are_those_that_strace_sees() {
+    needs!(which("strace").is_some(), "strace is missing");
+    let scratch = Scratch::new();
+    let first = list((3..10).chain([40, 41, 200]));
+    let file = image(&scratch, &["family", "3", "--first", &first, "--later", "12,600"]);
+    let stats = tree(&file, &[]);
+    let tool = tool("fdrestore").to_string_lossy().into_owned();
+    let mut seen: Vec<(usize, usize)> = strace(&scratch, &format!("'{tool}' --tree -i '{file}'"))
+        .into_iter()
+        .filter(|(_, calls)| calls.iter().all(|call| !call.starts_with("execve")))
+        // The helpers of a shrinking table make a few calls only.
+        .filter(|(_, calls)| calls.iter().any(|call| call.starts_with("prctl(PR_SET_PDEATHSIG")))
+        .map(|(_, calls)| (calls.len(), dups(&calls)))
+        .collect();
+    let mut said: Vec<(usize, usize)> = tasks(&stats)
+        .iter()
+        .map(|task| (number(&task["system_calls"]) as usize, number(&task["dups"]) as usize))
+        .collect();
+    seen.sort_unstable();
+    said.sort_unstable();
+    assert_eq!(seen.len(), 4);
+    for (seen, said) in seen.iter().zip(&said) {
+        // Beyond what is counted a task wakes fdrestore up, and waits.
+        assert!((said.0 + 1..=said.0 + 2).contains(&seen.0), "strace {seen:?}, --stats {said:?}");
+        // The first task also moves the fdstore to its place.
+        assert!((said.1..=said.1 + 1).contains(&seen.1), "dups: strace {seen:?}, {said:?}");
+    }
+}
+
+#[test]
+fn the_calls_of_a_command_are_those_that_strace_sees() {
+    needs!(which("strace").is_some(), "strace is missing");
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["family", "0", "--first", &list((3..30).chain([50, 300]))]);
+    let stats = command(&file, &["--inherit", "1"]);
+    let task = &tasks(&stats)[0];
+    let tool = tool("fdrestore").to_string_lossy().into_owned();
+    let line = format!("'{tool}' --inherit 1 -i '{file}' -- echo done");
+    let traces = strace(&scratch, &line);
+    let calls = traces.iter().map(|(_, calls)| calls);
+    let calls = calls.max_by_key(|calls| calls.len()).expect("a trace");
+    let at = |what: &str| calls.iter().position(|call| call.starts_with(what));
+    // From the copy of stderr on to the last step before COMMAND.
+    let begin = at("fcntl(2, F_DUPFD_CLOEXEC").expect("the beginning");
+    // The last steps are to give SIGPIPE back, and to look for COMMAND.
+    let last = |call: &String| call.starts_with("execve") || call.starts_with("rt_sig");
+    let end = begin + calls[begin..].iter().position(last).expect("an exec");
+    let seen = (end - begin) as u64;
+    let said = number(&task["system_calls"]);
+    assert_eq!(seen, said, "strace, and --stats: {:#?}", &calls[begin..end]);
+    assert_eq!(number(&task["dups"]), 1 + 2, "0 and 2 are one; 50 and 300 come after holes");
+}
+
+#[test]
+fn a_task_with_inherited_descriptors_takes_few_calls_however_many_tasks_there_are() {
+    let scratch = Scratch::new();
+    let mut took = Vec::new();
+    for count in [500, 2000] {
+        let file = image(&scratch, &["family", &count.to_string(), "--first", &list(3..23)]);
+        let stats = tree(&file, &[]);
+        let tasks = tasks(&stats);
+        assert_eq!(tasks.len(), count + 1);
+        for task in &tasks[1..] {
+            assert!(number(&task["system_calls"]) <= 25, "{task}");
+            assert_eq!((number(&task["messages"]), number(&task["dups"])), (0, 0), "{task}");
+            assert_eq!((number(&task["fdsize"]), number(&task["peak"])), (64, 64), "{task}");
+        }
+        let begin = Instant::now();
+        drop(Target::ready(&["fdrestore", "--tree", "-i", &file]).expect("no skip"));
+        took.push((number(&stats["sum"]["system_calls"]) / count as u64, begin.elapsed()));
+    }
+    // The parent and fdrestore take a few for each task, too, and these do not grow.
+    let [(few, short), (many, long)] = took[..] else { unreachable!() };
+    assert!((10..60).contains(&few) && many <= few + 2, "calls a task: {few}, then {many}");
+    // Four times the tasks; a square would be 16 times the time.
+    assert!(long < short * 10, "500 tasks: {short:?}, 2000: {long:?}");
+}
+
+#[test]
+fn a_dense_private_table_takes_no_dup() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["many", "500", "--dir", scratch.dir()]);
+    let ours = ["--inherit", "0,1,2"];
+    for stats in [command(&file, &ours), tree(&file, &ours)] {
+        assert_eq!(number(&stats["tasks"][0]["descriptors"]), 503);
+        assert_eq!(number(&stats["tasks"][0]["dups"]), 0, "{stats}");
+    }
+}
+
+#[test]
+fn a_shared_run_of_numbers_is_few_messages() {
+    for count in [1, 99, 100, 500, 1000] {
+        let scratch = Scratch::new();
+        let file = image(&scratch, &["family", "2", "--first", &list(3..3 + count)]);
+        let stats = tree(&file, &[]);
+        let own = number(&stats["fdrestore"]["messages"]);
+        // /dev/null at 0, 1 and 2 is no run: one description.
+        assert!(own <= u64::from(count) / 100 + 1 + 1, "{count}: {stats}");
+        let parent = number(&stats["tasks"][0]["messages"]);
+        assert!(parent <= u64::from(count) / 100 + 1 + 1, "{count}: {stats}");
+        assert_eq!(number(&stats["tasks"][1]["messages"]), 0);
+    }
+}
+
+#[test]
+fn no_table_is_ever_larger_than_needed_where_one_number_is_free() {
+    for (numbers, needed) in [
+        ((3..63).collect::<Vec<u32>>(), 64),
+        ((3..62).chain([63]).collect(), 64),
+        ((4..64).collect(), 64),
+        ((3..127).collect(), 128),
+        ((3..255).filter(|number| *number != 77).chain([255]).collect(), 256),
+        (vec![8191], 8192),
+    ] {
+        let scratch = Scratch::new();
+        let first = list(numbers.iter().copied());
+        let file = image(&scratch, &["family", "2", "--first", &first]);
+        for stats in [command(&file, &[]), tree(&file, &[])] {
+            for task in tasks(&stats) {
+                let sizes = (number(&task["peak"]), number(&task["fdsize"]));
+                assert_eq!(sizes, (needed, needed), "{first}: {stats}");
+            }
+        }
+    }
+    // Where none is free, the table is larger for a while, and says so.
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["family", "1", "--first", &list(3..64)]);
+    for stats in [command(&file, &[]), tree(&file, &[])] {
+        let task = &stats["tasks"][0];
+        assert_eq!((number(&task["peak"]), number(&task["fdsize"])), (128, 64), "{stats}");
+    }
+}
+
+#[test]
+fn policies_are_told_apart_by_what_they_take() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["family", "0", "--first", &list(3..43)]);
+    let of = |policy: &str| {
+        let stats = tree(&file, &["--placement", policy]);
+        let task = stats["tasks"][0].clone();
+        (number(&task["dups"]), number(&task["fdsize"]))
+    };
+    // Two numbers of one description; what stands low is in the way of nobody but by accident.
+    assert_eq!(of("tight"), (2, 64));
+    assert_eq!(of("task"), (2, 128));
+    assert_eq!(of("rlimit").0, 2);
+    let (dups, size) = of("late");
+    assert!(dups >= 2 && size == 64, "{dups} {size}");
+}
+
+#[test]
+fn stats_leave_the_restored_as_they_are() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["family", "2", "--first", "3,4"]);
+    // What is restored is traced by nobody by then, and has no child of ours.
+    let script = "read -r children </proc/$$/task/$$/children; echo \"<$children>\"
+        grep TracerPid /proc/$$/status; ls /proc/$$/fd";
+    let run = |options: &[&str]| {
+        let restore = [&["fdrestore"], options, &["--inherit", "1", "-i", &file]].concat();
+        pipeline(&[&[&restore[..], &["--", "sh", "-c", script]].concat()]).ok().text()
+    };
+    assert_eq!(run(&["--stats"]), run(&[]));
+    let mut holders = Target::ready(&["fdrestore", "--tree", "--stats", "-i", &file]).unwrap();
+    for line in [holders.said.clone(), holders.line(), holders.line()] {
+        let (_, pid) = line.split_once(' ').expect("OLD NEW");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        assert!(status.contains("TracerPid:\t0\n"), "{status}");
+    }
+    // A command of a tree begins only when all is counted.
+    let tree = ["fdrestore", "--tree", "--stats", "--inherit", "1", "-i", &file];
+    let ran = pipeline(&[&[&tree[..], &["--", "grep", "TracerPid", "/proc/self/status"]].concat()]);
+    assert_eq!(ran.ok().text(), "TracerPid:\t0\n");
+}
+
+#[test]
+fn stats_are_a_table_or_json_and_nothing_else() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["family", "1", "--first", "3"]);
+    let ran = pipeline(&[&["fdrestore", "--stats", "-i", &file, "--", "true"]]).ok();
+    let lines: Vec<&str> = ran.said().lines().collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines.iter().all(|line| line.starts_with("fdrestore: ")), "{lines:?}");
+    assert!(lines[0].contains("CALLS") && lines[1].contains(" 64 "), "{lines:?}");
+    let misuse = |options: &[&str], text: &str| {
+        let words = [&["fdrestore", "-i", &file], options].concat();
+        pipeline(&[&words]).refuses(2, &[text]);
+    };
+    misuse(&["--tree", "--stats=xml"], "--stats");
+    misuse(&["--tree", "--stats", "-n"], "--dry-run");
+}
+
+#[test]
+fn where_nothing_can_be_counted_the_rest_is_said() {
+    needs!(which("strace").is_some(), "strace is missing");
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["family", "1", "--first", "3"]);
+    let tool = tool("fdrestore").to_string_lossy().into_owned();
+    // It is traced already.
+    let words = ["strace", "-o", "/dev/null", &tool, "--stats=json", "-i", &file, "--", "true"];
+    let ran = Pipeline::new(&[&words]).run().ok();
+    let text = ran.said();
+    assert!(text.contains("fdrestore: system calls are not counted: ptrace: "), "{text}");
+    let stats = json(text);
+    assert!(stats["tasks"][0]["system_calls"].is_null(), "{stats}");
+    assert_eq!(stats["tasks"][0]["fdsize"], 64, "{stats}");
+}
