@@ -237,6 +237,23 @@ impl Drop for Target {
     }
 }
 
+/// Waits until a program has started: it sleeps, and its descriptors stay as they are.
+pub(crate) fn settled(pid: &str) {
+    let asleep = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    };
+    let numbers = || fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors").count();
+    let (begin, mut before, mut quiet) = (Instant::now(), 0, 0);
+    while quiet < 15 {
+        assert!(begin.elapsed() < LIMIT, "{pid} does not settle");
+        thread::sleep(Duration::from_millis(20));
+        let now = numbers();
+        quiet = if asleep() && now == before { quiet + 1 } else { 0 };
+        before = now;
+    }
+}
+
 /// A status as a shell would say it.
 fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))

@@ -1,6 +1,6 @@
 //! The pipelines that people type, on the programs that they run.
 
-use crate::harness::{Scratch, Target, image, pipeline, scan, show, tool, which};
+use crate::harness::{Scratch, Target, image, pipeline, scan, settled, show, tool, which};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -77,6 +77,7 @@ fn redis_server_is_scanned_whole_and_its_log_restored() {
     let words = [&["sh", "-c", script, &socket], &redis[..], &options].concat();
     let shell = Target::program(&words);
     let pid = shell.said.as_str();
+    settled(pid);
 
     let file = scratch.file("a.fdi");
     scan(pid, &file);

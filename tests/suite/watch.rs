@@ -2,7 +2,7 @@
 
 use crate::errors::forged;
 use crate::harness::{
-    MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, root, scan, show, which,
+    MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, root, scan, settled, show, which,
 };
 use crate::pipelines::python;
 use fdkit::image::Item;
@@ -326,9 +326,10 @@ fn redis_and_nginx_have_epolls_that_are_understood() {
     for (name, command) in [("redis", redis), ("nginx", nginx)] {
         let program = command.split(' ').next().unwrap_or_default();
         needs!(which(program).is_some(), "{program} is missing");
-        let wait = "while ! [ -S \"$0\" ]; do sleep 0.05; done; sleep 0.3; echo $!; wait";
+        let wait = "while ! [ -S \"$0\" ]; do sleep 0.05; done; echo $!; wait";
         let script = format!("{command} >/dev/null & {wait}");
         let shell = Target::program(&["sh", "-c", &script, &socket(name)]);
+        settled(&shell.said);
         let file = scratch.file(&format!("{name}.fdi"));
         scan(&shell.said, &file);
         let listed = members(&file);
