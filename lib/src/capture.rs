@@ -234,22 +234,32 @@ impl<W: Write> Scan<'_, W> {
         // The first process of each table, and all its pids.
         let mut tables: Vec<(usize, Vec<i32>)> = Vec::new();
         let mut before: Vec<(Identity, Vec<RawFd>)> = Vec::new();
-        // Equal capacity and count come first: only such tables can be one.
+        // Only tables of as many numbers can be one; the first tables of each, as kcmp(2) orders them.
         let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (at, process) in processes.iter().enumerate() {
             let pid = process.pid;
             let identity = process.identity().map_err(named(pid))?;
             let numbers = process.numbers().map_err(named(pid))?;
             let candidates = alike.entry(numbers.len()).or_default();
-            let shared = candidates.iter().copied().find(|&table| {
-                let first = &processes[tables[table].0];
-                !self.options.passive && sys::compare_tables(first.pid, pid) == Ok(Ordering::Equal)
-            });
-            let table = shared.unwrap_or_else(|| {
-                candidates.push(tables.len());
-                tables.push((at, Vec::new()));
-                tables.len() - 1
-            });
+            // One that kcmp(2) may not look at is shared with nobody, as far as we can know.
+            let known = !self.options.passive && sys::compare_tables(pid, pid).is_ok();
+            let place = match known {
+                true => candidates.binary_search_by(|&table| {
+                    let first = processes[tables[table].0].pid;
+                    sys::compare_tables(first, pid).unwrap_or(Ordering::Less)
+                }),
+                false => Err(candidates.len()),
+            };
+            let table = match place {
+                Ok(place) => candidates[place],
+                Err(place) => {
+                    if known {
+                        candidates.insert(place, tables.len());
+                    }
+                    tables.push((at, Vec::new()));
+                    tables.len() - 1
+                }
+            };
             tables[table].1.push(pid);
             let highest = numbers.last().copied();
             let task = process.task(table as u32, highest).map_err(named(pid))?;

@@ -153,6 +153,15 @@ pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
     }
 }
 
+/// The numbers of so many services; fails with status 6 if a table has no room for them.
+pub(crate) fn room(policy: Placement, table: &Wanted<'_>, count: usize) -> Result<Vec<u32>> {
+    service::numbers(policy, table, count).ok_or_else(|| {
+        let limit = table.limit;
+        let why = format!("no room for {count} descriptors of our own below the limit {limit}");
+        Error::unrestorable(why)
+    })
+}
+
 /// Moves the services to their numbers. Whoever else stands there is closed: nobody that is kept
 /// does, since service numbers are not wanted ones.
 pub(crate) fn place(
@@ -160,12 +169,7 @@ pub(crate) fn place(
     policy: Placement,
     table: &Wanted<'_>,
 ) -> Result<()> {
-    let count = services.iter().flatten().count();
-    let numbers = service::numbers(policy, table, count).ok_or_else(|| {
-        let limit = table.limit;
-        let why = format!("no room for {count} descriptors of our own below the limit {limit}");
-        Error::unrestorable(why)
-    })?;
+    let numbers = room(policy, table, services.iter().flatten().count())?;
     let held = services.iter().flatten().map(|seat| seat.number() as u32);
     let wanted: Vec<(u32, u32)> = held.zip(numbers).collect();
     let spare = wanted.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
@@ -400,11 +404,17 @@ impl<'w, 's> Work<'w, 's> {
         Ok(())
     }
 
-    /// Lets go of what held numbers; fails with status 6 if something could not be made.
-    pub(crate) fn end(&mut self, say: &mut dyn FnMut(&str)) -> Result<()> {
+    /// Lets go of what held numbers, which no child is to be born with.
+    pub(crate) fn let_go(&mut self) -> Result<()> {
         for (first, last) in std::mem::take(&mut self.fillers) {
             sys::close_range(first, last).at(|| "close_range")?;
         }
+        Ok(())
+    }
+
+    /// Lets go of what held numbers; fails with status 6 if something could not be made.
+    pub(crate) fn end(&mut self, say: &mut dyn FnMut(&str)) -> Result<()> {
+        self.let_go()?;
         refuse(&self.problems, say)
     }
 

@@ -78,8 +78,9 @@ static FIXTURES: &[Entry] = &[
 ];
 
 const USAGE: &str = "\
-mkfd make [--dir DIR] [--close-std] [--nofile N] SPEC... [-- COMMAND...]
-                         make, then print the pid and wait, or become COMMAND
+mkfd make [--dir DIR] [--close-std] [--nofile N] [--share N] SPEC... [-- COMMAND...]
+                         make, then print the pid and wait, or become COMMAND;
+                         N children share the table (CLONE_FILES), and wait too
 mkfd check [--dir DIR] [--std LIST|none] [--fdsize N] [--log FILE] SPEC...
                          look from inside: is each what make made, and is nothing else open?
 mkfd many N [--dir DIR] [--mix files,pipes,socketpairs,eventfds] [--close-std]
@@ -198,6 +199,7 @@ struct Args {
     later: Vec<RawFd>,
     fdsize: Option<u64>,
     nofile: Option<u64>,
+    share: u64,
     mix: Option<String>,
 }
 
@@ -226,6 +228,7 @@ impl Args {
                 Some("--later") => out.later = numbers(value()?)?,
                 Some("--fdsize") => out.fdsize = Some(number(value()?)?),
                 Some("--nofile") => out.nofile = Some(number(value()?)?),
+                Some("--share") => out.share = number(value()?)?,
                 Some("--mix") => out.mix = Some(value()?.to_string_lossy().into_owned()),
                 Some(option) if option.starts_with("--") && !out.words.is_empty() => {
                     return Err(Stop::Misuse(format!("{option}: no such option")));
@@ -268,6 +271,13 @@ fn numbers(text: &OsStr) -> Result<Vec<RawFd>> {
 fn wait(stdout: RawFd, args: &Args) -> Result<i32> {
     sys::block_signals();
     let pid = std::process::id();
+    for _ in 0..args.share {
+        if sys::fork_with_table().at("clone")?.is_none() {
+            loop {
+                nix::unistd::pause();
+            }
+        }
+    }
     if args.close_std || stdout != 1 || driver::stderr_is_aside() {
         let (r, w) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
         match sys::fork().at("fork")? {

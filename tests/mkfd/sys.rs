@@ -169,6 +169,15 @@ pub(crate) fn flock(fd: BorrowedFd<'_>, write: bool) -> Result<()> {
     Errno::result(unsafe { libc::flock(fd.as_raw_fd(), how | libc::LOCK_NB) }).map(drop)
 }
 
+/// fork(2) of a child that shares the descriptor table: None in the child, which may not exit by
+/// the C library's ways, since that believes it to be its parent.
+pub(crate) fn fork_with_table() -> Result<Option<libc::pid_t>> {
+    let flags = libc::CLONE_FILES | libc::SIGCHLD;
+    // SAFETY: as in `fork`; without a stack of its own the child goes on on a copy of this one.
+    let pid = Errno::result(unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) })?;
+    Ok((pid != 0).then_some(pid as libc::pid_t))
+}
+
 /// Blocks every signal but those that end a process from a terminal.
 pub(crate) fn block_signals() {
     // SAFETY: the set is initialised by sigfillset before it is used; null is allowed for the old.

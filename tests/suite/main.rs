@@ -22,4 +22,5 @@ mod placement; // fdimg place, and what the kernel shows after each policy
 mod queues; // message queues: what is in them, and what becomes of their names
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to
+mod tree; // fdrestore --tree: real trees come back, or nothing does
 mod watch; // epoll, inotify, fanotify: programs, and what cannot come back

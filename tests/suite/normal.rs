@@ -1,7 +1,8 @@
 //! Two records of one thing, made comparable: what no restore can keep is taken out.
 
-use serde_json::Value;
-use std::collections::BTreeMap;
+use fdkit::image::{Bytes, Image, OpenFile, Task};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
 
 /// Keys of what is new with every process or kernel object: numbers of inodes, mounts and records,
 /// pids, and times. Close-on-exec is off in COMMAND by design, and told in the environment.
@@ -78,6 +79,122 @@ fn numbered(text: &str) -> String {
     match text.split_once(':') {
         Some((pid, fd)) if digits(pid) && digits(fd) => fd.into(),
         _ => text.into(),
+    }
+}
+
+/// An image of a tree, a value for each task and each slot, with their names: what is new with each
+/// process or kernel object is not in them, who shares what with whom is. `pids` says which process
+/// of the image before each is.
+///
+/// What a restore leaves to others is not in it either: what program a task runs, and how large the
+/// kernel's table for it is.
+pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, Value> {
+    let whole = Image::load(image).expect("an image");
+    let known = |pid: i32| pids.get(&pid).copied().unwrap_or(0);
+    let (tasks, slots) = (&whole.tasks, &whole.slots);
+    // Whatever has an id of its own is named by the first task, or slot, that has it.
+    let first = |same: &dyn Fn(&Task) -> bool| {
+        tasks.iter().filter(|task| same(task)).map(|task| known(task.pid)).min()
+    };
+    let owner = |table: u32| first(&|task| task.table.id == table).expect("a task of it");
+    let at = |file: u32| {
+        let mut at: Vec<(i32, u32)> = slots
+            .iter()
+            .filter(|slot| slot.file == file)
+            .map(|slot| (owner(slot.table), slot.fd))
+            .collect();
+        at.sort_unstable();
+        at
+    };
+    let kin = |file: &OpenFile| {
+        let same = |other: &&OpenFile| file.object.is_some() && other.object == file.object;
+        let mut kin: Vec<_> = whole.files.iter().filter(same).map(|other| at(other.id)).collect();
+        kin.sort();
+        kin
+    };
+    let mut values = BTreeMap::new();
+    for task in tasks {
+        let mut value = json(&task);
+        let map = value.as_object_mut().expect("a map");
+        for key in ["start", "comm", "exe", "args", "pid"] {
+            map.remove(key);
+        }
+        map.insert("ppid".into(), known(task.ppid).into());
+        map.insert("pgid".into(), first(&|it| it.pgid == task.pgid).into());
+        map.insert("sid".into(), first(&|it| it.sid == task.sid).into());
+        map.insert("leads".into(), json!([task.pgid == task.pid, task.sid == task.pid]));
+        map["table"]["id"] = owner(task.table.id).into();
+        map["table"].as_object_mut().expect("a map").remove("capacity");
+        if let Some(terminal) = map.get_mut("terminal") {
+            let foreground = terminal["foreground"].as_i64().expect("a group") as i32;
+            terminal["foreground"] = first(&|task| task.pgid == foreground).into();
+            // The numbers of pseudo terminals are given anew.
+            terminal["device"] = (terminal["device"].as_u64().expect("a device") >> 8).into();
+        }
+        values.insert(known(task.pid).to_string(), value);
+    }
+    for slot in slots {
+        let file = whole.file(slot.file).expect("its file");
+        let mut value = json(&file);
+        let body: serde_cbor::Value = serde_cbor::from_slice(&file.body).expect("a body");
+        value["body"] = readable(body);
+        let mut value = normal(&value);
+        let map = value.as_object_mut().expect("a map");
+        map.remove("refs");
+        if let Some(signals) = &file.signals {
+            map.insert("owner".into(), known(signals.id).into());
+        }
+        let contents: Vec<Value> = file
+            .object
+            .and_then(|object| whole.contents.get(&object))
+            .into_iter()
+            .flatten()
+            .map(|chunk| {
+                let bytes = &image[chunk.at as usize..][..chunk.len];
+                let mut with = json(&chunk.with);
+                if let Some(files) = chunk.with.as_ref().map(|with| &with.files) {
+                    let link = |&id: &u32| numbered(&text(&whole.file(id).expect("it").link));
+                    with["files"] = files.iter().map(link).collect::<Vec<_>>().into();
+                    with["credentials"] = Value::Null;
+                }
+                json!([bytes.escape_ascii().to_string(), chunk.offset, with])
+            })
+            .collect();
+        map.insert("contents".into(), contents.into());
+        map.insert("cloexec".into(), slot.cloexec.into());
+        map.insert("same file".into(), json!(at(file.id)));
+        map.insert("same object".into(), json!(kin(file)));
+        values.insert(format!("{}:{}", owner(slot.table), slot.fd), value);
+    }
+    values
+}
+
+fn text(bytes: &Bytes) -> String {
+    bytes.0.escape_ascii().to_string()
+}
+
+fn json(record: &impl serde::Serialize) -> Value {
+    let bytes = serde_cbor::to_vec(record).expect("a record");
+    readable(serde_cbor::from_slice(&bytes).expect("a value"))
+}
+
+/// CBOR as JSON, bytes as text.
+fn readable(value: serde_cbor::Value) -> Value {
+    use serde_cbor::Value as Cbor;
+    match value {
+        Cbor::Bool(is) => is.into(),
+        Cbor::Integer(number) => json!(number),
+        Cbor::Bytes(bytes) => bytes.escape_ascii().to_string().into(),
+        Cbor::Text(text) => text.into(),
+        Cbor::Array(list) => list.into_iter().map(readable).collect(),
+        Cbor::Map(map) => {
+            let entry = |(key, value)| match key {
+                Cbor::Text(key) => (key, readable(value)),
+                other => (readable(other).to_string(), readable(value)),
+            };
+            Value::Object(map.into_iter().map(entry).collect())
+        }
+        _ => Value::Null,
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn restore(
     let dir = root.as_ref().map(AsFd::as_fd);
     let at = || crate::name(args);
     let mut tree = Tree::new(image, options, dir, Heir::myself()?, args.dry_run).at(at)?;
-    tree::foresee(&mut tree, &mode, path.as_deref());
+    tree::foresee(&mut tree, options, &mode, path.as_deref()).at(at)?;
     if args.dry_run {
         cli::text_stdout()?.write_all(crate::show::tree(&tree, args.json).as_bytes())?;
         tree.refuse(&mut |line| tool.warn(line))?;

@@ -19,7 +19,7 @@ use crate::plan::{Deed, Home, Inherit, Options, Plan, Step};
 use crate::service::Course;
 use crate::site::{Fate, Heirs};
 use crate::store::MOST;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{BorrowedFd, RawFd};
 
 /// Which descriptions are one message of the store.
@@ -58,6 +58,11 @@ pub struct Tree<'a> {
     pub tables: Vec<Option<Plan<'a>>>,
     /// For each task the highest number that its parent passes on to it.
     pub passed: Vec<Option<RawFd>>,
+    /// For each task the highest number, of those that are passed on, that its maker has made when
+    /// it makes this one.
+    pub reached: Vec<Option<RawFd>>,
+    /// How many tasks share the table that each owns.
+    pub sharers: Vec<u32>,
     /// What becomes of the controlling terminal of each task.
     pub fates: Vec<Fate>,
     /// Where in the store that is: message, and place in it.
@@ -125,7 +130,7 @@ impl<'a> Tree<'a> {
         if image.tasks.is_empty() {
             return Err(Error::unrestorable("the image has no task"));
         }
-        let shape = Shape::of(&image.tasks)?;
+        let mut shape = Shape::of(&image.tasks)?;
         let mut slots: HashMap<u32, Vec<&Slot>> = HashMap::new();
         for slot in &image.slots {
             slots.entry(slot.table).or_default().push(slot);
@@ -176,20 +181,27 @@ impl<'a> Tree<'a> {
             problems.extend(std::mem::take(&mut plan.problems).into_iter().map(of_task));
             plans[owner] = Some(plan);
         }
-        let place = |id: u32| {
-            messages.iter().enumerate().find_map(|(message, it)| {
-                Some((message as u32, it.files.iter().position(|&file| file == id)?))
+        let places: HashMap<u32, (u32, usize)> = messages
+            .iter()
+            .enumerate()
+            .flat_map(|(message, it)| {
+                let place = move |(at, &id)| (id, (message as u32, at));
+                it.files.iter().enumerate().map(place)
             })
-        };
+            .collect();
         let control = |fate: &Fate| match fate {
-            Fate::Made(id) => place(*id),
+            Fate::Made(id) => places.get(id).copied(),
             Fate::Handed(from) => {
-                handed.iter().filter(|(_, given)| *given == from).find_map(|(id, _)| place(*id))
+                let of_caller = handed.iter().filter(|(_, given)| *given == from);
+                of_caller.filter_map(|(id, _)| places.get(id)).next().copied()
             }
             _ => None,
         };
         let controls = fates.iter().map(control).collect();
         let tables = plans;
+        let reached = reached(&mut shape, &tables, &passed);
+        let mut sharers = vec![0; shape.kin.len()];
+        shape.kin.iter().for_each(|kin| sharers[kin.owner] += 1);
         Ok(Tree {
             image,
             shape,
@@ -197,6 +209,8 @@ impl<'a> Tree<'a> {
             messages,
             tables,
             passed,
+            reached,
+            sharers,
             fates,
             controls,
             handed,
@@ -204,34 +218,10 @@ impl<'a> Tree<'a> {
         })
     }
 
-    /// How many tasks share the table that this one owns.
-    fn sharers(&self, owner: usize) -> u32 {
-        self.shape.kin.iter().filter(|kin| kin.owner == owner).count() as u32
-    }
-
-    /// Those that a task makes, in the order in which it makes them: each as soon as what it passes
-    /// on to it stands, those that share its table last.
-    fn children(&self, task: usize) -> Vec<usize> {
-        let mut makes = self.shape.kin[task].makes.clone();
-        makes.sort_by_key(|&child| {
-            let kin = &self.shape.kin[child];
-            (!kin.before, kin.owner != child, self.passed[child], child)
-        });
-        makes
-    }
-
-    /// The highest number, of those that are passed on, that stands in a task's table when it makes
-    /// this child.
-    fn reached(&self, task: usize, child: usize) -> Option<RawFd> {
-        let kin = &self.shape.kin;
-        let all = kin[task].owner != task || kin[child].owner != child;
-        if all {
-            let plan = self.tables[kin[task].owner].as_ref()?;
-            return plan.steps.iter().filter(|it| it.passed).map(|it| it.fd).next_back();
-        }
-        let makes = self.children(task);
-        let place = makes.iter().position(|&each| each == child)?;
-        makes[..=place].iter().filter_map(|&each| self.passed[each]).max()
+    /// The highest number that stands in the maker's table when it makes this task.
+    fn before(&self, task: usize) -> Option<RawFd> {
+        let maker = self.shape.kin[task].maker?;
+        self.passed[self.shape.kin[maker].owner].max(self.reached[task])
     }
 
     /// The refusal that lists all problems, if there are any. Each is said by `say`.
@@ -254,18 +244,41 @@ impl<'a> Tree<'a> {
                 owner: (kin.owner != at).then(|| places[kin.owner]),
                 numbers: steps.filter(|it| it.deed != Deed::Skip).map(|it| it.fd as u32).collect(),
                 passed: self.before(at).map(|fd| fd as u32),
-                sharers: self.sharers(at),
+                sharers: self.sharers[at],
                 services,
             }
         };
         order.iter().map(course).collect()
     }
+}
 
-    /// The highest number that stands in the maker's table when it makes this task.
-    fn before(&self, task: usize) -> Option<RawFd> {
-        let maker = self.shape.kin[task].maker?;
-        self.passed[self.shape.kin[maker].owner].max(self.reached(maker, task))
+/// Puts those that a task makes into the order in which it makes them: each as soon as what it
+/// passes on to it stands, those that share its table last. Gives [`Tree::reached`].
+fn reached(
+    shape: &mut Shape,
+    tables: &[Option<Plan<'_>>],
+    passed: &[Option<RawFd>],
+) -> Vec<Option<RawFd>> {
+    let mut reached = vec![None; tables.len()];
+    for task in 0..tables.len() {
+        let mut makes = std::mem::take(&mut shape.kin[task].makes);
+        makes.sort_by_key(|&child| {
+            let kin = &shape.kin[child];
+            (!kin.before, kin.owner != child, passed[child], child)
+        });
+        let owner = shape.kin[task].owner;
+        let all = tables[owner].iter().flat_map(|plan| &plan.steps).filter(|step| step.passed);
+        let all = all.map(|step| step.fd).next_back();
+        let mut highest = None;
+        for &child in &makes {
+            highest = highest.max(passed[child]);
+            // One that shares a table has what its owner passes on to anybody.
+            let shares = owner != task || shape.kin[child].owner != child;
+            reached[child] = if shares { all } else { highest };
+        }
+        shape.kin[task].makes = makes;
     }
+    reached
 }
 
 /// The files that the caller's descriptors stand for.
@@ -474,16 +487,16 @@ impl Layout<'_, '_> {
         for &owner in owners {
             let task = &self.image.tasks[owner];
             let above = self.shape.kin[owner].maker.map(|maker| self.shape.kin[maker].owner);
-            let of_parent: HashMap<u32, u32> = above
-                .map(|above| self.tables.of(&self.image.tasks[above]))
-                .unwrap_or_default()
-                .iter()
-                .map(|slot| (slot.fd, slot.file))
-                .collect();
+            let above = above.map(|above| self.tables.of(&self.image.tasks[above]));
+            let of_parent = |fd: u32| {
+                let slots = above.unwrap_or_default();
+                let at = slots.binary_search_by_key(&fd, |slot| slot.fd).ok()?;
+                Some(slots[at].file)
+            };
             for slot in self.tables.of(task) {
                 let way = self.ways.get(&slot.file).copied().unwrap_or(Way::Private);
                 let passes = !matches!(way, Way::Private | Way::Common { last: true });
-                let there = of_parent.get(&slot.fd) == Some(&slot.file);
+                let there = of_parent(slot.fd) == Some(slot.file);
                 let deed = match self.lost.get(&slot.file) {
                     Some(Deed::Skip) => Deed::Skip,
                     _ if passes && there => Deed::Stand,
@@ -503,13 +516,12 @@ impl Layout<'_, '_> {
         for &owner in owners {
             let Some(maker) = self.shape.kin[owner].maker else { continue };
             let above = self.shape.kin[maker].owner;
-            let there: HashSet<RawFd> = steps[owner]
-                .iter()
-                .filter(|step| step.deed == Deed::Stand)
-                .map(|step| step.fd)
-                .collect();
-            for step in &mut steps[above] {
-                step.passed |= there.contains(&step.fd);
+            let there = steps[owner].iter().filter(|step| step.deed == Deed::Stand);
+            let there: Vec<RawFd> = there.map(|step| step.fd).collect();
+            for fd in there {
+                if let Ok(at) = steps[above].binary_search_by_key(&fd, |step| step.fd) {
+                    steps[above][at].passed = true;
+                }
             }
         }
         for steps in &mut steps {

@@ -12,7 +12,7 @@ use crate::image::Credentials;
 use crate::image::Task;
 use crate::plan::{Deed, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
-use crate::restore::{self, With, Work, close_others, place, raise_limit, seize};
+use crate::restore::{self, With, Work, close_others, place, raise_limit, room, seize};
 use crate::service::{self, Placement, Size, Wanted};
 use crate::shrink;
 use crate::site::{Fate, Heirs, Site};
@@ -29,7 +29,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, getppid, setpgid, setsid};
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -69,6 +69,15 @@ const BORN: i32 = 1;
 const RESTORED: i32 = 2;
 const GONE_ON: i32 = 3;
 
+/// In the cell of what stands in for the leader of a group: it has ended.
+const GONE: i32 = -1;
+
+/// A bit of capabilities(7).
+const CAP_KILL: u64 = 1 << 5;
+
+/// How long we let those breathe who are to die.
+const BREATH: Duration = Duration::from_millis(1);
+
 /// How long we wait before we look whether somebody has died.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -94,6 +103,8 @@ struct Crew<'a> {
     title: Option<Title>,
     root: Option<std::path::PathBuf>,
     sheet: Option<Sheet>,
+    /// Those that we have waited for, whose numbers may be those of others by now.
+    ended: RefCell<HashSet<i32>>,
 }
 
 /// Where the tasks put down what they took, for `--stats`.
@@ -239,6 +250,7 @@ pub fn grow(
         title: Title::find(),
         root: path,
         sheet,
+        ended: RefCell::default(),
     };
     let outcome = crew.lead(root, ready);
     if outcome.is_err() {
@@ -408,16 +420,22 @@ impl Crew<'_> {
             if self.board.cell(ARRIVED).load(Ordering::Acquire) != arrived {
                 continue;
             }
+            let dead = (0..count as usize).find(|&at| {
+                let reached = self.board.cell(self.reached_cell(at)).load(Ordering::Acquire);
+                reached < stage && self.has_died(at)
+            });
+            // One that fails says why before it ends, and those below it die of that.
+            if self.board.cell(FAILED).load(Ordering::Acquire) != 0 {
+                continue;
+            }
             if let Some(signal) = sys::signal::taken(&enders()) {
                 let why = format!("{signal} came before all was restored");
                 return Err(Error::new(Status::System, why));
             }
-            for (at, task) in self.tree.image.tasks.iter().enumerate() {
-                let reached = self.board.cell(self.reached_cell(at)).load(Ordering::Acquire);
-                if reached < stage && self.has_died(at) {
-                    let why = "it was killed; the kernel does so for want of memory, too";
-                    return Err(Error::new(Status::System, why).at(format!("task {}", task.pid)));
-                }
+            if let Some(at) = dead {
+                let why = "it was killed; the kernel does so for want of memory, too";
+                let pid = self.tree.image.tasks[at].pid;
+                return Err(Error::new(Status::System, why).at(format!("task {pid}")));
             }
         }
     }
@@ -446,30 +464,39 @@ impl Crew<'_> {
 
     /// Ends all processes of the tree, and waits until nothing is left of them.
     fn end_all(&self) {
-        let order = &self.tree.shape.order;
-        let pids = order.iter().map(|&at| self.pid(at)).filter(|&pid| pid > 0).map(Pid::from_raw);
-        // Nobody but us waits for them, so the numbers are still theirs.
-        pids.clone().for_each(|pid| {
-            let _ = kill(pid, Signal::SIGKILL);
-        });
-        // Orphans come to us, so those made last are our children once their makers are gone. Who
-        // was just being made dies with its maker.
-        pids.for_each(|pid| {
-            let _ = waitpid(pid, None);
-        });
+        let orphans = 0..self.tree.shape.orphans.len();
+        let cells = self.tree.shape.order.iter().map(|&at| self.pid_cell(at));
+        let cells: Vec<usize> = cells.chain(orphans.map(|at| self.orphan_cell(at))).collect();
+        let mut ended = self.ended.borrow_mut();
+        // Orphans come to us, so that in the end all are our children. Who was just being made has
+        // its cell soon, or dies with its maker.
+        loop {
+            let living = cells.iter().map(|&cell| self.board.cell(cell).load(Ordering::Acquire));
+            for pid in living.filter(|pid| *pid > 0 && !ended.contains(pid)) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            loop {
+                match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                    Ok(WaitStatus::StillAlive) => break,
+                    Ok(status) => ended.extend(status.pid().map(Pid::as_raw)),
+                    Err(_) => return,
+                }
+            }
+            std::thread::sleep(BREATH);
+        }
     }
 
     /// Waits for the end of all, or for a signal that ends us and them.
     fn hold(&self) -> Result<Option<WaitStatus>> {
         let order = &self.tree.shape.order;
-        let mut left: std::collections::HashSet<i32> =
-            order.iter().map(|&at| self.pid(at)).collect();
+        let mut left: HashSet<i32> = order.iter().map(|&at| self.pid(at)).collect();
         while !left.is_empty() {
             match awaited().wait()? {
                 Signal::SIGCHLD => {
                     while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                         let Some(pid) = ended.pid() else { break };
                         left.remove(&pid.as_raw());
+                        self.ended.borrow_mut().insert(pid.as_raw());
                     }
                 }
                 signal => {
@@ -516,9 +543,13 @@ impl Crew<'_> {
             }
             errno => Error::from(errno).at("clone3"),
         });
-        if made.at(|| format!("task {pid}"))?.is_none() {
-            let Err(why) = self.live(at, before);
-            self.fail(at, &why)
+        match made.at(|| format!("task {pid}"))? {
+            // It says so itself as well, but it may be killed before it does.
+            Some(child) => self.board.set(self.pid_cell(at), child.as_raw()),
+            None => {
+                let Err(why) = self.live(at, before);
+                self.fail(at, &why)
+            }
         }
         Ok(())
     }
@@ -534,10 +565,9 @@ impl Crew<'_> {
     /// What a process of the tree does; it returns only to fail.
     fn live(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
         let kin = &self.tree.shape.kin[at];
-        let parent = kin.parent.map_or(self.chief.0.as_raw(), |parent| self.pid(parent));
         self.board.set(self.pid_cell(at), getpid().as_raw());
         credentials::die_with_parent(true).at(|| "PR_SET_PDEATHSIG")?;
-        if getppid().as_raw() != parent {
+        if getppid().as_raw() != self.parent(at) {
             fork::end(1);
         }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None)?;
@@ -574,7 +604,7 @@ impl Crew<'_> {
         services.all().for_each(Seat::close);
         self.fit(at, plan, services)?;
         // Whoever execs leaves a table that is shared, and its locks with it.
-        let lasting = self.mode.holds() || self.tree.sharers(at) == 1;
+        let lasting = self.mode.holds() || self.tree.sharers[at] == 1;
         match lasting || !plan.locks(&plan.steps).any(|(.., of_table)| of_table) {
             true => unlocked.extend(restore::of_table(plan, true)),
             false => unlocked.push("POSIX locks of a table that is shared end with an exec".into()),
@@ -619,16 +649,10 @@ impl Crew<'_> {
         before: Before<'_>,
         meter: &mut Meter<'_>,
     ) -> Result<Services> {
-        let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
-        let numbers: Vec<u32> = wanted.map(|step| step.fd as u32).collect();
+        let numbers = numbers(plan);
         let owner = self.by_pid.get(&plan.task.pid);
-        let table = Wanted {
-            numbers: &numbers,
-            handed: None,
-            sharers: self.tree.sharers(owner.copied().unwrap_or_default()),
-            floor: 0,
-            limit: self.limits.1.min(u64::from(u32::MAX)) as u32,
-        };
+        let sharers = owner.map_or(1, |&owner| self.tree.sharers[owner]);
+        let table = wanted(&numbers, sharers, self.limits.1);
         let Before { services: Services { store, root }, stands } = before;
         let mut placed = [store, root];
         place(&mut placed, self.options.placement, &table)?;
@@ -661,7 +685,7 @@ impl Crew<'_> {
         // What is made needs a few numbers for a moment.
         let crowded = need.saturating_sub(wanted().count() as u64) < 4;
         let grown = service::capacity(services.highest()) > need;
-        let alone = self.tree.sharers(at) == 1;
+        let alone = self.tree.sharers[at] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
             shrink::now().at(|| "shrink the table")?;
         }
@@ -683,19 +707,26 @@ impl Crew<'_> {
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")?;
         }
         let mut leaves = kin.leads;
-        for child in self.tree.children(at) {
+        let mut made: Option<Option<RawFd>> = None;
+        let mut stands: Vec<RawFd> = Vec::new();
+        for &child in &kin.makes {
             if leaves && !self.tree.shape.kin[child].before {
                 leaves = false;
                 self.leave_session(at, services, with)?;
             }
-            let reached = self.tree.reached(at, child);
-            if let Some(work) = work.as_mut() {
-                work.make(|step| step.passed && Some(step.fd) <= reached)?;
+            let reached = self.tree.reached[child];
+            if made != Some(reached) {
+                made = Some(reached);
+                if let Some(work) = work.as_mut() {
+                    work.make(|step| step.passed && Some(step.fd) <= reached)?;
+                    work.let_go()?;
+                }
+                let there = |step: &&Step| {
+                    step.deed == Deed::Stand
+                        || step.passed && Some(step.fd) <= reached && step.deed != Deed::Skip
+                };
+                stands = plan.steps.iter().filter(there).map(|step| step.fd).collect();
             }
-            let stands =
-                |step: &&Step| step.deed == Deed::Stand || step.passed && Some(step.fd) <= reached;
-            let stands = plan.steps.iter().filter(stands).filter(|it| it.deed != Deed::Skip);
-            let stands: Vec<RawFd> = stands.map(|step| step.fd).collect();
             self.make(child, Before { services, stands: &stands })?;
         }
         if leaves {
@@ -753,6 +784,9 @@ impl Crew<'_> {
             }
             None => {
                 let _ = credentials::die_with_parent(true);
+                if getppid().as_raw() != self.pid(self.tree.shape.orphans[orphan].first) {
+                    fork::end(1);
+                }
                 let _ = close_others(&[]);
                 self.await_stage(RESTORED);
                 fork::end(0)
@@ -763,8 +797,10 @@ impl Crew<'_> {
     fn reap_stand_ins(&self, at: usize) {
         for (index, orphan) in self.tree.shape.orphans.iter().enumerate() {
             if orphan.first == at {
-                let pid = self.board.cell(self.orphan_cell(index)).load(Ordering::Acquire);
+                let cell = self.orphan_cell(index);
+                let pid = self.board.cell(cell).load(Ordering::Acquire);
                 let _ = waitpid(Pid::from_raw(pid), None);
+                self.board.set(cell, GONE);
             }
         }
     }
@@ -835,14 +871,14 @@ impl Crew<'_> {
     /// Puts back what is not in a table, and holds, or runs its command.
     fn go_on(&self, at: usize, plan: &Plan<'_>) -> Result<Infallible> {
         let task = &self.tree.image.tasks[at];
-        if self.limits.0 != self.limits.1 {
-            setrlimit(Resource::RLIMIT_NOFILE, self.limits.0, hard_limit()?)?;
-        }
-        let first = self.tree.shape.order[0] == at;
-        let command = match (first && !self.mode.command.is_empty(), self.mode.respawn) {
+        let command = match (self.is_given(at), self.mode.respawn) {
             (true, _) => Some(Command::new(None, self.mode.command.iter().map(|it| it.as_bytes()))),
             (false, true) => {
-                let exe = task.exe.as_ref().map(|exe| self.below_root(&exe.0));
+                // By now the path starts at its own root.
+                let exe = task.exe.as_ref().and_then(|exe| match &task.root {
+                    Some(root) if root.0 != b"/" => below(&exe.0, &root.0).map(<[u8]>::to_vec),
+                    _ => Some(self.below_root(&exe.0)),
+                });
                 Some(Command::new(exe, task.args.iter().map(|arg| arg.0.as_slice())))
             }
             (false, false) => None,
@@ -851,12 +887,18 @@ impl Crew<'_> {
             if task.stopped {
                 // Others wait for all, so it says so before it stops.
                 self.reached(at, GONE_ON);
-                kill(getpid(), Signal::SIGSTOP)?;
+                self.stop(at)?;
             } else {
                 if let Some(title) = &self.title {
                     title.set(&format!("fdrestore: holding {}", task.pid));
                 }
                 self.reached(at, GONE_ON);
+            }
+            if self.may_outlive(at) {
+                while getppid().as_raw() == self.parent(at) {
+                    std::thread::sleep(PATIENCE);
+                }
+                fork::end(1)
             }
             loop {
                 nix::unistd::pause();
@@ -871,7 +913,7 @@ impl Crew<'_> {
             plan.steps.iter().filter(|step| owner && step.cloexec && restore::stands(step));
         let cloexec: Vec<String> = cloexec.map(|step| step.fd.to_string()).collect();
         if task.stopped {
-            kill(getpid(), Signal::SIGSTOP)?;
+            self.stop(at)?;
         }
         sys::start::sigpipe_as_inherited();
         let why = command.run(&cloexec);
@@ -880,12 +922,61 @@ impl Crew<'_> {
         fork::end(if why == Errno::ENOENT { 127 } else { 126 })
     }
 
+    /// Stops this process, once what stood in for the leader of its group is gone: its end may
+    /// orphan the group, and then the kernel ends those in it that are stopped (SIGHUP, setpgid(2)).
+    fn stop(&self, at: usize) -> Result<()> {
+        if let Group::Orphan(orphan) = self.tree.shape.kin[at].group {
+            let cell = self.orphan_cell(orphan);
+            loop {
+                match self.board.cell(cell).load(Ordering::Acquire) {
+                    GONE => break,
+                    pid => self.board.wait(cell, pid, None),
+                }
+            }
+        }
+        Ok(kill(getpid(), Signal::SIGSTOP)?)
+    }
+
+    /// Who is to be its parent.
+    fn parent(&self, at: usize) -> i32 {
+        let parent = self.tree.shape.kin[at].parent;
+        parent.map_or(self.chief.0.as_raw(), |parent| self.pid(parent))
+    }
+
+    /// Whether the end of its parent may not end this one: PR_SET_PDEATHSIG is sent with the rights
+    /// of that parent (kill(2)).
+    fn may_outlive(&self, at: usize) -> bool {
+        let tasks = &self.tree.image.tasks;
+        let Some(parent) = self.tree.shape.kin[at].parent else { return false };
+        let (theirs, ours) = (&tasks[parent].credentials, &tasks[at].credentials);
+        let same = |uid: u32| uid == ours.uids[0] || uid == ours.uids[2];
+        !theirs.uids[..2].iter().copied().any(same) && theirs.caps[2] & CAP_KILL == 0
+    }
+
+    /// The limit of open files that the task had, as far as ours reaches.
+    fn limit(&self, at: usize) -> Result<()> {
+        let (soft, hard) = self.tree.image.tasks[at].table.limit;
+        let ours = hard_limit()?;
+        if setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard), hard).is_err() {
+            setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard).min(ours), hard.min(ours))
+                .at(|| "RLIMIT_NOFILE")?;
+            if soft > ours {
+                self.board.say(at, &format!("its limit of open files was {soft} and is {ours}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Puts back where the task is and who it runs as. A command that is given runs where and as
     /// whom we do, like any other COMMAND.
     fn surround(&self, at: usize) -> Result<()> {
-        if self.tree.shape.order[0] == at && !self.mode.command.is_empty() {
+        if self.is_given(at) {
+            if self.limits.0 != self.limits.1 {
+                setrlimit(Resource::RLIMIT_NOFILE, self.limits.0, hard_limit()?)?;
+            }
             return Ok(());
         }
+        self.limit(at)?;
         let task = &self.tree.image.tasks[at];
         let say = |line: String| self.board.say(at, &line);
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(task.umask));
@@ -907,12 +998,15 @@ impl Crew<'_> {
             // The kernel forgets it when credentials change.
             credentials::die_with_parent(true)?;
         }
-        let kin = &self.tree.shape.kin[at];
-        let parent = kin.parent.map_or(self.chief.0.as_raw(), |parent| self.pid(parent));
-        match getppid().as_raw() == parent {
+        match getppid().as_raw() == self.parent(at) {
             true => Ok(()),
             false => Err(Errno::ESRCH.into()),
         }
+    }
+
+    /// Whether it runs the command that was given.
+    fn is_given(&self, at: usize) -> bool {
+        self.tree.shape.order[0] == at && !self.mode.command.is_empty()
     }
 
     fn reached(&self, at: usize, stage: i32) {
@@ -924,6 +1018,18 @@ impl Crew<'_> {
         let Some(root) = &self.root else { return path.to_vec() };
         [root.as_os_str().as_bytes(), b"/", path].concat()
     }
+}
+
+/// The numbers that a table will have.
+fn numbers(plan: &Plan<'_>) -> Vec<u32> {
+    let stays = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
+    stays.map(|step| step.fd as u32).collect()
+}
+
+/// What is asked of the placement of our own descriptors in a table.
+fn wanted(numbers: &[u32], sharers: u32, limit: u64) -> Wanted<'_> {
+    let limit = limit.min(u64::from(u32::MAX)) as u32;
+    Wanted { numbers, handed: None, sharers, floor: 0, limit }
 }
 
 /// The signals that end us.
@@ -944,6 +1050,11 @@ fn listed(err: Error, problems: &[String]) -> Error {
         [] => err,
         _ => Error::new(err.status(), problems.join("; ")),
     }
+}
+
+/// An absolute path as one whose root directory is this one sees it.
+fn below<'p>(path: &'p [u8], root: &[u8]) -> Option<&'p [u8]> {
+    path.strip_prefix(root).filter(|rest| rest.starts_with(b"/"))
 }
 
 /// Numbers that ascend, as ranges without a gap.
@@ -1040,14 +1151,33 @@ impl Command {
 
 /// What in the surroundings of a tree cannot be as it was, before anything is made: programs to run
 /// that are gone, process ids that are taken. Each becomes a problem of the tree.
-pub fn foresee(tree: &mut Tree<'_>, mode: &Mode, root: Option<&std::path::Path>) {
+///
+/// Fails with status 6 if a table has no room for our own descriptors.
+pub fn foresee(
+    tree: &mut Tree<'_>,
+    options: &Options,
+    mode: &Mode,
+    root: Option<&std::path::Path>,
+) -> Result<()> {
+    let limit = hard_limit()?;
+    let services = 1 + usize::from(root.is_some());
+    for (plan, &sharers) in tree.tables.iter().zip(&tree.sharers) {
+        let Some(plan) = plan else { continue };
+        let numbers = numbers(plan);
+        let at = || format!("task {}", plan.task.pid);
+        room(options.placement, &wanted(&numbers, sharers, limit), services).at(at)?;
+    }
     for (place, &at) in tree.shape.order.iter().enumerate() {
         let task = &tree.image.tasks[at];
         let mut problem = |why: String| tree.problems.push(format!("task {}: {why}", task.pid));
         let given = place == 0 && !mode.command.is_empty();
         if mode.respawn && !given {
+            let inside = |exe: &[u8]| match &task.root {
+                Some(root) if root.0 != b"/" => below(exe, &root.0).is_some(),
+                _ => true,
+            };
             match &task.exe {
-                Some(exe) if !task.args.is_empty() => {
+                Some(exe) if !task.args.is_empty() && inside(&exe.0) => {
                     let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&exe.0));
                     let path = match root {
                         Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
@@ -1064,4 +1194,5 @@ pub fn foresee(tree: &mut Tree<'_>, mode: &Mode, root: Option<&std::path::Path>)
             problem("its process id is taken (--same-pids)".to_owned());
         }
     }
+    Ok(())
 }

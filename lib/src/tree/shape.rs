@@ -86,8 +86,12 @@ impl Shape {
         for at in from_the_top(tasks, &parents)? {
             owners.entry(tasks[at].table.id).or_default().push(at);
         }
+        let mut makers: Vec<Option<(Option<usize>, usize)>> = vec![None; tasks.len()];
+        for sharers in owners.values() {
+            share(sharers, tasks, &parents, &mut makers)?;
+        }
         for (at, task) in tasks.iter().enumerate() {
-            let (maker, owner) = maker(at, tasks, &parents, &owners[&task.table.id])?;
+            let (maker, owner) = makers[at].unwrap_or((parents[at], at));
             let leads = task.sid == task.pid;
             if leads && task.pgid != task.pid {
                 return contradicts(task.pid, "it leads its session, but not its group");
@@ -217,30 +221,38 @@ fn from_the_top(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
     Ok(order)
 }
 
-/// Who makes a task, and who restores its table, of those that share it.
-fn maker(
-    at: usize,
+/// For each of those that share a table, who makes it, and who restores the table: the first.
+fn share(
+    sharers: &[usize],
     tasks: &[Task],
     parents: &[Option<usize>],
-    sharers: &[usize],
-) -> Result<(Option<usize>, usize)> {
+    makers: &mut [Option<(Option<usize>, usize)>],
+) -> Result<()> {
     let owner = sharers[0];
-    let parent = parents[at];
-    if at == owner {
-        return Ok((parent, owner));
-    }
-    let place = sharers.iter().position(|&sharer| sharer == at).unwrap_or_default();
-    let earlier = &sharers[..place];
-    if let Some(parent) = parent.filter(|parent| earlier.contains(parent)) {
-        return Ok((Some(parent), owner));
-    }
-    match earlier.iter().find(|&&sharer| parents[sharer] == parent) {
-        Some(&sibling) => Ok((Some(sibling), owner)),
-        None => {
-            let (pid, other) = (tasks[at].pid, tasks[owner].pid);
-            refused(pid, format!("it shares the table of {other}, no parent or sibling of it"))
+    // The first of them below each parent.
+    let mut first: HashMap<Option<usize>, usize> = HashMap::new();
+    for &at in sharers {
+        let (parent, pid, other) = (parents[at], tasks[at].pid, tasks[owner].pid);
+        if tasks[at].table.highest != tasks[owner].table.highest {
+            let why = format!("it shares the table of {other}, which has another highest number");
+            return contradicts(pid, &why);
         }
+        let sibling = first.get(&parent).copied();
+        first.entry(parent).or_insert(at);
+        let by_parent =
+            parent.filter(|&parent| makers[parent].is_some_and(|(_, its)| its == owner));
+        let maker = match (by_parent, sibling) {
+            _ if at == owner => parent,
+            (Some(parent), _) => Some(parent),
+            (None, Some(sibling)) => Some(sibling),
+            (None, None) => {
+                let why = format!("it shares the table of {other}, no parent or sibling of it");
+                return refused(pid, why);
+            }
+        };
+        makers[at] = Some((maker, owner));
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -359,6 +371,10 @@ mod tests {
             3
         );
         assert_eq!(status(&[]), 0);
+        let mut other = task(11, 10, 10, 10, 0);
+        assert_eq!(status(&[task(10, 1, 10, 10, 0), other.clone()]), 0);
+        other.table.highest = Some(7);
+        assert_eq!(status(&[task(10, 1, 10, 10, 0), other]), 3);
     }
 
     proptest! {

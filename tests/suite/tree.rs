@@ -1,0 +1,916 @@
+//! fdrestore --tree: real trees of processes come back as they were, or nothing does.
+
+use crate::errors::forged;
+use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, root, tool, which};
+use crate::normal;
+use crate::pipelines::python;
+use fdkit::image::{Image, Item};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take here.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until this holds.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < LIMIT, "{what}: not within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The state of a process, as in /proc/PID/stat; none if it is gone.
+fn state(pid: i32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(") ").next()?.chars().next()
+}
+
+fn is_gone(pid: i32) -> bool {
+    state(pid).is_none_or(|state| state == 'Z')
+}
+
+/// A process and its descendants.
+fn descendants(pid: i32) -> Vec<i32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(&pid) = all.get(next) {
+        next += 1;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            all.extend(children.split_whitespace().map(|pid| pid.parse::<i32>().expect("a pid")));
+        }
+    }
+    all
+}
+
+/// The numbers that a process has open, and what each is.
+fn open(pid: i32) -> Vec<(u32, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut open: Vec<(u32, String)> = entries
+        .map(|entry| {
+            let number = entry.file_name().to_string_lossy().parse().expect("a number");
+            let link = fs::read_link(entry.path()).unwrap_or_default();
+            (number, link.to_string_lossy().into_owned())
+        })
+        .collect();
+    open.sort();
+    open
+}
+
+fn fdsize(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
+}
+
+/// Processes that are scanned: all end with this.
+struct Grove {
+    child: Child,
+    pid: i32,
+}
+
+impl Grove {
+    /// A command as the leader of a session, with /dev/null at 0, 1 and 2 and nothing else, once
+    /// it has so many living descendants, itself included, and all of them rest.
+    #[track_caller]
+    fn new(words: &[&str], count: usize) -> Grove {
+        let child = Command::new(MKFD)
+            .args([&["exec", "--", "setsid"], words].concat())
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mkfd runs");
+        let grove = Grove { pid: child.id() as i32, child };
+        let mut before = Vec::new();
+        until(&format!("{count} processes of {words:?}"), || {
+            std::thread::sleep(Duration::from_millis(30));
+            let all = grove.all();
+            let living = all.iter().filter(|&&pid| !is_gone(pid)).count();
+            let now: Vec<_> = all.iter().map(|&pid| (pid, open(pid), state(pid))).collect();
+            let rest = now.iter().all(|(.., state)| matches!(state, Some('S' | 'T' | 'Z')));
+            living == count && rest && std::mem::replace(&mut before, now.clone()) == now
+        });
+        grove
+    }
+
+    fn sh(script: &str, count: usize) -> Grove {
+        Grove::new(&["sh", "-c", script], count)
+    }
+
+    fn all(&self) -> Vec<i32> {
+        descendants(self.pid)
+    }
+
+    /// The image of the tree.
+    #[track_caller]
+    fn scan(&self) -> Vec<u8> {
+        pipeline(&[&["fdscan", "-t", "--data", &self.pid.to_string()]]).quiet().stdout
+    }
+}
+
+impl Drop for Grove {
+    fn drop(&mut self) {
+        let all = self.all();
+        all.iter().for_each(|&pid| {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        });
+        let _ = self.child.wait();
+        until("all of a grove are gone", || all.iter().all(|&pid| is_gone(pid)));
+    }
+}
+
+/// A tree that fdrestore holds: all end with this.
+struct Held {
+    child: Child,
+    /// The process ids before and now.
+    pids: Vec<(i32, i32)>,
+}
+
+impl Held {
+    /// Restores a tree from an image, with these options. What it says, if it fails.
+    fn restore(image: &[u8], options: &[&str]) -> Result<Held, (Option<i32>, String)> {
+        let count = Image::load(image).map_or(0, |image| image.tasks.len());
+        let mut child = Command::new(MKFD)
+            .args(["exec", "--"])
+            .arg(tool("fdrestore"))
+            .arg("--tree")
+            .args(options)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("fdrestore runs");
+        let mut stdin = child.stdin.take().expect("piped");
+        let bytes = image.to_vec();
+        let feeder =
+            std::thread::spawn(move || drop(std::io::Write::write_all(&mut stdin, &bytes)));
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        let mut held = Held { child, pids: Vec::new() };
+        let mut line = String::new();
+        while held.pids.len() < count && out.read_line(&mut line).is_ok_and(|got| got > 0) {
+            let (old, new) = line.trim().split_once(' ').expect("OLD NEW");
+            held.pids.push((old.parse().expect("a pid"), new.parse().expect("a pid")));
+            line.clear();
+        }
+        feeder.join().expect("fed");
+        if held.pids.len() == count && count > 0 {
+            return Ok(held);
+        }
+        assert!(held.pids.is_empty(), "some lines only: {:?}", held.pids);
+        let status = held.child.wait().expect("a status").code();
+        Err((status, held.said()))
+    }
+
+    /// Restores it, and it has nothing to say.
+    #[track_caller]
+    fn quiet(image: &[u8], options: &[&str]) -> Held {
+        Held::restore(image, options).unwrap_or_else(|(status, said)| panic!("{status:?}: {said}"))
+    }
+
+    /// What fdrestore said, once it has ended.
+    fn said(&mut self) -> String {
+        let mut text = String::new();
+        let err = self.child.stderr.take();
+        err.map(|mut err| err.read_to_string(&mut text).expect("text"));
+        text
+    }
+
+    fn chief(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    /// Scans the restored tree, and compares it with the image.
+    #[track_caller]
+    fn is_as(&self, image: &[u8]) {
+        let root = self.pids.first().expect("a task").1;
+        let again = pipeline(&[&["fdscan", "-t", "--data", &root.to_string()]]).quiet().stdout;
+        let same = self.pids.iter().map(|&(old, _)| (old, old)).collect();
+        let back = self.pids.iter().map(|&(old, new)| (new, old)).collect();
+        let (was, is) = (normal::tree(image, &same), normal::tree(&again, &back));
+        for (name, was) in &was {
+            assert_eq!(is.get(name), Some(was), "{name}");
+        }
+        let more: Vec<&String> = is.keys().filter(|name| !was.contains_key(*name)).collect();
+        assert!(more.is_empty(), "there is more than there was: {more:?}");
+        self.is_small(image);
+    }
+
+    /// Each table is the smallest, holds nothing else, and its task is named as holding.
+    #[track_caller]
+    fn is_small(&self, image: &[u8]) {
+        let image = Image::load(image).expect("an image");
+        let mut tables: HashMap<u32, Vec<u32>> = HashMap::new();
+        for slot in &image.slots {
+            tables.entry(slot.table).or_default().push(slot.fd);
+        }
+        let new: HashMap<i32, i32> = self.pids.iter().copied().collect();
+        for task in &image.tasks {
+            let new = new[&task.pid];
+            let numbers = tables.remove(&task.table.id).unwrap_or_default();
+            let found: Vec<u32> = open(new).into_iter().map(|(number, _)| number).collect();
+            assert_eq!(found, numbers, "the numbers of {}", task.pid);
+            let capacity = fdkit::service::capacity(numbers.last().copied());
+            assert_eq!(fdsize(new), capacity, "FDSize of {} {numbers:?}", task.pid);
+            tables.insert(task.table.id, numbers);
+            if !task.stopped {
+                let title = fs::read(format!("/proc/{new}/cmdline")).expect("its title");
+                let title = String::from_utf8_lossy(&title);
+                let title = title.trim_end_matches('\0');
+                assert_eq!(title, format!("fdrestore: holding {}", task.pid));
+            }
+        }
+    }
+
+    /// Ends it by this signal to fdrestore; its status, once all are gone.
+    #[track_caller]
+    fn end(mut self, signal: Signal) -> (Option<i32>, String) {
+        kill(self.chief(), signal).expect("it is there");
+        let status = self.child.wait().expect("a status").code();
+        self.are_gone();
+        (status, self.said())
+    }
+
+    #[track_caller]
+    fn are_gone(&self) {
+        let left = || self.pids.iter().filter(|pids| !is_gone(pids.1)).collect::<Vec<_>>();
+        until("all of a tree are gone", || left().is_empty());
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if !std::thread::panicking() {
+            self.are_gone();
+        }
+    }
+}
+
+/// A tree, its image once it has ended, and the same tree again: equal, and gone when told to be.
+#[track_caller]
+fn comes_back(grove: Grove) -> Vec<u8> {
+    let image = grove.scan();
+    drop(grove);
+    let held = Held::quiet(&image, &[]);
+    held.is_as(&image);
+    let (status, said) = held.end(Signal::SIGTERM);
+    assert_eq!((status, said.as_str()), (Some(143), ""));
+    // A death that nobody can prepare for.
+    Held::quiet(&image, &[]).end(Signal::SIGKILL);
+    image
+}
+
+#[test]
+fn a_tree_of_shell_pipelines_comes_back() {
+    let jobs = "sleep 1001 | sleep 1002 | sleep 1003 & sleep 1004 | sleep 1005 & \
+                (sleep 1006; true) & sleep 1007 < /dev/zero | (sleep 1008 | sleep 1009) & wait";
+    comes_back(Grove::sh(jobs, 12));
+}
+
+#[test]
+fn jobs_in_groups_of_their_own_come_back_without_their_leaders_too() {
+    let jobs = "set -m; sleep 1001 | sleep 1002 | sleep 1003 & sleep 0 | sleep 1004 | sleep 1005 & \
+                (sleep 1006; true) & sleep 0 | sleep 1007 & wait";
+    let image = comes_back(Grove::new(&["bash", "-c", jobs], 9));
+    let image = Image::load(&image[..]).unwrap();
+    // Two groups have lost their leader.
+    let led = |pgid: i32| image.tasks.iter().any(|task| task.pid == pgid);
+    assert_eq!(image.tasks.iter().filter(|task| !led(task.pgid)).count(), 3);
+}
+
+/// A server that forks its workers: a listening socket, a pipe and an epoll are inherited by all,
+/// and each has a socket pair to its parent and a file of its own. Restored and run again, each
+/// process finds its descriptors and goes on.
+const PREFORK: &str = "
+import os, select, signal, socket, sys, time
+path, workers = sys.argv[1], int(sys.argv[2])
+try:
+    server = socket.socket(fileno=3)
+except OSError:
+    server = None
+if server:
+    # Run again: whoever comes first serves, and tells who it is.
+    while True:
+        there, _ = server.accept()
+        with there: there.sendall(b'%d' % os.getpid())
+server = socket.socket(socket.AF_UNIX); server.bind(path); server.listen(16)
+r, w = os.pipe(); os.write(w, b'a token')
+ready = select.epoll(); ready.register(r, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+ready.register(server, select.EPOLLIN)
+log = os.open(path + '.log', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+ours = []
+for n in range(workers):
+    mine, its = socket.socketpair()
+    if os.fork() == 0:
+        mine.close()
+        for each in ours: each.close()
+        own = os.open(path + f'.{n}', os.O_CREAT | os.O_RDWR); os.write(own, b'x' * n)
+        while True: signal.pause()
+    its.close(); mine.send(b'for %d' % n); ours.append(mine)
+while True: signal.pause()
+";
+
+#[test]
+fn a_prefork_servers_tree_comes_back() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let socket = scratch.file("socket");
+    let grove = Grove::new(&[python, "-c", PREFORK, &socket, "5"], 6);
+    let image = grove.scan();
+    drop(grove);
+    fs::remove_file(&socket).unwrap();
+    let held = Held::quiet(&image, &[]);
+    held.is_as(&image);
+    held.end(Signal::SIGTERM);
+}
+
+#[test]
+fn workers_that_run_again_go_on_serving() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let socket = scratch.file("socket");
+    let grove = Grove::new(&[python, "-c", PREFORK, &socket, "3"], 4);
+    let image = scratch.file("a.fdi");
+    fs::write(&image, grove.scan()).unwrap();
+    drop(grove);
+    fs::remove_file(&socket).unwrap();
+    let restore = ["fdrestore", "--tree", "--respawn", "-i", &image];
+    let restored = Grove::new(&[&[tool(restore[0]).to_str().unwrap()], &restore[1..]].concat(), 5);
+    let all = restored.all();
+    let mut answers = BTreeSet::new();
+    until("each of the workers answers", || {
+        let mut there = std::os::unix::net::UnixStream::connect(&socket).expect("it is served");
+        let mut answer = String::new();
+        there.read_to_string(&mut answer).expect("an answer");
+        answers.insert(answer.parse::<i32>().expect("a pid"));
+        // Those that have answered stop, so that the others have to.
+        if answers.len() < 4 {
+            let _ = kill(Pid::from_raw(answer.parse().unwrap()), Signal::SIGSTOP);
+        }
+        answers.len() == 4
+    });
+    let workers: BTreeSet<i32> = all[1..].iter().copied().collect();
+    assert_eq!(answers, workers);
+}
+
+#[test]
+fn a_table_shared_by_five_tasks_comes_back() {
+    let scratch = Scratch::new();
+    let specs = ["pipe@3,4:data=hello", "eventfd@5:count=3", "unlinked@70:data=abc"];
+    let make = [MKFD, "make", "--close-std", "--share", "4", "--dir", scratch.dir()];
+    let image = comes_back(Grove::new(&[&make[..], &specs].concat(), 5));
+    let image = Image::load(&image[..]).unwrap();
+    assert!(image.tasks.iter().all(|task| task.table.id == image.tasks[0].table.id));
+}
+
+#[test]
+fn a_shared_table_within_a_tree_comes_back_and_its_children_inherit() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let mkfd = format!("{MKFD} make --share 2 --dir {} pipe@5,6:data=x eventfd@9", scratch.dir());
+    // The shell's own pipes and files go to all below it.
+    let script =
+        format!("exec 7</dev/zero 8>>{}; {mkfd} & {mkfd} | sleep 1000 & wait", scratch.file("log"));
+    comes_back(Grove::sh(&script, 8));
+    // Children of a task that shares a table: they have tables of their own.
+    let script = "import ctypes, os, signal
+libc = ctypes.CDLL(None)
+r, w = os.pipe(); os.write(w, b'all have it')
+def wait():
+    while True: signal.pause()
+# CLONE_FILES | SIGCHLD
+if libc.syscall(56, 0x400 | 17, 0, 0, 0, 0) == 0:
+    if os.fork() == 0:
+        os.close(w); os.open('/dev/zero', 0); wait()
+    wait()
+if os.fork() == 0:
+    os.close(r); wait()
+wait()";
+    if cfg!(target_arch = "x86_64") {
+        comes_back(Grove::new(&[python, "-c", script], 4));
+    }
+}
+
+#[test]
+fn daemons_in_sessions_of_their_own_come_back() {
+    let script = "setsid sleep 1001 & setsid sh -c 'sleep 1002 | sleep 1003; true' & \
+                  sleep 1004 & exec sleep 1005";
+    comes_back(Grove::sh(script, 6));
+}
+
+#[test]
+fn a_child_from_before_its_parent_left_the_session_comes_back() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "import os, signal
+def wait():
+    while True: signal.pause()
+r, w = os.pipe()
+if os.fork() == 0:
+    # Leads no group, so it may leave the session that its child stays in.
+    if os.fork() == 0:
+        os.close(r); wait()
+    os.setsid()
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        os.close(w)
+        if os.fork() == 0: wait()
+        wait()
+    wait()
+wait()";
+    comes_back(Grove::new(&[python, "-c", script], 5));
+}
+
+#[test]
+fn children_from_before_their_parent_grew_have_small_tables() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "import os, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (10000, 10000))
+for n in range(20):
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64 + n, 1000))
+        while True: signal.pause()
+for n in map(int, sys.argv[1:]): os.dup2(0, n)
+while True: signal.pause()";
+    for highest in ["63", "300", "4095", "9000"] {
+        comes_back(Grove::new(&[python, "-c", script, highest, "130"], 21));
+        comes_back(Grove::new(&[python, "-c", script, highest, "5", "62"], 21));
+    }
+}
+
+#[test]
+fn tables_of_any_shape_are_the_smallest_in_each_task() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    // Of the numbers of a task its child keeps every other one, and so on: what is passed on, what
+    // is not, and what is new stand side by side, and there is no room below the highest.
+    let script = "import os, signal, sys
+top, depth = int(sys.argv[1]), int(sys.argv[2])
+for n in range(3, top + 1): os.dup2(os.open('/dev/zero', 0) if n % 7 else 0, n)
+for _ in range(depth):
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0: break
+    if pid: break
+    for n in range(3, top + 1, 2): os.close(n)
+    for n in range(3, top + 1, 2):
+        if n % 3: os.dup2(os.pipe()[n % 2], n)
+    os.closerange(top + 1, 1000)
+else:
+    for n in range(0, top + 1): os.dup2(2, n)
+while True: signal.pause()";
+    let script = &script
+        .replace("os.open('/dev/zero', 0)", "next(zero)")
+        .replace("top, depth", "zero = iter(lambda: os.dup(0), None)\ntop, depth");
+    for top in ["63", "64", "127"] {
+        comes_back(Grove::new(&[python, "-c", script, top, "3"], 15));
+    }
+}
+
+#[test]
+fn a_task_of_another_user_comes_back_as_that_user() {
+    needs!(root(), "only root can become somebody else");
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    let other = "setpriv --reuid 65534 --regid 65533 --groups 7,8";
+    let script = format!(
+        "{other} sleep 1001 & {other} sh -c 'sleep 1002; true' & \
+         setpriv --bounding-set=-sys_admin,-net_raw --inh-caps=+kill --ambient-caps=+kill sleep 1003 & \
+         setpriv --ruid 7 --rgid 8 --keep-groups sleep 1004 & wait"
+    );
+    comes_back(Grove::sh(&script, 6));
+}
+
+#[test]
+fn root_below_another_user_is_gone_with_fdrestore_too() {
+    needs!(root(), "only root can become somebody else");
+    let Some(python) = python() else { skip!("python3 is missing") };
+    // The signal of a dying parent is its own, and may not reach a child of root's.
+    let script = "import os, signal
+r, w = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        while True: signal.pause()
+    os.setresuid(65534, 65534, 65534)
+    while True: signal.pause()
+while True: signal.pause()";
+    let grove = Grove::new(&[python, "-c", script], 3);
+    let image = grove.scan();
+    drop(grove);
+    let held = Held::quiet(&image, &[]);
+    held.is_as(&image);
+    held.end(Signal::SIGKILL);
+    let held = Held::quiet(&image, &[]);
+    held.end(Signal::SIGTERM);
+}
+
+#[test]
+fn folder_umask_and_root_of_each_task_come_back() {
+    needs!(root(), "only root can change its root");
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    for name in ["a", "b", "jail", "jail/inner"] {
+        fs::create_dir(scratch.file(name)).unwrap();
+    }
+    let script = "import os, signal, sys
+dir = sys.argv[1]
+for name, mask in (('a', 0o77), ('b', 0o777), ('jail/inner', 0)):
+    if os.fork() == 0:
+        os.chdir(f'{dir}/{name}'); os.umask(mask)
+        if name.startswith('jail'):
+            os.chroot(f'{dir}/jail')
+            os.open('/inner', os.O_RDONLY)
+        while True: signal.pause()
+while True: signal.pause()";
+    comes_back(Grove::new(&[python, "-c", script, scratch.dir()], 4));
+}
+
+#[test]
+fn stopped_tasks_come_back_stopped() {
+    let script =
+        "sleep 1001 | sleep 1002 & a=$!; (sleep 1003; true) & sleep 0.3; kill -STOP $a $!; wait";
+    let image = comes_back(Grove::sh(script, 5));
+    let image = Image::load(&image[..]).unwrap();
+    assert_eq!(image.tasks.iter().filter(|task| task.stopped).count(), 2);
+}
+
+#[test]
+fn zombies_are_left_out_and_threads_are_no_tasks() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "import os, signal, threading
+if os.fork() == 0: os._exit(0)
+r, w = os.pipe()
+def thread():
+    # A child of a thread is a child of the process.
+    if os.fork() == 0:
+        os.close(r)
+    while True: signal.pause()
+threading.Thread(target=thread).start()
+while True: signal.pause()";
+    let image = comes_back(Grove::new(&[python, "-c", script], 2));
+    assert_eq!(Image::load(&image[..]).unwrap().tasks.len(), 2);
+}
+
+#[test]
+fn what_waits_in_a_queue_comes_back_wherever_its_ends_are() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "import os, signal, socket
+def wait():
+    while True: signal.pause()
+a, b = socket.socketpair()
+c, d = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+r, w = os.pipe()
+a.send(b'one way'); b.send(b'and the other'); c.send(b'one'); c.send(b'two'); os.write(w, b'three')
+if os.fork() == 0:
+    a.close(); c.close(); os.close(w); wait()
+b.close(); d.close(); os.close(r)
+if os.fork() == 0:
+    a.close(); wait()
+wait()";
+    comes_back(Grove::new(&[python, "-c", script], 3));
+}
+
+/// The image of a pipeline of a shell, whose tasks are (shell, cat, cat), with records changed.
+fn pipeline_image() -> Vec<u8> {
+    Grove::sh("cat /dev/zero | cat | sleep 1000 & sleep 1001 & wait", 5).scan()
+}
+
+fn tasks(items: &mut [Item]) -> Vec<&mut fdkit::image::Task> {
+    items
+        .iter_mut()
+        .filter_map(|item| match item {
+            Item::Task(task) => Some(task),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Takes out the slots of tables that no task has any more.
+fn without_strays(items: &mut Vec<Item>) {
+    let tables: Vec<u32> = tasks(items).iter().map(|task| task.table.id).collect();
+    items.retain(|item| !matches!(item, Item::Slot(slot) if !tables.contains(&slot.table)));
+}
+
+/// Refused with this status and one line that holds this, with and without --dry-run, and nothing
+/// of it is left.
+#[track_caller]
+fn is_refused(image: &[u8], start: &[&str], status: i32, text: &str) {
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    for option in [&["-n"][..], &[], &["--respawn"], &["--placement", "rlimit"]] {
+        let restore = [start, &[&fdrestore, "--tree"], option].concat();
+        let stages: &[&[&str]] = &[&restore];
+        let ran = Pipeline::new(stages).stdin(image).run().refuses(status, &[text]);
+        assert!(option == ["-n"] || ran.text().is_empty(), "{}", ran.whole());
+        assert_eq!(ran.stderr(0).lines().count(), 1, "{}", ran.whole());
+    }
+}
+
+/// What is changed in the tasks of an image, and how that is refused.
+type Forgery = (&'static str, fn(Vec<&mut fdkit::image::Task>), i32, &'static str);
+
+const FORGED: &[Forgery] = &[
+    ("its own parent", |mut tasks| tasks[1].ppid = tasks[1].pid, 3, "its own ancestor"),
+    (
+        "a cycle",
+        |mut tasks| {
+            tasks[1].ppid = tasks[2].pid;
+            tasks[2].ppid = tasks[1].pid;
+        },
+        3,
+        "its own ancestor",
+    ),
+    ("all a cycle", |mut tasks| tasks[0].ppid = tasks[1].pid, 3, "its own ancestor"),
+    ("a pid twice", |mut tasks| tasks[2].pid = tasks[1].pid, 3, "comes twice"),
+    ("no pid", |mut tasks| tasks[2].pid = 0, 3, "no process id"),
+    ("a negative pid", |mut tasks| tasks[2].pid = -7, 3, "no process id"),
+    (
+        "a session of nobody",
+        |mut tasks| {
+            // The first may come from a session outside, and bring members of it along.
+            (tasks[1].sid, tasks[1].pgid) = (77, 77);
+            (tasks[2].sid, tasks[2].pgid) = (78, 78);
+        },
+        6,
+        "session 78",
+    ),
+    (
+        "a session below another",
+        |mut tasks| {
+            tasks[0].sid = 77;
+            tasks[0].pgid = 77;
+        },
+        6,
+        "session",
+    ),
+    ("a leader in no group", |mut tasks| tasks[0].pgid = 77, 3, "leads its session"),
+    (
+        "a group across sessions",
+        |mut tasks| {
+            let pid = tasks[1].pid;
+            tasks[1].sid = pid;
+            tasks[1].pgid = pid;
+            tasks[2].pgid = pid;
+        },
+        3,
+        "of another session",
+    ),
+    (
+        "a table of different numbers",
+        |mut tasks| {
+            tasks[2].table.id = tasks[1].table.id;
+            tasks[2].table.highest = Some(77);
+        },
+        3,
+        "another highest number",
+    ),
+];
+
+#[test]
+fn tasks_that_cannot_be_are_refused_before_anything_is_made() {
+    let image = pipeline_image();
+    for (what, change, status, text) in FORGED {
+        let forged = forged(&image, |items| {
+            change(tasks(items));
+            without_strays(items);
+        });
+        println!("{what}");
+        is_refused(&forged, &[], *status, text);
+    }
+}
+
+#[test]
+fn a_table_across_branches_and_numbers_that_come_twice_are_refused() {
+    let image = pipeline_image();
+    let across = forged(&image, |items| {
+        let mut tasks = tasks(items);
+        let (one, other) = (tasks[1].pid, tasks[2].pid);
+        let table = tasks[3].table.clone();
+        tasks[3].ppid = one;
+        tasks[4].ppid = other;
+        tasks[4].table = table;
+        without_strays(items);
+    });
+    is_refused(&across, &[], 6, "no parent or sibling of it");
+    // The checker of fdimage(5) forbids what no writer does, so this is made by hand.
+    let twice = |items: &mut Vec<Item>| {
+        let slot = items.iter().rposition(|item| matches!(item, Item::Slot(_))).unwrap();
+        let again = items[slot].clone();
+        items.insert(slot, again);
+    };
+    is_refused(&forged(&image, twice), &[], 3, "comes twice");
+}
+
+#[test]
+fn numbers_beyond_a_limit_are_refused() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "import os, signal
+os.dup2(0, 99)
+if os.fork() == 0: os.dup2(0, 700)
+while True: signal.pause()";
+    let image = Grove::new(&[python, "-c", script], 2).scan();
+    // The last number that there can be, and the first that there cannot.
+    for (limit, fits) in [("701", true), ("700", false), ("100", false)] {
+        let start = ["sh", "-c", "ulimit -n \"$0\"; exec \"$@\"", limit];
+        if !fits {
+            is_refused(&image, &start, 6, &format!("hard limit of {limit} open files"));
+            continue;
+        }
+        for policy in ["tight", "task", "rlimit", "late"] {
+            let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+            let restore = [&fdrestore, "--tree", "--placement", policy];
+            let stages: &[&[&str]] =
+                &[&[&start[..], &restore, &["--", "grep", "FDSize", "/proc/self/status"]].concat()];
+            let ran = Pipeline::new(stages).stdin(&image[..]).run();
+            // A range of its own beyond the highest number has no room there.
+            match policy {
+                "task" => drop(ran.refuses(125, &["no room", "(status 6)"]).in_one_line()),
+                _ => drop(ran.ok()),
+            }
+        }
+    }
+    let far = forged(&image, |items| {
+        for item in items {
+            match item {
+                Item::Slot(slot) if slot.fd == 700 => slot.fd = i32::MAX as u32,
+                _ => (),
+            }
+        }
+    });
+    is_refused(&far, &[], 6, "2147483647 is above the hard limit");
+}
+
+/// A root with `inherited` eventfds, and `count - 1` children that have them too and one pipe more.
+fn wide(count: usize, inherited: usize) -> Vec<u8> {
+    let python = python().expect("python3");
+    let script = "import os, signal, sys
+for n in range(int(sys.argv[1])): os.dup2(os.eventfd(n), 3 + n)
+if os.fork() == 0: os.pipe()
+while True: signal.pause()";
+    let image = Grove::new(&[python, "-c", script, &inherited.to_string()], 2).scan();
+    forged(&image, |items| {
+        let slots = items.iter().filter_map(|item| match item {
+            Item::Slot(slot) if slot.table == 1 => Some(slot.clone()),
+            _ => None,
+        });
+        let slots: Vec<_> = slots.collect();
+        let child = tasks(items)[1].clone();
+        for n in 2..count as u32 {
+            let mut task = child.clone();
+            task.pid = 1_000_000 + n as i32;
+            task.table.id = n;
+            items.insert(1, Item::Task(task));
+            for slot in &slots {
+                let mut slot = slot.clone();
+                slot.table = n;
+                items.push(Item::Slot(slot));
+            }
+        }
+        // Contents, if any, come last.
+        items.sort_by_key(|item| matches!(item, Item::Data(_)));
+    })
+}
+
+#[test]
+fn thousands_of_tasks_take_time_in_proportion() {
+    needs!(python().is_some(), "python3 is missing");
+    let took = |count| {
+        let image = wide(count, 20);
+        let begin = Instant::now();
+        let held = Held::quiet(&image, &[]);
+        let took = begin.elapsed();
+        assert_eq!(held.pids.len(), count);
+        held.is_small(&image);
+        let begin = Instant::now();
+        held.end(Signal::SIGTERM);
+        println!("{count} tasks: {took:?}, gone in {:?}", begin.elapsed());
+        took
+    };
+    let (few, many) = (took(250), took(2000));
+    assert!(many < few * 8 * 3, "250 tasks take {few:?}, 2000 {many:?}");
+}
+
+/// The processes that run this program, dead ones aside.
+fn running(exe: &str) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let runs = |pid: &i32| {
+        fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|link| link.as_os_str() == exe)
+    };
+    pids.filter(runs).collect()
+}
+
+/// Numbers without an order.
+struct Chance(u64);
+
+impl Chance {
+    fn new() -> Chance {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let seed = now.expect("after 1970").as_nanos() as u64;
+        println!("seed {seed}");
+        Chance(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % limit
+    }
+}
+
+/// A tree with all that a tree can have: groups without leaders, sessions, shared tables, stopped
+/// tasks, pipes between brothers and to cousins.
+fn forest(scratch: &Scratch) -> Vec<u8> {
+    let make = format!("{MKFD} make --share 2 --dir {}", scratch.dir());
+    let jobs = format!(
+        "set -m; sleep 0 | sleep 1001 | cat & sleep 1002 | (sleep 1003; true) | cat & \
+         setsid -w sh -c 'sleep 1004 | cat & sleep 1005; true' & {make} pipe@5,6:data=x eventfd@90 | cat & \
+         sleep 1006 | sleep 1007 & sleep 0.3; kill -STOP %%; wait"
+    );
+    Grove::new(&["bash", "-c", &jobs], 18).scan()
+}
+
+#[test]
+fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let scratch = Scratch::new();
+    let image = forest(&scratch);
+    let file = scratch.file("a.fdi");
+    fs::write(&file, &image).unwrap();
+    let exe = scratch.file("fdrestore");
+    fs::copy(tool("fdrestore"), &exe).unwrap();
+    let count = Image::load(&image[..]).unwrap().tasks.len();
+    let mut chance = Chance::new();
+    let (mut early, mut late) = (0, 0);
+    for round in 0..120 {
+        let restore = [&exe, "--tree", "-i", &file];
+        let out = Stdio::piped();
+        let mut command = command(&restore);
+        let mut chief = command.stdout(out).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = chief.id() as i32;
+        // One in ten rounds it is fdrestore itself.
+        let (at_chief, gently) = (round % 10 == 9, round % 20 == 19);
+        let wait = Duration::from_micros(chance.below(60_000));
+        let begin = Instant::now();
+        let victim = loop {
+            let all = descendants(pid);
+            if begin.elapsed() >= wait && (all.len() > 1 || at_chief) {
+                break if at_chief {
+                    pid
+                } else {
+                    all[1 + chance.below(all.len() as u64 - 1) as usize]
+                };
+            }
+        };
+        let signal = if gently { Signal::SIGTERM } else { Signal::SIGKILL };
+        let _ = kill(Pid::from_raw(victim), signal);
+        let mut err = chief.stderr.take().unwrap();
+        let mut lines = BufReader::new(chief.stdout.take().unwrap()).lines();
+        let told = lines.by_ref().take(count).count();
+        if told == count {
+            // It was late: the others hold on until they are told otherwise.
+            late += 1;
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let mut status = None;
+        until(&format!("fdrestore ends after {victim} was killed"), || {
+            status = chief.try_wait().unwrap();
+            status.is_some()
+        });
+        let mut said = String::new();
+        err.read_to_string(&mut said).unwrap();
+        until("nothing is left", || running(&exe).is_empty());
+        if told < count && !at_chief {
+            early += 1;
+            assert_eq!(told, 0, "some lines only: {said}");
+            assert_eq!(status.unwrap().code(), Some(7), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+    println!("{early} early, {late} late");
+    assert!(early > 10, "nobody was killed in the middle: {early} early, {late} late");
+}
+
+#[test]
+fn a_tree_ends_where_one_of_it_ends() {
+    let image = pipeline_image();
+    let held = Held::quiet(&image, &[]);
+    let root = held.pids[0].1;
+    let (inner, leaves): (Vec<i32>, Vec<i32>) =
+        held.pids[1..].iter().map(|pids| pids.1).partition(|&pid| descendants(pid).len() > 1);
+    assert!(inner.is_empty() && leaves.len() == 4);
+    kill(Pid::from_raw(leaves[0]), Signal::SIGKILL).unwrap();
+    until("it is dead", || is_gone(leaves[0]));
+    assert!(leaves[1..].iter().all(|&pid| !is_gone(pid)) && !is_gone(root));
+    // Those below it end with it, and fdrestore with the last of all.
+    kill(Pid::from_raw(root), Signal::SIGKILL).unwrap();
+    held.are_gone();
+    let chief = held.chief();
+    until("fdrestore ends", || is_gone(chief.as_raw()));
+}
