@@ -141,7 +141,33 @@ impl<'a> Site<'a> {
         };
         let fd = self.open(&file.link.0, flags)?;
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
-        let what = file.inode.as_ref().map(|old| differences(old, &found)).transpose()?;
+        self.compare(file, &found)?;
+        Ok(Made { fd, flags: flags & !ASYNC })
+    }
+
+    /// Opens the device that a file of the image names, if the one that is there is `allowed` and
+    /// has the same number.
+    ///
+    /// The path could be that of any device by now, and to open it could do anything. So it is
+    /// looked at as a place, and then that place is opened.
+    pub fn open_device(
+        &mut self,
+        file: &OpenFile,
+        allowed: impl Fn(&Inode) -> bool,
+    ) -> Result<Made> {
+        let place = self.open(&file.link.0, libc::O_PATH as u32)?;
+        let found = inode_of(place.as_fd()).at(|| "stat")?;
+        if !allowed(&found) {
+            return Err(Error::unrestorable("the path now names something of another type"));
+        }
+        self.compare(file, &found)?;
+        let unwanted = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
+        self.again(place.as_fd(), file.flags & !unwanted | libc::O_NOCTTY as u32)
+    }
+
+    /// Holds what is there against what was recorded.
+    fn compare(&mut self, file: &OpenFile, found: &Inode) -> Result<()> {
+        let what = file.inode.as_ref().map(|old| differences(old, found)).transpose()?;
         match (self.changed, what.unwrap_or_default()) {
             (Changed::Warn, what) if !what.is_empty() => {
                 let name = crate::text::escape(&file.link.0).into_owned();
@@ -150,7 +176,7 @@ impl<'a> Site<'a> {
             (Changed::Fail, what) if !what.is_empty() => return Err(changed(&what)),
             _ => (),
         }
-        Ok(Made { fd, flags: flags & !ASYNC })
+        Ok(())
     }
 
     /// [`Site::probe`] for a dry run only: a real one finds out by opening.

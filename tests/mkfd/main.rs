@@ -12,6 +12,7 @@ mod many;
 mod spec;
 mod sys;
 
+mod chardev;
 mod directory;
 mod epoll;
 mod eventfd;
@@ -66,6 +67,7 @@ static FIXTURES: &[Entry] = &[
     entry::<pidfd::Pidfd>(),
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
+    entry::<chardev::Chardev>(),
     entry::<memfd::Memfd>(),
     entry::<mqueue::Mqueue>(),
     entry::<socketpair::Socketpair>(),

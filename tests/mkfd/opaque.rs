@@ -1,34 +1,75 @@
-//! What no tool can put back: an io_uring.
+//! What no tool can put back: its state is in other memory, in hardware, or told nowhere.
 
 use crate::driver::{Bad, Fixture, link};
-use crate::spec::{At, Result, Spec};
-use crate::sys;
+use crate::spec::{At, Result, Spec, Stop};
+use crate::sys::{self, Odd};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 pub(crate) struct Opaque;
 
+/// What it is called, what makes it, how its link begins, and its flags.
+const ODD: &[(&str, Odd, &str, OFlag)] = &[
+    ("io_uring", Odd::IoUring, "anon_inode:[io_uring]", OFlag::O_RDWR),
+    ("userfaultfd", Odd::Userfaultfd, "anon_inode:[userfaultfd]", OFlag::O_RDWR),
+    ("bpf-map", Odd::BpfMap, "anon_inode:bpf-map", OFlag::O_RDWR),
+    ("bpf-prog", Odd::BpfProgram, "anon_inode:bpf-prog", OFlag::O_RDWR),
+    ("perf", Odd::Perf, "anon_inode:[perf_event]", OFlag::O_RDWR),
+    ("secret", Odd::Secret, "/secretmem (deleted)", OFlag::O_RDWR),
+    ("landlock", Odd::Landlock, "anon_inode:[landlock-ruleset]", OFlag::O_RDWR),
+    ("seccomp", Odd::Seccomp, "anon_inode:seccomp notify", OFlag::O_RDWR),
+    ("fscontext", Odd::Fscontext, "anon_inode:[fscontext]", OFlag::O_RDWR),
+    ("vsock", Odd::Socket(40, 1, 0), "socket:[", OFlag::O_RDWR),
+    ("alg", Odd::Socket(38, 5, 0), "socket:[", OFlag::O_RDWR),
+    ("xdp", Odd::Socket(44, 3, 0), "socket:[", OFlag::O_RDWR),
+    ("key", Odd::Socket(15, 3, 2), "socket:[", OFlag::O_RDWR),
+    ("can", Odd::Socket(29, 3, 1), "socket:[", OFlag::O_RDWR),
+    ("fuse", Odd::Device(c"/dev/fuse"), "/dev/fuse", OFlag::O_RDWR),
+    ("kvm", Odd::Device(c"/dev/kvm"), "/dev/kvm", OFlag::O_RDWR),
+    ("vga_arbiter", Odd::Device(c"/dev/vga_arbiter"), "/dev/vga_arbiter", OFlag::O_RDWR),
+];
+
 impl Fixture for Opaque {
     const NAME: &'static str = "opaque";
-    const ABOUT: &'static str = "an io_uring, which no tool restores; check wants it as it was";
-    const KEYS: &'static [(&'static str, &'static str)] = &[];
+    const ABOUT: &'static str = "what no tool restores; check wants it as it was";
+    const KEYS: &'static [(&'static str, &'static str)] = &[(
+        "of",
+        "io_uring (as without), userfaultfd, bpf-map, bpf-prog, perf, secret, landlock, seccomp, \
+         fscontext, vsock, alg, xdp, key, can, fuse, kvm or vga_arbiter",
+    )];
 
     fn arity(_: &Spec) -> usize {
         1
     }
 
-    fn make(_: &Spec) -> Result<Vec<OwnedFd>> {
-        Ok(vec![sys::io_uring(4).at("io_uring_setup")?])
+    fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
+        let (name, odd, ..) = odd(spec).ok_or_else(|| Stop::Misuse("of: see mkfd list".into()))?;
+        let made = sys::odd(odd).map_err(|errno| match errno {
+            // What the kernel was built without, or the machine is.
+            Errno::EAFNOSUPPORT
+            | Errno::EPROTONOSUPPORT
+            | Errno::ESOCKTNOSUPPORT
+            | Errno::ENOENT
+            | Errno::ENODEV => Stop::Cannot(format!("{name}: {}", errno.desc())),
+            other => Err::<(), _>(other).at(name).expect_err("it is one"),
+        })?;
+        Ok(vec![made])
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
+    fn flags(spec: &Spec, _: usize) -> OFlag {
+        odd(spec).map_or(OFlag::O_RDWR, |(.., flags)| *flags)
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        bad.same("link", link(spec.fds[0]), PathBuf::from("anon_inode:[io_uring]"));
+        let Some((.., start, _)) = odd(spec) else { return Err(Errno::EINVAL) };
+        let link = link(spec.fds[0]).display().to_string();
+        bad.unless(link.starts_with(start), format!("link is {link}, was made {start}"));
         Ok(())
     }
+}
+
+fn odd(spec: &Spec) -> Option<&'static (&'static str, Odd, &'static str, OFlag)> {
+    let name = spec.bytes("of").unwrap_or(b"io_uring");
+    ODD.iter().find(|(known, ..)| known.as_bytes() == name)
 }

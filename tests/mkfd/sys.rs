@@ -144,12 +144,70 @@ pub(crate) fn pending_bytes(fd: BorrowedFd<'_>) -> Result<usize> {
     Ok(n as usize)
 }
 
-/// io_uring_setup(2).
-pub(crate) fn io_uring(entries: u32) -> Result<OwnedFd> {
-    // struct io_uring_params is 120 bytes, all zero for a plain ring.
-    let mut params = [0_u64; 15];
-    // SAFETY: the kernel reads and writes 120 bytes at `params`.
-    let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, entries, params.as_mut_ptr()) };
+/// What no tool restores.
+pub(crate) enum Odd {
+    IoUring,
+    Userfaultfd,
+    BpfMap,
+    BpfProgram,
+    Perf,
+    Secret,
+    Landlock,
+    Seccomp,
+    Fscontext,
+    /// A socket: family, type and protocol.
+    Socket(c_int, c_int, c_int),
+    /// A device, O_RDWR.
+    Device(&'static CStr),
+}
+
+/// Makes it.
+pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
+    // Longer than any struct that is read or written below; what is not set is zero.
+    let mut words = [0_u64; 16];
+    // Two instructions for the kernel: r0 = 0, and exit.
+    let bpf = [0xb7_u64, 0x95];
+    let license = c"GPL";
+    // One for seccomp(2): SECCOMP_RET_ALLOW.
+    let allow = [libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0x7fff_0000 }];
+    // SAFETY: each call reads or writes one struct, which `words` has room for and which is laid out
+    // as its manual page says, and what it points to, which outlives the call.
+    let fd = unsafe {
+        match *what {
+            Odd::IoUring => libc::syscall(libc::SYS_io_uring_setup, 4, words.as_mut_ptr()),
+            Odd::Userfaultfd => libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC),
+            Odd::BpfMap => {
+                // BPF_MAP_TYPE_ARRAY, keys and values of four bytes, one of them.
+                (words[0], words[1]) = (2 | 4 << 32, 4 | 1 << 32);
+                libc::syscall(libc::SYS_bpf, 0, words.as_mut_ptr(), 128)
+            }
+            Odd::BpfProgram => {
+                // BPF_PROG_TYPE_SOCKET_FILTER
+                words[0] = 1 | (bpf.len() as u64) << 32;
+                (words[1], words[2]) = (bpf.as_ptr() as u64, license.as_ptr() as u64);
+                libc::syscall(libc::SYS_bpf, 5, words.as_mut_ptr(), 128)
+            }
+            Odd::Perf => {
+                // PERF_TYPE_SOFTWARE, and the size of the struct.
+                words[0] = 1 | 64 << 32;
+                libc::syscall(libc::SYS_perf_event_open, words.as_mut_ptr(), 0, -1, -1, 0)
+            }
+            Odd::Secret => libc::syscall(libc::SYS_memfd_secret, 0),
+            Odd::Landlock => {
+                // LANDLOCK_ACCESS_FS_EXECUTE
+                words[0] = 1;
+                libc::syscall(libc::SYS_landlock_create_ruleset, words.as_mut_ptr(), 8, 0)
+            }
+            Odd::Seccomp => {
+                (words[0], words[1]) = (allow.len() as u64, allow.as_ptr() as u64);
+                // SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_NEW_LISTENER
+                libc::syscall(libc::SYS_seccomp, 1, 8, words.as_mut_ptr())
+            }
+            Odd::Fscontext => libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), 0),
+            Odd::Socket(family, class, protocol) => libc::socket(family, class, protocol).into(),
+            Odd::Device(path) => libc::open(path.as_ptr(), libc::O_RDWR).into(),
+        }
+    };
     let fd = Errno::result(fd)?;
     // SAFETY: the kernel returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })

@@ -102,3 +102,37 @@ assert os.readlink(f'/proc/self/fd/{a}') == '/memfd:shared (deleted)', 'name'";
     let (a, b) = said.split_once(' ').expect("two numbers");
     restored(&file, &[], &[python, "-c", after, a, b]).quiet();
 }
+
+#[test]
+fn a_device_is_opened_only_where_its_number_is_the_recorded_one() {
+    needs!(crate::harness::root(), "only root can make devices");
+    let scratch = Scratch::new();
+    let node = scratch.file("node");
+    let mknod = |minor: &str| pipeline(&[&["mknod", &node, "c", "10", minor]]).quiet();
+    mknod("237");
+    let spec = format!("chardev@3:path={node}");
+    let target = target!(scratch.dir(), &[&spec, "chardev@4:dev=kmsg,read"]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    // What a reader of the log has read is told nowhere.
+    assert_eq!(crate::harness::show(&file)["descriptors"][1]["kind"], "opaque");
+    let file3 = scratch.file("b.fdi");
+    pipeline(&[&["fdimg", "select", "-F", "3", &file], &["fdimg", "write", &file3]]).quiet();
+    restored(&file3, &[], &["mkfd", "check", "--std", "0,1,2", &spec]).quiet();
+    fs::remove_file(&node).unwrap();
+    // Another that is in the table too, and one that starts a watchdog.
+    for minor in ["235", "130"] {
+        mknod(minor);
+        refused(fs::read(&file3).unwrap(), 6, &["fd 3", "another type"]);
+        fs::remove_file(&node).unwrap();
+    }
+    mknod("130");
+    let watchdog = with_inode(&file3, |inode| inode.rdev = Some((10, 130)));
+    refused(watchdog, 6, &["fd 3", "no device that this version opens"]);
+    refused(with_file(&file3, |file| file.inode = None), 6, &["fd 3", "no device"]);
+    // Nor by another kind that opens devices.
+    let mem = with_file(&file3, |file| (file.kind, file.inode) = ("mem".into(), None));
+    let run: &[&[&str]] = &[&["fdrestore", "--inherit", "0,1,2", "--", "true"]];
+    crate::harness::Pipeline::new(run).stdin(mem).run().refuses(125, &["fd 3", "another type"]);
+}

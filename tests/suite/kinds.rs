@@ -88,6 +88,18 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("null and zero", &["mem@A", "mem@B:dev=zero", "mem@C:write,append", "mem@D:dev=zero,read"]),
     ("full and random", &["mem@A:dev=full", "mem@B:dev=random", "mem@C:dev=urandom,read"]),
     (
+        "character devices",
+        &["chardev@A", "chardev@B:dev=btrfs-control,read", "chardev@C:dev=autofs,nonblock,cloexec"],
+    ),
+    (
+        "character devices with a position, or none",
+        &[
+            "chardev@A:dev=cpu/0/cpuid,read,pos=4",
+            "chardev@B:dev=kmsg,write",
+            "chardev@C:dev=hwrng,read",
+        ],
+    ),
+    (
         "message queues",
         &[
             "mqueue@A:maxmsg=3,msgsize=100,cloexec",
@@ -324,6 +336,8 @@ round_trips! {
     huge_pages_come_back: "huge pages";
     null_and_zero_come_back: "null and zero";
     full_and_random_come_back: "full and random";
+    character_devices_come_back: "character devices";
+    a_device_is_read_on_from_where_it_was: "character devices with a position, or none";
     message_queues_come_back: "message queues";
     two_descriptions_of_a_message_queue_come_back: "two descriptions of a message queue";
     socket_pairs_come_back: "socket pairs";

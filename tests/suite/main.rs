@@ -17,6 +17,7 @@ mod grammar; // images are as fdimage(5) says, and every kind is named everywher
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree
+mod odd; // what no kind knows is recorded in silence
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod placement; // fdimg place, and what the kernel shows after each policy
 mod queues; // message queues: what is in them, and what becomes of their names

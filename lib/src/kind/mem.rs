@@ -3,7 +3,7 @@
 
 use super::Kind;
 use crate::error::Result;
-use crate::image::OpenFile;
+use crate::image::{Inode, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
 use nix::libc;
@@ -16,6 +16,11 @@ pub(super) struct Mem {}
 /// Minor numbers of major 1.
 const MINORS: [u32; 5] = [3, 5, 7, 8, 9];
 
+fn is_known(inode: &Inode) -> bool {
+    inode.mode & libc::S_IFMT == libc::S_IFCHR
+        && inode.rdev.is_some_and(|(major, minor)| major == 1 && MINORS.contains(&minor))
+}
+
 impl Kind for Mem {
     const NAME: &'static str = "mem";
 
@@ -24,9 +29,7 @@ impl Kind for Mem {
             let names = ["null", "zero", "full", "random", "urandom"];
             return names.iter().any(|n| it.link.0.strip_prefix(b"/dev/") == Some(n.as_bytes()));
         };
-        inode.mode & libc::S_IFMT == libc::S_IFCHR
-            && inode.nlink > 0
-            && inode.rdev.is_some_and(|(major, minor)| major == 1 && MINORS.contains(&minor))
+        inode.nlink > 0 && is_known(inode)
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {
@@ -39,9 +42,7 @@ impl Kind for Mem {
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         let Mem {} = self;
-        // The path alone could name any device, so its number is looked at before it is opened.
-        site.probe(file)?;
-        site.reopen(file)
+        site.open_device(file, is_known)
     }
 }
 

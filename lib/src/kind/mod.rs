@@ -3,6 +3,7 @@
 //! A kind is read top to bottom: record, claims, capture, restore, tests. What is the same for all
 //! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
 
+mod chardev;
 mod directory;
 mod epoll;
 mod eventfd;
@@ -242,6 +243,7 @@ pub static KINDS: &[Entry] = &[
     entry::<pidfd::Pidfd>(),
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
+    entry::<chardev::Chardev>(),
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),
     entry::<path::Path>(),

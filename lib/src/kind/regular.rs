@@ -17,7 +17,9 @@ impl Kind for Regular {
     const SEEKS: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
+        // memfd_secret(2) gives a file that says it has a name, and is deleted all the same.
         it.link.0.starts_with(b"/")
+            && it.link.0 != b"/secretmem (deleted)"
             && it.deleted().is_none()
             && match it.file_type() {
                 Some(kind) => kind == libc::S_IFREG,
