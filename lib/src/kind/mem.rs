@@ -2,7 +2,7 @@
 //! null(4), full(4), random(4)).
 
 use super::Kind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
@@ -16,7 +16,12 @@ pub(super) struct Mem {}
 /// Minor numbers of major 1.
 const MINORS: [u32; 5] = [3, 5, 7, 8, 9];
 
-fn is_known(inode: &Inode) -> bool {
+/// Whether it is one of them, by its number, or by its name if nothing else is known.
+fn is_known(inode: Option<&Inode>, path: &[u8]) -> bool {
+    let Some(inode) = inode else {
+        let names = ["null", "zero", "full", "random", "urandom"];
+        return names.iter().any(|name| path.strip_prefix(b"/dev/") == Some(name.as_bytes()));
+    };
     inode.mode & libc::S_IFMT == libc::S_IFCHR
         && inode.rdev.is_some_and(|(major, minor)| major == 1 && MINORS.contains(&minor))
 }
@@ -25,11 +30,8 @@ impl Kind for Mem {
     const NAME: &'static str = "mem";
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        let Some(inode) = &it.inode else {
-            let names = ["null", "zero", "full", "random", "urandom"];
-            return names.iter().any(|n| it.link.0.strip_prefix(b"/dev/") == Some(n.as_bytes()));
-        };
-        inode.nlink > 0 && is_known(inode)
+        it.inode.as_ref().is_none_or(|inode| inode.nlink > 0)
+            && is_known(it.inode.as_ref(), &it.link.0)
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {
@@ -37,12 +39,18 @@ impl Kind for Mem {
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if !is_known(file.inode.as_ref(), &file.link.0) {
+            return Err(Error::malformed("it is no memory device"));
+        }
         site.foresee(file)
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         let Mem {} = self;
-        site.open_device(file, is_known)
+        // The path could name any device by now, so its number is looked at before it is opened. A
+        // place held meanwhile would be in the way of the lowest number.
+        site.probe(file)?;
+        site.reopen(file)
     }
 }
 
