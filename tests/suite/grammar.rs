@@ -116,13 +116,16 @@ fn images_are_as_the_grammar_says_and_every_kind_has_all_that_a_kind_must_have()
     let (restored, skipped) = restored(&grammar);
     let lacks = |kind| lacks(kind, &restored, &page, &grammar);
     let holes = fdkit::kind::names().into_iter().map(|kind| (kind, lacks(kind)));
-    let holes: Vec<_> = holes.filter(|(_, lacks)| !lacks.is_empty()).collect();
-    if !skipped.is_empty() && !holes.is_empty() {
-        skip!("{holes:?}, but this machine cannot make: {skipped:?}");
-    }
+    let holes = holes.filter(|(_, lacks)| !lacks.is_empty());
+    // One of which there is nothing at all may be among what cannot be made here.
+    let unseen = |kind: &str| !skipped.is_empty() && !restored.contains_key(kind);
+    let (unseen, holes): (Vec<_>, Vec<_>) = holes.partition(|(kind, _)| unseen(kind));
     assert!(holes.is_empty(), "{holes:#?}");
     // One that is named nowhere lacks everything.
     assert_eq!(lacks("unheard").len(), 5);
+    if !unseen.is_empty() {
+        skip!("{unseen:?}, but this machine cannot make: {skipped:?}");
+    }
 }
 
 #[test]

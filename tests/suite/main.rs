@@ -18,6 +18,7 @@ mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree
 mod odd; // what no kind knows is recorded in silence
+mod peers; // lsfd and lsof say the same
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod placement; // fdimg place, and what the kernel shows after each policy
 mod queues; // message queues: what is in them, and what becomes of their names
