@@ -1,0 +1,160 @@
+//! Unmodified daemons at work: every descriptor of theirs has its kind, and nothing is to be said.
+
+use crate::harness::{Pipeline, Scratch, Target, pipeline, root, show, which};
+use crate::pipelines::python;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// A port of TCP that nobody listens on now.
+fn port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port().to_string()
+}
+
+/// A daemon in the foreground, which is there once this test of the shell holds; what that needs to
+/// know is its `$0`. It is what it says first: its pid.
+fn daemon(ready: &str, about: &str, words: &[&str]) -> Target {
+    let script = format!("\"$@\" >&2 & while ! {{ {ready}; }}; do sleep 0.05; done; echo $!; wait");
+    let target = Target::program(&[&["sh", "-c", &script, about], words].concat());
+    // What it starts once it is ready is there, too.
+    std::thread::sleep(Duration::from_secs(1));
+    target
+}
+
+/// A whole family is scanned, with contents and without: the number of descriptors of each kind.
+#[track_caller]
+fn scanned(scratch: &Scratch, pid: &str, tasks: usize) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for options in [&["--tree", pid][..], &["--tree", "--data", pid]] {
+        let file = scratch.file("a.fdi");
+        let ran = pipeline(&[&[&["fdscan"], options].concat(), &["fdimg", "write", &file]]).quiet();
+        let shown = show(&file);
+        let of = |key: &str| shown[key].as_array().expect("a list").clone();
+        assert!(of("tasks").len() >= tasks, "{} tasks\n{}", of("tasks").len(), ran.whole());
+        kinds.clear();
+        for each in of("descriptors") {
+            let kind = each["kind"].as_str().expect("a kind").to_owned();
+            assert_ne!(kind, "opaque", "{each:#}");
+            *kinds.entry(kind).or_default() += 1;
+        }
+        pipeline(&[&["fdimg", "verify", &file]]).quiet();
+    }
+    kinds
+}
+
+/// Whether there are at least this many descriptors of each kind.
+#[track_caller]
+fn has(kinds: &BTreeMap<String, usize>, wanted: &[(&str, usize)]) {
+    for (kind, least) in wanted {
+        assert!(kinds.get(*kind) >= Some(least), "fewer of {kind} than {least}: {kinds:?}");
+    }
+}
+
+#[test]
+fn redis_server_has_nothing_that_is_not_known() {
+    needs!(which("redis-server").is_some(), "redis-server is missing");
+    let scratch = Scratch::new();
+    let (port, socket) = (port(), scratch.file("redis.sock"));
+    let words = ["redis-server", "--port", &port, "--unixsocket", &socket, "--dir", scratch.dir()];
+    let target = daemon("[ -S \"$0\" ]", &socket, &[&words[..], &["--appendonly", "yes"]].concat());
+    let _client = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("a connection");
+    let _other = std::os::unix::net::UnixStream::connect(&socket).expect("a connection");
+    let kinds = scanned(&scratch, &target.said, 1);
+    has(&kinds, &[("epoll", 1), ("pipe", 2), ("regular", 1), ("tcp", 2), ("unix", 2)]);
+}
+
+#[test]
+fn nginx_and_its_workers_have_nothing_that_is_not_known() {
+    // Not everybody's PATH has the folder.
+    let nginx = which("nginx").unwrap_or("/usr/sbin/nginx".into());
+    needs!(nginx.is_file(), "nginx is missing");
+    let scratch = Scratch::new();
+    let (port, socket) = (port(), scratch.file("nginx.sock"));
+    let text = format!(
+        "worker_processes 2; pid nginx.pid; error_log error.log info;
+events {{ worker_connections 64; }}
+http {{
+  access_log access.log; client_body_temp_path body; proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+  server {{ listen 127.0.0.1:{port} reuseport; listen [::1]:{port}; listen unix:{socket};
+    location / {{ return 204; }} }}
+}}"
+    );
+    let conf = scratch.file("nginx.conf");
+    fs::write(&conf, text).unwrap();
+    let words = [nginx.to_str().unwrap(), "-p", scratch.dir(), "-c", &conf, "-e", "error.log"];
+    let ready = "[ -S \"$0\" ] && [ -n \"$(cat /proc/$!/task/$!/children)\" ]";
+    let target = daemon(ready, &socket, &[&words[..], &["-g", "daemon off;"]].concat());
+    let kinds = scanned(&scratch, &target.said, 3);
+    has(&kinds, &[("epoll", 2), ("eventfd", 2), ("regular", 4), ("tcp", 4), ("unix", 4)]);
+}
+
+#[test]
+fn postgres_and_its_backends_have_nothing_that_is_not_known() {
+    let newest = || fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|it| it.path()).max();
+    let Some(bin) = newest().map(|dir| dir.join("bin")).filter(|bin| bin.join("initdb").is_file())
+    else {
+        skip!("postgresql is missing");
+    };
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    let scratch = Scratch::new();
+    let (port, data) = (port(), scratch.file("data"));
+    fs::create_dir(&data).unwrap();
+    // It refuses to run as root.
+    let user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"];
+    let user: &[&str] = if root() { &user } else { &[] };
+    if root() {
+        pipeline(&[&["chown", "postgres:postgres", &data]]).ok();
+    }
+    let program = |name: &str| bin.join(name).to_str().unwrap().to_owned();
+    let words = [&program("initdb"), "-D", &data, "-A", "trust", "--no-sync"];
+    let init: &[&[&str]] = &[&[user, &words].concat()];
+    Pipeline::new(init).cwd("/").run().ok();
+    let server = program("postgres");
+    let words = [&server[..], "-D", &data, "-k", &data, "-h", "127.0.0.1", "-p", &port];
+    let ready = "grep -q '^ready' \"$0\"";
+    let pid_file = format!("{data}/postmaster.pid");
+    let target = daemon(ready, &pid_file, &[user, &words].concat());
+    let words =
+        [&program("psql"), "-h", &data, "-p", &port, "-c", "select pg_sleep(1000)", "postgres"];
+    let mut client = crate::harness::command(&[user, &words].concat());
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("psql");
+    std::thread::sleep(Duration::from_secs(1));
+    let kinds = scanned(&scratch, &target.said, 6);
+    has(
+        &kinds,
+        &[("epoll", 3), ("pipe", 6), ("regular", 2), ("signalfd", 3), ("tcp", 1), ("unix", 2)],
+    );
+    // It ends as it should, and leaves no shared memory behind.
+    let stop = "kill -INT \"$0\"; while kill -0 \"$0\" 2>/dev/null; do sleep 0.05; done";
+    pipeline(&[&["sh", "-c", stop, &target.said]]).ok();
+    let _ = client.wait();
+}
+
+#[test]
+fn a_program_of_asyncio_has_nothing_that_is_not_known() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let program = "import asyncio, signal, sys
+async def serve(reader, writer):
+    writer.write(await reader.readline()); await writer.drain()
+async def main():
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+    tcp = await asyncio.start_server(serve, '127.0.0.1', 0)
+    await asyncio.start_unix_server(serve, sys.argv[1])
+    child = await asyncio.create_subprocess_exec('cat', stdin=-1, stdout=-1)
+    child.stdin.write(b'hello'); await child.stdout.readexactly(5)
+    port = tcp.sockets[0].getsockname()[1]
+    await asyncio.open_connection('127.0.0.1', port)
+    await asyncio.open_unix_connection(sys.argv[1])
+    print('ready', flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())";
+    let target = Target::program(&[python, "-c", program, &scratch.file("sock")]);
+    let kinds = scanned(&scratch, &target.pid, 2);
+    has(&kinds, &[("epoll", 1), ("pipe", 6), ("tcp", 3), ("unix", 5)]);
+}
