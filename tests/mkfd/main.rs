@@ -36,6 +36,7 @@ mod socketpair;
 mod tcp;
 mod timerfd;
 mod tty;
+mod udp;
 mod unix;
 mod unlinked;
 
@@ -73,6 +74,7 @@ static FIXTURES: &[Entry] = &[
     entry::<socketpair::Socketpair>(),
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),
+    entry::<udp::Udp>(),
     entry::<path::Path>(),
     entry::<pty::Pty>(),
     entry::<tty::Tty>(),

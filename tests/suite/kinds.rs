@@ -135,6 +135,35 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         "listeners of several paths",
         &["tcp@A:mptcp", "tcp@B:mptcp,v6,backlog=9", "tcp@C:mptcp,bound"],
     ),
+    ("UDP sockets", &["udp@A", "udp@B:v6,host=::,nonblock", "udp@C:fresh", "udp@D:lite"]),
+    ("connected UDP sockets", &["udp@A:connected", "udp@B:v6,connected", "udp@C:connected,lite"]),
+    ("UDP messages", &["udp@A:data=++a++bc", "udp@B:v6,data=x+y", "udp@C:lite,data=@9000"]),
+    (
+        "UDP messages from elsewhere",
+        &[
+            "udp@A:host=0.0.0.0,data=a+b,from=198.51.100.7",
+            "udp@B:v6,host=::,data=a+b,from=2001:db8::7",
+            "udp@C:v6,host=::,data=a++b,from=198.51.100.7",
+            "udp@D:v6,host=::,data=a,from=127.0.0.1,lite",
+        ],
+    ),
+    (
+        "UDP messages of a connection",
+        &["udp@A:connected,data=a++b", "udp@B:v6,connected,data=a++b", "udp@C:data=@60000"],
+    ),
+    ("UDP sockets of one port", &["udp@A,C:two,data=a+b+c+d+e", "udp@D,B:two,v6,data=a+b+c+d+e"]),
+    ("UDP sockets shut down", &["udp@A:shut", "udp@B:shut=2", "udp@C:connected,shut"]),
+    (
+        // SO_BROADCAST, SO_RCVBUF, SO_PRIORITY, IP_TOS, IP_RECVERR, IP_PKTINFO, SO_TIMESTAMPNS,
+        // UDP_GRO; SO_BINDTODEVICE, SO_MARK; IPV6_V6ONLY, IPV6_RECVERR, IPV6_RECVPKTINFO.
+        "options of UDP sockets",
+        &[
+            "udp@A:data=a,set=1.6.1+1.8.40000+1.12.5+0.1.16+0.11.1+0.8.1+1.35.1+17.104.1",
+            "udp@B:host=0.0.0.0,data=a+b,from=127.0.0.1,bytes=1.25.lo,set=1.36.7",
+            "udp@C:v6,host=::,data=a,from=::1,set=41.26.1+41.25.1+41.49.1",
+            "udp@D:fresh,set=1.9.1,lite",
+        ],
+    ),
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
     (
         "signals that are read",
@@ -351,6 +380,14 @@ round_trips! {
     two_listeners_of_one_port_both_take_clients: "listeners of one port";
     options_of_listeners_are_set_again: "options of listeners";
     a_listener_of_several_paths_comes_back: "listeners of several paths";
+    a_udp_socket_comes_back: "UDP sockets";
+    a_connected_udp_socket_comes_back: "connected UDP sockets";
+    udp_messages_keep_bounds_and_senders: "UDP messages";
+    udp_messages_from_elsewhere_keep_their_senders: "UDP messages from elsewhere";
+    udp_messages_of_a_connection_come_back: "UDP messages of a connection";
+    udp_messages_go_to_the_one_of_a_port_that_had_them: "UDP sockets of one port";
+    a_udp_socket_is_shut_down_again: "UDP sockets shut down";
+    options_of_udp_sockets_are_set_again: "options of UDP sockets";
     datagrams_wait_again: "datagrams";
     signals_are_read_again: "signals that are read";
     a_disarmed_timer_stays_disarmed: "a disarmed timer";

@@ -293,7 +293,7 @@ pub struct Data {
 /// What a message of a queue has beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// The sender's address as the kernel has it: a struct sockaddr.
+    /// The sender's address, written as the body of the file writes addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Bytes>,
     /// The files queued with it: SCM_RIGHTS.

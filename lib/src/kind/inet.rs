@@ -10,9 +10,10 @@ use crate::sys::socket as sys;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 pub(super) const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
@@ -41,7 +42,7 @@ pub(super) struct Inet {
 }
 
 /// An address, its port, and the device that an address of this link is of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Address {
     pub ip: IpAddr,
     pub port: u16,
@@ -99,6 +100,11 @@ impl Address {
         }
     }
 
+    /// The same, as one of IPv4 if it is one of those that IPv6 has for them: `[::ffff:1.2.3.4]`.
+    pub(super) fn unmapped(&self) -> Address {
+        Address { ip: self.ip.to_canonical(), ..self.clone() }
+    }
+
     /// Whether it says nothing: any address, and no port.
     fn is_none(&self) -> bool {
         self.ip.is_unspecified() && self.port == 0
@@ -144,24 +150,24 @@ impl Inet {
             Err(errno) => return Err(errno).at(|| "getpeername"),
         };
         let text = |it: Address| (!it.is_none()).then(|| it.to_string());
+        let mut options = Options::read(fd, class)?;
+        if remote.is_some() {
+            // Of what is connected it is the processor that has last taken something in.
+            options.forget(&["SO_INCOMING_CPU"]);
+        }
         Ok(Inet {
             family: class.0,
             protocol: class.2,
             local: local.and_then(text),
             remote: remote.and_then(text),
             netns: it.other_netns(),
-            options: Options::read(fd, class)?,
+            options,
         })
     }
 
     /// Leaves out options that tell something else in its state.
     pub(super) fn forget(&mut self, options: &[&str]) {
         self.options.forget(options);
-    }
-
-    /// AF_INET or AF_INET6.
-    pub(super) fn family(&self) -> i32 {
-        self.family
     }
 
     /// The number of its protocol.
@@ -244,6 +250,68 @@ impl Inet {
         self.options.set(fd, phase, &mut |line| site.warnings.push(format!("{name}: {line}")))
     }
 
+    /// Whether other sockets may be bound to its address too.
+    pub(super) fn shares_its_address(&self) -> bool {
+        let set = |name| self.options.int(name).is_some_and(|value| value != 0);
+        set("SO_REUSEADDR") || set("SO_REUSEPORT")
+    }
+
+    /// Disconnects it, and connects it to its own other end, if it has one.
+    pub(super) fn reconnect(
+        &self,
+        fd: BorrowedFd<'_>,
+        file: &OpenFile,
+        site: &mut Site<'_>,
+    ) -> Result<()> {
+        let unspec = (libc::AF_UNSPEC as u16).to_ne_bytes();
+        sys::connect(fd, &[&unspec[..], &[0; 14]].concat()).at(|| "disconnect")?;
+        // That has also taken its device away.
+        self.set(Phase::Birth, fd, file, site)?;
+        let processor = self.options.int("SO_INCOMING_CPU").unwrap_or(-1);
+        sys::set_option(fd, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, processor as i32)
+            .at(|| "SO_INCOMING_CPU")?;
+        self.connect(fd)
+    }
+
+    /// Another socket of its protocol, on its device.
+    pub(super) fn another(&self, v6: bool) -> Option<OwnedFd> {
+        let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        let made = sys::new(family, kind, self.protocol).ok()?;
+        self.stay_on_device(made.as_fd());
+        Some(made)
+    }
+
+    /// Binds a socket to its device, if it is bound to one: no other can send to it.
+    pub(super) fn stay_on_device(&self, fd: BorrowedFd<'_>) {
+        if let Some(device) = self.options.bytes("SO_BINDTODEVICE") {
+            // If not, it will be seen that nothing comes.
+            let _ = sys::set_option_bytes(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device);
+        }
+    }
+
+    /// Shuts down receiving (1), sending (2), both or nothing.
+    pub(super) fn shut(&self, fd: BorrowedFd<'_>, what: u8) -> Result<()> {
+        match what & 3 {
+            0 => Ok(()),
+            1 => end(fd, Shutdown::Read),
+            2 => end(fd, Shutdown::Write),
+            _ => end(fd, Shutdown::Both),
+        }
+    }
+
+    /// Connects it to its other end, if it has one.
+    pub(super) fn connect(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let Some(remote) = self.remote()? else { return Ok(()) };
+        match remote.encode(fd).and_then(|to| sys::connect(fd, &to)) {
+            Ok(()) => Ok(()),
+            Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENODEV) => {
+                Err(Error::unrestorable(format!("{remote} cannot be reached from here")))
+            }
+            Err(errno) => Err(errno).at(|| format!("connect to {remote}")),
+        }
+    }
+
     fn bind_to(&self, fd: &OwnedFd, local: &Address) -> Result<()> {
         let fd = fd.as_fd();
         // Without this, bind(2) chooses a port where none is given (Linux 4.2).
@@ -265,6 +333,41 @@ impl Inet {
             Err(errno) => Err(errno).at(|| format!("bind to {local}")),
         }
     }
+}
+
+/// The bytes of the first message that waits to be read, if one does; and what is shut down:
+/// receiving 1, both 3.
+pub(super) fn waiting(fd: BorrowedFd<'_>) -> Result<(Option<u32>, u8)> {
+    let ready = sys::ready(fd).at(|| "poll")?;
+    let shutdown = match ready {
+        ready if ready & libc::POLLHUP != 0 => 3,
+        ready => u8::from(ready & libc::POLLRDHUP != 0),
+    };
+    if ready & libc::POLLIN == 0 {
+        return Ok((None, shutdown));
+    }
+    // One that is shut down is always readable.
+    let bytes = crate::sys::readable(fd).at(|| "SIOCINQ")? as u32;
+    Ok(((bytes > 0 || shutdown == 0).then_some(bytes), shutdown))
+}
+
+/// Makes a socket one whose connection has ended: reads end, and writes fail with EPIPE.
+pub(super) fn end(fd: BorrowedFd<'_>, how: Shutdown) -> Result<()> {
+    // It says that there is no connection, and shuts the socket down all the same.
+    match shutdown(fd.as_raw_fd(), how) {
+        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
+        Err(errno) => Err(errno).at(|| "shutdown"),
+    }
+}
+
+/// What stands in the place of a socket of this type and protocol: one at its end, so that all
+/// that is asked of such a socket still has an answer.
+pub(super) fn null(inet: Option<&Inet>, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    let v6 = inet.is_some_and(|inet| inet.family == libc::AF_INET6);
+    let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
+    let made = sys::new(family, kind, protocol).at(|| "socket")?;
+    end(made.as_fd(), Shutdown::Both)?;
+    Ok(made)
 }
 
 /// Whether the image is of this boot, so that inodes of namespaces mean what they meant.

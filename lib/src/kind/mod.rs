@@ -26,6 +26,7 @@ mod signalfd;
 mod tcp;
 mod timerfd;
 mod tty;
+mod udp;
 mod unix;
 mod unlinked;
 mod watched;
@@ -246,6 +247,7 @@ pub static KINDS: &[Entry] = &[
     entry::<chardev::Chardev>(),
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),
+    entry::<udp::Udp>(),
     entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];

@@ -544,6 +544,14 @@ impl Options {
         }
     }
 
+    /// Bytes, if they are not the usual ones.
+    pub(super) fn bytes(&self, name: &str) -> Option<&[u8]> {
+        match self.0.get(name) {
+            Some(Value::Bytes(value)) => Some(value),
+            _ => None,
+        }
+    }
+
     /// For `skip_serializing_if`.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -11,10 +11,9 @@ use crate::sys::{self, Seat};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
+use nix::sys::socket::{Backlog, Shutdown, listen};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The states of include/net/tcp_states.h, from 1 on, by the names that ss(8) gives them.
 const STATES: [&str; 12] = [
@@ -138,11 +137,8 @@ impl Kind for Tcp {
         match info.state {
             LISTEN => tcp.listens = Some((info.queue.1, info.queue.0)),
             CLOSE => {
-                let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
-                poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
                 // One that was never connected has nothing to read, not even its end.
-                let ended = |it: PollFlags| it.contains(PollFlags::POLLIN);
-                if polled[0].revents().is_some_and(ended) {
+                if sys::socket::ready(fd).at(|| "poll")? & libc::POLLIN != 0 {
                     tcp.ended = Some(sys::readable(fd).at(|| "SIOCINQ")? as u32);
                 }
             }
@@ -159,7 +155,7 @@ impl Kind for Tcp {
         }
         if tcp.connection.is_some() || tcp.ended.is_some() {
             // Of a connection these are what came out of it, whatever was asked for.
-            tcp.socket.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
+            tcp.socket.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP", "SO_INCOMING_CPU"]);
         }
         Ok(tcp)
     }
@@ -219,7 +215,7 @@ impl Kind for Tcp {
             }
         };
         if let Some(unread) = *ended {
-            end(&made)?;
+            inet::end(made.as_fd(), Shutdown::Both)?;
             lost(unread, "bytes that were not read are");
         }
         if let Some((_, pending)) = *listens {
@@ -237,22 +233,8 @@ impl Kind for Tcp {
     }
 
     fn null(file: &OpenFile) -> Result<OwnedFd> {
-        // A socket of the same family, so that all that is asked of TCP still has an answer.
-        let family = super::body::<Tcp>(file).map(|it| it.socket.family());
-        let family = family.ok().filter(|&family| family == libc::AF_INET6);
-        let family = family.unwrap_or(libc::AF_INET);
-        let made = sys::socket::new(family, libc::SOCK_STREAM, 0).at(|| "socket")?;
-        end(&made)?;
-        Ok(made)
-    }
-}
-
-/// Makes of a fresh socket one whose connection has ended: reads end, and writes fail with EPIPE.
-fn end(socket: &OwnedFd) -> Result<()> {
-    // It says that there is no connection, and shuts it down all the same.
-    match shutdown(socket.as_raw_fd(), Shutdown::Both) {
-        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
-        Err(errno) => Err(errno).at(|| "shutdown"),
+        let record = super::body::<Tcp>(file).ok();
+        inet::null(record.as_ref().map(|it| &it.socket), libc::SOCK_STREAM, libc::IPPROTO_TCP)
     }
 }
 

@@ -157,10 +157,17 @@ pub fn unsent(fd: BorrowedFd<'_>) -> nix::Result<usize> {
 /// Whether nothing more can come: the other end is closed or shut down, or this one is. POLLRDHUP
 /// of poll(2).
 pub fn reads_end(fd: BorrowedFd<'_>) -> nix::Result<bool> {
-    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
-    // SAFETY: the kernel reads and writes one pollfd, and does not wait.
+    Ok(ready(fd)? & libc::POLLRDHUP != 0)
+}
+
+/// POLLIN, POLLRDHUP, POLLHUP and POLLERR as they are now: poll(2) without waiting. nix has no
+/// POLLRDHUP.
+pub fn ready(fd: BorrowedFd<'_>) -> nix::Result<i16> {
+    let events = libc::POLLIN | libc::POLLRDHUP;
+    let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: the kernel reads and writes one pollfd, which is ours.
     Errno::result(unsafe { libc::poll(&raw mut polled, 1, 0) })?;
-    Ok(polled.revents & libc::POLLRDHUP != 0)
+    Ok(polled.revents)
 }
 
 const SIOCGSKNS: c_ulong = 0x894c;
