@@ -7,7 +7,7 @@ use crate::image::{Image, Lock, OpenFile, Slot, Task};
 use crate::kind;
 use crate::lock;
 use crate::proc;
-use crate::service::Placement;
+use crate::service::{self, Placement};
 use crate::site::{Changed, Fate, Heirs, Site};
 use crate::sys::{self, Seat};
 use crate::text::escape;
@@ -54,9 +54,10 @@ pub struct Options {
 }
 
 /// What becomes of a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Deed {
     /// The description is made.
+    #[default]
     Make,
     /// It stands already at another number, or will as the other end of a pipe: dup(2) or nothing.
     Share,
@@ -70,6 +71,9 @@ pub enum Deed {
     Fetch(u32),
     /// It is there already: the parent had it there.
     Stand,
+    /// The number is kept for an end that nobody has any more, until the queue is filled that it
+    /// leads to: that of the file.
+    Park,
 }
 
 impl Deed {
@@ -80,7 +84,7 @@ impl Deed {
 }
 
 /// A number of the restored table.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Step {
     /// The number.
     pub fd: RawFd,
@@ -92,6 +96,8 @@ pub struct Step {
     pub cloexec: bool,
     /// Whether children of a tree are born with it, so that it is made before them.
     pub passed: bool,
+    /// Whether it stands there only until all queues are filled: the image has no number for it.
+    pub waits: bool,
 }
 
 /// Where a file is at home that is made elsewhere.
@@ -123,6 +129,8 @@ pub struct Plan<'a> {
     /// The numbers of this table, then of others at home.
     pub(crate) numbers: Vec<Vec<RawFd>>,
     pub(crate) lowest: HashMap<u32, RawFd>,
+    /// The numbers of [`Deed::Park`] by the files, and ids that no file has for what stands there.
+    pub(crate) parks: HashMap<u32, (u32, RawFd)>,
     objects: HashMap<u32, Vec<u32>>,
     sockets: HashMap<u64, u32>,
 }
@@ -167,6 +175,12 @@ impl Options {
                 || key == format!("{pid}:{}", slot.fd).as_bytes()
         };
         self.inherit.iter().position(|it| matches!(it, Inherit::Key(key, _) if meant(key)))
+    }
+
+    /// The inheritance by key that a file without a number is meant by, if one is.
+    pub(crate) fn named(&self, file: &OpenFile) -> Option<usize> {
+        let meant = |it: &Inherit| matches!(it, Inherit::Key(key, _) if *key == file.link.0);
+        self.inherit.iter().position(meant)
     }
 
     /// Fails with status 2 if a key means nothing of the image.
@@ -224,10 +238,16 @@ impl<'a> Plan<'a> {
             guests: HashSet::new(),
             numbers: Vec::new(),
             lowest: HashMap::new(),
+            parks: HashMap::new(),
             objects: HashMap::new(),
             sockets: HashMap::new(),
         };
-        plan.numbers.push(plan.steps.iter().map(|step| step.fd).collect());
+        let lasting = plan.steps.iter().filter(|step| !step.waits);
+        plan.numbers.push(lasting.map(|step| step.fd).collect());
+        let unused = (0..=u32::MAX).rev().filter(|id| image.file(*id).is_none());
+        let parks = plan.steps.iter().filter(|step| step.deed == Deed::Park);
+        plan.parks =
+            parks.zip(unused).filter_map(|(step, id)| Some((step.file?, (id, step.fd)))).collect();
         for step in &plan.steps {
             let Some(file) = step.file.and_then(|id| image.file(id)) else { continue };
             if !step.deed.is_of_image() || plan.lowest.contains_key(&file.id) {
@@ -281,6 +301,9 @@ impl<'a> Plan<'a> {
                 let (Deed::Make, Some(file)) = (step.deed, self.image.file(id)) else { continue };
                 self.enter(&mut site, id);
                 let checked = match kind::named(&file.kind) {
+                    Some(kind) if !kind.carries && self.image.queued(file).next().is_some() => {
+                        Err(Error::malformed("descriptors are queued in it, and it has no queue"))
+                    }
                     Some(kind) => {
                         (kind.check)(file, &site).and_then(|()| lock::may_open(file, &held, &site))
                     }
@@ -292,7 +315,7 @@ impl<'a> Plan<'a> {
                 };
                 if let Err(err) = checked {
                     if err.status() == Status::Malformed {
-                        return Err(err.at(format!("fd {}", step.fd)));
+                        return Err(err.at(self.number(step)));
                     }
                     step.deed = match options.missing {
                         Missing::Fail => {
@@ -318,7 +341,7 @@ impl<'a> Plan<'a> {
             }
         }
         self.steps = steps;
-        self.problems = problems;
+        self.problems.extend(problems);
         // What is not made cannot be the other end of anything.
         for id in failed.keys() {
             self.lowest.remove(id);
@@ -375,6 +398,8 @@ impl<'a> Plan<'a> {
             changed,
             warnings: Vec::new(),
             lowest: &self.lowest,
+            parks: &self.parks,
+            handed: HashMap::new(),
             objects: &self.objects,
             sockets: &self.sockets,
             numbers: &self.numbers[0],
@@ -398,8 +423,25 @@ impl<'a> Plan<'a> {
         let file = step.file.and_then(|id| self.image.file(id)).map_or(String::new(), what);
         match step.file.and_then(|id| self.homes.get(&id)) {
             Some(home) => format!("task {}: fd {} ({file})", home.task.pid, home.fd),
-            None => format!("fd {} ({file})", step.fd),
+            None => format!("{} ({file})", self.number(step)),
         }
+    }
+
+    /// The number of a step, or where else it stands in the image.
+    fn number(&self, step: &Step) -> String {
+        let carries = |file: &&OpenFile| self.image.queued(file).any(|id| Some(id) == step.file);
+        let has = self.image.slots.iter().any(|slot| Some(slot.file) == step.file);
+        match (step.file.is_some() && !has).then(|| self.image.files.iter().find(carries)) {
+            None => format!("fd {}", step.fd),
+            Some(Some(carrier)) => format!("queued in {}", what(carrier)),
+            Some(None) => "queued".to_owned(),
+        }
+    }
+
+    /// The highest number that the table has in the end.
+    pub(crate) fn highest(&self) -> Option<u32> {
+        let lasting = |step: &&Step| !step.waits && step.deed != Deed::Skip;
+        self.steps.iter().rev().find(lasting).map(|step| step.fd as u32)
     }
 
     /// The refusal that lists all problems, if there are any. Each is said by `say`.
@@ -446,14 +488,61 @@ fn lay_out(image: &Image, task: &Task, options: &Options) -> Result<Vec<Step>> {
             None if made.insert(file.id) => Deed::Make,
             None => Deed::Share,
         };
-        steps.push(Step { fd, file: Some(file.id), deed, cloexec: slot.cloexec, passed: false });
+        let step = Step { fd, file: Some(file.id), deed, ..Step::default() };
+        steps.push(Step { cloexec: slot.cloexec, ..step });
     }
-    options.all_used(&used)?;
     for fd in own {
-        steps.push(Step { fd, file: None, deed: Deed::Inherit(fd), cloexec: false, passed: false });
+        steps.push(Step { fd, deed: Deed::Inherit(fd), ..Step::default() });
     }
     steps.sort_by_key(|step| step.fd);
+    wait(image, &mut steps, &mut |file| {
+        let Some(at) = options.named(file) else { return Some(Deed::Make) };
+        used[at] = true;
+        match &options.inherit[at] {
+            Inherit::Key(_, from) | Inherit::Own(from) => Some(Deed::Inherit(*from)),
+        }
+    });
+    options.all_used(&used)?;
     Ok(steps)
+}
+
+/// Adds the steps for what waits in queues that are filled and has no number of its own, and for
+/// the ends through which they are filled. `how` says what becomes of a file; none if it stands
+/// elsewhere.
+pub(crate) fn wait(
+    image: &Image,
+    steps: &mut Vec<Step>,
+    how: &mut dyn FnMut(&OpenFile) -> Option<Deed>,
+) {
+    let mut known: HashSet<u32> = steps.iter().filter_map(|step| step.file).collect();
+    let made = steps.iter().filter(|step| step.deed == Deed::Make);
+    let mut todo: Vec<u32> = made.filter_map(|step| step.file).collect();
+    let mut waiting = Vec::new();
+    while let Some(file) = todo.pop().and_then(|id| image.file(id)) {
+        let Some(kind) = kind::named(&file.kind).filter(|kind| kind.carries) else { continue };
+        let mut queued = image.queued(file).peekable();
+        if queued.peek().is_some() && (kind.parks)(file) {
+            waiting.push((file.id, Deed::Park));
+        }
+        for inside in queued.filter_map(|id| image.file(id)) {
+            if known.insert(inside.id) {
+                let deed = how(inside);
+                waiting.extend(deed.map(|deed| (inside.id, deed)));
+                todo.extend((deed == Some(Deed::Make)).then_some(inside.id));
+            }
+        }
+    }
+    if waiting.is_empty() {
+        return;
+    }
+    waiting.sort_unstable_by_key(|(id, _)| *id);
+    let wanted: Vec<u32> = steps.iter().map(|step| step.fd as u32).collect();
+    let numbers = service::lowest_free(&wanted, waiting.len());
+    steps.extend(numbers.into_iter().zip(waiting).map(|(number, (id, deed))| {
+        let fd = number as RawFd;
+        Step { fd, file: Some(id), deed, waits: true, ..Step::default() }
+    }));
+    steps.sort_by_key(|step| step.fd);
 }
 
 /// The hard limit of open files: RLIMIT_NOFILE of getrlimit(2).

@@ -19,7 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// What a table is made from beside the image.
 #[derive(Default)]
@@ -71,13 +71,13 @@ fn in_place(
         }
     }
     let wanted: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
-    let highest = wanted.last().copied();
-    let limits = raise_limit(highest)?;
+    let highest = plan.highest();
+    let limits = raise_limit(wanted.last().copied())?;
     let table = Wanted {
         numbers: &wanted,
         handed: handed.iter().map(|&from| from as u32).max(),
         sharers: 1,
-        floor: service::capacity(highest),
+        floor: service::capacity(wanted.last().copied()),
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
     place(services, options.placement, &table)?;
@@ -230,7 +230,9 @@ pub(crate) fn go_without(
 
 /// Whether what stands there was restored, and is not the caller's.
 pub(crate) fn stands(step: &Step) -> bool {
-    !matches!(step.deed, Deed::Skip | Deed::Inherit(_)) && Seat::inherited(step.fd).is_ok()
+    !step.waits
+        && !matches!(step.deed, Deed::Skip | Deed::Inherit(_))
+        && Seat::inherited(step.fd).is_ok()
 }
 
 /// A table on the way.
@@ -360,10 +362,11 @@ impl<'w, 's> Work<'w, 's> {
                     Seat::copy(seat.as_fd(), fd).at(|| format!("dup to {fd}"))?;
                 }
             }
-            (Deed::Inherit(from), _) if from != fd => {
-                if let Some(copy) = self.with.handed.get(&from) {
+            (Deed::Inherit(from), file) => {
+                if let Some(copy) = self.with.handed.get(&from).filter(|_| from != fd) {
                     Seat::copy(copy.as_fd(), fd).at(|| format!("dup {from} to {fd}"))?;
                 }
+                self.site.handed.extend(file.map(|file| (file.id, Seat::known(fd))));
             }
             (Deed::Null, Some(file)) => {
                 let kind = kind::named(&file.kind).unwrap_or(&kind::KINDS[kind::KINDS.len() - 1]);
@@ -420,7 +423,10 @@ impl<'w, 's> Work<'w, 's> {
 
     /// Moves what stands where it was born. The first number of a file is its seat's.
     pub(crate) fn settle(&mut self) -> Result<()> {
-        let unsettled = std::mem::take(&mut self.unsettled);
+        let mut unsettled = std::mem::take(&mut self.unsettled);
+        if self.site.anywhere {
+            unsettled.extend(self.plan.parks.values());
+        }
         let mut moved: HashMap<u32, RawFd> = HashMap::new();
         let mut copies = Vec::new();
         for (id, fd) in unsettled {
@@ -439,13 +445,16 @@ impl<'w, 's> Work<'w, 's> {
         pairs.sort_unstable();
         let highest = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0);
         let mut aside = None;
-        for (from, to) in service::moves(&pairs, highest + 1) {
+        // What stands where it belongs is moved by nobody, and is in nobody's way.
+        let free = |number: &u32| Seat::inherited(*number as RawFd).is_err();
+        let spare = (highest + 1..).find(free).unwrap_or(highest + 1);
+        for (from, to) in service::moves(&pairs, spare) {
             match by_number.get(&from).copied().or(aside) {
                 Some(id) => {
                     let seat = self.site.seats[&id].shift(to as RawFd);
                     let seat = seat.at(|| format!("move {from} to {to}"))?;
                     self.site.seats.insert(id, seat);
-                    aside = (to > highest).then_some(id);
+                    aside = if to > highest { Some(id) } else { aside };
                 }
                 None => return Err(nix::errno::Errno::EBADF.into()),
             }
@@ -591,12 +600,21 @@ pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<Vec<String>> 
             }
         }
     }
-    for (seat, how) in std::mem::take(&mut site.after) {
-        nix::sys::socket::shutdown(seat.as_fd().as_raw_fd(), how).at(|| "shutdown")?;
+    for left in std::mem::take(&mut site.after) {
+        left(&mut site.warnings)?;
     }
     // A lease is broken by whoever opens the file after it was taken.
     let take = |(step, file, seat)| lock::of_description(file, seat, &plan.name(step), site);
-    Ok(locked.into_iter().flat_map(take).collect())
+    let unlocked = locked.into_iter().flat_map(take).collect();
+    for step in plan.steps.iter().filter(|step| step.waits) {
+        let parked = step.file.and_then(|id| plan.parks.get(&id)).map(|(id, _)| *id);
+        let id = if step.deed == Deed::Park { parked } else { step.file };
+        let seat = id.and_then(|id| site.seats.remove(&id).or_else(|| site.handed.remove(&id)));
+        if let Some(seat) = seat {
+            seat.close();
+        }
+    }
+    Ok(unlocked)
 }
 
 /// Takes the POSIX locks of the table of this process, or looks whether they can be had: a line for

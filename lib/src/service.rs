@@ -135,6 +135,13 @@ fn free_below(end: u32, wanted: &[u32], count: usize) -> Vec<u32> {
     (0..end).rev().filter(free).take(count).collect()
 }
 
+/// The lowest numbers that nobody wants, ascending: for what stands in a table for a while.
+pub fn lowest_free(wanted: &[u32], count: usize) -> Vec<u32> {
+    let mut found = free_from(0, wanted, count);
+    found.reverse();
+    found
+}
+
 /// The lowest numbers from `start` on that nobody wants, highest first.
 fn free_from(start: u32, wanted: &[u32], count: usize) -> Vec<u32> {
     let mut taken = wanted[wanted.partition_point(|&number| number < start)..].iter().peekable();

@@ -8,7 +8,6 @@ use crate::sys::Seat;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
-use nix::sys::socket::Shutdown;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, dup, fchownat, getegid, geteuid};
 use std::collections::{HashMap, HashSet};
@@ -65,6 +64,9 @@ pub trait Heirs {
     fn group(&self, pgid: i32) -> Option<i32>;
 }
 
+/// Something left to do; it may have a line to say.
+pub type After<'a> = Box<dyn FnOnce(&mut Vec<String>) -> Result<()> + 'a>;
+
 /// The work in progress.
 pub struct Site<'a> {
     /// The image.
@@ -87,6 +89,10 @@ pub struct Site<'a> {
     pub warnings: Vec<String>,
     /// The lowest number of each file that is restored.
     pub lowest: &'a HashMap<u32, RawFd>,
+    /// The numbers where closed ends stand for a while, and their ids among the seats.
+    pub parks: &'a HashMap<u32, (u32, RawFd)>,
+    /// What stands for files that are not made: the caller's.
+    pub handed: HashMap<u32, Seat>,
     /// The files of each object that are restored.
     pub objects: &'a HashMap<u32, Vec<u32>>,
     /// The sockets that are restored, by inode.
@@ -95,8 +101,8 @@ pub struct Site<'a> {
     pub numbers: &'a [RawFd],
     /// What stands already.
     pub seats: HashMap<u32, Seat>,
-    /// What is shut down when all queues are filled.
-    pub after: Vec<(Seat, Shutdown)>,
+    /// What is done when all queues are filled.
+    pub after: Vec<After<'a>>,
     /// What becomes of the controlling terminal.
     pub terminal: &'a Fate,
     /// Paths of the image that are others now.
@@ -270,6 +276,27 @@ impl<'a> Site<'a> {
     pub fn socket(&self, inode: u32) -> Option<&'a OpenFile> {
         let id = self.sockets.get(&u64::from(inode))?;
         self.lowest.contains_key(id).then(|| self.image.file(*id))?
+    }
+
+    /// What stands for a file, made or not.
+    pub fn stands(&self, file: u32) -> Option<Seat> {
+        self.seats.get(&file).or_else(|| self.handed.get(&file)).copied()
+    }
+
+    /// Puts aside an end that leads to a file and that nobody has, until the queue is filled. `mine`
+    /// is given back as [`Site::leave`] does.
+    pub fn park(&mut self, file: &OpenFile, end: OwnedFd, mine: OwnedFd) -> Result<OwnedFd> {
+        let (id, number) = *self.parks.get(&file.id).ok_or(Errno::EBADF)?;
+        let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
+        let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
+        let seat = self.seat(end, number)?;
+        self.seats.insert(id, seat);
+        Ok(mine)
+    }
+
+    /// The end that was put aside for a file.
+    pub fn parked(&self, file: u32) -> Option<Seat> {
+        self.seats.get(&self.parks.get(&file)?.0).copied()
     }
 
     /// One of the files of the same object that stands already.

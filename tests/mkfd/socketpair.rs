@@ -7,12 +7,15 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::PollFlags;
+use nix::sys::epoll::{Epoll, EpollCreateFlags};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, getsockopt, recv, send, setsockopt,
-    shutdown, socketpair, sockopt,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType,
+    getsockopt, recv, recvmsg, send, sendmsg, setsockopt, shutdown, socketpair, sockopt,
 };
-use nix::unistd::write;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use nix::unistd::{pipe2, write};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 pub(crate) struct Socketpair;
 
@@ -48,6 +51,109 @@ pub(crate) fn received(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(all)
 }
 
+/// What is read from what was queued.
+const QUEUED: &[u8] = b"it was queued";
+
+fn words(spec: &Spec) -> Vec<String> {
+    let words = spec.bytes("scm").unwrap_or_default().split(|&byte| byte == b'+');
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// The reader of a pipe without a writer.
+fn reader() -> Result<OwnedFd> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
+    write_all(&writer, QUEUED).at("write to the pipe")?;
+    Ok(reader)
+}
+
+fn send_with(to: &OwnedFd, fds: &[RawFd]) -> Result<()> {
+    let rights = [ControlMessage::ScmRights(fds)];
+    let (bytes, flags) = ([IoSlice::new(b"scm")], MsgFlags::empty());
+    sendmsg::<()>(to.as_raw_fd(), &bytes, &rights, flags, None).at("sendmsg").map(drop)
+}
+
+/// Sends descriptors that nobody else has, but for itself.
+fn queue(spec: &Spec, a: &OwnedFd, b: &OwnedFd) -> Result<()> {
+    if !spec.has("scm") {
+        return Ok(());
+    }
+    let one = |word: &String| match word.as_str() {
+        "pipe" => reader(),
+        "self" => a.try_clone().map_err(|_| Errno::EMFILE).at("dup"),
+        "nested" => {
+            let (inner, outer) =
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                    .at("socketpair")?;
+            send_with(&outer, &[reader()?.as_raw_fd(), inner.as_raw_fd()])?;
+            Ok(inner)
+        }
+        "epoll" => {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).at("epoll_create1")?;
+            Ok(epoll.0)
+        }
+        _ => Err(Stop::Misuse("scm: pipe, self, nested or epoll".into())),
+    };
+    let fds = words(spec).iter().map(one).collect::<Result<Vec<_>>>()?;
+    send_with(b, &fds.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>())
+}
+
+/// The next message with its descriptors.
+fn received_with(from: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>), Errno> {
+    let mut buffer = vec![0; 300_000];
+    let mut space = nix::cmsg_space!([RawFd; 20]);
+    let (len, raw) = {
+        let mut parts = [IoSliceMut::new(&mut buffer)];
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let got = recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+        let mut raw = Vec::new();
+        for control in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                raw.extend(fds);
+            }
+        }
+        (got.bytes, raw)
+    };
+    buffer.truncate(len);
+    Ok((buffer, raw.into_iter().map(sys::own).collect()))
+}
+
+fn check_queue(spec: &Spec, a: BorrowedFd<'_>, bad: &mut Bad) -> Result<(), Errno> {
+    let mut before = messages(spec);
+    let mut fds = Vec::new();
+    let mut last = Vec::new();
+    while ready(a, PollFlags::POLLIN)? && fds.is_empty() {
+        (last, fds) = received_with(a)?;
+        if fds.is_empty() && !before.is_empty() {
+            bad.same("a message", last.clone(), before.remove(0));
+        }
+    }
+    // A stream has no bounds.
+    let wanted = if spec.has("type") { Vec::new() } else { before.concat() };
+    bad.same("the message with descriptors", last, [wanted, b"scm".to_vec()].concat());
+    let words = words(spec);
+    bad.same("descriptors queued", fds.len(), words.len());
+    for (word, fd) in words.iter().zip(&fds) {
+        match word.as_str() {
+            "pipe" => bad.same_bytes("queued pipe", &drain(fd.as_fd())?, QUEUED),
+            "self" => bad.same("one with the queued", sys::same(fd.as_fd(), a), Some(true)),
+            "nested" => {
+                let (bytes, inner) = received_with(fd.as_fd())?;
+                bad.same("nested message", bytes, b"scm".to_vec());
+                bad.same("descriptors queued in it", inner.len(), 2);
+                if let [pipe, own] = &inner[..] {
+                    bad.same_bytes("nested pipe", &drain(pipe.as_fd())?, QUEUED);
+                    bad.same("one with itself", sys::same(own.as_fd(), fd.as_fd()), Some(true));
+                }
+            }
+            _ => {
+                let link = crate::driver::link(fd.as_raw_fd());
+                bad.same("link", link, PathBuf::from("anon_inode:[eventpoll]"));
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Fixture for Socketpair {
     const NAME: &'static str = "socketpair";
     const ABOUT: &'static str = "two unix sockets connected to each other";
@@ -58,6 +164,7 @@ impl Fixture for Socketpair {
         ("shut", "the second is shut down for writing"),
         ("sndbuf", "SO_SNDBUF of the first"),
         ("passcred", "SO_PASSCRED of the second"),
+        ("scm", "descriptors that wait after the data: pipe, self, nested, epoll, joined by +"),
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -75,6 +182,7 @@ impl Fixture for Socketpair {
                 }
             }
         }
+        queue(spec, &a, &b)?;
         if let Some(size) = spec.number("sndbuf")? {
             setsockopt(&a, sockopt::SndBuf, &(size as usize)).at("SO_SNDBUF")?;
         }
@@ -97,7 +205,11 @@ impl Fixture for Socketpair {
         if let Some(size) = spec.known_number("sndbuf") {
             bad.same("SO_SNDBUF", getsockopt(&a, sockopt::SndBuf)? as u64, 2 * size);
         }
+        if spec.has("scm") {
+            check_queue(spec, a, bad)?;
+        }
         match spec.has("type") {
+            _ if spec.has("scm") => (),
             true => bad.same("messages", received(a)?, messages(spec)),
             // A stream that ends is readable for good, so it is read to its end only.
             false if spec.has("alone") || spec.has("shut") => {

@@ -213,6 +213,12 @@ pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
+/// A descriptor that came with a message, and that nobody else owns.
+pub(crate) fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has just made it for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// fork(2): None in the child.
 pub(crate) fn fork() -> Result<Option<libc::pid_t>> {
     // SAFETY: there is one thread only, so the child may do whatever the parent may.

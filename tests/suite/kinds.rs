@@ -115,6 +115,20 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ),
     ("a long queue", &["socketpair@B,A:data=@90000", "socketpair@C,D:type=dgram,data=@100000"]),
     ("an end alone", &["socketpair@A:alone,data=the end", "socketpair@C,B:shut,data=last"]),
+    (
+        "queued descriptors",
+        &[
+            "socketpair@A,B:scm=pipe,data=x",
+            "socketpair@D,C:scm=pipe+epoll+pipe,type=dgram,data=a++b",
+        ],
+    ),
+    (
+        "queues in queues",
+        &[
+            "socketpair@B:alone,scm=nested+self+pipe",
+            "socketpair@C,A:scm=self+nested,type=seqpacket",
+        ],
+    ),
     ("a signal of a socket", &["socketpair@A,B:own,async=0,sig=35,nonblock"]),
     ("listeners", &["unix@A", "unix@B:abstract=fdkit%00suite,backlog=3", "unix@C:unnamed"]),
     ("TCP listeners", &["tcp@A", "tcp@B:v6,backlog=7", "tcp@C:host=0.0.0.0", "tcp@D:v6,host=::"]),
@@ -373,6 +387,8 @@ round_trips! {
     messages_keep_their_bounds: "messages";
     a_long_queue_comes_back: "a long queue";
     an_end_alone_ends_where_it_ended: "an end alone";
+    queued_descriptors_come_back: "queued descriptors";
+    what_is_queued_in_what_is_queued_comes_back: "queues in queues";
     a_signal_of_a_socket_still_comes: "a signal of a socket";
     listeners_accept_again: "listeners";
     a_tcp_listener_takes_clients_again: "TCP listeners";

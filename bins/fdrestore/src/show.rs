@@ -47,6 +47,7 @@ fn deed(step: &Step) -> String {
         Deed::Skip => "none".to_owned(),
         Deed::Fetch(_) => "fetch".to_owned(),
         Deed::Stand => "inherited".to_owned(),
+        Deed::Park => "fill".to_owned(),
     }
 }
 
@@ -75,7 +76,8 @@ fn terminal(plan: &Plan<'_>) -> Option<String> {
 fn table(plan: &Plan<'_>) -> String {
     let line = |step: &Step| {
         let (kind, link) = what(plan, step);
-        format!("{:>5}  {:<10}  {kind:<9}  {link}\n", step.fd, deed(step))
+        let number = if step.waits { "queue".to_owned() } else { step.fd.to_string() };
+        format!("{number:>5}  {:<10}  {kind:<9}  {link}\n", deed(step))
     };
     let terminal = terminal(plan).map(|is| format!("controlling terminal: {is}\n"));
     plan.steps.iter().map(line).chain(terminal).collect()
@@ -85,7 +87,7 @@ fn value(plan: &Plan<'_>) -> Value {
     let row = |step: &Step| {
         let (kind, link) = what(plan, step);
         json!({
-            "fd": step.fd, "deed": deed(step), "kind": kind, "name": link, "cloexec": step.cloexec,
+            "fd": (!step.waits).then_some(step.fd), "deed": deed(step), "kind": kind, "name": link, "cloexec": step.cloexec,
         })
     };
     json!({

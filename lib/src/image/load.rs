@@ -2,7 +2,7 @@
 
 use super::{Entry, Envelope, Head, Item, OpenFile, Reader, Slot, Task, scan};
 use crate::error::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 /// Where a piece of contents stands in the stream, and in its object.
@@ -18,6 +18,15 @@ pub struct Chunk {
     pub with: Option<Box<Envelope>>,
 }
 
+/// What the messages of an object carry beside bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cargo {
+    /// The files queued with them, each once.
+    pub files: BTreeSet<u32>,
+    /// Whether one says who sent it.
+    pub credentials: bool,
+}
+
 /// An image that was read to its end and found whole.
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -31,6 +40,8 @@ pub struct Image {
     pub slots: Vec<Slot>,
     /// Where the contents of each object stand.
     pub contents: BTreeMap<u32, Vec<Chunk>>,
+    /// What their messages carry, of those objects where they carry anything.
+    pub cargo: BTreeMap<u32, Cargo>,
 }
 
 impl Image {
@@ -40,6 +51,7 @@ impl Image {
         let (head, _) = reader.head()?;
         let (mut tasks, mut files, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         let mut contents: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
+        let mut cargo: BTreeMap<u32, Cargo> = BTreeMap::new();
         while let Some(Entry { item, whole, offset }) = reader.next()? {
             match item {
                 Item::Task(task) => tasks.push(task),
@@ -47,6 +59,14 @@ impl Image {
                 Item::Slot(slot) => slots.push(slot),
                 Item::Data(data) => {
                     let len = data.bytes.0.len();
+                    let with = data.with.as_ref();
+                    if let Some(with) =
+                        with.filter(|with| !with.files.is_empty() || with.credentials.is_some())
+                    {
+                        let cargo = cargo.entry(data.object).or_default();
+                        cargo.files.extend(&with.files);
+                        cargo.credentials |= with.credentials.is_some();
+                    }
                     let value = scan::record(whole).map_or(&[][..], |(_, value)| value);
                     let bytes = scan::field(value, "bytes").unwrap_or_default();
                     // The bytes are the last of the field, and the field is part of the record.
@@ -58,7 +78,13 @@ impl Image {
                 Item::Head(_) | Item::End(_) | Item::Other => (),
             }
         }
-        Ok(Image { head, tasks, files, slots, contents })
+        Ok(Image { head, tasks, files, slots, contents, cargo })
+    }
+
+    /// The files that wait in the queue of a file.
+    pub fn queued(&self, file: &OpenFile) -> impl Iterator<Item = u32> + '_ {
+        let cargo = file.object.and_then(|object| self.cargo.get(&object));
+        cargo.into_iter().flat_map(|cargo| cargo.files.iter().copied())
     }
 
     /// The file with this id. A checked image has every file that its slots name.

@@ -139,6 +139,12 @@ pub trait Kind: Serialize + DeserializeOwned {
         Vec::new()
     }
 
+    /// Whether an end that nobody has any more must stand until the queue is filled:
+    /// [`Site::park`].
+    fn parks(&self) -> bool {
+        false
+    }
+
     /// Makes the description anew. Takes the record apart by name, so that no field is forgotten.
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made>;
 
@@ -180,6 +186,8 @@ pub struct Entry {
     pub need: fn(&OpenFile) -> Need,
     /// [`Kind::peers`], from the encoded body.
     pub peers: fn(&OpenFile) -> Vec<u64>,
+    /// [`Kind::parks`], from the encoded body.
+    pub parks: fn(&OpenFile) -> bool,
     /// [`Kind::restore`], from the encoded body.
     pub restore: fn(&OpenFile, &mut Site<'_>) -> Result<Made>,
     /// [`Kind::EARLY`]
@@ -210,6 +218,7 @@ const fn entry<K: Kind>() -> Entry {
         check: |file, site| body::<K>(file)?.check(file, site),
         need: |file| body::<K>(file).map_or(Need::Nothing, |it| it.need(file)),
         peers: |file| body::<K>(file).map(|it| it.peers()).unwrap_or_default(),
+        parks: |file| body::<K>(file).is_ok_and(|it| it.parks()),
         restore: |file, site| body::<K>(file)?.restore(file, site),
         is_early: K::EARLY,
         is_late: K::LATE,

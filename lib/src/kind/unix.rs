@@ -6,6 +6,7 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
+use crate::store::MOST;
 use crate::sys::lent::PeekOffset;
 use crate::sys::socket::Parcel;
 use crate::sys::{self, Seat};
@@ -14,8 +15,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, connect,
-    listen, sendto, socket, socketpair,
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, listen,
+    shutdown, socket, socketpair,
 };
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
@@ -150,12 +151,7 @@ impl Kind for Unix {
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
         self.class()?;
-        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
-        let with = chunks.into_iter().flatten().filter_map(|chunk| chunk.with.as_ref());
-        let queued: usize = with.map(|with| with.files.len()).sum();
-        if queued > 0 {
-            return Err(Error::unrestorable(format!("{queued} descriptors are queued in it")));
-        }
+        self.check_queue(file, site)?;
         if let Some(name) = &self.name {
             address(&name.0)?;
         }
@@ -183,6 +179,10 @@ impl Kind for Unix {
         self.peer.filter(|&peer| peer != 0).map(u64::from).into_iter().collect()
     }
 
+    fn parks(&self) -> bool {
+        self.peer == Some(0)
+    }
+
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         self.check(file, site)?;
         let class = self.class()?;
@@ -199,8 +199,11 @@ impl Kind for Unix {
             }
             (None, Some(0)) => {
                 let both = file.flags & NONBLOCK;
-                let (mine, gone) = new_pair(class, both)?;
-                self.fill(file, gone.as_fd(), site)?;
+                let (mut mine, gone) = new_pair(class, both)?;
+                match site.parks.contains_key(&file.id) {
+                    true => mine = site.park(file, gone, mine)?,
+                    false => self.fill(file, gone.as_fd(), site)?,
+                }
                 Made { fd: mine, flags: both }
             }
             _ => {
@@ -233,7 +236,9 @@ impl Kind for Unix {
     }
 
     fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
-        if let Some(other) = self.other(site) {
+        if let Some(gone) = site.parked(file.id) {
+            self.fill(file, gone.as_fd(), site)?;
+        } else if let Some(other) = self.other(site) {
             let there = site.seats.get(&other.0.id).copied().ok_or(Errno::ENOTCONN)?;
             if self.is_pair(file, &other) {
                 self.fill(file, there.as_fd(), site)?;
@@ -254,7 +259,10 @@ impl Kind for Unix {
         match self.peer {
             Some(0) => Ok(()),
             _ => {
-                site.after.push((seat, how));
+                site.after.push(Box::new(move |_| {
+                    use std::os::fd::AsRawFd;
+                    shutdown(seat.as_fd().as_raw_fd(), how).at(|| "shutdown")
+                }));
                 Ok(())
             }
         }
@@ -386,52 +394,73 @@ impl Unix {
         }
     }
 
+    /// Refuses a queue that no such socket can have.
+    fn check_queue(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        let mut inside = false;
+        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        for chunk in chunks.into_iter().flatten() {
+            let with = chunk.with.as_deref();
+            let files = with.map_or(0, |with| with.files.len());
+            let why = match files {
+                _ if self.backlog.is_some() => "it listens, and has no queue",
+                0 => "",
+                _ if files > MOST => "more descriptors than a message can have are queued in it",
+                _ if inside => "descriptors are queued in the middle of a message",
+                _ if self.streams() && chunk.len == 0 => "descriptors without a byte are queued",
+                _ => "",
+            };
+            if !why.is_empty() {
+                return Err(Error::malformed(why));
+            }
+            inside = !self.streams() && with.is_some_and(|with| with.more);
+        }
+        Ok(())
+    }
+
     /// Writes what waited to be read into the other end.
     fn fill(&self, file: &OpenFile, other: BorrowedFd<'_>, site: &mut Site<'_>) -> Result<()> {
         self.lost(file, site);
-        let streams = self.streams();
-        let named = messages(site, file, streams, |_, bytes| send(other, bytes, streams))?;
-        if named > 0 {
-            let name = escape(&file.link.0).into_owned();
-            let why = "messages in its queue came from others and lose their senders";
-            site.warnings.push(format!("{name}: {named} {why}"));
-        }
+        let mut differs = Differs::default();
+        messages(site, file, self.streams(), |message| {
+            differs.senders += usize::from(message.from.is_some());
+            post(message, other, &[], self.streams(), site, &mut differs)
+        })?;
+        differs.tell(file, site);
         Ok(())
     }
 
     /// Sends a bound datagram socket what waited in it, from the names that had sent it.
     fn fill_bound(&self, file: &OpenFile, site: &mut Site<'_>) -> Result<()> {
-        use std::os::fd::AsRawFd;
         self.lost(file, site);
         let Some(name) = &self.name else { return Ok(()) };
-        let to = address(&name.0)?;
+        let to = sockaddr(&name.0);
         let senders = names(site);
-        let mut strangers = 0;
-        messages(site, file, false, |from, bytes| {
-            let known = from.and_then(|from| senders.get(from));
-            let sender = match known {
-                Some(seat) => sendto(seat.as_fd().as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT),
-                None => {
-                    let sender =
-                        socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
-                    let named = from.filter(|from| from.starts_with(&[0]));
-                    let bound = match named {
-                        Some(from) => bind(sender.as_raw_fd(), &address(from)?).is_ok(),
-                        None => from.is_none(),
-                    };
-                    strangers += usize::from(!bound);
-                    sendto(sender.as_raw_fd(), bytes, &to, MsgFlags::MSG_DONTWAIT)
-                }
+        let mut differs = Differs::default();
+        messages(site, file, false, |message| {
+            let from = message.from;
+            if let Some(seat) = from.and_then(|from| senders.get(from)) {
+                return post(message, seat.as_fd(), &to, false, site, &mut differs);
+            }
+            let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
+            let named = from.filter(|from| from.starts_with(&[0]));
+            let bound = match named {
+                Some(from) => sys::socket::bind(sender.as_fd(), &sockaddr(from)).is_ok(),
+                None => from.is_none(),
             };
-            sender.at(|| "fill its queue").map(drop)
+            differs.senders += usize::from(!bound);
+            post(message, sender.as_fd(), &to, false, site, &mut differs)
         })?;
-        if strangers > 0 {
-            let name = escape(&file.link.0).into_owned();
-            let why = "messages in its queue lose their senders, which are not here";
-            site.warnings.push(format!("{name}: {strangers} {why}"));
-        }
+        differs.tell(file, site);
         Ok(())
     }
+}
+
+/// A struct sockaddr_un of this name.
+fn sockaddr(name: &[u8]) -> Vec<u8> {
+    let family = (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes();
+    // A path ends with a NUL.
+    let end: &[u8] = if name.starts_with(&[0]) { &[] } else { &[0] };
+    [&family, name, end].concat()
 }
 
 /// The restored sockets by their names.
@@ -444,48 +473,115 @@ fn names(site: &Site<'_>) -> HashMap<Vec<u8>, Seat> {
     site.sockets.values().filter_map(named).collect()
 }
 
-fn send(to: BorrowedFd<'_>, mut bytes: &[u8], streams: bool) -> Result<()> {
-    use std::os::fd::AsRawFd;
-    loop {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let sent = nix::sys::socket::send(to.as_raw_fd(), bytes, flags).at(|| "fill its queue")?;
-        bytes = &bytes[sent..];
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        if !streams {
-            return Err(Error::unrestorable("a message of its queue does not fit"));
+/// A message on its way into a queue.
+struct Message<'m> {
+    from: Option<&'m [u8]>,
+    files: &'m [u32],
+    credentials: Option<(i32, u32, u32)>,
+    bytes: &'m [u8],
+}
+
+/// In how many messages, or descriptors, a queue is not what it was.
+#[derive(Default)]
+struct Differs {
+    senders: usize,
+    left_out: usize,
+    processes: usize,
+    credentials: usize,
+}
+
+impl Differs {
+    fn tell(self, file: &OpenFile, site: &mut Site<'_>) {
+        let Differs { senders, left_out, processes, credentials } = self;
+        let name = escape(&file.link.0);
+        for (count, why) in [
+            (senders, "messages in its queue lose the names of their senders"),
+            (left_out, "descriptors queued in it are not restored, and are left out"),
+            (processes, "messages in its queue came from processes not restored, and name us"),
+            (credentials, "messages in its queue lose their credentials: those take root"),
+        ] {
+            if count > 0 {
+                site.warnings.push(format!("{name}: {count} {why}"));
+            }
         }
     }
 }
 
-/// Hands on each message of a queue, whole, with its sender's name; counts those with a name.
+/// Sends a message of a queue to this address, or to whom the socket is connected to.
+fn post(
+    message: Message<'_>,
+    through: BorrowedFd<'_>,
+    to: &[u8],
+    streams: bool,
+    site: &Site<'_>,
+    differs: &mut Differs,
+) -> Result<()> {
+    let Message { from: _, files, credentials, mut bytes } = message;
+    let seats: Vec<Seat> = files.iter().filter_map(|&id| site.stands(id)).collect();
+    differs.left_out += files.len() - seats.len();
+    let mut fds: Vec<BorrowedFd<'_>> = seats.iter().map(AsFd::as_fd).collect();
+    let ours = nix::unistd::getpid().as_raw();
+    // Without a process nobody asked for credentials when it was sent, and nobody does so yet.
+    let mut said = credentials.filter(|&(pid, ..)| pid != 0).map(|(pid, uid, gid)| {
+        let heir = site.heirs.process(pid).filter(|&heir| heir > 0);
+        differs.processes += usize::from(heir.is_none());
+        (heir.unwrap_or(ours), uid, gid)
+    });
+    loop {
+        match sys::socket::send(through, to, bytes, &fds, said) {
+            Err(Errno::EPERM | Errno::ESRCH | Errno::EINVAL) if said.is_some() => {
+                // Who may not speak for others speaks for itself.
+                differs.credentials += 1;
+                said = None;
+            }
+            Err(Errno::ETOOMANYREFS) => {
+                let why = "more descriptors are queued than may be on the way (ulimit -n)";
+                return Err(Error::unrestorable(why));
+            }
+            Err(errno) => return Err(errno).at(|| "fill its queue"),
+            Ok(sent) if sent == bytes.len() => return Ok(()),
+            Ok(_) if !streams => {
+                return Err(Error::unrestorable("a message of its queue does not fit"));
+            }
+            Ok(sent) => {
+                bytes = &bytes[sent..];
+                fds.clear();
+            }
+        }
+    }
+}
+
+/// Hands on each message of a queue, whole.
 fn messages(
     site: &Site<'_>,
     file: &OpenFile,
     streams: bool,
-    mut take: impl FnMut(Option<&[u8]>, &[u8]) -> Result<()>,
-) -> Result<usize> {
-    let mut message = Vec::new();
-    let mut from: Option<Vec<u8>> = None;
-    let mut named = 0;
-    site.contents(file.object, |chunk: &Chunk, bytes| {
+    mut take: impl FnMut(Message<'_>) -> Result<()>,
+) -> Result<()> {
+    let mut bytes = Vec::new();
+    let mut first = Envelope::default();
+    let mut inside = false;
+    site.contents(file.object, |chunk: &Chunk, more: &[u8]| {
         let with = chunk.with.as_deref();
-        if message.is_empty() {
-            from = with.and_then(|with| with.from.as_ref()).map(|from| from.0.clone());
+        if !inside {
+            first = with.cloned().unwrap_or_default();
         }
-        message.extend_from_slice(bytes);
-        if message.len() > MAX_MESSAGE {
+        bytes.extend_from_slice(more);
+        if bytes.len() > MAX_MESSAGE {
             return Err(Error::malformed("a message of its queue is beyond any limit"));
         }
-        if streams || !with.is_some_and(|with| with.more) {
-            named += usize::from(from.is_some());
-            take(from.as_deref(), &message)?;
-            message.clear();
+        inside = !streams && with.is_some_and(|with| with.more);
+        if !inside {
+            take(Message {
+                from: first.from.as_ref().map(|from| from.0.as_slice()),
+                files: &first.files,
+                credentials: first.credentials,
+                bytes: &bytes,
+            })?;
+            bytes.clear();
         }
         Ok(())
-    })?;
-    Ok(named)
+    })
 }
 
 /// Hands on what waits in a queue.

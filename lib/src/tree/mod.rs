@@ -15,11 +15,11 @@ use crate::ctty::Heir;
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenFile, Slot, Task};
 use crate::kind::{self, Need};
-use crate::plan::{Deed, Home, Inherit, Options, Plan, Step};
+use crate::plan::{self, Deed, Home, Inherit, Options, Plan, Step};
 use crate::service::Course;
 use crate::site::{Fate, Heirs};
 use crate::store::MOST;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
 
 /// Which descriptions are one message of the store.
@@ -242,7 +242,10 @@ impl<'a> Tree<'a> {
             Course {
                 parent: kin.maker.map(|maker| places[maker]),
                 owner: (kin.owner != at).then(|| places[kin.owner]),
-                numbers: steps.filter(|it| it.deed != Deed::Skip).map(|it| it.fd as u32).collect(),
+                numbers: steps
+                    .filter(|it| it.deed != Deed::Skip && !it.waits)
+                    .map(|it| it.fd as u32)
+                    .collect(),
                 passed: self.before(at).map(|fd| fd as u32),
                 sharers: self.sharers[at],
                 services,
@@ -317,6 +320,14 @@ fn handed(
             }
         }
     }
+    // What waits in queues has no number by which it could be meant.
+    for id in image.cargo.values().flat_map(|cargo| &cargo.files) {
+        let named = image.file(*id).and_then(|file| options.named(file));
+        if let Some(Inherit::Key(_, from)) = named.map(|at| &options.inherit[at]) {
+            named.into_iter().for_each(|at| used[at] = true);
+            handed.entry(*id).or_insert(*from);
+        }
+    }
     options.all_used(&used)?;
     Ok(handed)
 }
@@ -348,7 +359,8 @@ fn ways(
         let others = file.refs.iter().filter_map(|id| index.get(id)).copied();
         let peers = kind::named(&file.kind).map(|kind| (kind.peers)(file)).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
-        others.chain(peers).for_each(|other| kin.join(other, at));
+        let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
+        others.chain(peers).chain(queued).for_each(|other| kin.join(other, at));
     }
     // The one table that has all of a group, if one has.
     let mut tables_of: HashMap<usize, Option<usize>> = HashMap::new();
@@ -360,8 +372,28 @@ fn ways(
             *only = only.filter(|&only| only == owner);
         }
     }
+    // A queue can be filled only when all that it carries is there: processes too, if its messages
+    // name them, or if what waits has no table that would be told of them.
+    let need =
+        |file: &OpenFile| kind::named(&file.kind).map_or(Need::Nothing, |kind| (kind.need)(file));
+    let placed: HashSet<u32> = image.slots.iter().map(|slot| slot.file).collect();
+    let mut queues: HashMap<usize, bool> = HashMap::new();
+    for (at, file) in image.files.iter().enumerate() {
+        if let Some(cargo) = file.object.and_then(|object| image.cargo.get(&object)) {
+            *queues.entry(kin.of(at)).or_default() |= cargo.credentials;
+        }
+    }
+    for (at, file) in image.files.iter().enumerate() {
+        if let Some(last) = queues.get_mut(&kin.of(at)) {
+            let told = file.signals.is_some() && !placed.contains(&file.id);
+            *last |= told || need(file) == Need::Processes;
+        }
+    }
     let way = |(at, file): (usize, &OpenFile)| {
-        let need = kind::named(&file.kind).map_or(Need::Nothing, |kind| (kind.need)(file));
+        let need = match queues.get(&kin.of(at)) {
+            Some(true) => Need::Processes,
+            _ => need(file),
+        };
         let shared = tables_of.get(&kin.of(at)).is_some_and(Option::is_none);
         let way = match (handed.get(&file.id), shared, need) {
             (Some(&from), ..) => Way::Handed(from),
@@ -447,10 +479,20 @@ fn common<'a>(
         let last = ways.get(&file.id) == Some(&Way::Common { last: true });
         let deed = Deed::Make;
         // Where they stand in fdrestore does not matter.
-        Step { fd: at as RawFd, file: Some(file.id), deed, cloexec: false, passed: !last }
+        Step { fd: at as RawFd, file: Some(file.id), deed, passed: !last, ..Step::default() }
     };
-    let steps: Vec<Step> = image.files.iter().filter(is_common).enumerate().map(step).collect();
+    let mut steps: Vec<Step> = image.files.iter().filter(is_common).enumerate().map(step).collect();
+    let handed = |file: &OpenFile| matches!(ways.get(&file.id), Some(Way::Handed(_)));
+    plan::wait(image, &mut steps, &mut |file| (!handed(file)).then_some(Deed::Make));
     let mut plan = Plan::of(image, &image.tasks[0], steps);
+    for step in &plan.steps {
+        let file = step.file.filter(|id| !homes.contains_key(id)).and_then(|id| image.file(id));
+        let Some(kind) = file.and_then(|file| kind::named(&file.kind)) else { continue };
+        if file.is_some_and(|file| (kind.need)(file) == Need::Numbers) {
+            let why = "it waits in a queue of several tables, and names numbers of one";
+            plan.problems.push(format!("{}: {why}", plan.name(step)));
+        }
+    }
     let mut numbers: HashMap<usize, usize> = HashMap::new();
     for step in &plan.steps {
         let Some((id, &(home, fd))) = step.file.and_then(|id| Some((id, homes.get(&id)?))) else {
@@ -509,7 +551,7 @@ impl Layout<'_, '_> {
                 }
                 let fd = slot.fd as RawFd;
                 let (file, cloexec) = (Some(slot.file), slot.cloexec);
-                steps[owner].push(Step { fd, file, deed, cloexec, passed: false });
+                steps[owner].push(Step { fd, file, deed, cloexec, ..Step::default() });
             }
         }
         // What a child is born with must be there before it.
@@ -526,6 +568,11 @@ impl Layout<'_, '_> {
         }
         for steps in &mut steps {
             share(steps);
+            plan::wait(self.image, steps, &mut |file| match self.ways.get(&file.id) {
+                Some(Way::Private) | None => Some(Deed::Make),
+                // Its message is found later.
+                Some(_) => Some(Deed::Fetch(u32::MAX)),
+            });
         }
         (steps, passed)
     }

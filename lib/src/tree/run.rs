@@ -369,6 +369,9 @@ impl Crew<'_> {
         let plan = &self.tree.common;
         let with = With::default();
         let mut problems = Vec::new();
+        for (id, from) in &self.tree.handed {
+            site.handed.insert(*id, Seat::inherited(*from)?);
+        }
         let mut work = Work::new(plan, self.options, site, &with);
         if !last {
             work.early();
@@ -680,11 +683,12 @@ impl Crew<'_> {
     /// Takes a smaller table if our own descriptors, or those on the way, may have made it larger
     /// than it must be. A table that is shared cannot be made smaller by one of those who share it.
     fn fit(&self, at: usize, plan: &Plan<'_>, services: Services) -> Result<()> {
-        let wanted = || plan.steps.iter().filter(|step| step.deed != Deed::Skip);
-        let need = service::capacity(wanted().next_back().map(|step| step.fd as u32));
+        let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
+        let need = service::capacity(plan.highest());
         // What is made needs a few numbers for a moment.
-        let crowded = need.saturating_sub(wanted().count() as u64) < 4;
-        let grown = service::capacity(services.highest()) > need;
+        let crowded = need.saturating_sub(wanted.count() as u64) < 4;
+        let waited = plan.steps.last().map(|step| step.fd as u32);
+        let grown = service::capacity(services.highest().max(waited)) > need;
         let alone = self.tree.sharers[at] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
             shrink::now().at(|| "shrink the table")?;
