@@ -447,7 +447,8 @@ impl<'w, 's> Work<'w, 's> {
         let mut aside = None;
         // What stands where it belongs is moved by nobody, and is in nobody's way.
         let free = |number: &u32| Seat::inherited(*number as RawFd).is_err();
-        let spare = (highest + 1..).find(free).unwrap_or(highest + 1);
+        let spare = (highest + 1..).find(|number| pairs.is_empty() || free(number));
+        let spare = spare.unwrap_or(highest + 1);
         for (from, to) in service::moves(&pairs, spare) {
             match by_number.get(&from).copied().or(aside) {
                 Some(id) => {
