@@ -146,6 +146,7 @@ async def main():
     loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     tcp = await asyncio.start_server(serve, '127.0.0.1', 0)
     await asyncio.start_unix_server(serve, sys.argv[1])
+    await loop.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=('127.0.0.1', 0))
     child = await asyncio.create_subprocess_exec('cat', stdin=-1, stdout=-1)
     child.stdin.write(b'hello'); await child.stdout.readexactly(5)
     port = tcp.sockets[0].getsockname()[1]
@@ -156,5 +157,5 @@ async def main():
 asyncio.run(main())";
     let target = Target::program(&[python, "-c", program, &scratch.file("sock")]);
     let kinds = scanned(&scratch, &target.pid, 2);
-    has(&kinds, &[("epoll", 1), ("pipe", 6), ("tcp", 3), ("unix", 5)]);
+    has(&kinds, &[("epoll", 1), ("pipe", 6), ("tcp", 3), ("udp", 1), ("unix", 5)]);
 }

@@ -186,6 +186,54 @@ os.read(r, 1); print('ready', flush=True); time.sleep(1000)";
     assert_eq!(pipeline(&[&["flock", "-n", "-E", "9", &path, "true"]]).status(0), 9);
 }
 
+/// A program that shares its table with a child: clone(2) with CLONE_FILES alone.
+const SHARER: &str = "import ctypes, fcntl, os, signal, sys, time
+f = os.open(sys.argv[1], os.O_RDWR); fcntl.lockf(f, fcntl.LOCK_EX, 3, 4)
+if ctypes.CDLL(None).syscall(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0) != 0:
+    print('ready', flush=True)
+time.sleep(1000)";
+
+#[test]
+fn the_locks_of_a_shared_table_are_taken_by_those_that_go_on_sharing_it() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    needs!(root(), "only root can restore what a process ran as");
+    needs!(cfg!(target_arch = "x86_64"), "clone(2) has another number here");
+    let scratch = Scratch::new();
+    let path = scratch.file("locked");
+    fs::write(&path, "0123456789").unwrap();
+    let target = Target::program(&[python, "-c", SHARER, &path]);
+    let file = scratch.file("a.fdi");
+    let write = ["fdimg", "write", &file];
+    pipeline(&[&["fdscan", "--tree", "-F", "!0-2", &target.pid], &write]).quiet();
+    assert_eq!(show(&file)["tasks"].as_array().unwrap().len(), 2);
+    drop(target);
+    let restore = ["fdrestore", "--tree", "-i", &file];
+    let tree = Target::ready(&restore).expect("no skip");
+    let new = tree.said.split(' ').nth(1).expect("OLD NEW").to_owned();
+    assert_eq!(locked(&path), [format!("POSIX WRITE 4 6 {new}")]);
+    drop(tree);
+    let why = "POSIX locks of a table that is shared end with an exec";
+    pipeline(&[&[&restore[..], &["--", "true"]].concat()]).refuses(125, &[why, "(status 6)"]);
+    let skip = ["--missing", "skip", "--", "true"];
+    let ran = pipeline(&[&[&restore[..], &skip].concat()]).ok();
+    assert!(ran.stderr(0).contains(why), "{}", ran.whole());
+    assert_eq!(locked(&path), Vec::<String>::new());
+}
+
+#[test]
+fn a_command_of_a_tree_has_the_locks_of_the_process_that_became_it() {
+    needs!(root(), "only root can restore what a process ran as");
+    let scratch = Scratch::new();
+    let spec = format!("regular@3:path={},lock=posix-w:2-3+flock-w", scratch.file("locked"));
+    let target = target!(scratch.dir(), &[&spec]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let check = ["mkfd", "check", "--std", "none", "--log", &scratch.file("log"), &spec];
+    pipeline(&[&[&["fdrestore", "--tree", "-i", &file, "--"], &check[..]].concat()]).ok();
+    assert_eq!(fs::read_to_string(scratch.file("log")).unwrap(), "");
+}
+
 fn children(pid: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     text.trim().to_owned()
@@ -242,6 +290,8 @@ fn with_locks(
 fn a_lock_whose_record_lies_is_refused_with_its_number() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:read,lock=posix-r:5-9+flock-r"]);
+    let shown = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+    assert!(shown.contains(" locks=FLOCK-r,POSIX-r:5-9\n"), "{shown}");
     let posix = |change: &dyn Fn(&mut Lock)| {
         with_locks(&file, |_| (), |slot| slot.locks.iter_mut().for_each(change))
     };

@@ -7,7 +7,7 @@ use fdkit::cli::{self, Arg, Color};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::{Filter, Subject};
 use fdkit::image::scan::{self, Token};
-use fdkit::image::{Image, OpenFile, Slot, Task};
+use fdkit::image::{Image, Lock, OpenFile, Slot, Task};
 use fdkit::kind;
 use fdkit::text::escape;
 use nix::libc;
@@ -148,6 +148,20 @@ fn details(file: &OpenFile) -> String {
     out
 }
 
+/// The locks of a number, ` locks=POSIX-w:0-9,FLOCK-r`.
+fn locks(row: &Row<'_>) -> String {
+    let one = |lock: &Lock| {
+        let (class, access) = (escape(lock.class.as_bytes()), if lock.write { 'w' } else { 'r' });
+        match (lock.start, lock.end) {
+            (0, None) => format!("{class}-{access}"),
+            (start, None) => format!("{class}-{access}:{start}-"),
+            (start, Some(end)) => format!("{class}-{access}:{start}-{end}"),
+        }
+    };
+    let all: Vec<String> = row.file.locks.iter().chain(&row.slot.locks).map(one).collect();
+    if all.is_empty() { String::new() } else { format!(" locks={}", all.join(",")) }
+}
+
 fn tables(rows: &[Row<'_>], color: bool) -> String {
     let width = cli::terminal_width();
     let mut out = String::new();
@@ -168,10 +182,11 @@ fn tables(rows: &[Row<'_>], color: bool) -> String {
                 flags.push("cloexec");
             }
             let title = kind::named(&row.file.kind).and_then(|kind| (kind.title)(row.file));
-            let name = match title {
+            let mut name = match title {
                 Some(title) => escape(title.as_bytes()).into_owned(),
                 None => format!("{}{}", escape(&row.file.link.0), details(row.file)),
             };
+            name.push_str(&locks(row));
             table.add_row([
                 row.slot.fd.to_string(),
                 escape(row.file.kind.as_bytes()).into_owned(),
