@@ -11,12 +11,16 @@ use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Mutex, OnceLock};
 
 /// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
 pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+
+/// Address and port of the other end of each socket, by inode.
+type Remotes = HashMap<u64, (IpAddr, u16)>;
 
 /// A process, held so that its pid cannot come to mean another one.
 pub struct Process {
@@ -34,6 +38,8 @@ pub struct Process {
     netns: OnceLock<Option<OwnedFd>>,
     /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
     others: Mutex<HashMap<u64, Option<u64>>>,
+    groups: OnceLock<Vec<(IpAddr, u32)>>,
+    remotes: Mutex<HashMap<String, Remotes>>,
 }
 
 /// What changes when a process execs, although its pid and start time stay: where its code and its
@@ -132,6 +138,8 @@ impl Process {
             diag: Diag::default(),
             netns: OnceLock::new(),
             others: Mutex::default(),
+            groups: OnceLock::new(),
+            remotes: Mutex::default(),
         })
     }
 
@@ -175,6 +183,29 @@ impl Process {
         let Ok(cookie) = sys::socket::netns_cookie(socket) else { return ask() };
         let Ok(mut others) = self.others.lock() else { return ask() };
         *others.entry(cookie).or_insert_with(ask)
+    }
+
+    /// The multicast groups that sockets of its network namespace may have joined, with the indices
+    /// of their devices: /proc/PID/net/igmp and igmp6, without those that the kernel alone is in.
+    pub fn groups(&self) -> &[(IpAddr, u32)] {
+        self.groups.get_or_init(|| {
+            let text =
+                |name| self.read(name).map(|text| String::from_utf8_lossy(&text).into_owned());
+            let (v4, v6) = (text("net/igmp"), text("net/igmp6"));
+            let mut groups = v4.map_or(Vec::new(), |text| igmp(&text));
+            groups.extend(v6.map_or(Vec::new(), |text| igmp6(&text)));
+            groups
+        })
+    }
+
+    /// What the socket with this inode is connected to, as a table of /proc/PID/net tells it.
+    pub fn remote(&self, table: &str, inode: u64) -> Option<(IpAddr, u16)> {
+        let mut remotes = self.remotes.lock().ok()?;
+        if !remotes.contains_key(table) {
+            let text = self.read(&format!("net/{table}")).unwrap_or_default();
+            remotes.insert(table.to_owned(), connected(&String::from_utf8_lossy(&text)));
+        }
+        remotes.get(table)?.get(&inode).copied()
     }
 
     /// lstat(2) of a path as the process sees it, from its root or its working directory.
@@ -329,6 +360,65 @@ impl Process {
             stopped: self.stopped,
         })
     }
+}
+
+/// Words of an address as the kernel prints them, of the bytes in their order.
+fn address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    match hex.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            <[u8; 16]>::try_from(words.concat()).ok().map(IpAddr::from)
+        }
+        _ => None,
+    }
+}
+
+/// Groups in the text of /proc/net/igmp: a line a device, then a line a group of it.
+fn igmp(text: &str) -> Vec<(IpAddr, u32)> {
+    let mut groups = Vec::new();
+    let mut device = None;
+    for line in text.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        if !line.starts_with(char::is_whitespace) {
+            device = words.next().and_then(|word| word.parse().ok());
+            continue;
+        }
+        let (group, users) = (words.next().and_then(address), words.next());
+        let (Some(group), Some(device)) = (group, device) else { continue };
+        // Every host is in 224.0.0.1.
+        if group != IpAddr::from([224, 0, 0, 1]) || users != Some("1") {
+            groups.push((group, device));
+        }
+    }
+    groups
+}
+
+/// Groups in the text of /proc/net/igmp6, where each line has all.
+fn igmp6(text: &str) -> Vec<(IpAddr, u32)> {
+    let group = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [device, _, group, users, ..] = words[..] else { return None };
+        let ip = u128::from_str_radix(group, 16).ok().map(std::net::Ipv6Addr::from_bits)?;
+        // Every node is in ff01::1 and ff02::1, and in the ff02::1:ff00:0/104 of its addresses.
+        let own = ["ff010000000000000000000000000001", "ff020000000000000000000000000001"];
+        let of_kernel = own.contains(&group) || group.starts_with("ff0200000000000000000001ff");
+        (!of_kernel || users != "1").then_some((ip.into(), device.parse().ok()?))
+    };
+    text.lines().filter_map(group).collect()
+}
+
+/// The other ends in the text of a table of sockets, by inode; those that have none left out.
+fn connected(text: &str) -> Remotes {
+    let socket = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (ip, port) = words.get(2)?.split_once(':')?;
+        let (ip, port) = (address(ip)?, u16::from_str_radix(port, 16).ok()?);
+        let inode = words.get(9)?.parse().ok()?;
+        (!ip.is_unspecified()).then_some((inode, (ip, port)))
+    };
+    text.lines().skip(1).filter_map(socket).collect()
 }
 
 /// The inode of the network namespace of this process.
@@ -793,6 +883,32 @@ mod tests {
         let lease = lock("3: LEASE  BREAKING  UNLCK 7 00:1f:12 0 EOF").unwrap();
         assert!(lease.lock.breaking && !lease.lock.write && lease.lock.end.is_none());
         assert_eq!((lease.pid, lease.inode), (7, (0, 0x1f, 12)));
+    }
+
+    #[test]
+    fn tables_of_the_network_are_taken_apart() {
+        let group = |ip: &str, device| (ip.parse::<IpAddr>().unwrap(), device);
+        let text = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n\
+            1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n\
+            4\teth0      :     2      V3\n\t\t\t\t014DFFEF     1 0:00000000\t\t0\n\
+            \t\t\t\t010000E0     2 0:00000000\t\t0\n";
+        assert_eq!(igmp(text), [group("239.255.77.1", 4), group("224.0.0.1", 4)]);
+        let text = "1    lo    ff020000000000000000000000000001     1 0000000C 0\n\
+            4    eth0  ff0200000000000000000001ff000002     1 00000004 0\n\
+            4    eth0  ff150000000000000000000000770001     1 00000004 0\n";
+        assert_eq!(igmp6(text), [group("ff15::77:1", 4)]);
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n\
+            1: 0100007F:0001 0100007F:0000 01 00000000:00000000 00:00000000 00000000 0 0 77 2 0 0\n\
+            2: 00000000:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 78 2 0 0\n";
+        let found = connected(text);
+        assert_eq!((found.len(), found[&77]), (1, ("127.0.0.1".parse().unwrap(), 0)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_table_makes_it_panic(text in "[0-9A-Fa-f:\t\n ]{0,200}") {
+            let _ = (igmp(&text), igmp6(&text), connected(&text));
+        }
     }
 
     #[test]

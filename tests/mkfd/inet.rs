@@ -7,14 +7,17 @@ use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
 use nix::libc;
-use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The keys that all of them understand.
 pub(crate) const V6: (&str, &str) = ("v6", "of AF_INET6");
 pub(crate) const HOST: (&str, &str) = ("host", "bound to this address; the loopback otherwise");
 pub(crate) const SET: (&str, &str) = ("set", "options that are one int: LEVEL.NAME.VALUE+...");
 pub(crate) const BYTES: (&str, &str) = ("bytes", "options that are bytes: LEVEL.NAME.BYTES");
+
+pub(crate) const JOIN: (&str, &str) =
+    ("join", "groups on lo, with what is heard or !not: GROUP/SOURCE/!SOURCE+...");
 
 /// AF_INET or AF_INET6.
 pub(crate) fn family(spec: &Spec) -> i32 {
@@ -43,6 +46,59 @@ fn options(spec: &Spec) -> Result<Vec<(i32, i32, Vec<u8>)>> {
     Ok(all)
 }
 
+/// Each group to be joined, whether only its sources are heard, and the sources.
+fn groups(spec: &Spec) -> Vec<(IpAddr, bool, Vec<IpAddr>)> {
+    let text = String::from_utf8_lossy(spec.bytes("join").unwrap_or_default()).into_owned();
+    let parse = |text: &str| text.trim_start_matches('!').parse().expect("an address");
+    let group = |each: &str| {
+        let mut parts = each.split('/');
+        let group = parse(parts.next().expect("a group"));
+        let sources: Vec<&str> = parts.collect();
+        let only = sources.first().is_some_and(|source| !source.starts_with('!'));
+        (group, only, sources.into_iter().map(parse).collect())
+    };
+    text.split('+').filter(|each| !each.is_empty()).map(group).collect()
+}
+
+/// The level of a group's options, and struct group_req: the group on lo, whose index is 1.
+fn group_req(group: IpAddr) -> (i32, Vec<u8>) {
+    let level = if group.is_ipv6() { libc::IPPROTO_IPV6 } else { libc::IPPROTO_IP };
+    (level, [&1_u32.to_ne_bytes()[..], &[0; 4], &storage(group)].concat())
+}
+
+/// A struct sockaddr_storage.
+fn storage(ip: IpAddr) -> Vec<u8> {
+    let mut bytes = encode(SocketAddr::new(ip, 0));
+    bytes.resize(128, 0);
+    bytes
+}
+
+fn join(spec: &Spec, fd: BorrowedFd<'_>) -> Result<()> {
+    // MCAST_JOIN_GROUP 42, MCAST_BLOCK_SOURCE 43, MCAST_JOIN_SOURCE_GROUP 46.
+    for (group, only, sources) in groups(spec) {
+        let (level, request) = group_req(group);
+        if !only {
+            sys::set_option(fd, level, 42, &request).at("MCAST_JOIN_GROUP")?;
+        }
+        for source in sources {
+            let with = [&request[..], &storage(source)].concat();
+            sys::set_option(fd, level, if only { 46 } else { 43 }, &with).at("a source")?;
+        }
+    }
+    Ok(())
+}
+
+/// What MCAST_MSFILTER (48) says of each group: struct group_filter, with room for four sources.
+fn filters(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
+    let ask = |(group, ..): &(IpAddr, bool, Vec<IpAddr>)| {
+        let (level, mut filter) = group_req(*group);
+        filter.extend([&[0; 4][..], &4_u32.to_ne_bytes(), &[0; 4 * 128]].concat());
+        sys::option_into(fd, level, 48, &mut filter)?;
+        Ok(filter.into_iter().rev().skip_while(|&byte| byte == 0).collect())
+    };
+    groups(spec).iter().map(ask).collect()
+}
+
 /// What the kernel says of the options, which may be another value than was set.
 fn values(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let ask = |(level, name, _): &(i32, i32, Vec<u8>)| sys::option(fd, *level, *name);
@@ -60,6 +116,7 @@ pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
         let set = sys::set_option(made.as_fd(), level, name, &value);
         set.at(format!("setsockopt {level}.{name}"))?;
     }
+    join(spec, made.as_fd())?;
     Ok(made)
 }
 
@@ -102,7 +159,27 @@ pub(crate) fn name(fd: BorrowedFd<'_>) -> Result<SocketAddr, Errno> {
 
 /// All that is compared.
 fn told(spec: &Spec, fd: BorrowedFd<'_>) -> Result<String, Errno> {
-    Ok(format!("{:?} {:?}", ends(fd)?, values(spec, fd)?))
+    Ok(format!("{:?} {:?} {:?}", ends(fd)?, values(spec, fd)?, filters(spec, fd)?))
+}
+
+/// Binds and connects it to the host, if that is asked for.
+pub(crate) fn attach(spec: &Spec, fd: &OwnedFd) -> Result<()> {
+    if spec.has("bound") {
+        bind(spec, fd, 0)?;
+    }
+    if spec.has("connected") {
+        socket::connect(fd.as_fd(), &encode(host(spec, 0)?)).at("connect")?;
+    }
+    Ok(())
+}
+
+/// Whether it sends to anybody by itself.
+pub(crate) fn sends(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<bool, Errno> {
+    match nix::sys::socket::send(fd.as_raw_fd(), bytes, nix::sys::socket::MsgFlags::empty()) {
+        Ok(_) => Ok(true),
+        Err(Errno::EDESTADDRREQ | Errno::ENOTCONN) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Notes what one of the descriptions is.

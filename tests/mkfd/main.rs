@@ -18,6 +18,7 @@ mod epoll;
 mod eventfd;
 mod fanotify;
 mod fifo;
+mod icmp;
 mod inet;
 mod inotify;
 mod lock;
@@ -30,6 +31,7 @@ mod path;
 mod pidfd;
 mod pipe;
 mod pty;
+mod raw;
 mod regular;
 mod signalfd;
 mod socketpair;
@@ -75,6 +77,8 @@ static FIXTURES: &[Entry] = &[
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),
     entry::<udp::Udp>(),
+    entry::<raw::Raw>(),
+    entry::<icmp::Icmp>(),
     entry::<path::Path>(),
     entry::<pty::Pty>(),
     entry::<tty::Tty>(),

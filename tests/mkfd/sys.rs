@@ -475,14 +475,25 @@ pub(crate) fn fill_mapped(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
 /// getsockopt(2): the bytes of an option of the tests, none of which has a pointer in it.
 pub(crate) fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<Vec<u8>> {
     let mut value = vec![0; 64];
+    option_into(fd, level, name, &mut value)?;
+    Ok(value)
+}
+
+/// As `option`; what is in the bytes is part of the question.
+pub(crate) fn option_into(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut Vec<u8>,
+) -> Result<()> {
     let mut len = value.len() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, which `value` has.
+    // SAFETY: the kernel reads and writes at most `len` bytes, which `value` has.
     let got = unsafe {
         libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len)
     };
     Errno::result(got)?;
     value.truncate(len as usize);
-    Ok(value)
+    Ok(())
 }
 
 /// setsockopt(2) of bytes, with no pointer in them.

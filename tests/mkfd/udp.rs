@@ -1,7 +1,7 @@
 //! UDP and UDP-Lite sockets, with what waits in them.
 
 use crate::driver::{Bad, Fixture, ready, stat};
-use crate::inet::{self, BYTES, HOST, SET, V6};
+use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use fdkit::sys::socket;
@@ -61,6 +61,7 @@ impl Fixture for Udp {
         HOST,
         SET,
         BYTES,
+        JOIN,
         ("lite", "of UDP-Lite"),
         ("fresh", "not bound"),
         ("connected", "to a socket that is closed since"),

@@ -178,6 +178,30 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
             "udp@D:fresh,set=1.9.1,lite",
         ],
     ),
+    (
+        "multicast groups",
+        &[
+            "udp@A:host=0.0.0.0,join=239.255.77.1+239.255.77.2/!192.0.2.1/!192.0.2.2",
+            "udp@B:v6,host=::,join=ff15::77:1+ff15::77:2/2001:db8::1+239.255.77.3",
+            "udp@C:fresh,join=232.1.77.1/192.0.2.3/192.0.2.4+224.0.0.1",
+            "raw@D:v6,join=ff15::77:3",
+        ],
+    ),
+    (
+        "raw sockets",
+        &["raw@A", "raw@B:v6,bound", "raw@C:bound,connected", "raw@D:v6,connected,nonblock"],
+    ),
+    (
+        // IP_HDRINCL, ICMP_FILTER, IP_TTL; IPV6_CHECKSUM; SO_BROADCAST.
+        "options of raw sockets",
+        &[
+            "raw@A:set=0.3.1",
+            "raw@B:protocol=1,set=255.1.14+0.2.9",
+            "raw@C:v6,protocol=254,set=255.7.2",
+            "raw@D:protocol=255,set=1.6.1",
+        ],
+    ),
+    ("ping sockets", &["icmp@A", "icmp@B:v6,bound", "icmp@C:connected", "icmp@D:v6,connected"]),
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
     (
         "signals that are read",
@@ -404,6 +428,10 @@ round_trips! {
     udp_messages_go_to_the_one_of_a_port_that_had_them: "UDP sockets of one port";
     a_udp_socket_is_shut_down_again: "UDP sockets shut down";
     options_of_udp_sockets_are_set_again: "options of UDP sockets";
+    multicast_groups_are_joined_again: "multicast groups";
+    a_raw_socket_comes_back: "raw sockets";
+    options_of_raw_sockets_are_set_again: "options of raw sockets";
+    a_ping_socket_comes_back: "ping sockets";
     datagrams_wait_again: "datagrams";
     signals_are_read_again: "signals that are read";
     a_disarmed_timer_stays_disarmed: "a disarmed timer";

@@ -15,6 +15,7 @@ mod errors; // bad input: a clear line, the status, and nothing lost
 mod files; // memfds, devices, queues, tunnels: programs, and what cannot come back
 mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
 mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
+mod internet; // sockets: servers, clients, connections, ports that are taken, other namespaces
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree

@@ -1,6 +1,7 @@
 //! ip(7) and ipv6(7): what the sockets of all their protocols have in common. Addresses are text,
 //! as RFC 5952 and RFC 4007 write them, with the name of the device and not its index.
 
+use super::multicast::{self, Group};
 use super::option::{Class, Options, Phase};
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -39,6 +40,9 @@ pub(super) struct Inet {
     /// What a fresh socket like it has not.
     #[serde(default, skip_serializing_if = "Options::is_empty")]
     options: Options,
+    /// The multicast groups that it has joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<Group>,
 }
 
 /// An address, its port, and the device that an address of this link is of.
@@ -162,7 +166,22 @@ impl Inet {
             remote: remote.and_then(text),
             netns: it.other_netns(),
             options,
+            // TCP is in none.
+            groups: match class.1 {
+                libc::SOCK_STREAM => Vec::new(),
+                _ => multicast::read(it, class)?,
+            },
         })
+    }
+
+    /// Finds what it is connected to if that has no port, in this table of /proc/net.
+    pub(super) fn look_up(&mut self, it: &Descriptor<'_>, table: &str) {
+        let table = format!("{table}{}", if self.family == libc::AF_INET6 { "6" } else { "" });
+        let Some(inode) = it.inode.as_ref().filter(|_| self.remote.is_none()) else { return };
+        if let Some((ip, port)) = it.process.remote(&table, inode.ino) {
+            self.remote = Some(Address { ip, port, zone: None }.to_string());
+            self.options.forget(&["SO_INCOMING_CPU"]);
+        }
     }
 
     /// Leaves out options that tell something else in its state.
@@ -203,6 +222,10 @@ impl Inet {
         }
         let (local, _) = (self.local()?, self.remote()?);
         self.options.check((self.family, kind, self.protocol))?;
+        if !self.groups.is_empty() {
+            let probe = self.fresh(kind, 0)?;
+            self.groups.iter().try_for_each(|group| group.check(&probe))?;
+        }
         match self.netns {
             Some(netns) if netns == 0 || !same_boot(site) || own_netns() != Some(netns) => {
                 let which = if netns == 0 { "another".into() } else { format!("net:[{netns}]") };
@@ -225,13 +248,14 @@ impl Inet {
 
     /// A new socket with its options, bound to its address.
     pub(super) fn make(&self, kind: i32, file: &OpenFile, site: &mut Site<'_>) -> Result<OwnedFd> {
-        let Inet { family: _, protocol: _, local: _, remote: _, netns, options: _ } = self;
+        let Inet { family: _, protocol: _, local: _, remote: _, netns, options: _, groups } = self;
         if netns.is_none() {
             said_if_elsewhere(site);
         }
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
         let made = self.fresh(kind, nonblock)?;
         self.set(Phase::Birth, made.as_fd(), file, site)?;
+        groups.iter().try_for_each(|group| group.join(made.as_fd()))?;
         if let Some(local) = self.local()? {
             self.bind_to(&made, &local)?;
         }

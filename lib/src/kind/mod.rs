@@ -9,18 +9,22 @@ mod epoll;
 mod eventfd;
 mod fanotify;
 mod fifo;
+mod icmp;
 mod inet;
 mod inotify;
 mod mem;
 mod memfd;
 mod mqueue;
+mod multicast;
 mod ns;
 mod opaque;
 mod option;
 mod path;
 mod pidfd;
 mod pipe;
+mod plain;
 mod pty;
+mod raw;
 mod regular;
 mod signalfd;
 mod tcp;
@@ -257,6 +261,8 @@ pub static KINDS: &[Entry] = &[
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),
     entry::<udp::Udp>(),
+    entry::<raw::Raw>(),
+    entry::<icmp::Icmp>(),
     entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];

@@ -1,0 +1,67 @@
+//! Raw sockets.
+
+use crate::driver::{Bad, Fixture, ready, stat};
+use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
+use crate::spec::{Result, Spec};
+use crate::sys;
+use fdkit::sys::socket;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::poll::PollFlags;
+use std::os::fd::{AsFd, OwnedFd};
+
+pub(crate) struct Raw;
+
+/// A protocol that RFC 3692 keeps for experiments, which nothing else sends; 255 is IPPROTO_RAW.
+fn protocol(spec: &Spec) -> i32 {
+    spec.known_number("protocol").unwrap_or(253) as i32
+}
+
+impl Fixture for Raw {
+    const NAME: &'static str = "raw";
+    const ABOUT: &'static str = "a raw socket of protocol 253";
+    const KEYS: &'static [(&'static str, &'static str)] = &[
+        V6,
+        HOST,
+        SET,
+        BYTES,
+        JOIN,
+        ("protocol", "of this one"),
+        ("bound", "to the host"),
+        ("connected", "to the host"),
+    ];
+
+    fn arity(_: &Spec) -> usize {
+        1
+    }
+
+    fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
+        let made = inet::new(spec, libc::SOCK_RAW, protocol(spec))?;
+        inet::attach(spec, &made)?;
+        inet::note(spec, 0, &made)?;
+        Ok(vec![made])
+    }
+
+    fn flags(_: &Spec, _: usize) -> OFlag {
+        OFlag::O_RDWR
+    }
+
+    fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
+        let fd = sys::at(spec.fds[0])?;
+        stat(fd, libc::S_IFSOCK, bad)?;
+        let option = |name| socket::option(fd, libc::SOL_SOCKET, name);
+        bad.same("type", option(libc::SO_TYPE)?, libc::SOCK_RAW);
+        bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol(spec));
+        inet::same_as_noted(spec, 0, fd, bad)?;
+        if protocol(spec) == 253 {
+            bad.same("connected", inet::sends(fd, b"x")?, spec.has("connected"));
+            // What another one sends to the host comes.
+            let other = socket::new(inet::family(spec), libc::SOCK_RAW | libc::SOCK_CLOEXEC, 253)?;
+            let to = inet::host(spec, 0).map_err(|_| Errno::EINVAL)?;
+            socket::send_to(other.as_fd(), b"hello", &inet::encode(to))?;
+            bad.same("a packet comes", ready(fd, PollFlags::POLLIN)?, true);
+        }
+        Ok(())
+    }
+}
