@@ -15,6 +15,8 @@ pub(crate) struct Family<'a> {
     pub(crate) first: &'a [RawFd],
     /// Opened by the parent alone, after that.
     pub(crate) later: &'a [RawFd],
+    /// The bytes that each writes to, of its own.
+    pub(crate) memory: usize,
 }
 
 /// Makes the family, of which each has /dev/null at 0, 1 and 2. What is given is called when all
@@ -51,8 +53,9 @@ pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
     family.first.iter().try_for_each(|&number| open(number))?;
     for _ in 0..family.children {
         if sys::fork().at("fork")?.is_none() {
-            drop(held);
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).at("PR_SET_PDEATHSIG")?;
+            let _own = std::hint::black_box(vec![1u8; family.memory]);
+            drop(held);
             loop {
                 nix::unistd::pause();
             }

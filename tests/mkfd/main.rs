@@ -93,9 +93,10 @@ mkfd check [--dir DIR] [--std LIST|none] [--fdsize N] [--log FILE] SPEC...
                          look from inside: is each what make made, and is nothing else open?
 mkfd many N [--dir DIR] [--mix files,pipes,socketpairs,eventfds] [--close-std]
                          N private descriptors from 3 up, print the pid, wait
-mkfd family N [--first LIST] [--later LIST]
+mkfd family N [--first LIST] [--later LIST] [--memory KIB]
                          N children with /dev/null at 0, 1, 2 and eventfds at the first numbers,
-                         and a parent that has those, and the later ones; print its pid, wait
+                         and a parent that has those, and the later ones; each writes to so
+                         much memory of its own; print the parent's pid, wait
 mkfd sleep [--close-std] print the pid and wait with whatever is open
 mkfd show                print what is open, FDSize and FDRESTORE_CLOEXEC
 mkfd exec [--close LIST] [--leak LIST] [--nofile N] -- COMMAND...
@@ -156,7 +157,8 @@ fn command(args: &[OsString]) -> Result<i32> {
         "family" => {
             let n = args.words.first().and_then(|n| n.to_str()?.parse().ok());
             let children = n.ok_or_else(|| Stop::Misuse("family: a number is needed".into()))?;
-            let family = family::Family { children, first: &args.first, later: &args.later };
+            let (first, later, memory) = (&args.first, &args.later, args.memory << 10);
+            let family = family::Family { children, first, later, memory };
             let pid = std::process::id();
             family::make(&family, || say_pid(1, pid))?;
             loop {
@@ -205,6 +207,7 @@ struct Args {
     leak: Vec<RawFd>,
     first: Vec<RawFd>,
     later: Vec<RawFd>,
+    memory: usize,
     fdsize: Option<u64>,
     nofile: Option<u64>,
     share: u64,
@@ -233,6 +236,7 @@ impl Args {
                 Some("--close") => out.close = numbers(value()?)?,
                 Some("--leak") => out.leak = numbers(value()?)?,
                 Some("--first") => out.first = numbers(value()?)?,
+                Some("--memory") => out.memory = number(value()?)?,
                 Some("--later") => out.later = numbers(value()?)?,
                 Some("--fdsize") => out.fdsize = Some(number(value()?)?),
                 Some("--nofile") => out.nofile = Some(number(value()?)?),

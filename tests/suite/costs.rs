@@ -97,8 +97,10 @@ fn the_calls_of_a_tree_are_those_that_strace_sees() {
     said.sort_unstable();
     assert_eq!(seen.len(), 4);
     for (seen, said) in seen.iter().zip(&said) {
-        // Beyond what is counted a task wakes fdrestore up, and waits.
-        assert!((said.0 + 1..=said.0 + 2).contains(&seen.0), "strace {seen:?}, --stats {said:?}");
+        // Beyond what is counted a task wakes fdrestore up, and waits; at two stages it waits for
+        // others, unless they were there first.
+        let beyond = seen.0 as i64 - said.0 as i64;
+        assert!((-1..=4).contains(&beyond), "strace {seen:?}, --stats {said:?}");
         // The first task also moves the fdstore to its place.
         assert!((said.1..=said.1 + 1).contains(&seen.1), "dups: strace {seen:?}, {said:?}");
     }

@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+mod cgroup; // memory cgroups
 #[macro_use]
 mod harness; // tools, targets, pipelines, skips
 mod normal; // two records of one thing, made comparable
@@ -19,6 +20,7 @@ mod internet; // sockets: servers, clients, connections, ports that are taken, o
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree
+mod memory; // a tree that fitted its memory cgroup fits it again
 mod odd; // what no kind knows is recorded in silence
 mod peers; // lsfd and lsof say the same
 mod pipelines; // python3, sh, redis-server; select, verify, head

@@ -105,6 +105,8 @@ struct Crew<'a> {
     sheet: Option<Sheet>,
     /// Those that we have waited for, whose numbers may be those of others by now.
     ended: RefCell<HashSet<i32>>,
+    /// How many the kernel had killed for want of memory when we began.
+    killed: u64,
 }
 
 /// Where the tasks put down what they took, for `--stats`.
@@ -251,6 +253,7 @@ pub fn grow(
         root: path,
         sheet,
         ended: RefCell::default(),
+        killed: killed_for_memory(),
     };
     let outcome = crew.lead(root, ready);
     if outcome.is_err() {
@@ -280,9 +283,11 @@ impl Crew<'_> {
         keep.extend(services.all().map(Seat::number));
         keep.sort_unstable();
         close_others(&keep)?;
+        let ours = Expendable::children();
         for &at in tree.shape.order.iter().filter(|&&at| tree.shape.kin[at].maker.is_none()) {
             self.make(at, Before { services, stands: &[0, 1, 2] })?;
         }
+        let usual = ours.end();
         self.wait_for(BORN)?;
         self.stock(&mut store, &mut site, true)?;
         let mut said = std::mem::take(&mut site.warnings);
@@ -290,6 +295,13 @@ impl Crew<'_> {
         services.all().for_each(Seat::close);
         self.board.set(STAGE, BORN);
         self.wait_for(RESTORED)?;
+        if let Some(usual) = usual {
+            for at in 0..tree.image.tasks.len() {
+                let pid = self.pid(at);
+                std::fs::write(format!("/proc/{pid}/oom_score_adj"), &usual)
+                    .at(|| format!("oom_score_adj of {pid}"))?;
+            }
+        }
         for (at, task) in tree.image.tasks.iter().enumerate() {
             let lines = self.board.said(at);
             said.extend(lines.lines().map(|line| format!("task {}: {line}", task.pid)));
@@ -297,10 +309,9 @@ impl Crew<'_> {
         let pids = tree.image.tasks.iter().enumerate().map(|(at, task)| (task.pid, self.pid(at)));
         let mut grown = Grown { pids: pids.collect(), said, stats: None };
         if let Some(sheet) = &self.sheet {
-            let peaks = self.sizes()?;
             self.board.set(STAGE, RESTORED);
             self.wait_for(GONE_ON)?;
-            grown.stats = Some(self.stats(sheet, &peaks, &store, meter.calls())?);
+            grown.stats = Some(self.stats(sheet, &store, meter.calls())?);
             sheet.counter.end();
         }
         if self.mode.holds() {
@@ -325,14 +336,9 @@ impl Crew<'_> {
         tasks.map(|at| crate::proc::capacity_of(self.pid(at))).collect()
     }
 
-    /// What all took. `peaks` are the sizes of their tables before our own descriptors went.
-    fn stats(
-        &self,
-        sheet: &Sheet,
-        peaks: &[u64],
-        store: &Store<'_>,
-        calls: Option<Calls>,
-    ) -> Result<Vec<Row>> {
+    /// What all took. A table was larger than it is only before it was made smaller, when its task
+    /// looked.
+    fn stats(&self, sheet: &Sheet, store: &Store<'_>, calls: Option<Calls>) -> Result<Vec<Row>> {
         let ends = self.sizes()?;
         let cell =
             |at: usize, which: usize| sheet.board.cell(SHEET * at + which).load(Ordering::Acquire);
@@ -341,7 +347,7 @@ impl Crew<'_> {
             let [all, dups, messages, seen] = [0, 1, 2, 3].map(|which| cell(at, which) as u32);
             let made = |plan: &Plan<'_>| Made {
                 descriptors: plan.steps.iter().filter(|step| step.deed != Deed::Skip).count(),
-                size: Size { peak: peaks[at].max(ends[at]).max(seen.into()), end: ends[at] },
+                size: Size { peak: ends[at].max(seen.into()), end: ends[at] },
             };
             Row {
                 pid: Some(self.tree.image.tasks[at].pid),
@@ -436,7 +442,10 @@ impl Crew<'_> {
                 return Err(Error::new(Status::System, why));
             }
             if let Some(at) = dead {
-                let why = "it was killed; the kernel does so for want of memory, too";
+                let why = match killed_for_memory() > self.killed {
+                    true => "it was killed for want of memory",
+                    false => "it was killed",
+                };
                 let pid = self.tree.image.tasks[at].pid;
                 return Err(Error::new(Status::System, why).at(format!("task {pid}")));
             }
@@ -605,7 +614,7 @@ impl Crew<'_> {
         self.foreground(at)?;
         self.surround(at)?;
         services.all().for_each(Seat::close);
-        self.fit(at, plan, services)?;
+        self.fit(at, plan, services, &mut meter)?;
         // Whoever execs leaves a table that is shared, and its locks with it.
         let lasting = self.mode.holds() || self.tree.sharers[at] == 1;
         match lasting || !plan.locks(&plan.steps).any(|(.., of_table)| of_table) {
@@ -682,7 +691,13 @@ impl Crew<'_> {
 
     /// Takes a smaller table if our own descriptors, or those on the way, may have made it larger
     /// than it must be. A table that is shared cannot be made smaller by one of those who share it.
-    fn fit(&self, at: usize, plan: &Plan<'_>, services: Services) -> Result<()> {
+    fn fit(
+        &self,
+        at: usize,
+        plan: &Plan<'_>,
+        services: Services,
+        meter: &mut Meter<'_>,
+    ) -> Result<()> {
         let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
         let need = service::capacity(plan.highest());
         // What is made needs a few numbers for a moment.
@@ -691,6 +706,9 @@ impl Crew<'_> {
         let grown = service::capacity(services.highest().max(waited)) > need;
         let alone = self.tree.sharers[at] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
+            if self.sheet.is_some() {
+                meter.look()?;
+            }
             shrink::now().at(|| "shrink the table")?;
         }
         Ok(())
@@ -1034,6 +1052,42 @@ fn numbers(plan: &Plan<'_>) -> Vec<u32> {
 fn wanted(numbers: &[u32], sharers: u32, limit: u64) -> Wanted<'_> {
     let limit = limit.min(u64::from(u32::MAX)) as u32;
     Wanted { numbers, handed: None, sharers, floor: 0, limit }
+}
+
+/// How many processes the kernel has killed for want of memory: /proc/vmstat, Linux 4.13.
+fn killed_for_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    line.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// As long as it is there, what this process makes is what the kernel kills first for want of
+/// memory: somebody must be left to say so, and to end the rest (proc(5), oom_score_adj).
+struct Expendable(Option<String>);
+
+const ADJUST: &str = "/proc/self/oom_score_adj";
+
+impl Expendable {
+    fn children() -> Expendable {
+        let usual = std::fs::read_to_string(ADJUST).ok();
+        // Without it all goes on as well.
+        Expendable(usual.filter(|_| std::fs::write(ADJUST, "1000").is_ok()))
+    }
+
+    /// What is usual, for those that were made meanwhile.
+    fn end(mut self) -> Option<String> {
+        let usual = self.0.take()?;
+        let _ = std::fs::write(ADJUST, &usual);
+        Some(usual)
+    }
+}
+
+impl Drop for Expendable {
+    fn drop(&mut self) {
+        if let Some(usual) = self.0.take() {
+            let _ = std::fs::write(ADJUST, usual);
+        }
+    }
 }
 
 /// The signals that end us.

@@ -1,0 +1,61 @@
+//! Why numbers matter: what a restored tree costs its memory cgroup.
+
+use crate::cgroup::Cgroup;
+use crate::harness::{Scratch, Target, pipeline};
+use nix::sys::resource::{Resource, getrlimit};
+
+/// The words of a command in a cgroup.
+fn within<'w>(enter: &'w [String; 4], words: &[&'w str]) -> Vec<&'w str> {
+    enter.iter().map(String::as_str).chain(["env", "--"]).chain(words.iter().copied()).collect()
+}
+
+#[test]
+fn a_tree_that_fitted_its_cgroup_fits_it_again_and_with_services_at_the_limit_it_does_not() {
+    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    needs!(soft >= 20000, "the limit of open files is {soft}, and 20000 is wanted");
+    let cgroup = || Cgroup::new();
+    let original = match cgroup() {
+        Ok(cgroup) => cgroup,
+        Err(reason) => skip!("{reason}"),
+    };
+    let scratch = Scratch::new();
+    let file = scratch.file("tree.fdi");
+    // 200 children of three descriptors and some memory each; their parent has high numbers.
+    let family = ["mkfd", "family", "200", "--first", "3,4,5", "--later", "300,4095,19000"];
+    let enter = original.enter();
+    let words = within(&enter, &[&family[..], &["--memory", "256"]].concat());
+    let tree = Target::ready(&words).expect("no skip");
+    pipeline(&[&["fdscan", "--tree", "-o", &file, &tree.pid]]).quiet();
+    let needed = original.peak();
+    drop(tree);
+    let Some(needed) = needed else { skip!("the cgroup does not tell its peak") };
+
+    let again = cgroup().expect("a second one");
+    again.limit(needed);
+    let enter = again.enter();
+    let restore = ["fdrestore", "--tree", "-i", &file];
+    let mut tree = Target::ready(&within(&enter, &restore)).expect("no skip");
+    let lines = std::iter::once(tree.said.clone()).chain((0..200).map(|_| tree.line()));
+    let pids: Vec<String> = lines.map(|line| line.split_once(' ').expect("ids").1.into()).collect();
+    for pid in &pids[1..] {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        assert!(status.contains("FDSize:\t64\n"), "{status}");
+        // Who is to be killed first is nobody once all stand.
+        let adjust = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+        let ours = std::fs::read_to_string("/proc/self/oom_score_adj");
+        assert_eq!(adjust.expect("its adjustment"), ours.expect("ours"));
+    }
+    drop(tree);
+
+    let beyond = cgroup().expect("a third one");
+    beyond.limit(needed);
+    let enter = beyond.enter();
+    let restore = ["fdrestore", "--tree", "--placement", "rlimit", "-i", &file];
+    let ran = pipeline(&[&within(&enter, &restore)]);
+    let said = ran.said().to_owned();
+    let reason = ["for want of memory", "Cannot allocate memory"];
+    assert!(reason.iter().any(|reason| said.contains(reason)), "{said}");
+    assert_eq!(ran.text(), "", "nothing is said to stand");
+    ran.refuses(7, &["fdrestore: task "]).in_one_line();
+    assert_eq!(beyond.processes(), Vec::<String>::new());
+}
