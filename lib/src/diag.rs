@@ -35,6 +35,30 @@ pub struct UnixSocket {
     pub shutdown: u8,
 }
 
+/// What a packet socket has that getsockopt(2) does not tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PacketSocket {
+    /// What it has joined: PACKET_ADD_MEMBERSHIP of packet(7).
+    pub members: Vec<Member>,
+    /// Whether it has a ring to receive into, and one to send from.
+    pub rings: (bool, bool),
+    /// Whether it is one of several that share their packets: PACKET_FANOUT.
+    pub fans: bool,
+}
+
+/// A membership of a packet socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// The index of the device.
+    pub device: u32,
+    /// How often it was joined.
+    pub count: u32,
+    /// PACKET_MR_MULTICAST 0, PROMISC 1, ALLMULTI 2 or UNICAST 3.
+    pub class: u16,
+    /// The address, at most 32 bytes.
+    pub address: Vec<u8>,
+}
+
 /// From so many questions on it is cheaper to ask for all sockets at once.
 const MANY: usize = 64;
 
@@ -65,12 +89,31 @@ impl Diag {
         *asked += 1;
         let whole = *asked == MANY;
         let mut found = None;
-        ask(socket, (!whole).then_some(inode), &mut |each, socket| match whole {
-            true => drop(all.insert(each, socket)),
-            false => found = Some(socket),
+        let request = unix_request((!whole).then_some(inode));
+        ask(socket, &request, whole, &mut |message| match understood(message) {
+            Some((each, socket)) if whole => drop(all.insert(each, socket)),
+            Some((_, socket)) => found = Some(socket),
+            None => (),
         })
         .at(|| "sock_diag")?;
         let found = found.or_else(|| all.get(&inode).cloned());
+        found.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
+    }
+
+    /// What is known of the packet socket with this inode; `netns` as above. The kernel tells of
+    /// all of them or of none.
+    pub fn packet(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<PacketSocket> {
+        let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
+        let socket = match &mut state.socket {
+            Some(socket) => socket,
+            none => none.insert(open(netns).at(|| "sock_diag")?),
+        };
+        let mut found = None;
+        ask(socket, &packet_request(), true, &mut |message| match packet(message) {
+            Some((each, socket)) if each == inode => found = Some(socket),
+            _ => (),
+        })
+        .at(|| "sock_diag")?;
         found.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
     }
 }
@@ -105,23 +148,38 @@ const SHUTDOWN: u16 = 6;
 /// UDIAG_SHOW_NAME, PEER, ICONS, RQLEN and MEMINFO.
 const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10 | 0x20;
 
-/// The request, struct unix_diag_req after its netlink header: one socket, or all.
-fn request(inode: Option<u32>) -> Vec<u8> {
-    let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0];
-    for word in [u32::MAX, inode.unwrap_or(0), SHOW, u32::MAX, u32::MAX] {
-        body.extend(word.to_ne_bytes());
-    }
+/// A request: a struct of the family after its netlink header.
+fn request(body: &[u8], dump: bool) -> Vec<u8> {
     let mut bytes = vec![0; 16 + body.len()];
     let mut packet = NetlinkBuffer::new(&mut bytes);
     packet.set_length(16 + body.len() as u32);
     packet.set_message_type(BY_FAMILY);
-    packet.set_flags(NLM_F_REQUEST | if inode.is_none() { NLM_F_DUMP } else { 0 });
-    packet.payload_mut().copy_from_slice(&body);
+    packet.set_flags(NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 });
+    packet.payload_mut().copy_from_slice(body);
     bytes
 }
 
-fn ask(socket: &Socket, inode: Option<u32>, take: &mut dyn FnMut(u32, UnixSocket)) -> Result<()> {
-    socket.send(&request(inode), 0)?;
+/// A struct unix_diag_req: one socket, or all.
+fn unix_request(inode: Option<u32>) -> Vec<u8> {
+    let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    for word in [u32::MAX, inode.unwrap_or(0), SHOW, u32::MAX, u32::MAX] {
+        body.extend(word.to_ne_bytes());
+    }
+    request(&body, inode.is_none())
+}
+
+/// A struct packet_diag_req for all of them: PACKET_SHOW_MCLIST, RING_CFG and FANOUT.
+fn packet_request() -> Vec<u8> {
+    let mut body = vec![libc::AF_PACKET as u8, 0, 0, 0];
+    for word in [0_u32, 0x02 | 0x04 | 0x08, u32::MAX, u32::MAX] {
+        body.extend(word.to_ne_bytes());
+    }
+    request(&body, true)
+}
+
+/// Asks, and hands on each answer; if it is no dump there is one.
+fn ask(socket: &Socket, request: &[u8], dump: bool, take: &mut dyn FnMut(&[u8])) -> Result<()> {
+    socket.send(request, 0)?;
     let mut buffer = vec![0; 64 << 10];
     loop {
         let len = socket.recv(&mut &mut buffer[..], 0)?;
@@ -129,11 +187,7 @@ fn ask(socket: &Socket, inode: Option<u32>, take: &mut dyn FnMut(u32, UnixSocket
         while let Ok(packet) = NetlinkBuffer::new_checked(rest) {
             let payload = packet.payload();
             match packet.message_type() {
-                BY_FAMILY => {
-                    if let Some((inode, socket)) = understood(payload) {
-                        take(inode, socket);
-                    }
-                }
+                BY_FAMILY => take(payload),
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => {
                     let code = word(payload).unwrap_or(0) as i32;
@@ -148,7 +202,7 @@ fn ask(socket: &Socket, inode: Option<u32>, take: &mut dyn FnMut(u32, UnixSocket
             let len = (packet.length() as usize).next_multiple_of(4);
             rest = rest.get(len..).unwrap_or_default();
         }
-        if inode.is_some() {
+        if !dump {
             return Ok(());
         }
     }
@@ -178,6 +232,42 @@ fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
             _ => (),
         }
     }
+    Some((word(&head[4..])?, socket))
+}
+
+/// A struct packet_diag_msg with its attributes (linux/packet_diag.h): the inode, and what is said.
+fn packet(message: &[u8]) -> Option<(u32, PacketSocket)> {
+    const MCLIST: u16 = 1;
+    const RX_RING: u16 = 2;
+    const TX_RING: u16 = 3;
+    const FANOUT: u16 = 4;
+    /// The size of struct packet_diag_mclist.
+    const ENTRY: usize = 44;
+    let (head, attributes) = message.split_at_checked(16)?;
+    let mut socket = PacketSocket::default();
+    let half = |bytes: &[u8]| bytes.first_chunk().map(|half| u16::from_ne_bytes(*half));
+    for nla in NlasIterator::new(attributes).map_while(|nla| nla.ok()) {
+        let value = nla.value();
+        match nla.kind() {
+            MCLIST => {
+                for entry in value.chunks_exact(ENTRY) {
+                    let len = usize::from(half(&entry[10..])?);
+                    socket.members.push(Member {
+                        device: word(entry)?,
+                        count: word(&entry[4..])?,
+                        class: half(&entry[8..])?,
+                        address: entry.get(12..12 + len)?.to_vec(),
+                    });
+                }
+            }
+            RX_RING => socket.rings.0 = true,
+            TX_RING => socket.rings.1 = true,
+            FANOUT => socket.fans = true,
+            _ => (),
+        }
+    }
+    // Those that were joined last come first.
+    socket.members.reverse();
     Some((word(&head[4..])?, socket))
 }
 
@@ -228,7 +318,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
-            let _ = understood(&bytes);
+            let _ = (understood(&bytes), packet(&bytes));
         }
     }
 

@@ -1,6 +1,6 @@
 //! What /proc says of a process and of its descriptors. Parsing is apart from reading.
 
-use crate::diag::{Diag, UnixSocket};
+use crate::diag::{Diag, PacketSocket, UnixSocket};
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Inode, Lock, Signals, Table, Task, Terminal};
 use crate::sys;
@@ -146,6 +146,11 @@ impl Process {
     /// What sock_diag(7) says of a unix socket of its network namespace.
     pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
         self.diag.unix(inode, self.netns())
+    }
+
+    /// What sock_diag(7) says of a packet socket of its network namespace.
+    pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
+        self.diag.packet(inode, self.netns())
     }
 
     /// Its network namespace, if that is not ours.

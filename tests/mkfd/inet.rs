@@ -112,12 +112,32 @@ pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
         Errno::EPROTONOSUPPORT | Errno::EACCES => Stop::Cannot(format!("socket: {errno}")),
         _ => Stop::Failed(format!("socket: {errno}")),
     })?;
-    for (level, name, value) in options(spec)? {
-        let set = sys::set_option(made.as_fd(), level, name, &value);
-        set.at(format!("setsockopt {level}.{name}"))?;
-    }
+    set(spec, made.as_fd())?;
     join(spec, made.as_fd())?;
     Ok(made)
+}
+
+/// Sets the options that are asked for.
+pub(crate) fn set(spec: &Spec, fd: BorrowedFd<'_>) -> Result<()> {
+    for (level, name, value) in options(spec)? {
+        let set = sys::set_option(fd, level, name, &value);
+        set.at(format!("setsockopt {level}.{name}"))?;
+    }
+    Ok(())
+}
+
+/// Tells those that are not what was asked for. The kernel doubles the sizes of buffers.
+pub(crate) fn check_options(spec: &Spec, fd: BorrowedFd<'_>, bad: &mut Bad) -> Result<(), Errno> {
+    for (level, name, mut value) in options(spec).unwrap_or_default() {
+        if (level, name) == (libc::SOL_SOCKET, libc::SO_RCVBUF) {
+            let size = value.first_chunk().map_or(0, |size| i32::from_ne_bytes(*size));
+            value = (2 * size).to_ne_bytes().to_vec();
+        }
+        let mut got = sys::option(fd, level, name)?;
+        got.truncate(value.len());
+        bad.same(format!("option {level}.{name}"), got, value);
+    }
+    Ok(())
 }
 
 /// The address to be bound to, with this port.

@@ -25,8 +25,10 @@ mod lock;
 mod mem;
 mod memfd;
 mod mqueue;
+mod netlink;
 mod ns;
 mod opaque;
+mod packet;
 mod path;
 mod pidfd;
 mod pipe;
@@ -79,6 +81,8 @@ static FIXTURES: &[Entry] = &[
     entry::<udp::Udp>(),
     entry::<raw::Raw>(),
     entry::<icmp::Icmp>(),
+    entry::<netlink::Netlink>(),
+    entry::<packet::Packet>(),
     entry::<path::Path>(),
     entry::<pty::Pty>(),
     entry::<tty::Tty>(),

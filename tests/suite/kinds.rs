@@ -100,6 +100,35 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "netlink sockets",
+        &[
+            "netlink@A:set=270.3.1+270.5.1+1.8.100000",
+            "netlink@B:groups=1+5+33+36,nonblock",
+            "netlink@C:protocol=15,groups=1,dgram",
+            "netlink@D:protocol=16,unbound,cloexec",
+        ],
+    ),
+    (
+        "messages between processes",
+        &["netlink@A,C:protocol=2,dup,groups=3", "netlink@B:protocol=2,peer=77", "eventfd@D"],
+    ),
+    (
+        "packet sockets",
+        &[
+            "packet@A:set=263.8.1+263.9.1+1.8.100000,members=2",
+            "packet@B:dgram,any,all,nonblock",
+            "packet@C:unbound,set=263.10.2+263.14.1",
+            "packet@D:protocol=0,cloexec",
+        ],
+    ),
+    (
+        "packets that are shared",
+        &[
+            "packet@A:protocol=0x9f01,fanout=0x10017123",
+            "packet@C,B:dup,protocol=0x9f01,fanout=0x10017123",
+        ],
+    ),
+    (
         "message queues",
         &[
             "mqueue@A:maxmsg=3,msgsize=100,cloexec",
@@ -405,6 +434,10 @@ round_trips! {
     full_and_random_come_back: "full and random";
     character_devices_come_back: "character devices";
     a_device_is_read_on_from_where_it_was: "character devices with a position, or none";
+    netlink_sockets_come_back: "netlink sockets";
+    a_netlink_socket_of_processes_comes_back: "messages between processes";
+    packet_sockets_come_back: "packet sockets";
+    packets_are_shared_again: "packets that are shared";
     message_queues_come_back: "message queues";
     two_descriptions_of_a_message_queue_come_back: "two descriptions of a message queue";
     socket_pairs_come_back: "socket pairs";

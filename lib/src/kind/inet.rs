@@ -226,14 +226,7 @@ impl Inet {
             let probe = self.fresh(kind, 0)?;
             self.groups.iter().try_for_each(|group| group.check(&probe))?;
         }
-        match self.netns {
-            Some(netns) if netns == 0 || !same_boot(site) || own_netns() != Some(netns) => {
-                let which = if netns == 0 { "another".into() } else { format!("net:[{netns}]") };
-                let why = format!("it is of {which}, not of its process's network namespace");
-                return Err(Error::unrestorable(why));
-            }
-            _ => (),
-        }
+        is_at_home(self.netns, site)?;
         if let (true, Some(local)) = (site.dry, local) {
             let probe = self.fresh(kind, 0)?;
             self.options.set(probe.as_fd(), Phase::Birth, &mut drop)?;
@@ -400,8 +393,20 @@ fn same_boot(site: &Site<'_>) -> bool {
     site.image.head.boot == *BOOT.get_or_init(boot_id)
 }
 
+/// Fails if a socket was of another network namespace than its process, and ours is not that one.
+pub(super) fn is_at_home(netns: Option<u64>, site: &Site<'_>) -> Result<()> {
+    match netns {
+        Some(netns) if netns == 0 || !same_boot(site) || own_netns() != Some(netns) => {
+            let which = if netns == 0 { "another".into() } else { format!("net:[{netns}]") };
+            let why = format!("it is of {which}, not of its process's network namespace");
+            Err(Error::unrestorable(why))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Says once if the sockets of the task were of another network namespace than they are now.
-fn said_if_elsewhere(site: &mut Site<'_>) {
+pub(super) fn said_if_elsewhere(site: &mut Site<'_>) {
     static OURS: OnceLock<Option<u64>> = OnceLock::new();
     let ours = *OURS.get_or_init(own_netns);
     let theirs = site.task.namespaces.get("net").copied();

@@ -16,9 +16,11 @@ mod mem;
 mod memfd;
 mod mqueue;
 mod multicast;
+mod netlink;
 mod ns;
 mod opaque;
 mod option;
+mod packet;
 mod path;
 mod pidfd;
 mod pipe;
@@ -263,6 +265,8 @@ pub static KINDS: &[Entry] = &[
     entry::<udp::Udp>(),
     entry::<raw::Raw>(),
     entry::<icmp::Icmp>(),
+    entry::<netlink::Netlink>(),
+    entry::<packet::Packet>(),
     entry::<path::Path>(),
     entry::<opaque::Opaque>(),
 ];

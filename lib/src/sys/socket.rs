@@ -170,6 +170,15 @@ pub fn ready(fd: BorrowedFd<'_>) -> nix::Result<i16> {
     Ok(polled.revents)
 }
 
+/// How much memory the queue takes of what was received and not read, in bytes: the first number of
+/// SO_MEMINFO, Linux 4.12.
+pub fn waiting(fd: BorrowedFd<'_>) -> nix::Result<u32> {
+    const SO_MEMINFO: i32 = 55;
+    let mut numbers = [0; 64];
+    option_bytes(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut numbers)?;
+    Ok(u32::from_ne_bytes([numbers[0], numbers[1], numbers[2], numbers[3]]))
+}
+
 const SIOCGSKNS: c_ulong = 0x894c;
 
 /// The network namespace of a socket: SIOCGSKNS, Linux 4.9; takes CAP_NET_ADMIN there.

@@ -1,0 +1,148 @@
+//! Netlink and packet sockets: what is lost, what cannot come back, and records that lie.
+
+use crate::harness::{Ran, Scratch, image, pipeline, root, scan, show};
+use crate::pipelines::python;
+use crate::watch::{at, refused, restored, whole, with_body};
+use serde_cbor::Value;
+
+/// An image of what exists in a network namespace of its own only, and a restore there.
+fn private(script: &str, scratch: &Scratch) -> Ran {
+    let (mkfd, dir) = (crate::harness::MKFD, scratch.dir());
+    let tool = |name| crate::harness::tool(name).to_string_lossy().into_owned();
+    let (scan, write, restore) = (tool("fdscan"), tool("fdimg"), tool("fdrestore"));
+    let names = format!(
+        "set -e; mkfd='{mkfd}'; dir='{dir}'; file='{dir}/a.fdi'; scan='{scan}'; img='{write}'
+        restore='{restore}'; ip link set lo up
+        make() {{ \"$mkfd\" make --close-std --dir \"$dir\" \"$@\" >\"$dir/pid\" & made=$!
+            until test -s \"$dir/pid\"; do kill -0 $made; sleep 0.01; done
+            \"$scan\" --data $made | \"$img\" write \"$file\"; kill -9 $made; wait $made || true; }}
+        "
+    );
+    pipeline(&[&["unshare", "--net", "sh", "-c", &format!("{names}{script}")]])
+}
+
+#[test]
+fn a_port_id_comes_back_and_one_that_is_taken_is_another_by_then() {
+    let scratch = Scratch::new();
+    // No process has so high a pid, whose number the kernel would take for it.
+    let spec = "netlink@3:port=4026531841,protocol=2";
+    let target = target!(scratch.dir(), &[spec]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let title = pipeline(&[&["fdimg", "show", &file]]).ok().text();
+    assert!(title.contains("netlink usersock port=4026531841"), "{title}");
+    let ran =
+        restored(&file, &[], &["mkfd", "check", "--std", "0,1,2", "netlink@3:protocol=2"]).ok();
+    assert!(ran.stderr(0).contains("port id 4026531841 is in use"), "{}", ran.whole());
+    drop(target);
+    restored(&file, &[], &["mkfd", "check", "--std", "0,1,2", spec]).quiet();
+}
+
+#[test]
+fn messages_and_packets_that_wait_are_said_to_be_lost() {
+    needs!(root(), "only root can make a packet socket");
+    let scratch = Scratch::new();
+    let target = target!(
+        scratch.dir(),
+        &["netlink@3:protocol=2,data=hello", "packet@4:data=a frame of some bytes"]
+    );
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    // They are still there, for another scan and for the process.
+    scan(&target.pid, &scratch.file("b.fdi"));
+    for name in [&file, &scratch.file("b.fdi")] {
+        for n in 0..2 {
+            let queued = show(name)["descriptors"][n]["body"]["queued"].as_u64();
+            assert!(queued.unwrap() > 0, "{name} {n}");
+        }
+    }
+    drop(target);
+    let check = ["mkfd", "check", "--dir", scratch.dir(), "netlink@3:protocol=2", "packet@4"];
+    let ran = restored(&file, &[], &check).ok();
+    for what in ["messages that were not read are lost", "packets that were not read are lost"] {
+        assert!(ran.stderr(0).contains(what), "{what}: {}", ran.whole());
+    }
+}
+
+#[test]
+fn a_monitor_of_devices_goes_on() {
+    needs!(root(), "only root can make devices");
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let monitor = "import socket, struct
+s = socket.socket(fileno=3)
+s.settimeout(5)
+while True:
+    m = s.recv(65536)
+    kind = struct.unpack_from('H', m, 4)[0]
+    if kind == 16 and b'fdk-new' in m: print('new'); break";
+    std::fs::write(scratch.file("monitor.py"), monitor).unwrap();
+    // RTNLGRP_LINK
+    let script = format!(
+        "make netlink@3:groups=1
+        (sleep 1; ip tuntap add fdk-new mode tap) &
+        \"$restore\" -i \"$file\" --inherit 0,1,2 -- '{python}' \"$dir/monitor.py\""
+    );
+    let ran = private(&script, &scratch).ok();
+    assert_eq!(ran.text(), "new\n", "{}", ran.whole());
+}
+
+#[test]
+fn a_device_is_found_by_its_name_and_one_that_is_gone_is_refused_by_it() {
+    needs!(root(), "only root can make devices");
+    let scratch = Scratch::new();
+    let script = "ip tuntap add fdk0 mode tap; ip link set fdk0 up; make packet@3:dev=fdk0
+        ip link del fdk0
+        \"$restore\" -i \"$file\" --inherit 0,1,2 -- true && exit 9
+        ip tuntap add fdk1 mode tap; ip tuntap add fdk0 mode tap; ip link set fdk0 up
+        \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --dir \"$dir\" packet@3:dev=fdk0";
+    let ran = private(script, &scratch).ok();
+    assert!(ran.stderr(0).contains("there is no device fdk0"), "{}", ran.whole());
+}
+
+#[test]
+fn a_ring_is_refused_with_its_reason() {
+    needs!(root(), "only root can make a packet socket");
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["packet@3:ring", "eventfd@4"]);
+    refused(std::fs::read(&file).unwrap(), 6, &["fd 3", "its ring", "mapped"]);
+    let check = ["mkfd", "check", "--std", "0,1,2", "eventfd@4"];
+    restored(&file, &["--missing", "skip"], &check).ok();
+}
+
+#[test]
+fn a_link_whose_record_lies_is_refused() {
+    needs!(root(), "only root can make a packet socket");
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["netlink@3:groups=1", "packet@4:members=1"]);
+    let body = |kind: &str, path: &[&str], value: Value| {
+        with_body(&file, kind, |body| *at(body, path) = value.clone())
+    };
+    let netlink = |key: &str, value| body("netlink", &[key], whole(value));
+    refused(netlink("class", 1), 3, &["fd 3", "type or protocol"]);
+    refused(netlink("protocol", 32), 3, &["fd 3", "type or protocol"]);
+    refused(netlink("protocol", -1), 3, &["fd 3", "type or protocol"]);
+    refused(netlink("port", 0), 3, &["fd 3", "port id or group"]);
+    let group = |group| body("netlink", &["groups"], Value::Array(vec![whole(group)]));
+    refused(group(0), 3, &["fd 3", "port id or group"]);
+    refused(group(1 << 20), 3, &["fd 3", "port id or group"]);
+    refused(netlink("netns", 7), 6, &["fd 3", "net:[7]"]);
+    refused(netlink("port", 1 << 40), 3, &["fd 3", "kind netlink"]);
+    // That this kernel has no such group is known only once it is asked to join.
+    let run: &[&[&str]] = &[&["fdrestore", "--inherit", "0,1,2", "--", "echo", "run"]];
+    let ran = crate::harness::Pipeline::new(run).stdin(group(4000)).run();
+    ran.refuses(125, &["fd 3", "no group 4000", "(status 6)"]);
+
+    let packet = |path: &[&str], value| body("packet", path, value);
+    let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
+    refused(packet(&["class"], whole(10)), 3, &["fd 4", "such a type"]);
+    refused(packet(&["device", "name"], bytes(b"")), 6, &["fd 4", "taken away"]);
+    refused(packet(&["device", "name"], bytes(&[b'x'; 16])), 3, &["fd 4", "device or membership"]);
+    refused(packet(&["device", "name"], bytes(b"fdk-none")), 6, &["fd 4", "no device fdk-none"]);
+    let member = |key: &str, value| packet(&["members", "0", key], value);
+    refused(member("address", bytes(&[1; 33])), 3, &["fd 4", "device or membership"]);
+    refused(member("count", whole(0)), 3, &["fd 4", "device or membership"]);
+    refused(member("count", whole(1 << 20)), 3, &["fd 4", "joined more"]);
+    refused(packet(&["fanout"], whole(0x60000)), 6, &["fd 4", "program"]);
+    refused(packet(&["protocol"], whole(65536)), 3, &["fd 4", "kind packet"]);
+}
