@@ -51,6 +51,18 @@ pub(crate) fn received(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     Ok(all)
 }
 
+/// SO_RCVTIMEO of 90.5 s, SO_LINGER of 3 s, SO_RCVLOWAT, SO_PRIORITY, SO_PASSSEC, SO_PASSPIDFD, and
+/// SO_PASSRIGHTS off (Linux 6.16).
+const OPTIONS: &[(i32, &[u8])] = &[
+    (libc::SO_RCVTIMEO, &[90, 0, 0, 0, 0, 0, 0, 0, 0x20, 0xa1, 7, 0, 0, 0, 0, 0]),
+    (libc::SO_LINGER, &[1, 0, 0, 0, 3, 0, 0, 0]),
+    (libc::SO_RCVLOWAT, &[3, 0, 0, 0]),
+    (libc::SO_PRIORITY, &[5, 0, 0, 0]),
+    (libc::SO_PASSSEC, &[1, 0, 0, 0]),
+    (76, &[1, 0, 0, 0]),
+    (83, &[0, 0, 0, 0]),
+];
+
 /// What is read from what was queued.
 const QUEUED: &[u8] = b"it was queued";
 
@@ -164,6 +176,7 @@ impl Fixture for Socketpair {
         ("shut", "the second is shut down for writing"),
         ("sndbuf", "SO_SNDBUF of the first"),
         ("passcred", "SO_PASSCRED of the second"),
+        ("options", "the first has a timeout, lingers, and wants 3 bytes and no descriptors"),
         ("scm", "descriptors that wait after the data: pipe, self, nested, epoll, joined by +"),
     ];
 
@@ -187,6 +200,16 @@ impl Fixture for Socketpair {
             setsockopt(&a, sockopt::SndBuf, &(size as usize)).at("SO_SNDBUF")?;
         }
         setsockopt(&b, sockopt::PassCred, &spec.has("passcred")).at("SO_PASSCRED")?;
+        if spec.has("options") {
+            for (name, value) in OPTIONS {
+                match sys::set_option(a.as_fd(), libc::SOL_SOCKET, *name, value) {
+                    Err(Errno::ENOPROTOOPT) => {
+                        return Err(Stop::Cannot(format!("no socket option {name}")));
+                    }
+                    set => set.at("setsockopt")?,
+                }
+            }
+        }
         if spec.has("shut") {
             shutdown(b.as_raw_fd(), Shutdown::Write).at("shutdown")?;
         }
@@ -204,6 +227,13 @@ impl Fixture for Socketpair {
         bad.same("type", getsockopt(&a, sockopt::SockType)?, wanted);
         if let Some(size) = spec.known_number("sndbuf") {
             bad.same("SO_SNDBUF", getsockopt(&a, sockopt::SndBuf)? as u64, 2 * size);
+        }
+        for (name, value) in OPTIONS.iter().filter(|_| spec.has("options")) {
+            bad.same(
+                format!("option {name}"),
+                sys::option(a, libc::SOL_SOCKET, *name)?,
+                value.to_vec(),
+            );
         }
         if spec.has("scm") {
             check_queue(spec, a, bad)?;

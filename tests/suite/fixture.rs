@@ -118,6 +118,7 @@ fn what_was_not_made_is_noticed() {
         ("socketpair@3,4", "socketpair@3,4:type=seqpacket", "type"),
         ("socketpair@3,4:scm=pipe", "socketpair@3,4:scm=pipe+pipe", "descriptors queued is 1"),
         ("socketpair@3,4:scm=pipe", "socketpair@3,4", "data"),
+        ("socketpair@3,4", "socketpair@3,4:options", "option 13"),
         ("socketpair@3,4:scm=self", "socketpair@3,4:scm=pipe", "queued pipe"),
         ("unix@3:abstract=fdkit-a", "unix@3:abstract=fdkit-b", "name"),
         ("tcp@3", "tcp@3:bound", "listens is true"),

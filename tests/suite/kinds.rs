@@ -143,6 +143,10 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         &["socketpair@A,B:type=dgram,data=a++bc", "socketpair@C,D:type=seqpacket,data=x+y"],
     ),
     ("a long queue", &["socketpair@B,A:data=@90000", "socketpair@C,D:type=dgram,data=@100000"]),
+    (
+        "options of a socket",
+        &["socketpair@A,B:options,data=hello", "socketpair@D,C:options,scm=pipe"],
+    ),
     ("an end alone", &["socketpair@A:alone,data=the end", "socketpair@C,B:shut,data=last"]),
     (
         "queued descriptors",
@@ -443,6 +447,7 @@ round_trips! {
     socket_pairs_come_back: "socket pairs";
     messages_keep_their_bounds: "messages";
     a_long_queue_comes_back: "a long queue";
+    options_of_a_socket_come_back: "options of a socket";
     an_end_alone_ends_where_it_ended: "an end alone";
     queued_descriptors_come_back: "queued descriptors";
     what_is_queued_in_what_is_queued_comes_back: "queues in queues";

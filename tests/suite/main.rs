@@ -10,6 +10,7 @@ mod cgroup; // memory cgroups
 mod harness; // tools, targets, pipelines, skips
 mod normal; // two records of one thing, made comparable
 
+mod cargo; // what waits in the queues of unix sockets
 mod costs; // --stats against strace, and the bounds of what a restore takes
 mod daemons; // redis, nginx, postgres, asyncio: every descriptor has its kind
 mod errors; // bad input: a clear line, the status, and nothing lost

@@ -13,7 +13,7 @@ mod tests;
 
 pub use check::Checker;
 pub use file::NewFile;
-pub use load::{Chunk, Image};
+pub use load::{Cargo, Chunk, Image};
 pub use read::{Entry, Reader, Record, Summary};
 pub use record::{
     Bytes, Credentials, Data, End, Envelope, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals,

@@ -1,6 +1,7 @@
 //! unix(7): sockets of one machine. Who is connected to whom is known by inodes; what waits in a
 //! queue is written again through the other end.
 
+use super::option::{Class, Options, Phase};
 use super::{Kind, Piece, Sink};
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
@@ -8,7 +9,7 @@ use crate::proc::Descriptor;
 use crate::site::{Made, Site};
 use crate::store::MOST;
 use crate::sys::lent::PeekOffset;
-use crate::sys::socket::Parcel;
+use crate::sys::socket::{Parcel, Ucred};
 use crate::sys::{self, Seat};
 use crate::text::escape;
 use nix::errno::Errno;
@@ -54,10 +55,12 @@ pub(super) struct Unix {
     queued: u32,
     /// What is shut down: receiving 1, sending 2.
     shutdown: u8,
-    /// SO_SNDBUF and SO_RCVBUF as getsockopt(2) shows them: twice what was set.
-    buffers: (u32, u32),
-    /// SO_PASSCRED.
-    passcred: bool,
+    /// Whether a byte waits out of band (MSG_OOB, Linux 5.15); it is lost.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    urgent: bool,
+    /// What a fresh socket of its type has not.
+    #[serde(default, skip_serializing_if = "Options::is_empty")]
+    options: Options,
 }
 
 impl Unix {
@@ -89,6 +92,11 @@ impl Unix {
     }
 }
 
+/// The class of a unix socket of this type, for its options.
+fn options_of(class: u8) -> Class {
+    (libc::AF_UNIX, class.into(), 0)
+}
+
 fn address(name: &[u8]) -> Result<UnixAddr> {
     let made = match name.split_first() {
         Some((0, name)) => UnixAddr::new_abstract(name),
@@ -113,7 +121,6 @@ impl Kind for Unix {
         };
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
         let found = it.process.unix_socket(ino)?;
-        let option = |name| sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, name);
         let path = found.name.as_deref().filter(|name| name.first() != Some(&0));
         let stat = path.and_then(|path| it.process.stat_at(path));
         Ok(Unix {
@@ -125,8 +132,8 @@ impl Kind for Unix {
             pending: found.pending,
             queued: if found.listens { 0 } else { found.queue.0 },
             shutdown: found.shutdown,
-            buffers: found.buffers,
-            passcred: option(libc::SO_PASSCRED)? != 0,
+            urgent: sys::socket::urgent(copy.as_fd()).is_some(),
+            options: Options::read(copy.as_fd(), options_of(found.class))?,
         })
     }
 
@@ -151,6 +158,7 @@ impl Kind for Unix {
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
         self.class()?;
+        self.options.check(options_of(self.class))?;
         self.check_queue(file, site)?;
         if let Some(name) = &self.name {
             address(&name.0)?;
@@ -187,13 +195,12 @@ impl Kind for Unix {
         self.check(file, site)?;
         let class = self.class()?;
         let pair = self.other(site).filter(|other| self.is_pair(file, other));
-        let Unix { class: _, name, node, peer, backlog, pending, queued: _, shutdown: _, .. } =
-            &self;
+        let Unix { class: _, name, node, peer, backlog, pending, urgent, .. } = &self;
         let made = match (&pair, peer) {
             (Some((theirs, record)), _) => {
                 let both = file.flags & theirs.flags & NONBLOCK;
                 let (mine, other) = new_pair(class, both)?;
-                record.set_options(&other)?;
+                record.set_options(other.as_fd(), theirs, site)?;
                 let mine = site.leave(theirs, Made { fd: other, flags: both }, mine)?;
                 Made { fd: mine, flags: both }
             }
@@ -216,7 +223,7 @@ impl Kind for Unix {
                 Made { fd: made, flags }
             }
         };
-        self.set_options(&made.fd)?;
+        self.set_options(made.fd.as_fd(), file, site)?;
         if let Some(backlog) = backlog {
             let backlog = Backlog::new(i32::try_from(*backlog).unwrap_or(i32::MAX));
             listen(&made.fd, backlog.unwrap_or(Backlog::MAXCONN)).at(|| "listen")?;
@@ -225,6 +232,9 @@ impl Kind for Unix {
         if *pending > 0 {
             let why = "connections that waited to be accepted are lost";
             site.warnings.push(format!("{}: {pending} {why}", shown()));
+        }
+        if *urgent {
+            site.warnings.push(format!("{}: a byte out of band (MSG_OOB) is lost", shown()));
         }
         if let (Some(name), Some(_)) = (name, peer) {
             if pair.is_some() || *peer == Some(0) {
@@ -248,6 +258,13 @@ impl Kind for Unix {
             }
         } else if self.peer.is_none() && self.backlog.is_none() {
             self.fill_bound(file, site)?;
+        }
+        if !self.options.is_empty() {
+            let (options, name) = (self.options.clone(), escape(&file.link.0).into_owned());
+            site.after.push(Box::new(move |warnings| {
+                let mut warn = |line| warnings.push(format!("{name}: {line}"));
+                options.set(seat.as_fd(), Phase::Last, &mut warn)
+            }));
         }
         let how = match self.shutdown & 3 {
             0 => return Ok(()),
@@ -288,42 +305,11 @@ fn connect_seat(seat: Seat, to: &UnixAddr) -> nix::Result<()> {
 }
 
 impl Unix {
-    /// Sets what a new socket has otherwise.
-    fn set_options(&self, fd: &OwnedFd) -> Result<()> {
-        let set = |name, value| sys::socket::set_option(fd.as_fd(), libc::SOL_SOCKET, name, value);
-        let get = |name| sys::socket::option(fd.as_fd(), libc::SOL_SOCKET, name);
-        static FRESH: std::sync::OnceLock<(i32, i32)> = std::sync::OnceLock::new();
-        let fresh = match FRESH.get() {
-            Some(fresh) => *fresh,
-            None => *FRESH.get_or_init(|| {
-                let get = |name| get(name).unwrap_or(0);
-                (get(libc::SO_SNDBUF), get(libc::SO_RCVBUF))
-            }),
-        };
-        let buffers = [
-            (
-                self.buffers.0.min(i32::MAX as u32) as i32,
-                fresh.0,
-                libc::SO_SNDBUF,
-                libc::SO_SNDBUFFORCE,
-            ),
-            (
-                self.buffers.1.min(i32::MAX as u32) as i32,
-                fresh.1,
-                libc::SO_RCVBUF,
-                libc::SO_RCVBUFFORCE,
-            ),
-        ];
-        for (want, has, name, force) in buffers {
-            // The kernel doubles what it is given; the FORCE forms go beyond rmem_max (CAP_NET_ADMIN).
-            if want != has && want > 0 && set(force, want / 2).is_err() {
-                set(name, want / 2).at(|| "its buffers")?;
-            }
-        }
-        if self.passcred {
-            set(libc::SO_PASSCRED, 1).at(|| "SO_PASSCRED")?;
-        }
-        Ok(())
+    /// Sets those of its options whose turn it is.
+    fn set_options(&self, fd: BorrowedFd<'_>, file: &OpenFile, site: &mut Site<'_>) -> Result<()> {
+        let name = escape(&file.link.0);
+        let mut warn = |line| site.warnings.push(format!("{name}: {line}"));
+        self.options.set(fd, Phase::Birth, &mut warn)
     }
 
     /// Binds it to its name. A socket file that nobody listens at is of the old process, and goes.
@@ -477,7 +463,7 @@ fn names(site: &Site<'_>) -> HashMap<Vec<u8>, Seat> {
 struct Message<'m> {
     from: Option<&'m [u8]>,
     files: &'m [u32],
-    credentials: Option<(i32, u32, u32)>,
+    credentials: Option<Ucred>,
     bytes: &'m [u8],
 }
 
@@ -608,8 +594,12 @@ fn peek(copy: BorrowedFd<'_>, class: i32, limit: u64, to: Sink<'_>) -> Result<()
             return hand_on(look, &buffer, streams, to);
         }
     }
+    let inline = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_OOBINLINE)? != 0;
+    let mut urgent = sys::socket::urgent(copy).filter(|_| streams && !inline);
     let offset = PeekOffset::take(copy).at(|| "SO_PEEK_OFF")?;
     let (mut total, mut empty) = (0, 0);
+    // Whether the look before had no descriptors, and its credentials: with others it ends.
+    let mut before: Option<(bool, Option<Ucred>)> = None;
     while let Some(found) = look(copy, &mut buffer)? {
         let Look { len, ref with, .. } = found;
         empty = if len == 0 { empty + 1 } else { 0 };
@@ -620,21 +610,30 @@ fn peek(copy: BorrowedFd<'_>, class: i32, limit: u64, to: Sink<'_>) -> Result<()
             let why = "more descriptors wait in it than may be opened (ulimit -n)";
             return Err(Error::unrestorable(why));
         }
-        if streams && len == buffer.len() && !with.fds.is_empty() {
-            let before = offset.get()?.saturating_sub(len as i32);
-            offset.set(before.max(0))?;
-            buffer.resize(2 * buffer.len(), 0);
-            continue;
-        }
-        if len > buffer.len() || empty > MAX_MESSAGES {
-            // What is too long has moved the offset on already.
-            return Err(Error::unrestorable(format!("a message of {len} bytes is too long")));
-        }
-        total += len as u64;
-        if total > limit {
+        if empty > MAX_MESSAGES || total + len as u64 > limit {
             return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
         }
-        hand_on(found, &buffer, streams, to)?;
+        if len > buffer.len() || streams && len == buffer.len() && !with.fds.is_empty() {
+            // It has moved the offset on already.
+            let seen = len.min(buffer.len()) as i32;
+            offset.set(offset.get()?.saturating_sub(seen).max(0))?;
+            buffer.resize(len.max(2 * buffer.len()), 0);
+            continue;
+        }
+        total += len as u64;
+        // Once it is not the first of all, the byte begins a look as if it were one of the stream.
+        let credentials = with.credentials;
+        let stopped = before.is_some_and(|(plain, of)| !plain || of == credentials);
+        let marked = stopped && urgent == Some(buffer[0]);
+        before = Some((with.fds.is_empty(), credentials));
+        match marked {
+            true => {
+                urgent = None;
+                let found = Look { len: len - 1, ..found };
+                hand_on(found, &buffer[1..], streams, to)?;
+            }
+            false => hand_on(found, &buffer, streams, to)?,
+        }
     }
     Ok(())
 }

@@ -179,6 +179,15 @@ pub fn waiting(fd: BorrowedFd<'_>) -> nix::Result<u32> {
     Ok(u32::from_ne_bytes([numbers[0], numbers[1], numbers[2], numbers[3]]))
 }
 
+/// The byte that waits out of band, which stays: MSG_OOB of recv(2).
+pub fn urgent(fd: BorrowedFd<'_>) -> Option<u8> {
+    let mut byte = [0_u8];
+    let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most one byte, which is ours.
+    let got = unsafe { libc::recv(fd.as_raw_fd(), byte.as_mut_ptr().cast(), 1, flags) };
+    (got == 1).then_some(byte[0])
+}
+
 const SIOCGSKNS: c_ulong = 0x894c;
 
 /// The network namespace of a socket: SIOCGSKNS, Linux 4.9; takes CAP_NET_ADMIN there.
@@ -241,13 +250,16 @@ const SCM_PIDFD: i32 = 4;
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
 
+/// Process, user and group of a sender: struct ucred of unix(7).
+pub type Ucred = (i32, u32, u32);
+
 /// What comes with a message beside its bytes.
 #[derive(Debug, Default)]
 pub struct Parcel {
     /// Descriptors of ours: SCM_RIGHTS of unix(7).
     pub fds: Vec<OwnedFd>,
     /// Process, user and group of the sender: SCM_CREDENTIALS.
-    pub credentials: Option<(i32, u32, u32)>,
+    pub credentials: Option<Ucred>,
     /// Something did not fit: MSG_CTRUNC, as when the limit of open files is reached.
     pub cut: bool,
 }
@@ -259,7 +271,7 @@ pub fn send(
     to: &[u8],
     bytes: &[u8],
     fds: &[BorrowedFd<'_>],
-    credentials: Option<(i32, u32, u32)>,
+    credentials: Option<Ucred>,
 ) -> nix::Result<usize> {
     let rights: Vec<u8> = fds.iter().flat_map(|fd| fd.as_raw_fd().to_ne_bytes()).collect();
     let credentials = credentials
