@@ -116,7 +116,7 @@ pub fn capture<W: Write>(
     say: &mut dyn FnMut(String),
 ) -> Result<(W, Status, Summary)> {
     let mut frozen = Frozen::default();
-    let processes = gather(pids, options, &mut frozen)?;
+    let mut processes = gather(pids, options, &mut frozen)?;
     let mut scan = Scan {
         options,
         say,
@@ -136,7 +136,7 @@ pub fn capture<W: Write>(
         passive: options.passive,
         ..head("fdscan")
     }))?;
-    scan.tables(&processes)?;
+    scan.tables(&mut processes)?;
     scan.queues(&processes)?;
     scan.contents(&processes)?;
     if options.stop {
@@ -152,8 +152,18 @@ fn named(pid: i32) -> impl Fn(Error) -> Error {
     move |err| err.at(pid.to_string())
 }
 
+/// Our limit of open files is as high as it can be.
+fn raise_limit() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
+
 /// Takes hold of all processes, parents before children, and stops them if that is asked.
 fn gather(pids: &[i32], options: &Options, frozen: &mut Frozen) -> Result<Vec<Process>> {
+    if options.tree || pids.len() > 1 {
+        // Each takes a few descriptors.
+        raise_limit()?;
+    }
     let mut processes: Vec<Process> = Vec::new();
     let mut known: std::collections::HashSet<i32> = pids.iter().copied().collect();
     let mut queue: std::collections::VecDeque<(i32, bool)> = Default::default();
@@ -230,7 +240,7 @@ impl<W: Write> Scan<'_, W> {
     }
 
     /// Writes all tasks, then the descriptors of each table once.
-    fn tables(&mut self, processes: &[Process]) -> Result<()> {
+    fn tables(&mut self, processes: &mut [Process]) -> Result<()> {
         // The first process of each table, and all its pids.
         let mut tables: Vec<(usize, Vec<i32>)> = Vec::new();
         let mut before: Vec<(Identity, Vec<RawFd>)> = Vec::new();
@@ -272,6 +282,7 @@ impl<W: Write> Scan<'_, W> {
             let (identity, numbers) = &before[*at];
             self.table(table as u32, *at, process, pids, numbers)?;
             self.look_again(process, identity, numbers);
+            processes[*at].rest();
         }
         Ok(())
     }
@@ -467,8 +478,7 @@ impl<W: Write> Scan<'_, W> {
     fn queue(&mut self, at: usize, processes: &[Process]) -> Result<()> {
         let Some(limit) = self.options.data else { return Ok(()) };
         // Each that waits is open here until it is known.
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        raise_limit()?;
         let mut found: Vec<(Data, Vec<OwnedFd>)> = Vec::new();
         let object = self.holders[at].object;
         let mut put = |piece: Piece<'_>| {

@@ -359,9 +359,7 @@ impl<'a> Plan<'a> {
         steps: &'p [Step],
     ) -> impl Iterator<Item = (&'p Step, &'p OpenFile, &'p Lock, bool)> {
         let table = self.task.table.id;
-        let slots = self.image.slots.iter();
-        let slots = slots.filter(move |slot| slot.table == table && !slot.locks.is_empty());
-        let of_table = slots.flat_map(move |slot| {
+        let of_table = self.image.slots_of(table).iter().flat_map(move |slot| {
             let at = steps.binary_search_by_key(&(slot.fd as RawFd), |step| step.fd);
             let step = at.ok().map(|at| &steps[at]).filter(|step| {
                 let kept = !matches!(step.deed, Deed::Inherit(_) | Deed::Null | Deed::Skip);
@@ -473,7 +471,7 @@ fn lay_out(image: &Image, task: &Task, options: &Options) -> Result<Vec<Step>> {
     }
     let mut steps = Vec::new();
     let mut made = HashSet::new();
-    for slot in image.slots.iter().filter(|slot| slot.table == task.table.id) {
+    for slot in image.slots_of(task.table.id) {
         let Some(file) = image.file(slot.file) else { continue };
         let fd = slot.fd as RawFd;
         let handed = options.handed(task.pid, slot, file);

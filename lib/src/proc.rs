@@ -32,8 +32,8 @@ pub struct Process {
     stopped: bool,
     pidfd: OwnedFd,
     dir: OwnedFd,
-    links: OwnedFd,
-    infos: OwnedFd,
+    links: OnceLock<OwnedFd>,
+    infos: OnceLock<OwnedFd>,
     diag: Diag,
     netns: OnceLock<Option<OwnedFd>>,
     /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
@@ -119,7 +119,9 @@ impl Process {
                 other => Error::from(other),
             })
         };
-        let (links, infos) = (inside("fd")?, inside("fdinfo")?);
+        for name in ["fd", "fdinfo"] {
+            drop(inside(name)?);
+        }
         let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
         if stat.is_zombie() {
@@ -133,8 +135,8 @@ impl Process {
             stopped: stat.is_stopped(),
             pidfd,
             dir,
-            links,
-            infos,
+            links: OnceLock::new(),
+            infos: OnceLock::new(),
             diag: Diag::default(),
             netns: OnceLock::new(),
             others: Mutex::default(),
@@ -305,16 +307,34 @@ impl Process {
         Ok(children)
     }
 
+    /// A directory that is kept open as long as descriptors are looked at.
+    fn inside<'p>(&self, kept: &'p OnceLock<OwnedFd>, name: &str) -> nix::Result<BorrowedFd<'p>> {
+        if let Some(kept) = kept.get() {
+            return Ok(kept.as_fd());
+        }
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let opened = openat(self.dir.as_fd(), name, flags, Mode::empty())?;
+        Ok(kept.get_or_init(|| opened).as_fd())
+    }
+
+    /// Keeps no more open than it takes to hold the process: of thousands that is not little.
+    pub fn rest(&mut self) {
+        self.links.take();
+        self.infos.take();
+    }
+
     /// What readlink(2) shows of a number.
     pub fn descriptor_link(&self, name: &str) -> nix::Result<Vec<u8>> {
-        Ok(readlinkat(self.links.as_fd(), name)?.into_vec())
+        let links = self.inside(&self.links, "fd")?;
+        Ok(readlinkat(links, name)?.into_vec())
     }
 
     /// The text of a number's fdinfo, in a buffer that is used again.
     pub fn descriptor_info(&self, name: &str, into: &mut Vec<u8>) -> nix::Result<()> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let file = openat(self.infos.as_fd(), name, flags, Mode::empty())?;
-        read_whole(file, into)
+        let infos = self.inside(&self.infos, "fdinfo")?;
+        let file = openat(infos, name, flags, Mode::empty())?;
+        read_whole(file, into, true)
     }
 
     /// All that an image says of a task. `table` is the id of its table, `numbers` what is in it.
@@ -492,19 +512,21 @@ pub fn attach_refusal() -> &'static str {
 fn read_at(dir: BorrowedFd<'_>, name: &str) -> nix::Result<Vec<u8>> {
     let file = openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut text = Vec::new();
-    read_whole(file, &mut text)?;
+    read_whole(file, &mut text, false)?;
     Ok(text)
 }
 
-fn read_whole(file: OwnedFd, into: &mut Vec<u8>) -> nix::Result<()> {
+/// Reads a file of /proc to its end. One that is a `single` record comes whole as far as there is
+/// room; of any other the kernel gives no more than fits a page at a time (seq_read in
+/// fs/seq_file.c), so only nothing is the end.
+fn read_whole(file: OwnedFd, into: &mut Vec<u8>, single: bool) -> nix::Result<()> {
     const STEP: usize = 4096;
     let mut have = 0;
     loop {
         into.resize((have + STEP).max(into.capacity()), 0);
         let count = nix::unistd::read(file.as_fd(), &mut into[have..])?;
         have += count;
-        // seq_file never gives less than there is room for, except at the end.
-        if count == 0 || have + STEP / 2 < into.len() {
+        if count == 0 || single && have < into.len() {
             into.truncate(have);
             return Ok(());
         }
@@ -871,6 +893,17 @@ mod tests {
         assert_eq!((stat.field(4), stat.field(7), stat.field(22)), (1, 34816, 4711));
         let back = [b"7 )(".as_slice(), &b" S 1".repeat(20)].concat();
         assert_eq!(Stat::parse(&back), None);
+    }
+
+    #[test]
+    fn a_file_of_many_pages_and_records_is_read_to_its_end() {
+        let dir = openat(nix::fcntl::AT_FDCWD, "/proc", OFlag::O_PATH, Mode::empty()).unwrap();
+        for name in ["kallsyms", "cpuinfo"] {
+            let Ok(text) = std::fs::read(format!("/proc/{name}")) else { continue };
+            let ours = read_at(dir.as_fd(), name).unwrap();
+            let lines = |text: &[u8]| text.iter().filter(|&&byte| byte == b'\n').count();
+            assert_eq!(lines(&ours), lines(&text), "{name}");
+        }
     }
 
     #[test]

@@ -258,10 +258,10 @@ impl<'a> Site<'a> {
         if task.table.id == self.task.table.id {
             return Ok(Numbers { table: self.numbers, other: None });
         }
-        let of = |table| self.image.slots.iter().filter(move |slot| slot.table == table);
-        let here: HashMap<u32, u32> =
-            of(self.task.table.id).rev().map(|slot| (slot.file, slot.fd)).collect();
-        let there = of(task.table.id).filter_map(|slot| Some((slot.fd, *here.get(&slot.file)?)));
+        let here = self.image.slots_of(self.task.table.id).iter().rev();
+        let here: HashMap<u32, u32> = here.map(|slot| (slot.file, slot.fd)).collect();
+        let there = self.image.slots_of(task.table.id).iter();
+        let there = there.filter_map(|slot| Some((slot.fd, *here.get(&slot.file)?)));
         Ok(Numbers { table: self.numbers, other: Some(there.collect()) })
     }
 

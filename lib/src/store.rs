@@ -112,7 +112,7 @@ impl<'a> Held<'a> {
 impl Drop for Held<'_> {
     fn drop(&mut self) {
         if self.0.cell(self.1).swap(0, Ordering::Release) == 2 {
-            self.0.wake(self.1);
+            self.0.wake_some(self.1, 1);
         }
     }
 }

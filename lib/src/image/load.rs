@@ -36,7 +36,7 @@ pub struct Image {
     pub tasks: Vec<Task>,
     /// Its open file descriptions, by ascending id.
     pub files: Vec<OpenFile>,
-    /// Its descriptors; those of one table ascend.
+    /// Its descriptors, table after table, and those of one table ascend.
     pub slots: Vec<Slot>,
     /// Where the contents of each object stand.
     pub contents: BTreeMap<u32, Vec<Chunk>>,
@@ -49,7 +49,8 @@ impl Image {
     pub fn load(from: impl Read) -> Result<Image> {
         let mut reader = Reader::new(from);
         let (head, _) = reader.head()?;
-        let (mut tasks, mut files, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut tasks, mut files) = (Vec::new(), Vec::new());
+        let mut slots: Vec<Slot> = Vec::new();
         let mut contents: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
         let mut cargo: BTreeMap<u32, Cargo> = BTreeMap::new();
         while let Some(Entry { item, whole, offset }) = reader.next()? {
@@ -78,6 +79,7 @@ impl Image {
                 Item::Head(_) | Item::End(_) | Item::Other => (),
             }
         }
+        slots.sort_by_key(|slot| slot.table);
         Ok(Image { head, tasks, files, slots, contents, cargo })
     }
 
@@ -85,6 +87,13 @@ impl Image {
     pub fn queued(&self, file: &OpenFile) -> impl Iterator<Item = u32> + '_ {
         let cargo = file.object.and_then(|object| self.cargo.get(&object));
         cargo.into_iter().flat_map(|cargo| cargo.files.iter().copied())
+    }
+
+    /// The descriptors of a table.
+    pub fn slots_of(&self, table: u32) -> &[Slot] {
+        let from = self.slots.partition_point(|slot| slot.table < table);
+        let count = self.slots[from..].partition_point(|slot| slot.table == table);
+        &self.slots[from..from + count]
     }
 
     /// The file with this id. A checked image has every file that its slots name.

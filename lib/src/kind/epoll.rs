@@ -329,9 +329,8 @@ fn nesting(file: &OpenFile, site: &Site<'_>) -> Result<()> {
             let Epoll { pid, members, busy: _ } = super::body(outer)?;
             let Some(task) = site.image.tasks.iter().find(|task| task.pid == pid) else { continue };
             let wanted: HashSet<u32> = members.iter().map(Member::source).collect();
-            let table = task.table.id;
-            let mut slots = site.image.slots.iter().filter(|slot| slot.table == table);
-            next.extend(slots.by_ref().filter(|slot| wanted.contains(&slot.fd)).map(|s| s.file));
+            let slots = site.image.slots_of(task.table.id).iter();
+            next.extend(slots.filter(|slot| wanted.contains(&slot.fd)).map(|slot| slot.file));
         }
         next.retain(|&id| site.image.file(id).is_some_and(|file| file.kind == Epoll::NAME));
         if next.contains(&file.id) {

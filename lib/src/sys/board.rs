@@ -57,9 +57,14 @@ impl Board {
 
     /// Wakes all who wait for a number.
     pub fn wake(&self, at: usize) {
+        self.wake_some(at, i32::MAX);
+    }
+
+    /// Wakes at most so many who wait for a number.
+    pub fn wake_some(&self, at: usize, most: i32) {
         let cell = self.cell(at).as_ptr();
         // SAFETY: FUTEX_WAKE takes an address, which it does not read, and integers.
-        unsafe { libc::syscall(libc::SYS_futex, cell, libc::FUTEX_WAKE, i32::MAX, 0, 0, 0) };
+        unsafe { libc::syscall(libc::SYS_futex, cell, libc::FUTEX_WAKE, most, 0, 0, 0) };
     }
 
     /// Waits as long as a number is this one, but no longer than that. It may return early.

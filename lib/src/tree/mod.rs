@@ -73,13 +73,9 @@ pub struct Tree<'a> {
     pub problems: Vec<String>,
 }
 
-/// The numbers of each table.
-struct Tables<'a>(HashMap<u32, Vec<&'a Slot>>);
-
-impl<'a> Tables<'a> {
-    fn of(&self, task: &Task) -> &[&'a Slot] {
-        self.0.get(&task.table.id).map_or(&[], Vec::as_slice)
-    }
+/// The numbers of a task's table.
+fn slots_of<'a>(image: &'a Image, task: &Task) -> &'a [Slot] {
+    image.slots_of(task.table.id)
 }
 
 /// The tasks of an image before there are processes.
@@ -131,24 +127,19 @@ impl<'a> Tree<'a> {
             return Err(Error::unrestorable("the image has no task"));
         }
         let mut shape = Shape::of(&image.tasks)?;
-        let mut slots: HashMap<u32, Vec<&Slot>> = HashMap::new();
-        for slot in &image.slots {
-            slots.entry(slot.table).or_default().push(slot);
-        }
-        let tables = Tables(slots);
         let owners: Vec<usize> =
             shape.order.iter().copied().filter(|&at| shape.kin[at].owner == at).collect();
-        let handed = handed(image, options, &tables, &shape)?;
+        let handed = handed(image, options, &shape)?;
         // The first owner of a table that has each file, and where it has it.
         let mut homes: HashMap<u32, (usize, RawFd)> = HashMap::new();
         for &owner in &owners {
-            for slot in tables.of(&image.tasks[owner]) {
+            for slot in slots_of(image, &image.tasks[owner]) {
                 homes.entry(slot.file).or_insert((owner, slot.fd as RawFd));
             }
         }
-        let mut ways = ways(image, &handed, &tables, &owners);
+        let mut ways = ways(image, &handed, &owners);
         let fates = terminals(image, &shape, ours, &handed, &mut ways);
-        let mut common = common(image, &ways, &homes, &tables);
+        let mut common = common(image, &ways, &homes);
         check(&mut common)?;
         let lost: HashMap<u32, Deed> = common
             .steps
@@ -157,7 +148,7 @@ impl<'a> Tree<'a> {
             .filter_map(|step| Some((step.file?, step.deed)))
             .collect();
         let mut problems = std::mem::take(&mut common.problems);
-        let laid = Layout { image, shape: &shape, tables: &tables, ways: &ways, lost: &lost };
+        let laid = Layout { image, shape: &shape, ways: &ways, lost: &lost };
         let (mut steps, passed) = laid.steps(&owners);
         let messages = laid.messages(&owners, &mut steps, &fates);
         let mut plans: Vec<Option<Plan<'a>>> = image.tasks.iter().map(|_| None).collect();
@@ -285,19 +276,14 @@ fn reached(
 }
 
 /// The files that the caller's descriptors stand for.
-fn handed(
-    image: &Image,
-    options: &Options,
-    tables: &Tables<'_>,
-    shape: &Shape,
-) -> Result<HashMap<u32, RawFd>> {
+fn handed(image: &Image, options: &Options, shape: &Shape) -> Result<HashMap<u32, RawFd>> {
     let mut used = vec![false; options.inherit.len()];
     let mut handed = HashMap::new();
     // A number alone means the first task's, whatever others have there.
     let first = &image.tasks[shape.order[0]];
     for inherit in &options.inherit {
         if let Inherit::Own(fd) = inherit {
-            let there = tables.of(first).iter().find(|slot| slot.fd as RawFd == *fd);
+            let there = slots_of(image, first).iter().find(|slot| slot.fd as RawFd == *fd);
             let Some(slot) = there else {
                 let why =
                     format!("--inherit: the first task, {}, has no descriptor {fd}", first.pid);
@@ -308,7 +294,7 @@ fn handed(
     }
     if options.inherit.iter().any(|inherit| matches!(inherit, Inherit::Key(..))) {
         for task in &image.tasks {
-            for slot in tables.of(task) {
+            for slot in slots_of(image, task) {
                 let Some(file) = image.file(slot.file) else { continue };
                 let Some(at) = options.handed(task.pid, slot, file) else { continue };
                 let Inherit::Key(key, from) = &options.inherit[at] else { continue };
@@ -334,12 +320,7 @@ fn handed(
 
 /// How each file comes about. What belongs together (an object, the ends of a connection) is made
 /// in one place.
-fn ways(
-    image: &Image,
-    handed: &HashMap<u32, RawFd>,
-    tables: &Tables<'_>,
-    owners: &[usize],
-) -> HashMap<u32, Way> {
+fn ways(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> HashMap<u32, Way> {
     let mut kin = Together((0..image.files.len()).collect());
     let index: HashMap<u32, usize> =
         image.files.iter().enumerate().map(|(at, file)| (file.id, at)).collect();
@@ -365,7 +346,7 @@ fn ways(
     // The one table that has all of a group, if one has.
     let mut tables_of: HashMap<usize, Option<usize>> = HashMap::new();
     for &owner in owners {
-        for slot in tables.of(&image.tasks[owner]) {
+        for slot in slots_of(image, &image.tasks[owner]) {
             let Some(&at) = index.get(&slot.file) else { continue };
             let group = kin.of(at);
             let only = tables_of.entry(group).or_insert(Some(owner));
@@ -472,7 +453,6 @@ fn common<'a>(
     image: &'a Image,
     ways: &HashMap<u32, Way>,
     homes: &HashMap<u32, (usize, RawFd)>,
-    tables: &Tables<'a>,
 ) -> Plan<'a> {
     let is_common = |file: &&OpenFile| matches!(ways.get(&file.id), Some(Way::Common { .. }));
     let step = |(at, file): (usize, &OpenFile)| {
@@ -501,7 +481,7 @@ fn common<'a>(
         let task = &image.tasks[home];
         let all = &mut plan.numbers;
         let at = *numbers.entry(home).or_insert_with(|| {
-            all.push(tables.of(task).iter().map(|slot| slot.fd as RawFd).collect());
+            all.push(slots_of(image, task).iter().map(|slot| slot.fd as RawFd).collect());
             all.len() - 1
         });
         plan.homes.insert(id, Home { task, numbers: at, fd });
@@ -513,7 +493,6 @@ fn common<'a>(
 struct Layout<'l, 'a> {
     image: &'a Image,
     shape: &'l Shape,
-    tables: &'l Tables<'a>,
     ways: &'l HashMap<u32, Way>,
     /// What could not be made for the store.
     lost: &'l HashMap<u32, Deed>,
@@ -529,13 +508,13 @@ impl Layout<'_, '_> {
         for &owner in owners {
             let task = &self.image.tasks[owner];
             let above = self.shape.kin[owner].maker.map(|maker| self.shape.kin[maker].owner);
-            let above = above.map(|above| self.tables.of(&self.image.tasks[above]));
+            let above = above.map(|above| slots_of(self.image, &self.image.tasks[above]));
             let of_parent = |fd: u32| {
                 let slots = above.unwrap_or_default();
                 let at = slots.binary_search_by_key(&fd, |slot| slot.fd).ok()?;
                 Some(slots[at].file)
             };
-            for slot in self.tables.of(task) {
+            for slot in slots_of(self.image, task) {
                 let way = self.ways.get(&slot.file).copied().unwrap_or(Way::Private);
                 let passes = !matches!(way, Way::Private | Way::Common { last: true });
                 let there = of_parent(slot.fd) == Some(slot.file);

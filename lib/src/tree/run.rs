@@ -480,12 +480,15 @@ impl Crew<'_> {
         let cells = self.tree.shape.order.iter().map(|&at| self.pid_cell(at));
         let cells: Vec<usize> = cells.chain(orphans.map(|at| self.orphan_cell(at))).collect();
         let mut ended = self.ended.borrow_mut();
+        let mut killed: HashSet<i32> = HashSet::new();
         // Orphans come to us, so that in the end all are our children. Who was just being made has
         // its cell soon, or dies with its maker.
         loop {
             let living = cells.iter().map(|&cell| self.board.cell(cell).load(Ordering::Acquire));
             for pid in living.filter(|pid| *pid > 0 && !ended.contains(pid)) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                if killed.insert(pid) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
             }
             loop {
                 match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
