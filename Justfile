@@ -23,7 +23,12 @@ build:
 # What the tools cost, beside lsfd and lsof.
 bench:
     cargo build --release --bins
-    cargo bench -p fdkit-tests
+    cargo bench -p fdkit-tests --bench bench
+
+# What tables take before and after a restore; redraws the chart of the README.
+bench-memory *sizes:
+    cargo build --release --bins
+    cargo bench -p fdkit-tests --bench memory -- {{sizes}}
 
 # Needs cargo-fuzz and a nightly toolchain: just fuzz stream, just fuzz text.
 fuzz target:

@@ -234,7 +234,9 @@ pub fn forecast(policy: Placement, tasks: &[Course], limit: u32) -> Vec<Option<S
         let crowd = crowd.filter(|_| policy == Placement::Late);
         let highest = task.numbers.last().copied();
         let peak = capacity(of_parent).max(capacity(top.max(highest).max(crowd)));
-        let end = if policy == Placement::Tight { capacity(highest) } else { peak };
+        // One of those who share a table cannot make it smaller.
+        let alone = policy == Placement::Tight && task.sharers <= 1;
+        let end = if alone { capacity(highest) } else { peak };
         tops.push(top);
         let fits = placed.is_some() && highest.is_none_or(|highest| highest < limit);
         sizes.push(fits.then_some(Size { peak, end }));

@@ -1,5 +1,5 @@
-//! A memory cgroup of one's own: version 1, or version 2 where that has the controller. The bench
-//! uses it too.
+//! A memory cgroup of one's own: version 1, or version 2 where that has the controller. The suite
+//! and the bench use it, each a part of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,7 @@ impl Cgroup {
     }
 
     /// Bounds its memory, in bytes, with no swap beside it.
+    #[allow(dead_code)]
     pub(crate) fn limit(&self, bytes: u64) {
         let file = self.file("memory.limit_in_bytes", "memory.max");
         fs::write(&file, bytes.to_string()).unwrap_or_else(|err| panic!("{file:?}: {err}"));
@@ -53,6 +54,7 @@ impl Cgroup {
     }
 
     /// The most memory of all kinds that it has used, in bytes.
+    #[allow(dead_code)]
     pub(crate) fn peak(&self) -> Option<u64> {
         number(&self.file("memory.max_usage_in_bytes", "memory.peak"))
     }

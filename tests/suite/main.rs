@@ -6,6 +6,8 @@
 #![deny(unsafe_code)]
 
 mod cgroup; // memory cgroups
+#[path = "../bench/chart.rs"]
+mod chart; // the chart of the README
 #[macro_use]
 mod harness; // tools, targets, pipelines, skips
 mod normal; // two records of one thing, made comparable

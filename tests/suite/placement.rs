@@ -131,6 +131,49 @@ fn dense_tables_without_a_free_number_grow_for_a_while_only() {
 }
 
 #[test]
+fn a_table_that_is_shared_has_the_size_that_was_forecast() {
+    for (numbers, tight) in [(vec![3, 95], 128), ((3..60).collect::<Vec<u32>>(), 64)] {
+        let scratch = Scratch::new();
+        let specs: Vec<String> = numbers.iter().map(|n| format!("eventfd@{n}")).collect();
+        let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+        let dir = scratch.dir();
+        let make = ["mkfd", "make", "--close-std", "--dir", dir, "--share", "3"];
+        let target = Target::ready(&[&make[..], &specs].concat()).expect("no skip");
+        let file = scratch.file("shared.fdi");
+        pipeline(&[&["fdscan", "--tree", "-o", &file, &target.pid]]).quiet();
+        let forecast = place(&file, &[]);
+        let tasks = forecast["tasks"].as_array().expect("tasks");
+        assert_eq!(tasks.len(), 4);
+        for policy in POLICIES {
+            let said = number(&tasks[0]["forecast"][policy]["end"]["slots"]);
+            for (pid, size) in held(&file, policy, 4) {
+                assert_eq!(size, said, "{policy}, task {pid}");
+            }
+        }
+        assert_eq!(tasks[0]["forecast"]["tight"]["end"]["slots"], tight);
+        assert_eq!(tasks[1]["shares"], tasks[0]["pid"]);
+    }
+}
+
+#[test]
+fn the_chart_is_drawn_from_the_figures_of_the_bench() {
+    let read = |name: &str| {
+        let path = format!("{}/bench/{name}", env!("CARGO_MANIFEST_DIR"));
+        fs::read_to_string(&path).unwrap_or_else(|err| panic!("{path}: {err}"))
+    };
+    let figures: Value = serde_json::from_str(&read("memory.json")).expect("figures");
+    let again = "cargo bench -p fdkit-tests --bench memory -- draw";
+    assert!(crate::chart::draw(&figures) == read("memory.svg"), "draw it again: {again}");
+    // What the README claims of it.
+    for tree in figures["trees"].as_array().expect("trees") {
+        let (needed, tight) = (&tree["needed"], &tree["restored"]["tight"]);
+        for who in ["parent", "child", "bytes"] {
+            assert_eq!(tight[who], needed[who], "{who}, highest {}", tree["highest"]);
+        }
+    }
+}
+
+#[test]
 fn sums_count_each_table_once_and_bloated_ones_stand_out() {
     let scratch = Scratch::new();
     let file = family(&scratch, &["2", "--first", "3", "--later", "300"]);
