@@ -120,6 +120,25 @@ print(struct.unpack('hhqqi4x', who)[4])";
 }
 
 #[test]
+fn a_description_that_only_a_queue_has_is_locked_again() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let path = scratch.file("locked");
+    let sender = "import fcntl, os, socket, sys, time
+a, b = socket.socketpair()
+f = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600); fcntl.flock(f, fcntl.LOCK_EX)
+socket.send_fds(a, [b'x'], [f]); os.close(f)
+print('ready', flush=True); time.sleep(1000)";
+    let target = Target::program(&[python, "-c", sender, &path]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let asks = ["flock", "-n", "-E", "9", &path, "true"];
+    pipeline(&[&asks]).ok();
+    assert_eq!(restored(&file, &[], &asks).status(0), 9);
+}
+
+#[test]
 fn a_lock_outlives_what_fdrestore_itself_closes() {
     let scratch = Scratch::new();
     let spec = format!("regular@3:append,path={},lock=posix-w:0-9", scratch.file("log"));
