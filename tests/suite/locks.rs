@@ -232,6 +232,7 @@ fn the_locks_of_a_shared_table_are_taken_by_those_that_go_on_sharing_it() {
     assert_eq!(locked(&path), [format!("POSIX WRITE 4 6 {new}")]);
     drop(tree);
     let why = "POSIX locks of a table that is shared end with an exec";
+    pipeline(&[&[&restore[..], &["--dry-run", "--", "true"]].concat()]).refuses(125, &[why]);
     pipeline(&[&[&restore[..], &["--", "true"]].concat()]).refuses(125, &[why, "(status 6)"]);
     let skip = ["--missing", "skip", "--", "true"];
     let ran = pipeline(&[&[&restore[..], &skip].concat()]).ok();

@@ -10,7 +10,7 @@ use crate::count::{Calls, Counter};
 use crate::error::{At, Error, Result, Status};
 use crate::image::Credentials;
 use crate::image::Task;
-use crate::plan::{Deed, Options, Plan, Step, hard_limit};
+use crate::plan::{Deed, Missing, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
 use crate::restore::{self, With, Work, close_others, place, raise_limit, room, seize};
 use crate::service::{self, Placement, Size, Wanted};
@@ -618,11 +618,9 @@ impl Crew<'_> {
         self.surround(at)?;
         services.all().for_each(Seat::close);
         self.fit(at, plan, services, &mut meter)?;
-        // Whoever execs leaves a table that is shared, and its locks with it.
-        let lasting = self.mode.holds() || self.tree.sharers[at] == 1;
-        match lasting || !plan.locks(&plan.steps).any(|(.., of_table)| of_table) {
-            true => unlocked.extend(restore::of_table(plan, true)),
-            false => unlocked.push("POSIX locks of a table that is shared end with an exec".into()),
+        match leaves_locks(self.mode, self.tree.sharers[at], plan) {
+            true => unlocked.push(LEFT.to_owned()),
+            false => unlocked.extend(restore::of_table(plan, true)),
         }
         self.go_without(unlocked, &mut site)?;
         site.warnings.iter().for_each(|line| self.board.say(at, line));
@@ -1105,6 +1103,15 @@ fn awaited() -> SigSet {
     all
 }
 
+const LEFT: &str = "POSIX locks of a table that is shared end with an exec";
+
+/// Whether a table has POSIX locks that would not stay with its tasks: whoever execs leaves a table
+/// that is shared, and its locks with it.
+fn leaves_locks(mode: &Mode, sharers: u32, plan: &Plan<'_>) -> bool {
+    let mut locks = plan.locks(&plan.steps);
+    !mode.holds() && sharers > 1 && locks.any(|(.., of_table)| of_table)
+}
+
 /// An error with what led to it before it.
 fn listed(err: Error, problems: &[String]) -> Error {
     match problems {
@@ -1253,6 +1260,10 @@ pub fn foresee(
         }
         if mode.same_pids && crate::proc::Stat::of(task.pid).is_some() {
             problem("its process id is taken (--same-pids)".to_owned());
+        }
+        let plan = tree.tables[at].as_ref().filter(|_| options.missing == Missing::Fail);
+        if plan.is_some_and(|plan| leaves_locks(mode, tree.sharers[at], plan)) {
+            problem(LEFT.to_owned());
         }
     }
     Ok(())
