@@ -84,7 +84,6 @@ fn what_is_queued_for_two_processes_comes_from_one_that_is_there() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let script = "import os, socket, time
-out = os.dup(1); null = os.open('/dev/null', os.O_RDWR); os.dup2(null, 1); os.dup2(null, 2)
 a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 a.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 r, w = os.pipe(); os.write(w, b'shared'); os.close(w)
@@ -94,10 +93,10 @@ if os.fork() == 0:
     r, w = os.pipe(); os.write(w, b'private'); os.close(w)
     socket.send_fds(d, [b'x'], [r, c.fileno(), r]); os.close(r); d.close()
     b.send(b'of the child')
-    os.close(out); time.sleep(1000)
+    time.sleep(1000)
 time.sleep(0.2)
 b.send(b'')
-os.write(out, b'ready\\n'); os.close(out); time.sleep(1000)";
+print('ready', flush=True); time.sleep(1000)";
     let target = Target::program(&[python, "-c", script]);
     let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     let take = |pid: &str, file: &str| {
@@ -105,7 +104,8 @@ os.write(out, b'ready\\n'); os.close(out); time.sleep(1000)";
     };
     take(&target.pid, &file);
     drop(target);
-    let again = Target::ready(&["fdrestore", "--tree", "-i", &file]).expect("no skip");
+    let restore = ["fdrestore", "--tree", "-i", &file, "--missing", "null"];
+    let again = Target::ready(&restore).expect("no skip");
     let first = again.said.split_whitespace().last().expect("a pid").to_owned();
     take(&first, &second);
     let queues = |file: &str| {
@@ -390,4 +390,50 @@ assert a.recv(99) == b'beforeafter'";
     let ran = restored(&file, &[], &[python, "-c", after, &number]).ok();
     assert!(ran.stderr(0).contains("out of band"), "{}", ran.whole());
     ran.in_one_line();
+}
+
+#[test]
+fn ends_of_connections_keep_their_names_and_no_file_but_a_dead_socket_gives_way() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let script = "import os, socket, sys, time
+os.chdir(sys.argv[1])
+kind = socket.SOCK_DGRAM
+a, b, c = (socket.socket(socket.AF_UNIX, kind) for _ in range(3))
+a.bind('one'); b.bind('\\0fdkit-two-' + sys.argv[1]); os.chmod('one', 0o640)
+a.connect(b.getsockname()); b.connect('one')
+b.send(b'from two')
+server = socket.socket(socket.AF_UNIX); server.bind('server'); server.listen()
+client = socket.socket(socket.AF_UNIX); client.bind('client'); client.connect('server')
+client.send(b'hello'); accepted, _ = server.accept()
+for s in (a, b, server, client, accepted): s.set_inheritable(True)
+print(*(s.fileno() for s in (a, b, server, client, accepted)), flush=True); time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script, scratch.dir()]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let numbers = target.said.clone();
+    drop(target);
+    let numbers: Vec<&str> = numbers.split(' ').collect();
+    let after = "import os, socket, sys
+os.chdir(sys.argv[1])
+a, b, server, client, accepted = (socket.socket(fileno=int(n)) for n in sys.argv[2:])
+two = ('\\0fdkit-two-' + sys.argv[1]).encode()
+assert (a.getsockname(), a.getpeername()) == ('one', two)
+assert a.recvfrom(99) == (b'from two', two)
+assert os.stat('one').st_mode & 0o777 == 0o640
+a.send(b'x'); assert b.recvfrom(9) == (b'x', 'one')
+assert client.getsockname() == 'client' and accepted.getpeername() == 'client'
+assert accepted.recv(9) == b'hello'
+other = socket.socket(socket.AF_UNIX); other.connect('server'); other.send(b'new')
+assert server.accept()[0].recv(9) == b'new'";
+    let run = [&[python, "-c", after, scratch.dir()], &numbers[..]].concat();
+    let ran = restored(&file, &[], &run).ok();
+    assert!(ran.stderr(0).contains("it had the name server: its listener's"), "{}", ran.whole());
+    ran.in_one_line();
+    // By now each of them is a dead socket; what is none is not touched.
+    fs::remove_file(scratch.file("server")).unwrap();
+    fs::write(scratch.file("server"), "precious").unwrap();
+    let ran = restored(&file, &[], &["true"]);
+    ran.refuses(125, &["server is something else by now", "(status 6)"]);
+    assert_eq!(fs::read(scratch.file("server")).unwrap(), b"precious");
 }

@@ -201,12 +201,15 @@ impl Kind for Unix {
                 let both = file.flags & theirs.flags & NONBLOCK;
                 let (mine, other) = new_pair(class, both)?;
                 record.set_options(other.as_fd(), theirs, site)?;
+                record.keep_name(&other, theirs, site);
+                self.keep_name(&mine, file, site);
                 let mine = site.leave(theirs, Made { fd: other, flags: both }, mine)?;
                 Made { fd: mine, flags: both }
             }
             (None, Some(0)) => {
                 let both = file.flags & NONBLOCK;
                 let (mut mine, gone) = new_pair(class, both)?;
+                self.keep_name(&mine, file, site);
                 match site.parks.contains_key(&file.id) {
                     true => mine = site.park(file, gone, mine)?,
                     false => self.fill(file, gone.as_fd(), site)?,
@@ -235,12 +238,6 @@ impl Kind for Unix {
         }
         if *urgent {
             site.warnings.push(format!("{}: a byte out of band (MSG_OOB) is lost", shown()));
-        }
-        if let (Some(name), Some(_)) = (name, peer) {
-            if pair.is_some() || *peer == Some(0) {
-                let name = escape(&name.0);
-                site.warnings.push(format!("{}: it had the name {name}", shown()));
-            }
         }
         Ok(made)
     }
@@ -285,9 +282,9 @@ impl Kind for Unix {
         }
     }
 
-    fn null(_: &OpenFile) -> Result<OwnedFd> {
+    fn null(file: &OpenFile) -> Result<OwnedFd> {
         // Reads end, and writes fail with EPIPE.
-        Ok(new_pair(SockType::Stream, 0)?.0)
+        Ok(new_pair(SockType::Stream, file.flags)?.0)
     }
 }
 
@@ -310,6 +307,27 @@ impl Unix {
         let name = escape(&file.link.0);
         let mut warn = |line| site.warnings.push(format!("{name}: {line}"));
         self.options.set(fd, Phase::Birth, &mut warn)
+    }
+
+    /// Binds an end of a connection to the name that it had, or says that it could not be: what was
+    /// accepted has its listener's.
+    fn keep_name(&self, fd: &OwnedFd, file: &OpenFile, site: &mut Site<'_>) {
+        let Some(name) = &self.name else { return };
+        let listens = |it: &OpenFile| {
+            let other = (it.kind == Self::NAME).then(|| super::body::<Unix>(it));
+            other
+                .and_then(Result::ok)
+                .is_some_and(|it| it.backlog.is_some() && it.name == self.name)
+        };
+        let bound = match name.0.starts_with(&[0]) {
+            _ if site.image.files.iter().any(listens) => Err(Error::unrestorable("its listener's")),
+            false if site.root.is_some() => Err(Error::unrestorable("not below --root")),
+            _ => self.bind(fd, name, self.node, site),
+        };
+        if let Err(why) = bound {
+            let (link, name) = (escape(&file.link.0), escape(&name.0));
+            site.warnings.push(format!("{link}: it had the name {name}: {why}"));
+        }
     }
 
     /// Binds it to its name. A socket file that nobody listens at is of the old process, and goes.
@@ -335,7 +353,13 @@ impl Unix {
             std::env::set_current_dir(cwd).at(|| "the folder of its task")?;
         }
         let bound = (|| {
-            if path.symlink_metadata().is_ok() {
+            if let Ok(found) = path.symlink_metadata() {
+                use std::os::unix::fs::FileTypeExt;
+                // To connect to what is no socket is refused like to a dead one.
+                if !found.file_type().is_socket() {
+                    let why = format!("{shown} is something else by now");
+                    return Err(Error::unrestorable(why));
+                }
                 let probe =
                     socket(AddressFamily::Unix, self.class()?, SockFlag::SOCK_NONBLOCK, None)?;
                 match connect(probe.as_raw_fd(), &at) {
@@ -407,8 +431,16 @@ impl Unix {
     fn fill(&self, file: &OpenFile, other: BorrowedFd<'_>, site: &mut Site<'_>) -> Result<()> {
         self.lost(file, site);
         let mut differs = Differs::default();
+        let name = || sys::socket::name(other).ok().and_then(|name| sender(&name));
+        let mut named = name();
         messages(site, file, self.streams(), |message| {
-            differs.senders += usize::from(message.from.is_some());
+            // One that is gone has told its name to nobody but these messages.
+            let from = message.from.filter(|from| named.is_none() && from.starts_with(&[0]));
+            if let Some(from) = from.filter(|_| self.peer == Some(0)) {
+                let _ = sys::socket::bind(other, &sockaddr(from));
+                named = name();
+            }
+            differs.senders += usize::from(message.from != named.as_deref());
             post(message, other, &[], self.streams(), site, &mut differs)
         })?;
         differs.tell(file, site);
