@@ -405,6 +405,7 @@ impl<'a> Plan<'a> {
             after: Vec::new(),
             terminal: &self.terminal,
             moved: HashMap::new(),
+            addresses: HashMap::new(),
             dressed: Default::default(),
         }
     }

@@ -107,6 +107,8 @@ pub struct Site<'a> {
     pub terminal: &'a Fate,
     /// Paths of the image that are others now.
     pub moved: HashMap<Vec<u8>, Vec<u8>>,
+    /// The files of sockets by their addresses, for each kind that has asked who has one.
+    pub addresses: HashMap<&'static str, HashMap<String, u32>>,
     /// Terminals whose settings are put back already.
     pub dressed: HashSet<(u32, u32)>,
 }

@@ -154,6 +154,7 @@ impl Inet {
             Err(errno) => return Err(errno).at(|| "getpeername"),
         };
         let text = |it: Address| (!it.is_none()).then(|| it.to_string());
+        let netns = it.other_netns();
         let mut options = Options::read(fd, class)?;
         if remote.is_some() {
             // Of what is connected it is the processor that has last taken something in.
@@ -164,11 +165,12 @@ impl Inet {
             protocol: class.2,
             local: local.and_then(text),
             remote: remote.and_then(text),
-            netns: it.other_netns(),
+            netns,
             options,
-            // TCP is in none.
+            // TCP is in none; and those of another namespace are not listed for the process.
             groups: match class.1 {
                 libc::SOCK_STREAM => Vec::new(),
+                _ if netns.is_some() => Vec::new(),
                 _ => multicast::read(it, class)?,
             },
         })
@@ -227,7 +229,9 @@ impl Inet {
             self.groups.iter().try_for_each(|group| group.check(&probe))?;
         }
         is_at_home(self.netns, site)?;
-        if let (true, Some(local)) = (site.dry, local) {
+        // To try an address that others have too could take a message away from them.
+        let alone = kind == libc::SOCK_STREAM || !self.shares_its_address();
+        if let (true, Some(local)) = (site.dry && alone, local) {
             let probe = self.fresh(kind, 0)?;
             self.options.set(probe.as_fd(), Phase::Birth, &mut drop)?;
             self.bind_to(&probe, &local)?;

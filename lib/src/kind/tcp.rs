@@ -229,7 +229,12 @@ impl Kind for Tcp {
     fn late(&self, _: &OpenFile, seat: Seat, _: &mut Site<'_>) -> Result<()> {
         let Some((backlog, _)) = self.listens else { return Ok(()) };
         let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX));
-        listen(&seat, backlog.unwrap_or(Backlog::MAXCONN)).at(|| "listen")
+        match listen(&seat, backlog.unwrap_or(Backlog::MAXCONN)) {
+            Err(Errno::EADDRINUSE) => {
+                Err(Error::unrestorable("another socket has come to listen at its address"))
+            }
+            done => done.at(|| "listen"),
+        }
     }
 
     fn null(file: &OpenFile) -> Result<OwnedFd> {

@@ -8,6 +8,7 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
+use crate::sys::lent::PeekOffset;
 use crate::sys::{Seat, socket};
 use crate::text::escape;
 use nix::errno::Errno;
@@ -59,12 +60,18 @@ impl Kind for Udp {
         if ready & libc::POLLIN == 0 {
             return Ok(());
         }
-        let option = |name| socket::option(copy, libc::SOL_SOCKET, name);
-        let set = |at| socket::set_option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
-        let before = option(libc::SO_PEEK_OFF)?;
-        let read = peek(copy, limit, &set, to);
-        set(before).at(|| "put SO_PEEK_OFF back")?;
-        read
+        for (from, bytes) in &queue(copy, limit, false)? {
+            let from = from.as_ref().map(|from| Bytes(from.to_string().into_bytes()));
+            let with = Some(Envelope { from, ..Envelope::default() });
+            to(Piece { bytes, with, ..Piece::default() })?;
+        }
+        Ok(())
+    }
+
+    /// A program that has set SO_PEEK_OFF itself would look at another message.
+    fn disturbs(copy: BorrowedFd<'_>) -> Result<bool> {
+        let offset = socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+        Ok(offset >= 0 && socket::ready(copy).at(|| "poll")? & libc::POLLIN != 0)
     }
 
     fn title(&self) -> Option<String> {
@@ -120,47 +127,57 @@ impl Kind for Udp {
     }
 }
 
-/// Hands on what waits in a queue, a piece a message.
-///
-/// SO_PEEK_OFF passes over empty messages that somebody has looked at before (Linux 4.13), which
-/// only the first of a queue can be spared: it is looked at without.
-fn peek(
-    copy: BorrowedFd<'_>,
-    limit: u64,
-    set: &dyn Fn(i32) -> nix::Result<()>,
-    to: Sink<'_>,
-) -> Result<()> {
-    let mut buffer = vec![0; MAX_CHUNK];
-    let mut total = 0;
-    let mut plain = true;
-    set(-1).at(|| "SO_PEEK_OFF")?;
-    loop {
-        let (len, from) = match socket::peek(copy, &mut buffer) {
-            // One that is shut down for receiving goes on for ever.
-            Ok((0, from)) if from.is_empty() => return Ok(()),
-            Ok(found) => found,
-            Err(Errno::EAGAIN) => return Ok(()),
-            Err(errno) => return Err(errno).at(|| "peek"),
-        };
-        if std::mem::take(&mut plain) {
-            set(0).at(|| "SO_PEEK_OFF")?;
-            if len > 0 {
-                continue;
-            }
+/// A message and who has sent it.
+type Message = (Option<Address>, Vec<u8>);
+
+/// The message that is looked at next, if there is one.
+fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Message>> {
+    match socket::peek(fd, buffer) {
+        // A socket that is shut down for receiving goes on for ever.
+        Ok((0, from)) if from.is_empty() => Ok(None),
+        Ok((len, from)) => {
+            let bytes = buffer.get(..len).ok_or(Errno::EMSGSIZE)?.to_vec();
+            Ok(Some((Address::of(fd, &from), bytes)))
         }
-        total += len as u64;
-        if total > limit {
-            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
-        }
-        let bytes = buffer.get(..len).ok_or(Errno::EMSGSIZE)?;
-        let from = Address::of(copy, &from).map(|from| Bytes(from.to_string().into_bytes()));
-        let with = Some(Envelope { from, ..Envelope::default() });
-        to(Piece { bytes, with, ..Piece::default() })?;
+        Err(Errno::EAGAIN) => Ok(None),
+        Err(errno) => Err(errno).at(|| "peek"),
     }
 }
 
-/// A message and who has sent it.
-type Message = (Option<Address>, Vec<u8>);
+/// What waits in a queue. `ours` says that nobody else has the socket.
+///
+/// SO_PEEK_OFF passes over empty messages that somebody has looked at before (Linux 4.13), which
+/// only the first of a queue can be spared: it is looked at without.
+fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Message>> {
+    let mut buffer = vec![0; MAX_CHUNK];
+    let mut all = Vec::new();
+    if socket::option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0 {
+        match look(fd, &mut buffer)? {
+            None => return Ok(all),
+            Some(first) if first.1.is_empty() => all.push(first),
+            Some(_) => (),
+        }
+    }
+    let set = |at| socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
+    let lent = match ours {
+        true => set(0).map(|()| None),
+        false => PeekOffset::take(fd).map(Some),
+    };
+    let lent = lent.at(|| "SO_PEEK_OFF")?;
+    let mut total = 0;
+    while let Some(message) = look(fd, &mut buffer)? {
+        total += message.1.len() as u64;
+        if total > limit {
+            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
+        }
+        all.push(message);
+    }
+    drop(lent);
+    if ours {
+        set(-1).at(|| "SO_PEEK_OFF")?;
+    }
+    Ok(all)
+}
 
 impl Udp {
     /// Sends what waited in its queue to it once more, and looks what came of it.
@@ -172,23 +189,19 @@ impl Udp {
             messages.push((from.and_then(Address::parse), bytes.to_vec()));
             Ok(())
         })?;
-        let mut post = Post::new(&self.socket, site);
+        let mut post = Post {
+            inet: &self.socket,
+            forgers: HashMap::new(),
+            bound: HashMap::new(),
+            moved: false,
+        };
         for (from, bytes) in &messages {
-            post.send(seat.as_fd(), from.as_ref(), bytes);
+            post.send(seat.as_fd(), from.as_ref(), bytes, site);
         }
         if post.moved {
             self.socket.reconnect(seat.as_fd(), file, site)?;
         }
-        let mut there: Vec<Message> = Vec::new();
-        let mut take = |piece: Piece<'_>| {
-            let from = piece.with.and_then(|with| with.from);
-            let from = from.and_then(|from| Address::parse(std::str::from_utf8(&from.0).ok()?));
-            there.push((from, piece.bytes.to_vec()));
-            Ok(())
-        };
-        let set = |at| socket::set_option(seat.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
-        peek(seat.as_fd(), u64::MAX, &set, &mut take)?;
-        set(-1).at(|| "SO_PEEK_OFF")?;
+        let there = queue(seat.as_fd(), u64::MAX, true)?;
         let (lost, nameless) = compared(&messages, &there);
         for (count, what) in [(lost, "are lost"), (nameless, "lose their senders")] {
             if count > 0 {
@@ -227,30 +240,37 @@ struct Post<'a> {
     forgers: HashMap<bool, Option<OwnedFd>>,
     /// Who is bound to an address.
     bound: HashMap<Option<Address>, Option<OwnedFd>>,
-    /// The restored sockets by their addresses.
-    restored: HashMap<Address, Seat>,
     /// Whether it was connected to a sender, so that no other socket of its address gets the
     /// message.
     moved: bool,
 }
 
-impl<'a> Post<'a> {
-    fn new(inet: &'a Inet, site: &Site<'_>) -> Post<'a> {
-        let mut restored = HashMap::new();
-        for id in site.sockets.values() {
-            let (Some(file), Some(seat)) = (site.image.file(*id), site.seats.get(id)) else {
-                continue;
-            };
-            let body = (file.kind == Udp::NAME).then(|| super::body::<Udp>(file).ok()).flatten();
-            if let Some(Ok(Some(local))) = body.map(|it| it.socket.local()) {
-                restored.insert(local, *seat);
-            }
-        }
-        Post { inet, forgers: HashMap::new(), bound: HashMap::new(), restored, moved: false }
-    }
+/// The restored socket of this protocol that has this address.
+fn standing(site: &mut Site<'_>, protocol: i32, address: &Address) -> Option<Seat> {
+    let (sockets, image) = (site.sockets, site.image);
+    let name = |protocol: i32, address: &str| format!("{protocol} {address}");
+    let all = site.addresses.entry(Udp::NAME).or_insert_with(|| {
+        let file = |id: &u32| image.file(*id).filter(|file| file.kind == Udp::NAME);
+        let address = |file: &OpenFile| {
+            let body = super::body::<Udp>(file).ok()?;
+            let local = body.socket.local().ok().flatten()?;
+            Some((name(body.socket.protocol(), &local.to_string()), file.id))
+        };
+        sockets.values().filter_map(file).filter_map(address).collect()
+    });
+    let id = all.get(&name(protocol, &address.to_string()))?;
+    site.seats.get(id).copied()
+}
 
+impl Post<'_> {
     /// Sends one. That it does not come is seen later.
-    fn send(&mut self, to: BorrowedFd<'_>, from: Option<&Address>, bytes: &[u8]) {
+    fn send(
+        &mut self,
+        to: BorrowedFd<'_>,
+        from: Option<&Address>,
+        bytes: &[u8],
+        site: &mut Site<'_>,
+    ) {
         if let Some(from) = from.filter(|_| self.inet.shares_its_address()) {
             let there = from.encode(to).and_then(|from| socket::connect(to, &from));
             self.moved |= there.is_ok();
@@ -259,7 +279,7 @@ impl<'a> Post<'a> {
         let Some(name) = name else { return };
         let to = destination(&name, from);
         if let Some(from) = from {
-            if self.forge(from, &to, bytes) || self.by_bound(from, &to, bytes) {
+            if self.forge(from, &to, bytes) || self.by_bound(from, &to, bytes, site) {
                 return;
             }
         }
@@ -284,7 +304,13 @@ impl<'a> Post<'a> {
         there.is_ok_and(|to| socket::send_to(forger.as_fd(), &packet, &to).is_ok())
     }
 
-    fn by_bound(&mut self, from: &Address, to: &Address, bytes: &[u8]) -> bool {
+    fn by_bound(
+        &mut self,
+        from: &Address,
+        to: &Address,
+        bytes: &[u8],
+        site: &mut Site<'_>,
+    ) -> bool {
         let bound = self.bound.entry(Some(from.clone())).or_insert_with(|| {
             let made = self.inet.another(from.ip.is_ipv6())?;
             let set = |name| socket::set_option(made.as_fd(), libc::SOL_SOCKET, name, 1);
@@ -292,13 +318,12 @@ impl<'a> Post<'a> {
             socket::bind(made.as_fd(), &from.encode(made.as_fd()).ok()?).ok()?;
             Some(made)
         });
-        let fd = match bound {
-            &mut Some(ref bound) => bound.as_fd(),
-            None => match self.restored.get(from) {
-                Some(seat) => seat.as_fd(),
-                None => return false,
-            },
+        let seat = match bound {
+            Some(_) => None,
+            None => standing(site, self.inet.protocol(), from),
         };
+        let fd = bound.as_ref().map(AsFd::as_fd).or(seat.as_ref().map(AsFd::as_fd));
+        let Some(fd) = fd else { return false };
         to.encode(fd).is_ok_and(|to| socket::send_to(fd, bytes, &to).is_ok())
     }
 
