@@ -1,10 +1,11 @@
-//! What the kernel says of sockets that no descriptor of theirs can be asked: sock_diag(7).
+//! What the kernel says of sockets, and of tunnels, that no descriptor of theirs can be asked:
+//! sock_diag(7), rtnetlink(7).
 
 use crate::error::{At, Error, Result, Status};
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
 };
-use netlink_sys::protocols::NETLINK_SOCK_DIAG;
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
@@ -59,6 +60,24 @@ pub struct Member {
     pub address: Vec<u8>,
 }
 
+/// A device of /dev/net/tun.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tunnel {
+    /// IFF_TAP, and not IFF_TUN.
+    pub tap: bool,
+    /// Whether there is something before each packet: no IFF_NO_PI.
+    pub pi: bool,
+    /// IFF_MULTI_QUEUE.
+    pub several: bool,
+    /// Whether somebody is attached to it, as far as the carrier tells: the kernel takes that away
+    /// when the last one leaves.
+    pub used: bool,
+    /// The user that may attach.
+    pub owner: Option<u32>,
+    /// The group that may attach.
+    pub group: Option<u32>,
+}
+
 /// From so many questions on it is cheaper to ask for all sockets at once.
 const MANY: usize = 64;
 
@@ -84,7 +103,7 @@ impl Diag {
         let State { socket, asked, all } = &mut *state;
         let socket = match socket {
             Some(socket) => socket,
-            None => socket.insert(open(netns).at(|| "sock_diag")?),
+            None => socket.insert(open(NETLINK_SOCK_DIAG, netns).at(|| "sock_diag")?),
         };
         *asked += 1;
         let whole = *asked == MANY;
@@ -106,7 +125,7 @@ impl Diag {
         let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
         let socket = match &mut state.socket {
             Some(socket) => socket,
-            none => none.insert(open(netns).at(|| "sock_diag")?),
+            none => none.insert(open(NETLINK_SOCK_DIAG, netns).at(|| "sock_diag")?),
         };
         let mut found = None;
         ask(socket, &packet_request(), true, &mut |message| match packet(message) {
@@ -118,9 +137,19 @@ impl Diag {
     }
 }
 
-fn open(netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
+/// What is known of a device of /dev/net/tun; `netns` as for [`Diag::unix`]. Fails if there is none
+/// of this name, or it is another device.
+pub fn tunnel(name: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<Tunnel> {
+    let socket = open(NETLINK_ROUTE, netns).at(|| "rtnetlink")?;
+    let mut found = None;
+    ask(&socket, &link_request(name), false, &mut |message| found = understood_tunnel(message))
+        .at(|| "rtnetlink")?;
+    found.ok_or_else(|| Error::unrestorable("rtnetlink knows no such tunnel"))
+}
+
+fn open(protocol: isize, netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
     let open = || -> Result<Socket> {
-        let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(socket)
@@ -134,9 +163,12 @@ fn open(netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
         });
         there.join()
     });
-    inside.unwrap_or_else(|_| Err(Error::new(Status::System, "sock_diag")))
+    inside.unwrap_or_else(|_| Err(Error::new(Status::System, "netlink")))
 }
 
+/// RTM_NEWLINK and RTM_GETLINK of linux/rtnetlink.h.
+const NEWLINK: u16 = 16;
+const GETLINK: u16 = 18;
 /// SOCK_DIAG_BY_FAMILY and the attributes of linux/unix_diag.h.
 const BY_FAMILY: u16 = 20;
 const NAME: u16 = 0;
@@ -149,11 +181,11 @@ const SHUTDOWN: u16 = 6;
 const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10 | 0x20;
 
 /// A request: a struct of the family after its netlink header.
-fn request(body: &[u8], dump: bool) -> Vec<u8> {
+fn request(kind: u16, body: &[u8], dump: bool) -> Vec<u8> {
     let mut bytes = vec![0; 16 + body.len()];
     let mut packet = NetlinkBuffer::new(&mut bytes);
     packet.set_length(16 + body.len() as u32);
-    packet.set_message_type(BY_FAMILY);
+    packet.set_message_type(kind);
     packet.set_flags(NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 });
     packet.payload_mut().copy_from_slice(body);
     bytes
@@ -165,7 +197,7 @@ fn unix_request(inode: Option<u32>) -> Vec<u8> {
     for word in [u32::MAX, inode.unwrap_or(0), SHOW, u32::MAX, u32::MAX] {
         body.extend(word.to_ne_bytes());
     }
-    request(&body, inode.is_none())
+    request(BY_FAMILY, &body, inode.is_none())
 }
 
 /// A struct packet_diag_req for all of them: PACKET_SHOW_MCLIST, RING_CFG and FANOUT.
@@ -174,7 +206,19 @@ fn packet_request() -> Vec<u8> {
     for word in [0_u32, 0x02 | 0x04 | 0x08, u32::MAX, u32::MAX] {
         body.extend(word.to_ne_bytes());
     }
-    request(&body, true)
+    request(BY_FAMILY, &body, true)
+}
+
+/// A struct ifinfomsg of nothing but a name: IFLA_IFNAME.
+fn link_request(name: &[u8]) -> Vec<u8> {
+    const IFNAME: u16 = 3;
+    let len = 4 + name.len() as u16 + 1;
+    let mut body = vec![0; 16];
+    body.extend([len.to_ne_bytes(), IFNAME.to_ne_bytes()].concat());
+    body.extend(name);
+    body.push(0);
+    body.resize(body.len().next_multiple_of(4), 0);
+    request(GETLINK, &body, false)
 }
 
 /// Asks, and hands on each answer; if it is no dump there is one.
@@ -187,13 +231,13 @@ fn ask(socket: &Socket, request: &[u8], dump: bool, take: &mut dyn FnMut(&[u8]))
         while let Ok(packet) = NetlinkBuffer::new_checked(rest) {
             let payload = packet.payload();
             match packet.message_type() {
-                BY_FAMILY => take(payload),
+                BY_FAMILY | NEWLINK => take(payload),
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => {
                     let code = word(payload).unwrap_or(0) as i32;
                     return match Errno::from_raw(-code) {
-                        // No such socket, or one of another family.
-                        Errno::ENOENT => Ok(()),
+                        // No such socket or device, or one of another family.
+                        Errno::ENOENT | Errno::ENODEV => Ok(()),
                         errno => Err(errno.into()),
                     };
                 }
@@ -233,6 +277,39 @@ fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
         }
     }
     Some((word(&head[4..])?, socket))
+}
+
+/// A struct ifinfomsg with its attributes (linux/if_link.h); none if it is no tunnel.
+fn understood_tunnel(message: &[u8]) -> Option<Tunnel> {
+    const LINKINFO: u16 = 18;
+    const CARRIER: u16 = 33;
+    /// Attributes within attributes have this bit.
+    const NESTED: u16 = 0x8000;
+    let inside = |bytes| NlasIterator::new(bytes).map_while(|nla| nla.ok());
+    let info = inside(message.get(16..)?).find(|nla| nla.kind() & !NESTED == LINKINFO)?;
+    let value = |kind: u16| {
+        let found = inside(info.value()).find(|nla| nla.kind() & !NESTED == kind)?;
+        Some(found.value().to_vec())
+    };
+    if value(1)?.strip_suffix(b"\0") != Some(b"tun") {
+        return None;
+    }
+    let carrier = inside(message.get(16..)?).find(|nla| nla.kind() == CARRIER);
+    let used = carrier.is_some_and(|nla| nla.value() == [1]);
+    let mut tunnel = Tunnel { used, ..Tunnel::default() };
+    for nla in inside(&value(2)?) {
+        let value = nla.value();
+        let on = value.first().is_some_and(|&byte| byte != 0);
+        match nla.kind() {
+            1 => tunnel.owner = word(value),
+            2 => tunnel.group = word(value),
+            3 => tunnel.tap = value.first() == Some(&2),
+            4 => tunnel.pi = on,
+            7 => tunnel.several = on,
+            _ => (),
+        }
+    }
+    Some(tunnel)
 }
 
 /// A struct packet_diag_msg with its attributes (linux/packet_diag.h): the inode, and what is said.
@@ -318,7 +395,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
-            let _ = (understood(&bytes), packet(&bytes));
+            let _ = (understood(&bytes), packet(&bytes), understood_tunnel(&bytes));
         }
     }
 

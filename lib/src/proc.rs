@@ -1,6 +1,6 @@
 //! What /proc says of a process and of its descriptors. Parsing is apart from reading.
 
-use crate::diag::{Diag, PacketSocket, UnixSocket};
+use crate::diag::{self, Diag, PacketSocket, Tunnel, UnixSocket};
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Inode, Lock, Signals, Table, Task, Terminal};
 use crate::sys;
@@ -153,6 +153,16 @@ impl Process {
     /// What sock_diag(7) says of a packet socket of its network namespace.
     pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
         self.diag.packet(inode, self.netns())
+    }
+
+    /// What rtnetlink(7) says of a tunnel of its network namespace.
+    pub fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
+        diag::tunnel(name, self.netns())
+    }
+
+    /// The inode of its network namespace.
+    pub fn netns_inode(&self) -> Option<u64> {
+        self.link("ns/net").and_then(|link| bracketed(&link.0))
     }
 
     /// Its network namespace, if that is not ours.

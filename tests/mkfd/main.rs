@@ -40,6 +40,7 @@ mod socketpair;
 mod tcp;
 mod timerfd;
 mod tty;
+mod tun;
 mod udp;
 mod unix;
 mod unlinked;
@@ -73,6 +74,7 @@ static FIXTURES: &[Entry] = &[
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
     entry::<chardev::Chardev>(),
+    entry::<tun::Tun>(),
     entry::<memfd::Memfd>(),
     entry::<mqueue::Mqueue>(),
     entry::<socketpair::Socketpair>(),

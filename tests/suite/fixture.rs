@@ -107,6 +107,7 @@ fn what_was_not_made_is_noticed() {
         ("packet@3:dgram", "packet@3", "type is"),
         ("packet@3:set=263.8.1", "packet@3:set=263.8.0", "option 263.8"),
         ("packet@3:fanout=0x1234", "packet@3", "fanout is"),
+        ("chardev@3", "tun@3:unattached", "path is"),
         ("mqueue@3:maxmsg=3", "mqueue@3", "attributes"),
         ("mqueue@3:data=1.a+0.b", "mqueue@3:data=2.a+0.b", "messages"),
         ("mqueue@3:data=1.a+1.b", "mqueue@3:data=1.b+1.a", "messages"),

@@ -129,6 +129,10 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "tunnels that are attached to nothing",
+        &["tun@A:unattached", "tun@C,B:dup,unattached,nonblock"],
+    ),
+    (
         "message queues",
         &[
             "mqueue@A:maxmsg=3,msgsize=100,cloexec",
@@ -442,6 +446,7 @@ round_trips! {
     a_netlink_socket_of_processes_comes_back: "messages between processes";
     packet_sockets_come_back: "packet sockets";
     packets_are_shared_again: "packets that are shared";
+    a_tunnel_that_is_attached_to_nothing_comes_back: "tunnels that are attached to nothing";
     message_queues_come_back: "message queues";
     two_descriptions_of_a_message_queue_come_back: "two descriptions of a message queue";
     socket_pairs_come_back: "socket pairs";

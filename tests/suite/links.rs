@@ -1,6 +1,7 @@
-//! Netlink and packet sockets: what is lost, what cannot come back, and records that lie.
+//! Netlink and packet sockets, and tunnels: what is lost, what cannot come back, and records that lie.
 
 use crate::harness::{Ran, Scratch, image, pipeline, root, scan, show};
+use crate::normal::records;
 use crate::pipelines::python;
 use crate::watch::{at, refused, restored, whole, with_body};
 use serde_cbor::Value;
@@ -12,13 +13,14 @@ fn private(script: &str, scratch: &Scratch) -> Ran {
     let (scan, write, restore) = (tool("fdscan"), tool("fdimg"), tool("fdrestore"));
     let names = format!(
         "set -e; mkfd='{mkfd}'; dir='{dir}'; file='{dir}/a.fdi'; scan='{scan}'; img='{write}'
-        restore='{restore}'; ip link set lo up
+        restore='{restore}'; mount -t sysfs none /sys
+        ip link set lo up
         make() {{ \"$mkfd\" make --close-std --dir \"$dir\" \"$@\" >\"$dir/pid\" & made=$!
             until test -s \"$dir/pid\"; do kill -0 $made; sleep 0.01; done
             \"$scan\" --data $made | \"$img\" write \"$file\"; kill -9 $made; wait $made || true; }}
         "
     );
-    pipeline(&[&["unshare", "--net", "sh", "-c", &format!("{names}{script}")]])
+    pipeline(&[&["unshare", "--net", "--mount", "sh", "-c", &format!("{names}{script}")]])
 }
 
 #[test]
@@ -145,4 +147,89 @@ fn a_link_whose_record_lies_is_refused() {
     refused(member("count", whole(1 << 20)), 3, &["fd 4", "joined more"]);
     refused(packet(&["fanout"], whole(0x60000)), 6, &["fd 4", "program"]);
     refused(packet(&["protocol"], whole(65536)), 3, &["fd 4", "kind packet"]);
+}
+
+#[test]
+fn tunnels_are_made_anew_and_work() {
+    needs!(root(), "only root can make a tunnel");
+    for specs in [
+        &["tun@3"][..],
+        &["tun@4:tap,address,sndbuf=100000,owner=1234", "tun@3:pi"],
+        &["tun@5,3:tap,queues,vnet=12", "tun@4:vnet=10,cloexec"],
+        &["tun@4,3:queues,detached", "tun@5,40:dup"],
+        &["tun@40:name=a.b-c,persist,owner=7"],
+    ] {
+        let scratch = Scratch::new();
+        let all = specs.join(" ");
+        let script = format!(
+            "make {all}
+            for dev in fdk-3 fdk-4 fdk-5 fdk-40 a.b-c; do ip link del $dev 2>/dev/null || true; done
+            \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" sleep >\"$dir/again\" & again=$!
+            until test -s \"$dir/again\"; do kill -0 $again; sleep 0.01; done
+            \"$scan\" --data $again | \"$img\" write \"$dir/b.fdi\"; kill -9 $again; wait $again || true
+            for dev in a.b-c; do ip link del $dev 2>/dev/null || true; done
+            \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --std 0,1,2 {all}"
+        );
+        let ran = private(&script, &scratch).ok();
+        assert!(ran.stderr(0).contains("is made anew"), "{}", ran.whole());
+        let (was, is) = (show(&scratch.file("a.fdi")), show(&scratch.file("b.fdi")));
+        let fds = [3, 4, 5, 40];
+        let (was, is) = (records(&was, &fds), records(&is, &fds));
+        assert!(was.values().all(|record| record["kind"] == "tun"), "{was:#?}");
+        assert_eq!(was, is, "{specs:?}");
+    }
+}
+
+#[test]
+fn a_tunnel_that_lives_on_is_attached_to_and_one_in_use_is_refused() {
+    needs!(root(), "only root can make a tunnel");
+    let scratch = Scratch::new();
+    // The address of a device that is still there is not touched.
+    let script = "make tun@3:tap,persist,address
+        ip link set fdk-3 address 02:00:00:00:00:01
+        \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check tun@3:tap,persist
+        cat /sys/class/net/fdk-3/address
+        \"$mkfd\" make tun@9:name=fdk-3,tap >\"$dir/other\" & other=$!
+        until test -s \"$dir/other\"; do kill -0 $other; sleep 0.01; done
+        \"$restore\" -i \"$file\" --dry-run >/dev/null && exit 9
+        kill -9 $other; wait $other || true
+        ip link del fdk-3; ip tuntap add fdk-3 mode tun
+        \"$restore\" -i \"$file\" --inherit 0,1,2 -- true && exit 9
+        ip link del fdk-3; ip link add fdk-3 type ifb
+        \"$restore\" -i \"$file\" --inherit 0,1,2 -- true && exit 9
+        exit 0";
+    let ran = private(script, &scratch).ok();
+    assert_eq!(ran.text().trim(), "02:00:00:00:00:01", "{}", ran.whole());
+    let said = ran.stderr(0);
+    assert!(!said.contains("made anew") && said.contains("fdk-3 is in use"), "{}", ran.whole());
+    assert_eq!(said.matches("fdk-3 is of another type").count(), 2, "{}", ran.whole());
+}
+
+#[test]
+fn a_tunnel_whose_record_lies_is_refused() {
+    needs!(root(), "only root can make a tunnel");
+    let scratch = Scratch::new();
+    private("make tun@3", &scratch).ok();
+    let file = scratch.file("a.fdi");
+    let device = |key: &str, value: Value| {
+        with_body(&file, "tun", |body| *at(body, &["device", key]) = value.clone())
+    };
+    for name in [&b""[..], b"a/b", b"fdk%d", &[b'x'; 16]] {
+        refused(device("name", Value::Bytes(name.to_vec())), 3, &["fd 3", "such a name"]);
+    }
+    for flags in [0, 3, 0x8001, 1 << 20] {
+        refused(device("flags", whole(flags)), 3, &["fd 3", "type"]);
+    }
+    refused(device("sndbuf", whole(-1)), 3, &["fd 3", "size"]);
+    refused(device("detached", Value::Bool(true)), 3, &["fd 3", "several queues"]);
+    refused(device("filtered", Value::Bool(true)), 6, &["fd 3", "filter"]);
+    refused(device("flags", whole(1 << 40)), 3, &["fd 3", "kind tun"]);
+    let elsewhere = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
+        for item in items {
+            if let fdkit::image::Item::File(file) = item {
+                file.inode.as_mut().unwrap().rdev = Some((10, 130));
+            }
+        }
+    });
+    refused(elsewhere, 3, &["fd 3", "no tunnel"]);
 }

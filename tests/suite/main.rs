@@ -21,7 +21,7 @@ mod fixture; // mkfd itself: what it makes is as it says, and it notices what is
 mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
 mod internet; // sockets: servers, clients, connections, ports that are taken, other namespaces
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
-mod links; // netlink and packet sockets: what is lost, and what cannot come back
+mod links; // netlink and packet sockets, tunnels: what is lost, and what cannot come back
 mod locks; // who is kept out, by whom, and what cannot be taken again
 mod man; // --help and the man pages agree
 mod memory; // a tree that fitted its memory cgroup fits it again

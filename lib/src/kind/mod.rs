@@ -32,6 +32,7 @@ mod signalfd;
 mod tcp;
 mod timerfd;
 mod tty;
+mod tun;
 mod udp;
 mod unix;
 mod unlinked;
@@ -260,6 +261,7 @@ pub static KINDS: &[Entry] = &[
     entry::<ns::Ns>(),
     entry::<mem::Mem>(),
     entry::<chardev::Chardev>(),
+    entry::<tun::Tun>(),
     entry::<unix::Unix>(),
     entry::<tcp::Tcp>(),
     entry::<udp::Udp>(),

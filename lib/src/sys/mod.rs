@@ -20,6 +20,7 @@ pub mod timer;
 pub mod title;
 pub mod trace;
 pub mod tty;
+pub mod tun;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
