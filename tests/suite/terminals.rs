@@ -539,6 +539,163 @@ fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
     assert!(jobs.contains("Running") && jobs.contains("Stopped"), "{jobs}");
 }
 
+/// A job control shell with a stopped and a running job, whose master a python has.
+const EMULATOR: &str = "
+import os, pty, select, sys
+pid, master = pty.fork()
+if pid == 0:
+    os.environ['PS1'] = '$ '
+    os.execvp('bash', ['bash', '--norc', '--noprofile', '--noediting', '-i'])
+seen = b''
+def until(text):
+    global seen
+    while text not in seen: seen += os.read(master, 4096)
+    seen = seen.split(text, 1)[1]
+until(b'$ ')
+for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001\\n', b'1001'),
+                     (b'\x1a', b'Stopped'), (b'sleep 1002 | sleep 1003 &\\n', b'[2]'),
+                     (b'stty -echo; printf rea%sy d\\n', b'ready')):
+    if line == b'\x1a':
+        while os.tcgetpgrp(master) == pid: pass
+    os.write(master, line); until(answer)
+until(b'$ ')
+print(pid, flush=True)
+os.dup2(0, 1); os.dup2(0, 2)
+os.read(os.pipe()[0], 1)
+";
+
+/// The processes of a session that are in group and state as those of the jobs of the shell.
+#[track_caller]
+fn has_its_jobs(sid: i32) {
+    let field = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit(") ").next().unwrap_or_default().to_owned();
+        let words: Vec<String> = rest.split(' ').map(str::to_owned).collect();
+        (words[0].clone(), words[2].clone(), words[3].clone(), words[5].clone())
+    };
+    let begin = Instant::now();
+    loop {
+        let mut jobs: Vec<i32> = descendants(sid);
+        jobs.sort_unstable();
+        let told: Vec<_> = jobs.iter().map(|&pid| field(pid)).collect();
+        let state = |state: &str| told.iter().filter(|it| it.0 == state).count();
+        let groups: std::collections::BTreeSet<&String> = told.iter().map(|it| &it.1).collect();
+        let whole = told.len() == 3 && state("T") == 1 && state("S") == 2 && groups.len() == 2;
+        if whole && told.iter().all(|it| it.2 == sid.to_string() && it.3 == sid.to_string()) {
+            return;
+        }
+        assert!(begin.elapsed() < LIMIT, "the jobs of {sid} are {told:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along() {
+    needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
+    let scratch = Scratch::new();
+    let target = Target::program(&["python3", "-c", EMULATOR]);
+    has_its_jobs(target.said.parse().unwrap());
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
+    for pid in descendants(target.pid.parse().unwrap()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    drop(target);
+    // In place of the emulator something else relays.
+    let relay = "import os, select
+while True:
+    for fd in select.select([0, 3], [], [])[0]:
+        data = os.read(fd, 4096)
+        if not data: raise SystemExit
+        os.write({0: 3, 3: 1}[fd], data)";
+    let restore = ["fdrestore", "--tree", "--respawn", "--inherit", "0=0", "--inherit", "1=1"];
+    let words = [&restore[..], &["-i", &file, "--", "python3", "-c", relay]].concat();
+    let mut child = command(&words)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut seen = String::new();
+    let mut wait = |text: &str| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(text) {
+            let got = stdout.read(&mut buffer).unwrap();
+            assert!(got > 0, "{text:?} is not said, but {seen:?}");
+            seen += &String::from_utf8_lossy(&buffer[..got]);
+        }
+        std::mem::take(&mut seen)
+    };
+    wait("$ ");
+    stdin
+        .write_all(b"stty size; stty -a | grep -o -e ' -echo ' -e 'erase = ..'; echo $$ en''d\n")
+        .unwrap();
+    let said = wait("end\r\n");
+    assert!(said.contains("33 91\r\n") && said.contains("erase = ^H"), "{said}");
+    assert!(said.contains(" -echo "), "{said}");
+    let shell = said.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    // It is in the foreground, or it could not have asked.
+    has_its_jobs(shell);
+    // It has job control, and a signal from the keyboard goes to the job alone.
+    stdin.write_all(b"sleep 1000\n").unwrap();
+    let begin = Instant::now();
+    while descendants(shell).len() < 4 {
+        assert!(begin.elapsed() < LIMIT);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    stdin.write_all(b"\x03echo still the''re\n").unwrap();
+    wait("still there");
+    let left = descendants(child.id() as i32);
+    drop(stdin);
+    let _ = child.wait();
+    left.into_iter().for_each(|pid| {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    });
+}
+
+#[test]
+fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
+    needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
+    let scratch = Scratch::new();
+    let target = Target::program(&["python3", "-c", EMULATOR]);
+    let shell = target.said.clone();
+    let (file, moved) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
+    let link = fs::read_link(format!("/proc/{shell}/fd/0")).unwrap().display().to_string();
+    for pid in descendants(target.pid.parse().unwrap()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    drop(target);
+    let restore = ["fdrestore", "--tree", "--respawn", "-i"];
+    pipeline(&[&[&restore[..], &[&file]].concat()]).refuses(6, &[&link, "--inherit"]);
+    for named in [true, false] {
+        let mut screen = Screen::new();
+        let key = format!("{link}=0");
+        let (words, stdin) = if named {
+            let retarget = ["ttyctl", "retarget", &screen.tty];
+            pipeline(&[&["fdimg", "read", &file], &retarget, &["fdimg", "write", &moved]]).quiet();
+            let null = fs::File::open("/dev/null").unwrap();
+            ([&restore[..], &[&moved]].concat(), OwnedFd::from(null))
+        } else {
+            let slave = screen.slave.as_ref().unwrap().try_clone().unwrap();
+            ([&restore[..], &[&file, "--inherit", &key]].concat(), slave)
+        };
+        screen.child = Some(command(&words).stdin(stdin).spawn().unwrap());
+        screen.wait("$ ");
+        let said = screen.ask("stty -a | grep -o -e ' -echo ' -e 'erase = ..'; echo $$");
+        if named {
+            assert!(said.contains(" -echo ") && said.contains("erase = ^H"), "{said}");
+        }
+        let shell = screen.leader();
+        assert!(said.contains(&shell), "{said}");
+        assert_eq!(screen.show()["leader"], "bash");
+        has_its_jobs(shell.parse().unwrap());
+        let jobs = screen.ask("sleep 1000 & jobs");
+        assert!(jobs.contains("Running"), "{jobs}");
+    }
+}
+
 #[test]
 fn open_gives_a_command_a_terminal_as_its_own() {
     let mut screen = Screen::new();

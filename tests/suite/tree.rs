@@ -222,12 +222,9 @@ impl Held {
             let capacity = fdkit::service::capacity(numbers.last().copied());
             assert_eq!(fdsize(new), capacity, "FDSize of {} {numbers:?}", task.pid);
             tables.insert(task.table.id, numbers);
-            if !task.stopped {
-                let title = fs::read(format!("/proc/{new}/cmdline")).expect("its title");
-                let title = String::from_utf8_lossy(&title);
-                let title = title.trim_end_matches('\0');
-                assert_eq!(title, format!("fdrestore: holding {}", task.pid));
-            }
+            let title = fs::read(format!("/proc/{new}/cmdline")).expect("its title");
+            let title = String::from_utf8_lossy(&title);
+            assert_eq!(title.trim_end_matches('\0'), format!("fdrestore: holding {}", task.pid));
         }
     }
 

@@ -907,15 +907,13 @@ impl Crew<'_> {
             (false, false) => None,
         };
         let Some(command) = command else {
+            if let Some(title) = &self.title {
+                title.set(&format!("fdrestore: holding {}", task.pid));
+            }
+            // Others wait for all, so it says so before it stops.
+            self.reached(at, GONE_ON);
             if task.stopped {
-                // Others wait for all, so it says so before it stops.
-                self.reached(at, GONE_ON);
                 self.stop(at)?;
-            } else {
-                if let Some(title) = &self.title {
-                    title.set(&format!("fdrestore: holding {}", task.pid));
-                }
-                self.reached(at, GONE_ON);
             }
             if self.may_outlive(at) {
                 while getppid().as_raw() == self.parent(at) {
