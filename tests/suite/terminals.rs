@@ -560,7 +560,7 @@ for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001
     os.write(master, line); until(answer)
 until(b'$ ')
 print(pid, flush=True)
-os.dup2(0, 1); os.dup2(0, 2)
+for fd in (1, 2): os.dup2(os.open('/dev/null', os.O_WRONLY), fd)
 os.read(os.pipe()[0], 1)
 ";
 
@@ -611,6 +611,7 @@ while True:
     let restore = ["fdrestore", "--tree", "--respawn", "--inherit", "0=0", "--inherit", "1=1"];
     let words = [&restore[..], &["-i", &file, "--", "python3", "-c", relay]].concat();
     let mut child = command(&words)
+        .env("PS1", "$ ")
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
@@ -681,7 +682,7 @@ fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
             let slave = screen.slave.as_ref().unwrap().try_clone().unwrap();
             ([&restore[..], &[&file, "--inherit", &key]].concat(), slave)
         };
-        screen.child = Some(command(&words).stdin(stdin).spawn().unwrap());
+        screen.child = Some(command(&words).env("PS1", "$ ").stdin(stdin).spawn().unwrap());
         screen.wait("$ ");
         let said = screen.ask("stty -a | grep -o -e ' -echo ' -e 'erase = ..'; echo $$");
         if named {
