@@ -556,7 +556,8 @@ for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001
                      (b'\x1a', b'Stopped'), (b'sleep 1002 | sleep 1003 &\\n', b'[2]'),
                      (b'stty -echo; printf rea%sy d\\n', b'ready')):
     if line == b'\x1a':
-        while os.tcgetpgrp(master) == pid: pass
+        # Before its exec the job ignores it, as the shell does.
+        while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'sleep\\n': pass
     os.write(master, line); until(answer)
 until(b'$ ')
 print(pid, flush=True)
@@ -635,7 +636,9 @@ while True:
     let said = wait("end\r\n");
     assert!(said.contains("33 91\r\n") && said.contains("erase = ^H"), "{said}");
     assert!(said.contains(" -echo "), "{said}");
-    let shell = said.split_whitespace().rev().nth(1).unwrap().parse().unwrap();
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let end = words.iter().rposition(|&word| word == "end").unwrap();
+    let shell = words[end - 1].parse().unwrap();
     // It is in the foreground, or it could not have asked.
     has_its_jobs(shell);
     // It has job control, and a signal from the keyboard goes to the job alone.
