@@ -119,8 +119,10 @@ impl Process {
                 other => Error::from(other),
             })
         };
-        for name in ["fd", "fdinfo"] {
-            drop(inside(name)?);
+        let (mut links, mut infos) = (Some(inside("fd")?), Some(inside("fdinfo")?));
+        if pid != std::process::id() as i32 {
+            // Of thousands of processes that is too much; our own table must not change meanwhile.
+            (links, infos) = (None, None);
         }
         let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
@@ -135,8 +137,8 @@ impl Process {
             stopped: stat.is_stopped(),
             pidfd,
             dir,
-            links: OnceLock::new(),
-            infos: OnceLock::new(),
+            links: links.map_or_else(OnceLock::new, OnceLock::from),
+            infos: infos.map_or_else(OnceLock::new, OnceLock::from),
             diag: Diag::default(),
             netns: OnceLock::new(),
             others: Mutex::default(),
