@@ -443,6 +443,11 @@ impl<'a> Plan<'a> {
         self.steps.iter().rev().find(lasting).map(|step| step.fd as u32)
     }
 
+    /// How many descriptors the table will have.
+    pub fn descriptors(&self) -> usize {
+        self.steps.iter().filter(|step| !step.waits && step.deed != Deed::Skip).count()
+    }
+
     /// The refusal that lists all problems, if there are any. Each is said by `say`.
     pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
         refuse(&self.problems, say)

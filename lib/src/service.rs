@@ -195,6 +195,8 @@ pub struct Course {
     pub owner: Option<usize>,
     /// The numbers of its table, ascending.
     pub numbers: Vec<u32>,
+    /// The numbers that it has only meanwhile, for what goes into queues, ascending.
+    pub waits: Vec<u32>,
     /// The highest number that its parent had, of the parent's own, when it was made.
     pub passed: Option<u32>,
     /// The tasks that share its table.
@@ -224,21 +226,22 @@ pub fn forecast(policy: Placement, tasks: &[Course], limit: u32) -> Vec<Option<S
             sizes.push(sizes[owner]);
             continue;
         }
-        let table =
-            Wanted { numbers: &task.numbers, handed: None, sharers: task.sharers, floor: 0, limit };
+        let mut all = [&task.numbers[..], &task.waits].concat();
+        all.sort_unstable();
+        let table = Wanted { numbers: &all, handed: None, sharers: task.sharers, floor: 0, limit };
         let placed = numbers(policy, &table, task.services);
         let top = placed.as_ref().and_then(|numbers| numbers.first().copied());
         let of_parent = task.parent.and_then(|parent| tops[parent]).max(task.passed);
         // Everything but the highest may be open at once wherever it comes.
-        let crowd = (task.numbers.len() + task.services).checked_sub(1).map(|n| n as u32);
+        let crowd = (all.len() + task.services).checked_sub(1).map(|n| n as u32);
         let crowd = crowd.filter(|_| policy == Placement::Late);
         let highest = task.numbers.last().copied();
-        let peak = capacity(of_parent).max(capacity(top.max(highest).max(crowd)));
+        let peak = capacity(of_parent).max(capacity(top.max(all.last().copied()).max(crowd)));
         // One of those who share a table cannot make it smaller.
         let alone = policy == Placement::Tight && task.sharers <= 1;
         let end = if alone { capacity(highest) } else { peak };
         tops.push(top);
-        let fits = placed.is_some() && highest.is_none_or(|highest| highest < limit);
+        let fits = placed.is_some() && all.last().is_none_or(|&last| last < limit);
         sizes.push(fits.then_some(Size { peak, end }));
     }
     sizes
@@ -341,6 +344,15 @@ mod tests {
         assert_eq!(child_of(Placement::Task), Size { peak: 32768, end: 32768 });
         assert_eq!(child_of(Placement::Late), Size { peak: 64, end: 64 });
         assert_eq!(child_of(Placement::Tight), Size { peak: 64, end: 64 });
+    }
+
+    #[test]
+    fn what_waits_for_a_queue_takes_room_and_gives_it_back() {
+        let numbers: Vec<u32> = (0..64).collect();
+        let task = Course { numbers, waits: vec![64, 65], services: 1, ..Course::default() };
+        let of = |policy| forecast(policy, std::slice::from_ref(&task), 1024)[0].unwrap();
+        assert_eq!(of(Placement::Tight), Size { peak: 128, end: 64 });
+        assert_eq!(of(Placement::Late), Size { peak: 128, end: 128 });
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use argh::FromArgValue;
 use fdkit::cli::Tool;
 use fdkit::count::Counter;
 use fdkit::error::Result;
-use fdkit::plan::{Deed, Plan};
+use fdkit::plan::Plan;
 use fdkit::service::{self, Size};
 use fdkit::stats::{Made, Meter, Row};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ pub(crate) fn of_one(
 ) -> Result<()> {
     let calls = meter.calls();
     let end = meter.look()?;
-    let descriptors = plan.steps.iter().filter(|step| step.deed != Deed::Skip).count();
+    let descriptors = plan.descriptors();
     let table = Some(Made { descriptors, size: Size { peak: meter.peak, end } });
     let row = Row { pid: Some(plan.task.pid), table, calls, messages: 0 };
     counter.say(text(&[row], form).trim_end());

@@ -230,13 +230,14 @@ impl<'a> Tree<'a> {
             let kin = &self.shape.kin[at];
             let plan = self.tables[at].as_ref();
             let steps = plan.into_iter().flat_map(|plan| &plan.steps);
+            let steps = steps.filter(|it| it.deed != Deed::Skip);
+            let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|it| it.waits);
+            let numbers = |steps: Vec<&Step>| steps.iter().map(|it| it.fd as u32).collect();
             Course {
                 parent: kin.maker.map(|maker| places[maker]),
                 owner: (kin.owner != at).then(|| places[kin.owner]),
-                numbers: steps
-                    .filter(|it| it.deed != Deed::Skip && !it.waits)
-                    .map(|it| it.fd as u32)
-                    .collect(),
+                numbers: numbers(steps),
+                waits: numbers(waits),
                 passed: self.before(at).map(|fd| fd as u32),
                 sharers: self.sharers[at],
                 services,

@@ -298,8 +298,12 @@ impl Crew<'_> {
         if let Some(usual) = usual {
             for at in 0..tree.image.tasks.len() {
                 let pid = self.pid(at);
-                std::fs::write(format!("/proc/{pid}/oom_score_adj"), &usual)
-                    .at(|| format!("oom_score_adj of {pid}"))?;
+                if let Err(why) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), &usual) {
+                    let pid = tree.image.tasks[at].pid;
+                    said.push(format!(
+                        "task {pid}: it is the first to be killed for memory: {why}"
+                    ));
+                }
             }
         }
         for (at, task) in tree.image.tasks.iter().enumerate() {
@@ -346,7 +350,7 @@ impl Crew<'_> {
             let at = *at;
             let [all, dups, messages, seen] = [0, 1, 2, 3].map(|which| cell(at, which) as u32);
             let made = |plan: &Plan<'_>| Made {
-                descriptors: plan.steps.iter().filter(|step| step.deed != Deed::Skip).count(),
+                descriptors: plan.descriptors(),
                 size: Size { peak: ends[at].max(seen.into()), end: ends[at] },
             };
             Row {
