@@ -2,7 +2,7 @@
 //! share them, and images in which the wrong things are queued.
 
 use crate::errors::forged;
-use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, show, tool};
+use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, tool};
 use crate::pipelines::python;
 use crate::watch::{refused, restored};
 use fdkit::image::{Bytes, Data, Envelope, Item, OpenFile};
@@ -138,10 +138,6 @@ print('ready', flush=True); time.sleep(1000)";
         assert!(is.contains(&message), "{message:?} in {is:?}");
     }
     assert_eq!(is, queues(&second));
-    for shown in [show(&file), show(&second)] {
-        let capacities: Vec<_> = shown["tasks"].as_array().unwrap().iter().collect();
-        assert_eq!(capacities.len(), 2);
-    }
 }
 
 /// An image with its messages changed, those of its first queue with descriptors first.
@@ -436,4 +432,26 @@ assert server.accept()[0].recv(9) == b'new'";
     let ran = restored(&file, &[], &["true"]);
     ran.refuses(125, &["server is something else by now", "(status 6)"]);
     assert_eq!(fs::read(scratch.file("server")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_connection_to_outside_is_refused_handed_down_or_at_its_end() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["socketpair@3,4:data=lost"]);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-F", "3", &target.pid], &["fdimg", "write", &file]]).quiet();
+    let stream = fs::read(&file).unwrap();
+    refused(stream, 6, &["fd 3", "the other end, socket:[", "is outside the image"]);
+    let check = ["mkfd", "check", "--std", "0,1,2", "socketpair@3:alone"];
+    restored(&file, &["--missing", "null"], &check).quiet();
+    let handed = ["--inherit", "3=0", "--inherit", "0,1,2"];
+    let ran =
+        pipeline(&[&[&["fdrestore", "-i", &file][..], &handed, &["--", "mkfd", "show"]].concat()]);
+    let text = ran.quiet().text();
+    let link = |number: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(each, _)| *each == number).map(|(_, link)| link.to_owned())
+    };
+    assert!(link("3").is_some());
+    assert_eq!(link("3"), link("0"));
 }
