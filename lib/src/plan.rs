@@ -6,7 +6,7 @@ use crate::error::{Error, Result, Status};
 use crate::image::{Image, Lock, OpenFile, Slot, Task};
 use crate::kind;
 use crate::lock;
-use crate::proc;
+use crate::proc::{self, Held};
 use crate::service::{self, Placement};
 use crate::site::{Changed, Fate, Heirs, Site};
 use crate::sys::{self, Seat};
@@ -220,7 +220,7 @@ impl<'a> Plan<'a> {
         let mut plan = Plan::of(image, task, steps);
         let heir = Heir::myself()?;
         plan.terminal = plan.fate(heir);
-        plan.check(options, &Myself(task), root, dry)?;
+        plan.check(options, &Myself(task), root, dry, &proc::locks())?;
         // What controls COMMAND may be among what was refused.
         plan.terminal = plan.fate(heir);
         Ok(plan)
@@ -273,13 +273,14 @@ impl<'a> Plan<'a> {
         ctty::fate(self.image, self.task, heir, |id| self.lowest.contains_key(&id), handed)
     }
 
-    /// Asks each kind whether it can restore what is wanted of it.
+    /// Asks each kind whether it can restore what is wanted of it. `held` are the locks of others.
     pub(crate) fn check(
         &mut self,
         options: &Options,
         heirs: &dyn Heirs,
         root: Option<BorrowedFd<'_>>,
         dry: bool,
+        held: &[Held],
     ) -> Result<()> {
         if let Some(step) = self.steps.last() {
             within_limit(step.fd as u32)?;
@@ -291,7 +292,6 @@ impl<'a> Plan<'a> {
             let root = root.map(|root| Seat::known(root.as_raw_fd()));
             let mut site = self.site(&[], heirs, root, options.changed);
             site.dry = dry;
-            let held = proc::locks();
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
                 if step.deed == Deed::Share {
@@ -305,7 +305,7 @@ impl<'a> Plan<'a> {
                         Err(Error::malformed("descriptors are queued in it, and it has no queue"))
                     }
                     Some(kind) => {
-                        (kind.check)(file, &site).and_then(|()| lock::may_open(file, &held, &site))
+                        (kind.check)(file, &site).and_then(|()| lock::may_open(file, held, &site))
                     }
                     None => {
                         let why =
@@ -334,7 +334,7 @@ impl<'a> Plan<'a> {
                 if of_table && !own {
                     continue;
                 }
-                let line = lock::foresee(lock, file, of_table, &held, &site)
+                let line = lock::foresee(lock, file, of_table, held, &site)
                     .map_err(|err| err.at(format!("fd {}", step.fd)))?;
                 let line = line.map(|line| format!("{}: {line}", self.name(step)));
                 problems.extend(line.filter(|_| options.missing == Missing::Fail));

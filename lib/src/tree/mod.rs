@@ -104,7 +104,9 @@ impl<'a> Tree<'a> {
     ) -> Result<Tree<'a>> {
         options.look_at_handed()?;
         let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
-        Tree::planned(image, options, ours, |plan| plan.check(options, &Unborn(&by_pid), root, dry))
+        let held = crate::proc::locks();
+        let check = |plan: &mut Plan<'a>| plan.check(options, &Unborn(&by_pid), root, dry, &held);
+        Tree::planned(image, options, ours, check)
     }
 
     /// The tree as the image alone has it: nothing is looked for on this system, so no number is
