@@ -4,6 +4,7 @@ use crate::harness::{Pipeline, Scratch, Target, pipeline, root, show, which};
 use crate::pipelines::python;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::time::Duration;
@@ -60,8 +61,11 @@ fn redis_server_has_nothing_that_is_not_known() {
     let (port, socket) = (port(), scratch.file("redis.sock"));
     let words = ["redis-server", "--port", &port, "--unixsocket", &socket, "--dir", scratch.dir()];
     let target = daemon("[ -S \"$0\" ]", &socket, &[&words[..], &["--appendonly", "yes"]].concat());
-    let _client = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("a connection");
-    let _other = std::os::unix::net::UnixStream::connect(&socket).expect("a connection");
+    let mut client = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("a client");
+    let mut other = std::os::unix::net::UnixStream::connect(&socket).expect("a client");
+    // Who is answered was accepted.
+    client.write_all(b"PING\r\n").and_then(|()| client.read_exact(&mut [0; 7])).expect("PONG");
+    other.write_all(b"PING\r\n").and_then(|()| other.read_exact(&mut [0; 7])).expect("PONG");
     let kinds = scanned(&scratch, &target.said, 1);
     has(&kinds, &[("epoll", 1), ("pipe", 2), ("regular", 1), ("tcp", 2), ("unix", 2)]);
 }
