@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -301,7 +303,11 @@ if server:
     while True:
         there, _ = server.accept()
         with there: there.sendall(b'%d' % os.getpid())
-server = socket.socket(socket.AF_UNIX); server.bind(path); server.listen(16)
+if sys.argv[3:]:
+    server = socket.create_server(('127.0.0.1', 0), backlog=16)
+    with open(path, 'w') as file: file.write(str(server.getsockname()[1]))
+else:
+    server = socket.socket(socket.AF_UNIX); server.bind(path); server.listen(16)
 r, w = os.pipe(); os.write(w, b'a token')
 ready = select.epoll(); ready.register(r, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 ready.register(server, select.EPOLLIN)
@@ -332,26 +338,18 @@ fn a_prefork_servers_tree_comes_back() {
     held.end(Signal::SIGTERM);
 }
 
-#[test]
-fn workers_that_run_again_go_on_serving() {
-    let Some(python) = python() else { skip!("python3 is missing") };
-    let scratch = Scratch::new();
-    let socket = scratch.file("socket");
-    let grove = Grove::new(&[python, "-c", PREFORK, &socket, "3"], 4);
-    let image = scratch.file("a.fdi");
-    fs::write(&image, grove.scan()).unwrap();
-    drop(grove);
-    fs::remove_file(&socket).unwrap();
-    let restore = ["fdrestore", "--tree", "--respawn", "-i", &image];
+/// A server of PREFORK with three workers runs again, and each of the four answers a caller.
+#[track_caller]
+fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> S) {
+    fs::write(file, image).unwrap();
+    let restore = ["fdrestore", "--tree", "--respawn", "-i", file];
     let restored = Grove::new(&[&[tool(restore[0]).to_str().unwrap()], &restore[1..]].concat(), 5);
     let all = restored.all();
     let mut answers = BTreeSet::new();
     until("each of the workers answers", || {
-        let mut there = std::os::unix::net::UnixStream::connect(&socket).expect("it is served");
-        // One that was stopped may have taken the call.
-        there.set_read_timeout(Some(Duration::from_millis(500))).expect("SO_RCVTIMEO");
         let mut answer = String::new();
-        if there.read_to_string(&mut answer).is_ok() {
+        // One that was stopped may have taken the call.
+        if connect().read_to_string(&mut answer).is_ok() {
             let pid: i32 = answer.parse().expect("a pid");
             // Those that have answered stop, so that the others have to.
             if answers.insert(pid) && answers.len() < 4 {
@@ -362,6 +360,48 @@ fn workers_that_run_again_go_on_serving() {
     });
     let workers: BTreeSet<i32> = all[1..].iter().copied().collect();
     assert_eq!(answers, workers);
+}
+
+/// How long an answer is waited for.
+const PATIENCE: Option<Duration> = Some(Duration::from_millis(500));
+
+#[test]
+fn workers_that_run_again_go_on_serving() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let socket = scratch.file("socket");
+    let grove = Grove::new(&[python, "-c", PREFORK, &socket, "3"], 4);
+    let image = grove.scan();
+    drop(grove);
+    fs::remove_file(&socket).unwrap();
+    run_again_and_serve(&scratch.file("a.fdi"), &image, || {
+        let there = UnixStream::connect(&socket).expect("it is served");
+        there.set_read_timeout(PATIENCE).expect("SO_RCVTIMEO");
+        there
+    });
+}
+
+#[test]
+fn workers_behind_a_port_come_back_and_go_on_serving() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let file = scratch.file("port");
+    let grove = Grove::new(&[python, "-c", PREFORK, &file, "3", "tcp"], 4);
+    let port: u16 = fs::read_to_string(&file).unwrap().parse().unwrap();
+    let image = grove.scan();
+    drop(grove);
+    let refused = TcpStream::connect(("127.0.0.1", port)).expect_err("it is closed");
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    // Held, it listens already, and a caller waits in its queue.
+    let held = Held::quiet(&image, &[]);
+    held.is_as(&image);
+    drop(TcpStream::connect(("127.0.0.1", port)).expect("it listens"));
+    held.end(Signal::SIGTERM);
+    run_again_and_serve(&scratch.file("a.fdi"), &image, || {
+        let there = TcpStream::connect(("127.0.0.1", port)).expect("it is served");
+        there.set_read_timeout(PATIENCE).expect("SO_RCVTIMEO");
+        there
+    });
 }
 
 #[test]
@@ -578,6 +618,63 @@ wait()";
     comes_back(Grove::new(&[python, "-c", script], 3));
 }
 
+/// A pipe's end waits in the queue of a socket pair: parent and child have both ends of the pair, the
+/// parent alone the other end of the pipe. Run again, the child takes it, and tells what it says.
+const QUEUED: &str = "
+import array, os, signal, socket, sys
+try:
+    pair = socket.socket(fileno=3), socket.socket(fileno=4)
+except OSError:
+    pair = None
+def wait():
+    while True: signal.pause()
+if pair:
+    # Who has the writing end is the parent.
+    if os.path.exists('/proc/self/fd/9'): wait()
+    data, fds, flags, _ = socket.recv_fds(pair[1], 100, 4)
+    with open(sys.argv[1], 'w') as file:
+        file.write(f'{data} {len(fds)} {os.read(fds[0], 100)}')
+    wait()
+for fd in (5, 6): os.dup2(0, fd)
+pair = socket.socketpair()
+assert [it.fileno() for it in pair] == [3, 4]
+for fd in (5, 6): os.close(fd)
+r, w = os.pipe()
+os.dup2(w, 9); os.close(w)
+os.write(9, b'from the pipe')
+socket.send_fds(pair[0], [b'with it'], [r]); os.close(r)
+if os.fork() == 0:
+    os.close(9); wait()
+wait()
+";
+
+#[test]
+fn a_descriptor_that_waits_in_a_queue_comes_back_in_a_tree() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let (told, file) = (scratch.file("told"), scratch.file("a.fdi"));
+    let image = comes_back(Grove::new(&[python, "-c", QUEUED, &told], 2));
+    let whole = Image::load(&image[..]).unwrap();
+    let queued: Vec<u32> = whole
+        .contents
+        .values()
+        .flatten()
+        .flat_map(|chunk| chunk.with.iter().flat_map(|with| with.files.clone()))
+        .collect();
+    assert_eq!(queued.len(), 1);
+    assert!(whole.slots.iter().all(|slot| slot.file != queued[0]), "it is in a table too");
+    fs::write(&file, &image).unwrap();
+    let fdrestore = tool("fdrestore");
+    let restore = [fdrestore.to_str().unwrap(), "--tree", "--respawn", "-i", &file];
+    let _restored = Grove::new(&restore, 3);
+    let whole = "b'with it' 1 b'from the pipe'";
+    until("the child has what waited", || fs::read_to_string(&told).is_ok_and(|it| it == whole));
+    // Two tasks of one table, as the fixture makes them.
+    let spec = "socketpair@5,6:scm=pipe,data=x";
+    let make = [MKFD, "make", "--close-std", "--share", "2", "--dir", scratch.dir(), spec];
+    comes_back(Grove::new(&make, 3));
+}
+
 /// The image of a pipeline of a shell, whose tasks are (shell, cat, cat), with records changed.
 fn pipeline_image() -> Vec<u8> {
     Grove::sh("cat /dev/zero | cat | sleep 1000 & sleep 1001 & wait", 5).scan()
@@ -611,6 +708,89 @@ fn is_refused(image: &[u8], start: &[&str], status: i32, text: &str) {
         assert!(option == ["-n"] || ran.text().is_empty(), "{}", ran.whole());
         assert_eq!(ran.stderr(0).lines().count(), 1, "{}", ran.whole());
     }
+}
+
+/// Ends a grove, once nobody has its pids any more.
+#[track_caller]
+fn end_and_free(grove: Grove) {
+    let all = grove.all();
+    drop(grove);
+    until("the pids are free", || all.iter().all(|&pid| state(pid).is_none()));
+}
+
+#[test]
+fn a_tree_comes_back_with_the_pids_it_had() {
+    needs!(root(), "only root can choose a pid");
+    let jobs = "sleep 1001 | sleep 1002 & setsid sh -c 'sleep 1003; true' & \
+                (sleep 1004; true) & wait";
+    let grove = Grove::sh(jobs, 7);
+    let mut pids = grove.all();
+    let image = grove.scan();
+    let same: &[&str] = &["--same-pids"];
+    // As long as it runs there is no second, and it runs on.
+    let (status, said) = Held::restore(&image, same).err().expect("a refusal");
+    assert_eq!(status, Some(6), "{said}");
+    let taken = "its process id is taken (--same-pids)";
+    assert_eq!(said.matches(taken).count(), pids.len(), "{said}");
+    assert_eq!(grove.all(), pids);
+    end_and_free(grove);
+    let held = Held::quiet(&image, same);
+    assert!(held.pids.iter().all(|(old, new)| old == new), "{:?}", held.pids);
+    held.is_as(&image);
+    let root = held.pids[0].0;
+    let mut now = descendants(root);
+    pids.sort_unstable();
+    now.sort_unstable();
+    assert_eq!(now, pids);
+    assert_eq!(Held::restore(&image, same).err().expect("a refusal").0, Some(6));
+    held.is_as(&image);
+    held.end(Signal::SIGTERM);
+}
+
+#[test]
+fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
+    needs!(root(), "only root can choose a pid");
+    let grove = Grove::sh("sleep 1001 | sleep 1002 & sleep 1003 & wait", 4);
+    let image = grove.scan();
+    end_and_free(grove);
+    // A group whose leader is gone: no process has this id, and yet it is nobody's to take.
+    let group = Grove::new(&["bash", "-c", "set -m; true | sleep 1004 & wait"], 2);
+    let stat = fs::read_to_string(format!("/proc/{}/stat", group.all()[1])).unwrap();
+    let pgid = stat.rsplit(") ").next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
+    assert_eq!(state(pgid), None);
+    for taken in [group.pid, pgid] {
+        let forged = forged(&image, |items| tasks(items).last_mut().unwrap().pid = taken);
+        let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+        for option in ["-n", "--respawn", "--placement=late"] {
+            let words: &[&[&str]] = &[&[&fdrestore, "--tree", "--same-pids", option]];
+            let said = [&*format!("task {taken}: "), "its process id is taken", "--same-pids"];
+            let ran = Pipeline::new(words).stdin(&forged[..]).run();
+            let ran = ran.refuses(6, &said);
+            assert!(option == "-n" || ran.text().is_empty(), "{}", ran.whole());
+        }
+    }
+}
+
+#[test]
+fn pids_are_not_chosen_without_the_capability() {
+    needs!(root(), "only root can lose a capability");
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    let scratch = Scratch::new();
+    // What this process itself has not got cannot be asked for, so the tree has less as well.
+    let less = ["setpriv", "--bounding-set=-sys_admin,-checkpoint_restore"];
+    let grove = Grove::new(&[&less[..], &["sh", "-c", "sleep 1001 & wait"]].concat(), 2);
+    let file = scratch.file("a.fdi");
+    fs::write(&file, grove.scan()).unwrap();
+    end_and_free(grove);
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    let restore = [&less[..], &[&fdrestore, "--tree", "-i", &file]].concat();
+    for option in ["-n", "--respawn", "--placement=late"] {
+        let words = [&restore[..], &["--same-pids", option]].concat();
+        let ran = pipeline(&[&words]).refuses(4, &["--same-pids", "CAP_CHECKPOINT_RESTORE"]);
+        assert_eq!(ran.in_one_line().text(), "");
+    }
+    // With other pids it is nobody's business.
+    pipeline(&[&[&restore[..], &["-n"]].concat()]).ok();
 }
 
 /// What is changed in the tasks of an image, and how that is refused.

@@ -25,7 +25,7 @@ use crate::sys::{self, Seat, credentials};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, getppid, setpgid, setsid};
 use std::cell::RefCell;
@@ -72,8 +72,10 @@ const GONE_ON: i32 = 3;
 /// In the cell of what stands in for the leader of a group: it has ended.
 const GONE: i32 = -1;
 
-/// A bit of capabilities(7).
+/// Bits of capabilities(7).
 const CAP_KILL: u64 = 1 << 5;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
 
 /// How long we let those breathe who are to die.
 const BREATH: Duration = Duration::from_millis(1);
@@ -247,7 +249,7 @@ pub fn grow(
         chief: (getpid(), getpgrp()),
         limits: raise_limit(highest)?,
         mask,
-        credentials: Process::open(getpid().as_raw())?.task(0, None)?.credentials,
+        credentials: ours()?,
         moved: RefCell::default(),
         title: Title::find(),
         root: path,
@@ -556,10 +558,7 @@ impl Crew<'_> {
         };
         let made = fork::birth(how).map_err(|errno| match errno {
             Errno::EEXIST => Error::unrestorable("its process id is taken").at("--same-pids"),
-            Errno::EPERM => {
-                let why = "it takes CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN";
-                Error::new(Status::Denied, why).at("--same-pids")
-            }
+            Errno::EPERM => no_choice(),
             errno => Error::from(errno).at("clone3"),
         });
         match made.at(|| format!("task {pid}"))? {
@@ -1139,6 +1138,22 @@ fn ranges(numbers: &[RawFd]) -> Vec<(RawFd, RawFd)> {
     ranges
 }
 
+/// Who we run as.
+fn ours() -> Result<Credentials> {
+    Ok(Process::open(getpid().as_raw())?.task(0, None)?.credentials)
+}
+
+/// Why we cannot choose a process id.
+fn no_choice() -> Error {
+    let why = "it takes CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN";
+    Error::new(Status::Denied, why).at("--same-pids")
+}
+
+/// Whether a process or a group has this id: that of a group is taken without its leader too.
+fn is_taken(pid: i32) -> bool {
+    crate::proc::Stat::of(pid).is_some() || killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+}
+
 /// Becomes whom a task ran as, as far as our capabilities reach.
 fn become_them(they: &Credentials, us: &Credentials) -> Result<()> {
     use nix::unistd::{Gid, Uid};
@@ -1222,13 +1237,18 @@ impl Command {
 /// What in the surroundings of a tree cannot be as it was, before anything is made: programs to run
 /// that are gone, process ids that are taken. Each becomes a problem of the tree.
 ///
-/// Fails with status 6 if a table has no room for our own descriptors.
+/// Fails with status 6 if a table has no room for our own descriptors, with 4 if process ids are to
+/// be chosen and we may not.
 pub fn foresee(
     tree: &mut Tree<'_>,
     options: &Options,
     mode: &Mode,
     root: Option<&std::path::Path>,
 ) -> Result<()> {
+    let may_choose = CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE;
+    if mode.same_pids && ours()?.caps[2] & may_choose == 0 {
+        return Err(no_choice());
+    }
     let limit = hard_limit()?;
     let services = 1 + usize::from(root.is_some());
     for (plan, &sharers) in tree.tables.iter().zip(&tree.sharers) {
@@ -1260,7 +1280,7 @@ pub fn foresee(
                 _ => problem("its program is not known, and cannot be run again".to_owned()),
             }
         }
-        if mode.same_pids && crate::proc::Stat::of(task.pid).is_some() {
+        if mode.same_pids && is_taken(task.pid) {
             problem("its process id is taken (--same-pids)".to_owned());
         }
         let plan = tree.tables[at].as_ref().filter(|_| options.missing == Missing::Fail);
