@@ -700,6 +700,113 @@ fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
     }
 }
 
+/// A program is scanned with its terminal as `file`, typed to, and ends. The settings of the
+/// terminal at the scan.
+#[track_caller]
+fn scan_with_terminal(mut screen: Screen, file: &str, typed: &str) -> Value {
+    let size = libc::winsize { ws_row: 31, ws_col: 81, ws_xpixel: 0, ws_ypixel: 0 };
+    tty::set_winsize(&screen.master, &size).unwrap();
+    screen.until(libc::ICANON, false);
+    let leader = screen.leader();
+    crate::harness::settled(&leader);
+    let was = screen.show();
+    assert!(!screen.has(libc::ECHO) && was["size"]["rows"] == 31);
+    pipeline(&[&["fdscan", "-t", "--data", &leader], &["fdimg", "write", file]]).quiet();
+    assert_eq!(screen.show(), was);
+    // The terminal is the program's own in both ways, or this would not reach it; and it puts back
+    // what it found when it was started.
+    screen.type_in(typed);
+    assert!(screen.ends().success());
+    screen.until(libc::ICANON, true);
+    assert!(screen.has(libc::ECHO));
+    was["settings"].clone()
+}
+
+/// The image of a program that leads the session on its terminal comes back on another: held, to see
+/// what the terminal is before any program touches it; then with the program run again. The size is
+/// the one that the other terminal has.
+#[track_caller]
+fn on_another_terminal(file: &str, moved: &str, was: &Value) -> Screen {
+    let restore = |screen: &mut Screen, option: &[&str]| {
+        pipeline(&[
+            &["fdimg", "read", file],
+            &["ttyctl", "retarget", &screen.tty],
+            &["fdimg", "write", moved],
+        ])
+        .quiet();
+        let words = [&["fdrestore", "--tree", "-i", moved], option].concat();
+        let null = std::process::Stdio::null;
+        let child = command(&words).env("TERM", "xterm").stdin(null()).stdout(null()).spawn();
+        screen.child = Some(child.unwrap());
+        screen.leader()
+    };
+    let mut held = Screen::new();
+    assert_ne!(&held.show()["settings"], was);
+    let leader = restore(&mut held, &[]);
+    held.until(libc::ICANON, false);
+    held.until_foreground("fdrestore: holding");
+    let shown = held.show();
+    assert_eq!((&shown["settings"], &shown["size"]["rows"]), (was, &20.into()));
+    let leads = |key: &str| shown[key].as_i64() == leader.parse().ok();
+    assert!(leads("session") && leads("foreground"), "{shown}");
+    // What is typed meanwhile waits for whoever reads, and is not echoed.
+    held.type_in("x");
+    let mut polled = [PollFd::new(held.master.as_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut polled, 200_u16), Ok(0), "an echo");
+    drop(held);
+    let mut again = Screen::new();
+    restore(&mut again, &["--respawn"]);
+    again
+}
+
+#[test]
+fn vi_is_scanned_unsaved_and_another_goes_on_as_it_on_another_terminal() {
+    needs!(which("vi").is_some(), "vi is missing");
+    let scratch = Scratch::new();
+    let (file, moved, text) = (scratch.file("a.fdi"), scratch.file("b.fdi"), scratch.file("text"));
+    let written = || fs::read_to_string(&text).unwrap_or_default();
+    // Without a swap file, which would go away with the first one.
+    let mut vi = Screen::start(&["vi", "-u", "NONE", "-n", &text]);
+    vi.until(libc::ICANON, false);
+    vi.type_in("ione");
+    vi.wait("one");
+    assert_eq!(written(), "");
+    let was = scan_with_terminal(vi, &file, "two\x1b:wq\r");
+    assert_eq!(written(), "onetwo\n");
+
+    let mut vi = on_another_terminal(&file, &moved, &was);
+    vi.wait("onetwo");
+    vi.until_foreground("vi -u NONE");
+    vi.type_in("Athree\x1b:wq\r");
+    assert!(vi.ends().success());
+    assert_eq!(written(), "onetwothree\n");
+    // It was started on a terminal that was raw already, and that is what it puts back.
+    assert_eq!(vi.show()["settings"], was);
+}
+
+#[test]
+fn less_is_scanned_and_another_goes_on_as_it_on_another_terminal() {
+    needs!(which("less").is_some(), "less is missing");
+    let scratch = Scratch::new();
+    let (file, moved, text) = (scratch.file("a.fdi"), scratch.file("b.fdi"), scratch.file("text"));
+    let lines: Vec<String> = (1..200).map(|line| format!("line {line}.\n")).collect();
+    fs::write(&text, lines.concat()).unwrap();
+    let mut less = Screen::start(&["less", &text]);
+    less.wait("line 19.");
+    less.type_in(" ");
+    less.wait("line 38.");
+    let was = scan_with_terminal(less, &file, " q");
+
+    let mut less = on_another_terminal(&file, &moved, &was);
+    less.wait("line 19.");
+    less.until_foreground("less");
+    less.type_in(" ");
+    less.wait("line 38.");
+    less.type_in("q");
+    assert!(less.ends().success());
+    assert_eq!(less.show()["settings"], was);
+}
+
 #[test]
 fn open_gives_a_command_a_terminal_as_its_own() {
     let mut screen = Screen::new();
