@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, ttyname};
 use serde_json::Value;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
@@ -590,6 +590,66 @@ fn has_its_jobs(sid: i32) {
     }
 }
 
+/// A tree that runs again on a terminal whose master is descriptor 3 of its first task: in place of
+/// that task something else relays.
+struct Relayed {
+    child: Child,
+    stdin: std::process::ChildStdin,
+    stdout: std::process::ChildStdout,
+    seen: String,
+}
+
+impl Relayed {
+    fn restore(file: &str) -> Relayed {
+        let relay = "import os, select
+def read(fd):
+    # When its last slave is closed a master fails with EIO.
+    try: return os.read(fd, 4096)
+    except OSError: return b''
+while True:
+    for fd in select.select([0, 3], [], [])[0]:
+        data = read(fd)
+        if not data: raise SystemExit
+        os.write({0: 3, 3: 1}[fd], data)";
+        let restore = ["fdrestore", "--tree", "--respawn", "--inherit", "0=0", "--inherit", "1=1"];
+        let words = [&restore[..], &["-i", file, "--", "python3", "-c", relay]].concat();
+        let mut child = command(&words)
+            .env("PS1", "$ ")
+            .env("TERM", "xterm")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Relayed { child, stdin, stdout, seen: String::new() }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.stdin.write_all(text.as_bytes()).expect("type");
+    }
+
+    /// Reads until this text was seen since the last wait; all that was.
+    #[track_caller]
+    fn wait(&mut self, text: &str) -> String {
+        let mut buffer = [0; 4096];
+        while !self.seen.contains(text) {
+            let got = self.stdout.read(&mut buffer).unwrap();
+            assert!(got > 0, "{text:?} is not said, but {:?}", self.seen);
+            self.seen += &String::from_utf8_lossy(&buffer[..got]);
+        }
+        std::mem::take(&mut self.seen)
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        for pid in descendants(self.child.id() as i32) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = self.child.wait();
+    }
+}
+
 #[test]
 fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
@@ -602,38 +662,10 @@ fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along()
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     drop(target);
-    // In place of the emulator something else relays.
-    let relay = "import os, select
-while True:
-    for fd in select.select([0, 3], [], [])[0]:
-        data = os.read(fd, 4096)
-        if not data: raise SystemExit
-        os.write({0: 3, 3: 1}[fd], data)";
-    let restore = ["fdrestore", "--tree", "--respawn", "--inherit", "0=0", "--inherit", "1=1"];
-    let words = [&restore[..], &["-i", &file, "--", "python3", "-c", relay]].concat();
-    let mut child = command(&words)
-        .env("PS1", "$ ")
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    let mut seen = String::new();
-    let mut wait = |text: &str| {
-        let mut buffer = [0; 4096];
-        while !seen.contains(text) {
-            let got = stdout.read(&mut buffer).unwrap();
-            assert!(got > 0, "{text:?} is not said, but {seen:?}");
-            seen += &String::from_utf8_lossy(&buffer[..got]);
-        }
-        std::mem::take(&mut seen)
-    };
-    wait("$ ");
-    stdin
-        .write_all(b"stty size; stty -a | grep -o -e ' -echo ' -e 'erase = ..'; echo $$ en''d\n")
-        .unwrap();
-    let said = wait("end\r\n");
+    let mut relayed = Relayed::restore(&file);
+    relayed.wait("$ ");
+    relayed.type_in("stty size; stty -a | grep -o -e ' -echo ' -e 'erase = ..'; echo $$ en''d\n");
+    let said = relayed.wait("end\r\n");
     assert!(said.contains("33 91\r\n") && said.contains("erase = ^H"), "{said}");
     assert!(said.contains(" -echo "), "{said}");
     let words: Vec<&str> = said.split_whitespace().collect();
@@ -642,20 +674,14 @@ while True:
     // It is in the foreground, or it could not have asked.
     has_its_jobs(shell);
     // It has job control, and a signal from the keyboard goes to the job alone.
-    stdin.write_all(b"sleep 1000\n").unwrap();
+    relayed.type_in("sleep 1000\n");
     let begin = Instant::now();
     while descendants(shell).len() < 4 {
         assert!(begin.elapsed() < LIMIT);
     }
     std::thread::sleep(Duration::from_millis(100));
-    stdin.write_all(b"\x03echo still the''re\n").unwrap();
-    wait("still there");
-    let left = descendants(child.id() as i32);
-    drop(stdin);
-    let _ = child.wait();
-    left.into_iter().for_each(|pid| {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    });
+    relayed.type_in("\x03echo still the''re\n");
+    relayed.wait("still there");
 }
 
 #[test]
@@ -805,6 +831,69 @@ fn less_is_scanned_and_another_goes_on_as_it_on_another_terminal() {
     less.type_in("q");
     assert!(less.ends().success());
     assert_eq!(less.show()["settings"], was);
+}
+
+/// A program on a terminal of 31 rows and 81 columns, whose master a python has as 3.
+const WINDOW: &str = "
+import fcntl, os, pty, struct, sys, termios
+pid, master = pty.fork()
+if pid == 0: os.execvp(sys.argv[1], sys.argv[1:])
+fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack('HHHH', 31, 81, 0, 0))
+print(pid, flush=True)
+for fd in (0, 1, 2): os.dup2(os.open('/dev/null', os.O_RDWR), fd)
+while True: os.read(master, 4096)
+";
+
+#[test]
+fn a_raw_terminal_comes_back_with_its_size_where_its_master_does() {
+    needs!(which("python3").is_some() && which("vi").is_some(), "python3 or vi is missing");
+    let scratch = Scratch::new();
+    let (file, text) = (scratch.file("a.fdi"), scratch.file("text"));
+    let window = ["env", "TERM=xterm", "python3", "-c", WINDOW, "vi", "-u", "NONE", "-n", &text];
+    let target = Target::program(&window);
+    let vi = target.said.clone();
+    let begin = Instant::now();
+    let looks = |which: &str| {
+        let shown = shown(which);
+        serde_json::json!([shown["settings"], shown["size"]])
+    };
+    while !looks(&vi).to_string().contains("-icanon") {
+        assert!(begin.elapsed() < LIMIT, "{}", shown(&vi));
+    }
+    crate::harness::settled(&vi);
+    let was = looks(&vi);
+    assert_eq!(was[1]["rows"], 31);
+    pipeline(&[&["fdscan", "-t", "--data", &target.pid], &["fdimg", "write", &file]]).quiet();
+    for pid in descendants(target.pid.parse().unwrap()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    drop(target);
+    // Held: what is seen is nobody's doing but fdrestore's.
+    let mut held = command(&["fdrestore", "--tree", "-i", &file])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(held.stdout.take().unwrap()).lines();
+    let new = lines.map_while(Result::ok).find_map(|line| {
+        let (old, new) = line.split_once(' ')?;
+        (old == vi).then(|| new.to_owned())
+    });
+    let new = new.expect("its new pid");
+    assert_eq!(looks(&new), was);
+    assert_eq!(
+        [&shown(&new)["session"], &shown(&new)["foreground"]].map(Value::as_i64),
+        [new.parse().ok(); 2]
+    );
+    kill(Pid::from_raw(held.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(held.wait().unwrap().code(), Some(143));
+
+    let mut relayed = Relayed::restore(&file);
+    // vi has all rows: its last but one has a tilde, as those without a line have.
+    relayed.wait("\x1b[30;1H~");
+    relayed.type_in("ione\x1b:wq\r");
+    assert!(relayed.child.wait().unwrap().success());
+    assert_eq!(fs::read_to_string(&text).unwrap(), "one\n");
 }
 
 #[test]
