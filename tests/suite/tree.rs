@@ -5,12 +5,14 @@ use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, root, tool, whi
 use crate::normal;
 use crate::pipelines::python;
 use fdkit::image::{Image, Item};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -1075,6 +1077,92 @@ fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
     }
     println!("{early} early, {late} late");
     assert!(early > 10, "nobody was killed in the middle: {early} early, {late} late");
+}
+
+/// In the middle one task is stopped, so that all others come to rest where they wait for it.
+#[test]
+fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wants() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let scratch = Scratch::new();
+    let bytes = forest(&scratch);
+    let file = scratch.file("a.fdi");
+    fs::write(&file, &bytes).unwrap();
+    let image = Image::load(&bytes[..]).unwrap();
+    let wanted: HashMap<i32, BTreeSet<u32>> = image
+        .tasks
+        .iter()
+        .map(|task| {
+            let own = image.slots.iter().filter(|slot| slot.table == task.table.id);
+            (task.pid, own.map(|slot| slot.fd).collect())
+        })
+        .collect();
+    let mut chance = Chance::new();
+    for (root, services) in [(&[][..], 1), (&["--root", "/"], 2)] {
+        let (mut rounds, mut middles, mut looked) = (0, 0, 0);
+        // Where all are restored already, what is ours is gone already.
+        while middles < 10 {
+            rounds += 1;
+            assert!(rounds <= 200, "{middles} in the middle, {looked} tables, {root:?}");
+            let child = command(&[&["fdrestore", "--tree", "-i", &file], root].concat())
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut held = Held { child, pids: Vec::new() };
+            let pid = held.chief().as_raw();
+            let many = 2 + chance.below(8) as usize;
+            let mut all = Vec::new();
+            until("they are made", || {
+                all = descendants(pid);
+                all.len() >= many
+            });
+            let victim = all[1 + chance.below(all.len() as u64 - 1) as usize];
+            kill(Pid::from_raw(victim), Signal::SIGSTOP).unwrap();
+            let mut before = Vec::new();
+            until("all rest", || {
+                std::thread::sleep(Duration::from_millis(10));
+                let all = descendants(pid);
+                let now: Vec<_> = all.iter().map(|&pid| (pid, open(pid), state(pid))).collect();
+                // Who stood in for a leader may be dead already, and unseen by one that is stopped.
+                let rest = now.iter().all(|(.., state)| matches!(state, Some('S' | 'T' | 'Z')));
+                rest && std::mem::replace(&mut before, now.clone()) == now
+            });
+            let mut out = held.child.stdout.take().unwrap();
+            let mut polled = [PollFd::new(out.as_fd(), PollFlags::POLLIN)];
+            let late = poll(&mut polled, PollTimeout::ZERO).unwrap() > 0;
+            kill(Pid::from_raw(victim), Signal::SIGCONT).unwrap();
+            let lines = BufReader::new(&mut out).lines().take(image.tasks.len());
+            for line in lines.map_while(Result::ok) {
+                let (old, new) = line.split_once(' ').expect("OLD NEW");
+                held.pids.push((old.parse().unwrap(), new.parse().unwrap()));
+            }
+            assert_eq!(held.pids.len(), image.tasks.len());
+            let old: HashMap<i32, i32> = held.pids.iter().map(|&(old, new)| (new, old)).collect();
+            let mut most = 0;
+            let table = |old: &i32| {
+                image.tasks.iter().find(|task| task.pid == *old).map(|task| task.table.id)
+            };
+            // What is on its way in the table of the one that was stopped, is in the same table of
+            // others.
+            let stopped = old.get(&victim).and_then(table);
+            for (pid, open, _) in before.iter().filter(|_| !late) {
+                // Not all are tasks: some stand in for the leader of a group.
+                let Some(old) = old.get(pid) else { continue };
+                if table(old) == stopped {
+                    continue;
+                }
+                let more: Vec<_> =
+                    open.iter().filter(|(number, _)| !wanted[old].contains(number)).collect();
+                assert!(more.len() <= services, "{old} has {more:?} as well, {root:?}");
+                looked += 1;
+                most = most.max(more.len());
+            }
+            middles += usize::from(most == services);
+            held.is_small(&bytes);
+            assert_eq!(held.end(Signal::SIGTERM).0, Some(143));
+        }
+        println!("{root:?}: {middles} of {rounds} in the middle, {looked} tables");
+    }
 }
 
 #[test]
