@@ -139,6 +139,13 @@ fn a_table_that_is_shared_has_the_size_that_was_forecast() {
         let dir = scratch.dir();
         let make = ["mkfd", "make", "--close-std", "--dir", dir, "--share", "3"];
         let target = Target::ready(&[&make[..], &specs].concat()).expect("no skip");
+        // Who said that it is ready is its child as well, and ends.
+        let children = format!("/proc/{0}/task/{0}/children", target.pid);
+        let begin = std::time::Instant::now();
+        while fs::read_to_string(&children).unwrap().split_whitespace().count() > 3 {
+            assert!(begin.elapsed().as_secs() < 60, "who said it stays");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let file = scratch.file("shared.fdi");
         pipeline(&[&["fdscan", "--tree", "-o", &file, &target.pid]]).quiet();
         let forecast = place(&file, &[]);
