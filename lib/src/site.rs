@@ -153,16 +153,26 @@ impl<'a> Site<'a> {
         Ok(Made { fd, flags: flags & !ASYNC })
     }
 
-    /// Opens the device that a file of the image names, if the one that is there is `allowed` and
-    /// has the same number.
+    /// [`Site::reopen`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
+    ///
+    /// Where devices are, or if nothing was recorded to hold it against, it is looked at first.
+    pub fn reopen_typed(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Made> {
+        let flags = file.flags as i32;
+        // To open what is a place only, or nothing but a directory, runs no driver.
+        let harmless = flags & (libc::O_PATH | libc::O_DIRECTORY) != 0;
+        let known = file.inode.is_some() && !file.link.0.windows(5).any(|part| part == b"/dev/");
+        match harmless || known {
+            true => self.reopen(file),
+            false => self.reopen_if(file, |found| found.mode & libc::S_IFMT == class),
+        }
+    }
+
+    /// Opens what a file of the image names, if what is there is `allowed` and, for a device, has
+    /// the same number.
     ///
     /// The path could be that of any device by now, and to open it could do anything. So it is
     /// looked at as a place, and then that place is opened.
-    pub fn open_device(
-        &mut self,
-        file: &OpenFile,
-        allowed: impl Fn(&Inode) -> bool,
-    ) -> Result<Made> {
+    pub fn reopen_if(&mut self, file: &OpenFile, allowed: impl Fn(&Inode) -> bool) -> Result<Made> {
         let place = self.open(&file.link.0, libc::O_PATH as u32)?;
         let found = inode_of(place.as_fd()).at(|| "stat")?;
         if !allowed(&found) {
@@ -185,6 +195,16 @@ impl<'a> Site<'a> {
             _ => (),
         }
         Ok(())
+    }
+
+    /// Fails with status 3 if a file is recorded with another type than its kind has.
+    pub fn expect_type(&self, file: &OpenFile, class: libc::mode_t) -> Result<()> {
+        match &file.inode {
+            Some(inode) if inode.mode & libc::S_IFMT != class => {
+                Err(Error::malformed(format!("its inode is not of kind {}", file.kind)))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// [`Site::probe`] for a dry run only: a real one finds out by opening.

@@ -3,7 +3,7 @@
 use crate::harness::{
     MKFD, Pipeline, Scratch, Target, image, pipeline, root, terminal, tool, which,
 };
-use fdkit::image::{Data, Item, Reader, Writer};
+use fdkit::image::{Bytes, Data, Item, Reader, Writer};
 use nix::fcntl::OFlag;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
@@ -522,6 +522,36 @@ fn a_fifo_where_a_file_was_does_not_hang() {
     nix::unistd::mkfifo(scratch.file("regular.3").as_str(), nix::sys::stat::Mode::S_IRUSR).unwrap();
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"];
     pipeline(&[&restore]).refuses(125, &["regular.3", "(status 6)"]);
+}
+
+#[test]
+fn a_record_that_is_of_another_type_than_its_kind_opens_nothing() {
+    let scratch = Scratch::new();
+    let regular = fs::read(image(&scratch, &["regular@3:read"])).unwrap();
+    let fifo = scratch.file("fifo");
+    nix::unistd::mkfifo(fifo.as_str(), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    let refused = |mode: Option<u32>, kind: &str, link: &str, texts: &[&str]| {
+        let bytes = forged(&regular, |items| {
+            for item in items {
+                let Item::File(file) = item else { continue };
+                file.kind = kind.into();
+                file.link = Bytes(link.as_bytes().to_vec());
+                match (&mut file.inode, mode) {
+                    (Some(inode), Some(mode)) => inode.mode = mode,
+                    _ => file.inode = None,
+                }
+            }
+        });
+        let restore = ["fdrestore", "--inherit", "0,1,2", "--", "true"];
+        Pipeline::new(&[&restore]).stdin(bytes).run().refuses(125, texts);
+    };
+    // A reader of a fifo would wait: what is not known to be a file is not opened as one.
+    refused(None, "regular", &fifo, &["fd 3", "another type", "(status 6)"]);
+    refused(Some(0o20600), "regular", "/dev/null", &["fd 3", "(status 3)"]);
+    refused(Some(0o100600), "regular", "/dev/null", &["fd 3", "another type", "(status 6)"]);
+    refused(Some(0o20600), "directory", "/dev/null", &["fd 3", "(status 3)"]);
+    refused(Some(0o100600), "fifo", "/dev/null", &["fd 3", "(status 3)"]);
+    refused(None, "fifo", "/dev/null", &["fd 3", "(status 3)"]);
 }
 
 #[test]

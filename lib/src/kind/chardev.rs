@@ -90,7 +90,7 @@ impl Kind for Chardev {
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         let Chardev {} = self;
-        site.open_device(file, |found| is_known(found, file.flags))
+        site.reopen_if(file, |found| is_known(found, file.flags))
     }
 }
 

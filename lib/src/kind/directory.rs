@@ -32,12 +32,13 @@ impl Kind for Directory {
         if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
             return Err(Error::unrestorable("the directory was removed"));
         }
+        site.expect_type(file, libc::S_IFDIR)?;
         site.foresee(file)
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         let Directory {} = self;
-        site.reopen(file)
+        site.reopen_typed(file, libc::S_IFDIR)
     }
 }
 

@@ -2,7 +2,7 @@
 //! nobody else has filled it since.
 
 use super::{Kind, Sink, pipe};
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
@@ -42,6 +42,10 @@ impl Kind for Fifo {
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if file.inode.is_none() {
+            return Err(Error::malformed("a fifo is known by its inode, which is not there"));
+        }
+        site.expect_type(file, libc::S_IFIFO)?;
         site.foresee(file)
     }
 

@@ -38,12 +38,13 @@ impl Kind for Regular {
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        site.expect_type(file, libc::S_IFREG)?;
         site.foresee(file)
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         let Regular {} = self;
-        site.reopen(file)
+        site.reopen_typed(file, libc::S_IFREG)
     }
 }
 

@@ -183,7 +183,7 @@ impl Kind for Tun {
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
         self.check(file, site)?;
-        let made = site.open_device(file, is_tun)?;
+        let made = site.reopen_if(file, is_tun)?;
         let Tun { device: Some(device) } = self else { return Ok(made) };
         said_if_elsewhere(site);
         let Device {
