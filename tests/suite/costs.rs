@@ -3,7 +3,6 @@
 use crate::harness::{Pipeline, Scratch, Target, pipeline, tool, which};
 use serde_json::Value;
 use std::fs;
-use std::time::Instant;
 
 /// The image of a tree of mkfd.
 fn image(scratch: &Scratch, words: &[&str]) -> String {
@@ -144,15 +143,11 @@ fn a_task_with_inherited_descriptors_takes_few_calls_however_many_tasks_there_ar
             assert_eq!((number(&task["messages"]), number(&task["dups"])), (0, 0), "{task}");
             assert_eq!((number(&task["fdsize"]), number(&task["peak"])), (64, 64), "{task}");
         }
-        let begin = Instant::now();
-        drop(Target::ready(&["fdrestore", "--tree", "-i", &file]).expect("no skip"));
-        took.push((number(&stats["sum"]["system_calls"]) / count as u64, begin.elapsed()));
+        took.push(number(&stats["sum"]["system_calls"]) / count as u64);
     }
     // The parent and fdrestore take a few for each task, too, and these do not grow.
-    let [(few, short), (many, long)] = took[..] else { unreachable!() };
+    let [few, many] = took[..] else { unreachable!() };
     assert!((10..60).contains(&few) && many <= few + 2, "calls a task: {few}, then {many}");
-    // Four times the tasks; a square would be 16 times the time.
-    assert!(long < short * 10, "500 tasks: {short:?}, 2000: {long:?}");
 }
 
 #[test]

@@ -1,13 +1,12 @@
 //! Unmodified daemons at work: every descriptor of theirs has its kind, and nothing is to be said.
 
-use crate::harness::{Pipeline, Scratch, Target, pipeline, root, show, which};
+use crate::harness::{Pipeline, Scratch, Target, pipeline, root, settled, show, which};
 use crate::pipelines::python;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
-use std::time::Duration;
 
 /// A port of TCP that nobody listens on now.
 fn port() -> String {
@@ -19,15 +18,25 @@ fn port() -> String {
 /// know is its `$0`. It is what it says first: its pid.
 fn daemon(ready: &str, about: &str, words: &[&str]) -> Target {
     let script = format!("\"$@\" >&2 & while ! {{ {ready}; }}; do sleep 0.05; done; echo $!; wait");
-    let target = Target::program(&[&["sh", "-c", &script, about], words].concat());
-    // What it starts once it is ready is there, too.
-    std::thread::sleep(Duration::from_secs(1));
-    target
+    Target::program(&[&["sh", "-c", &script, about], words].concat())
+}
+
+/// Waits until a daemon and all that it starts once it is ready have started.
+fn all_settled(pid: &str) {
+    let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("them");
+    loop {
+        let before = children();
+        [pid].into_iter().chain(before.split_whitespace()).for_each(settled);
+        if children() == before {
+            return;
+        }
+    }
 }
 
 /// A whole family is scanned, with contents and without: the number of descriptors of each kind.
 #[track_caller]
 fn scanned(scratch: &Scratch, pid: &str, tasks: usize) -> BTreeMap<String, usize> {
+    all_settled(pid);
     let mut kinds = BTreeMap::new();
     for options in [&["--tree", pid][..], &["--tree", "--data", pid]] {
         let file = scratch.file("a.fdi");
@@ -126,7 +135,8 @@ fn postgres_and_its_backends_have_nothing_that_is_not_known() {
         [&program("psql"), "-h", &data, "-p", &port, "-c", "select pg_sleep(1000)", "postgres"];
     let mut client = crate::harness::command(&[user, &words].concat());
     let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("psql");
-    std::thread::sleep(Duration::from_secs(1));
+    let asks = ["pgrep", "-P", &target.said, "-f", "SELECT"];
+    while pipeline(&[&asks]).stdout.is_empty() {}
     let kinds = scanned(&scratch, &target.said, 6);
     has(
         &kinds,

@@ -12,7 +12,6 @@ mod chart; // the chart of the README
 mod harness; // tools, targets, pipelines, skips
 mod normal; // two records of one thing, made comparable
 
-mod cargo; // what waits in the queues of unix sockets
 mod costs; // --stats against strace, and the bounds of what a restore takes
 mod daemons; // redis, nginx, postgres, asyncio: every descriptor has its kind
 mod errors; // bad input: a clear line, the status, and nothing lost
@@ -34,4 +33,5 @@ mod queues; // message queues: what is in them, and what becomes of their names
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to
 mod tree; // fdrestore --tree: real trees come back, or nothing does
+mod unix; // what waits in the queues of unix sockets
 mod watch; // epoll, inotify, fanotify: programs, and what cannot come back

@@ -31,7 +31,7 @@ impl Kind for Icmp {
         Plain::capture(it, "icmp").map(Icmp)
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         Some(self.0.title(Self::NAME))
     }
 

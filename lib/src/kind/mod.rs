@@ -122,7 +122,7 @@ pub trait Kind: Serialize + DeserializeOwned {
     }
 
     /// What it is, as lsof(8) and ss(8) say it, where that is more than readlink(2) shows.
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         None
     }
 
@@ -220,7 +220,7 @@ const fn entry<K: Kind>() -> Entry {
         },
         disturbs: K::disturbs,
         contents: K::contents,
-        title: |file| body::<K>(file).ok()?.title(),
+        title: |file| body::<K>(file).ok()?.title(file),
         terminal: |file| body::<K>(file).ok()?.terminal(),
         check: |file, site| body::<K>(file)?.check(file, site),
         need: |file| body::<K>(file).map_or(Need::Nothing, |it| it.need(file)),
@@ -339,6 +339,12 @@ mod tests {
         let file = file_of(fd);
         assert_eq!(file.kind, K::NAME);
         body(&file).unwrap()
+    }
+
+    /// What a descriptor is, as `fdimg show` says it.
+    pub(super) fn title_of(fd: impl AsFd) -> String {
+        let file = file_of(fd);
+        (named(&file.kind).unwrap().title)(&file).unwrap()
     }
 
     #[test]

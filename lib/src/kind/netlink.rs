@@ -132,7 +132,7 @@ impl Kind for Netlink {
         })
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         let name = usize::try_from(self.protocol).ok().and_then(|at| NAMES.get(at));
         let mut title = match name.filter(|name| !name.is_empty()) {
             Some(name) => format!("netlink {name}"),
@@ -210,7 +210,7 @@ impl Kind for Netlink {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::body_of;
+    use super::super::tests::{body_of, title_of};
     use super::*;
 
     #[test]
@@ -231,6 +231,6 @@ mod tests {
         assert!(body.port.is_some());
         assert_eq!((body.groups.as_slice(), body.peer), (&[1][..], Some((7, 0))));
         let title = format!("netlink usersock port={} groups=1", body.port.unwrap());
-        assert_eq!(body.title(), Some(title));
+        assert_eq!(title_of(&socket), title);
     }
 }

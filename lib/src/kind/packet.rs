@@ -154,7 +154,7 @@ impl Kind for Packet {
         })
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         let mut title = format!("packet protocol={:#06x}", self.protocol);
         if let Some(device) = &self.device {
             title += &format!(" device={}", escape(&device.name.0));
@@ -242,7 +242,7 @@ impl Kind for Packet {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::body_of;
+    use super::super::tests::{body_of, title_of};
     use super::*;
 
     #[test]
@@ -269,6 +269,6 @@ mod tests {
         assert_eq!(body.device, Some(Device { index: device, name: lo }));
         assert_eq!(body.members, [member]);
         assert_eq!((body.fanout, body.rings), (None, (false, false)));
-        assert_eq!(body.title().as_deref(), Some("packet protocol=0x88b5 device=lo"));
+        assert_eq!(title_of(&socket), "packet protocol=0x88b5 device=lo");
     }
 }

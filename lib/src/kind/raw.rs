@@ -27,7 +27,7 @@ impl Kind for Raw {
         Plain::capture(it, "raw").map(Raw)
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         Some(self.0.title(Self::NAME))
     }
 
@@ -50,7 +50,7 @@ impl Kind for Raw {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::body_of;
+    use super::super::tests::title_of;
     use super::*;
     use crate::sys::socket;
     use nix::errno::Errno;
@@ -62,7 +62,7 @@ mod tests {
             Err(Errno::EPERM) => return,
             raw => raw.unwrap(),
         };
-        let title = || body_of::<Raw>(&raw).title().unwrap();
+        let title = || title_of(&raw);
         assert_eq!(title(), "raw 0.0.0.0:1");
         let to = inet::Address::parse("127.0.0.1:0").unwrap().encode(raw.as_fd()).unwrap();
         socket::connect(raw.as_fd(), &to).unwrap();

@@ -160,7 +160,7 @@ impl Kind for Tcp {
         Ok(tcp)
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         let mut title = format!("{} {} {}", Self::NAME, self.socket.ends(), self.state());
         if let Some((backlog, pending)) = self.listens {
             title += &format!(" backlog={backlog}");
@@ -245,7 +245,7 @@ impl Kind for Tcp {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{body_of, file_of};
+    use super::super::tests::{body_of, file_of, title_of};
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
@@ -259,7 +259,7 @@ mod tests {
         let tcp: Tcp = body_of(&listener);
         assert_eq!((tcp.state, tcp.listens, tcp.ended), (LISTEN, Some((7, 1)), None));
         let title = format!("tcp {address} LISTEN backlog=7 pending=1");
-        assert_eq!(tcp.title(), Some(title));
+        assert_eq!(title_of(&listener), title);
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
         let tcp: Tcp = body_of(&client);
         assert_eq!(tcp.connection.as_ref().unwrap().queued, 5);
         let ends = format!("{from} -> {}", listener.local_addr().unwrap());
-        assert_eq!(tcp.title(), Some(format!("tcp {ends} ESTABLISHED queued=5")));
+        assert_eq!(title_of(&client), format!("tcp {ends} ESTABLISHED queued=5"));
         // A close with unread bytes resets the connection.
         client.write_all(b"never read").unwrap();
         drop(server);

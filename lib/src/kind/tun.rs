@@ -167,7 +167,7 @@ impl Kind for Tun {
         Ok(Tun { device: Device::capture(it, copy.as_fd())? })
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         let device = self.device.as_ref()?;
         let class = if device.flags & TAP != 0 { "tap" } else { "tun" };
         Some(format!("{class} {}", escape(&device.name.0)))

@@ -74,7 +74,7 @@ impl Kind for Udp {
         Ok(offset >= 0 && socket::ready(copy).at(|| "poll")? & libc::POLLIN != 0)
     }
 
-    fn title(&self) -> Option<String> {
+    fn title(&self, _: &OpenFile) -> Option<String> {
         let Udp { socket, queued, unsent, shutdown: _ } = self;
         let name = if socket.protocol() == UDPLITE { "udplite" } else { Self::NAME };
         let mut title = format!("{name} {}", socket.ends());
@@ -391,7 +391,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::body_of;
+    use super::super::tests::{body_of, title_of};
     use super::*;
     use nix::sys::socket::Shutdown;
     use std::net::UdpSocket;
@@ -451,7 +451,7 @@ mod tests {
         let udp: Udp = body_of(&a);
         assert_eq!((udp.queued, udp.shutdown), (Some(5), 0));
         let title = format!("udp {} queued=5", a.local_addr().unwrap());
-        assert_eq!(udp.title(), Some(title));
+        assert_eq!(title_of(&a), title);
         inet::end(b.as_fd(), Shutdown::Read).unwrap();
         let udp: Udp = body_of(&b);
         assert_eq!((udp.queued, udp.shutdown), (None, 1));

@@ -156,6 +156,37 @@ impl Kind for Unix {
         peek(copy, option(libc::SO_TYPE)?, limit, to)
     }
 
+    fn title(&self, file: &OpenFile) -> Option<String> {
+        let class = match i32::from(self.class) {
+            libc::SOCK_STREAM => "stream",
+            libc::SOCK_DGRAM => "dgram",
+            libc::SOCK_SEQPACKET => "seqpacket",
+            _ => return None,
+        };
+        // The link is how its peer, and --inherit, call it.
+        let link = String::from_utf8_lossy(&file.link.0);
+        let mut title = format!("unix {class} {link}");
+        match self.name.as_ref().map(|name| name.0.as_slice()) {
+            Some([0, name @ ..]) => title += &format!(" @{}", String::from_utf8_lossy(name)),
+            Some(name) => title += &format!(" {}", String::from_utf8_lossy(name)),
+            None => (),
+        }
+        match self.peer {
+            Some(0) => title += " -> closed",
+            Some(peer) => title += &format!(" -> socket:[{peer}]"),
+            None => (),
+        }
+        if let Some(backlog) = self.backlog {
+            title += &format!(" LISTEN backlog={backlog}");
+        }
+        for (name, count) in [("pending", self.pending), ("queued", self.queued)] {
+            if count > 0 {
+                title += &format!(" {name}={count}");
+            }
+        }
+        Some(title)
+    }
+
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
         self.class()?;
         self.options.check(options_of(self.class))?;
