@@ -406,6 +406,7 @@ impl<'a> Plan<'a> {
             terminal: &self.terminal,
             moved: HashMap::new(),
             addresses: HashMap::new(),
+            stand_ins: HashSet::new(),
             dressed: Default::default(),
         }
     }

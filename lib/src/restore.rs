@@ -372,6 +372,7 @@ impl<'w, 's> Work<'w, 's> {
                 let kind = kind::named(&file.kind).unwrap_or(&kind::KINDS[kind::KINDS.len() - 1]);
                 let seat = self.site.seat((kind.null)(file)?, fd)?;
                 self.site.seats.insert(file.id, seat);
+                self.site.stand_ins.insert(file.id);
                 self.unsettled.extend(self.site.anywhere.then_some((file.id, fd)));
             }
             _ => (),
@@ -581,7 +582,7 @@ pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<Vec<String>> 
     let mut locked = Vec::new();
     for step in &plan.steps {
         let file = step.file.and_then(|id| plan.image.file(id));
-        let Some(file) = file else { continue };
+        let Some(file) = file.filter(|file| !site.stand_ins.contains(&file.id)) else { continue };
         let Some(seat) = site.seats.get(&file.id).copied() else { continue };
         let kind = kind::named(&file.kind);
         let of_numbers = kind.is_some_and(|kind| (kind.need)(file) == Need::Numbers);

@@ -109,6 +109,8 @@ pub struct Site<'a> {
     pub moved: HashMap<Vec<u8>, Vec<u8>>,
     /// The files of sockets by their addresses, for each kind that has asked who has one.
     pub addresses: HashMap<&'static str, HashMap<String, u32>>,
+    /// The files in whose place is something else: nothing of theirs is put back.
+    pub stand_ins: HashSet<u32>,
     /// Terminals whose settings are put back already.
     pub dressed: HashSet<(u32, u32)>,
 }
