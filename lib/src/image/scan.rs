@@ -106,7 +106,19 @@ pub fn record(whole: &[u8]) -> Option<(&str, &[u8])> {
 
 /// The bytes of the value under this key in a map, with whose head `map` begins.
 pub fn field<'a>(map: &'a [u8], key: &str) -> Option<&'a [u8]> {
-    entries(map).find(|(each, _)| *each == key).map(|(_, value)| value)
+    let (5, pairs, mut at) = head(map).ok().map(|(first, arg, len)| (first >> 5, arg, len))? else {
+        return None;
+    };
+    for _ in 0..pairs {
+        let (_, _, each, len) = raw(map.get(at..)?).ok()?;
+        let value = map.get(at + len..)?;
+        let end = span(value)?;
+        if each == key.as_bytes() {
+            return value.get(..end);
+        }
+        at += len + end;
+    }
+    None
 }
 
 /// The keys of a map and the bytes of their values, in the order of the stream. `map` begins with
@@ -220,33 +232,47 @@ fn wide<const N: usize>(rest: &[u8]) -> Option<[u8; N]> {
     rest.first_chunk().copied()
 }
 
+/// A value as it stands in the stream: its first byte, its argument, the bytes of a string, and the
+/// length of all that.
+#[inline(always)]
+fn raw(buf: &[u8]) -> Result<(u8, u64, &[u8], usize), Stop> {
+    let (first, arg, head) = head(buf)?;
+    if !matches!(first >> 5, 2 | 3) {
+        return Ok((first, arg, &[], head));
+    }
+    if arg > MAX_ITEM as u64 {
+        return refuse(0, TOO_LONG);
+    }
+    let len = head + arg as usize;
+    match buf.get(head..len) {
+        Some(bytes) => Ok((first, arg, bytes, len)),
+        None => Err(Stop::Short(len)),
+    }
+}
+
+fn text(bytes: &[u8], len: usize) -> Result<&str, Stop> {
+    let broken = |bad: std::str::Utf8Error| Malformed {
+        at: len - bytes.len() + bad.valid_up_to(),
+        why: "text that is not UTF-8",
+    };
+    std::str::from_utf8(bytes).map_err(|bad| Stop::Malformed(broken(bad)))
+}
+
 /// The token with which `buf` begins, and its length.
 #[inline(always)]
 fn token(buf: &[u8]) -> Result<(Token<'_>, usize), Stop> {
-    let (first, arg, head) = head(buf)?;
+    let (first, arg, bytes, len) = raw(buf)?;
     let token = match first >> 5 {
         0 => Token::Uint(arg),
         1 => Token::Nint(arg),
-        major @ (2 | 3) => {
-            if arg > MAX_ITEM as u64 {
-                return refuse(0, TOO_LONG);
-            }
-            let len = head + arg as usize;
-            let Some(bytes) = buf.get(head..len) else { return Err(Stop::Short(len)) };
-            if major == 2 {
-                return Ok((Token::Bytes(bytes), len));
-            }
-            return match std::str::from_utf8(bytes) {
-                Ok(text) => Ok((Token::Text(text), len)),
-                Err(bad) => refuse(head + bad.valid_up_to(), "text that is not UTF-8"),
-            };
-        }
+        2 => Token::Bytes(bytes),
+        3 => Token::Text(text(bytes, len)?),
         4 => Token::Array(arg),
         5 => Token::Map(arg),
         _ if first == 0xf6 => Token::Null,
         _ => Token::Bool(first == 0xf5),
     };
-    Ok((token, head))
+    Ok((token, len))
 }
 
 /// The length of the item with which checked bytes begin; none if it is not whole.
@@ -293,8 +319,15 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
         }
         top.left -= 1;
         owed -= 1;
-        let (token, len) = match token(rest) {
-            Ok(found) => found,
+        // Most text is ASCII, which is found out faster than that it is UTF-8.
+        let checked = raw(rest).and_then(|found| match found {
+            (first, _, bytes, len) if first >> 5 == 3 && !bytes.is_ascii() => {
+                text(bytes, len).map(|_| found)
+            }
+            _ => Ok(found),
+        });
+        let (major, count, len) = match checked {
+            Ok((first, arg, _, len)) => (first >> 5, arg, len),
             Err(Stop::Malformed(bad)) => return Err(Malformed { at: at + bad.at, ..bad }),
             Err(Stop::Short(len)) if at + len + owed <= MAX_ITEM => {
                 return Ok(Found::Short(at + len + owed));
@@ -304,8 +337,8 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
         let start = at;
         let bad = move |why| Err(Malformed { at: start, why });
         at += len;
-        if let Token::Array(count) | Token::Map(count) = token {
-            let map = matches!(token, Token::Map(_));
+        if let 4 | 5 = major {
+            let map = major == 5;
             if map && count > MAX_KEYS as u64 {
                 return bad(TOO_MANY_KEYS);
             }
