@@ -12,6 +12,7 @@ use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, dup, fchownat, getegid, geteuid};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
 /// The status flags that F_SETFL can change.
 pub const SETTABLE: u32 =
@@ -108,7 +109,7 @@ pub struct Site<'a> {
     /// Paths of the image that are others now.
     pub moved: HashMap<Vec<u8>, Vec<u8>>,
     /// The files of sockets by their addresses, for each kind that has asked who has one.
-    pub addresses: HashMap<&'static str, HashMap<String, u32>>,
+    pub addresses: HashMap<&'static str, Rc<HashMap<Vec<u8>, u32>>>,
     /// The files in whose place is something else: nothing of theirs is put back.
     pub stand_ins: HashSet<u32>,
     /// Terminals whose settings are put back already.

@@ -19,7 +19,6 @@ mod files; // memfds, devices, queues, tunnels: programs, and what cannot come b
 mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
 mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
 mod images; // what released versions wrote stays readable
-mod images; // what released versions wrote stays readable
 mod internet; // sockets: servers, clients, connections, ports that are taken, other namespaces
 mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
 mod links; // netlink and packet sockets, tunnels: what is lost, and what cannot come back

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 const UDPLITE: i32 = 136;
 
@@ -248,7 +249,7 @@ struct Post<'a> {
 /// The restored socket of this protocol that has this address.
 fn standing(site: &mut Site<'_>, protocol: i32, address: &Address) -> Option<Seat> {
     let (sockets, image) = (site.sockets, site.image);
-    let name = |protocol: i32, address: &str| format!("{protocol} {address}");
+    let name = |protocol: i32, address: &str| format!("{protocol} {address}").into_bytes();
     let all = site.addresses.entry(Udp::NAME).or_insert_with(|| {
         let file = |id: &u32| image.file(*id).filter(|file| file.kind == Udp::NAME);
         let address = |file: &OpenFile| {
@@ -256,7 +257,7 @@ fn standing(site: &mut Site<'_>, protocol: i32, address: &Address) -> Option<Sea
             let local = body.socket.local().ok().flatten()?;
             Some((name(body.socket.protocol(), &local.to_string()), file.id))
         };
-        sockets.values().filter_map(file).filter_map(address).collect()
+        Rc::new(sockets.values().filter_map(file).filter_map(address).collect())
     });
     let id = all.get(&name(protocol, &address.to_string()))?;
     site.seats.get(id).copied()

@@ -25,6 +25,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::rc::Rc;
 
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 /// The longest queue that is read: beyond any that net.core.rmem_max allows by default.
@@ -487,7 +488,8 @@ impl Unix {
         let mut differs = Differs::default();
         messages(site, file, false, |message| {
             let from = message.from;
-            if let Some(seat) = from.and_then(|from| senders.get(from)) {
+            let standing = from.and_then(|from| site.seats.get(senders.get(from)?)).copied();
+            if let Some(seat) = standing {
                 return post(message, seat.as_fd(), &to, false, site, &mut differs);
             }
             let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
@@ -512,14 +514,18 @@ fn sockaddr(name: &[u8]) -> Vec<u8> {
     [&family, name, end].concat()
 }
 
-/// The restored sockets by their names.
-fn names(site: &Site<'_>) -> HashMap<Vec<u8>, Seat> {
-    let named = |&id: &u32| {
-        let seat = *site.seats.get(&id)?;
-        let record: Unix = super::body(site.image.file(id)?).ok()?;
-        Some((record.name?.0, seat))
-    };
-    site.sockets.values().filter_map(named).collect()
+/// The files of the restored sockets by their names.
+fn names(site: &mut Site<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
+    let (sockets, image) = (site.sockets, site.image);
+    let all = site.addresses.entry(Unix::NAME).or_insert_with(|| {
+        let file = |id: &u32| image.file(*id).filter(|file| file.kind == Unix::NAME);
+        let named = |file: &OpenFile| {
+            let record: Unix = super::body(file).ok()?;
+            Some((record.name?.0, file.id))
+        };
+        Rc::new(sockets.values().filter_map(file).filter_map(named).collect())
+    });
+    all.clone()
 }
 
 /// A message on its way into a queue.
