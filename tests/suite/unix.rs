@@ -455,3 +455,17 @@ fn a_connection_to_outside_is_refused_handed_down_or_at_its_end() {
     assert!(link("3").is_some());
     assert_eq!(link("3"), link("0"));
 }
+
+#[test]
+fn an_abstract_name_that_is_taken_is_refused() {
+    let scratch = Scratch::new();
+    let name = format!("unix@3:abstract=fdkit-taken-{}", std::process::id());
+    let target = target!(scratch.dir(), &[&name]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"];
+    let texts = ["fd 3", "another socket has the name", "(status 6)"];
+    pipeline(&[&restore]).refuses(125, &texts);
+    drop(target);
+    pipeline(&[&restore]).quiet();
+}

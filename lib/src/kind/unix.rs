@@ -374,7 +374,12 @@ impl Unix {
         let at = address(&name.0)?;
         let shown = escape(&name.0).into_owned();
         if name.0.starts_with(&[0]) {
-            return bind(fd.as_raw_fd(), &at).at(|| format!("bind to {shown}"));
+            return match bind(fd.as_raw_fd(), &at) {
+                Err(Errno::EADDRINUSE) => {
+                    Err(Error::unrestorable(format!("another socket has the name {shown}")))
+                }
+                bound => bound.at(|| format!("bind to {shown}")),
+            };
         }
         let path = Path::new(std::ffi::OsStr::from_bytes(&name.0));
         let here = std::env::current_dir().ok();
