@@ -423,6 +423,34 @@ impl Row {
     }
 }
 
+/// What every socket has, and no code of a unix socket asks for (net/unix/af_unix.c, Linux 6.18):
+/// devices, ports and packets are of networks.
+const OF_NETWORKS: &[&str] = &[
+    "SO_DEBUG",
+    "SO_REUSEADDR",
+    "SO_REUSEPORT",
+    "SO_KEEPALIVE",
+    "SO_BROADCAST",
+    "SO_DONTROUTE",
+    "SO_RESERVE_MEM",
+    "SO_MARK",
+    "SO_RCVMARK",
+    "SO_RCVPRIORITY",
+    "SO_BINDTODEVICE",
+    "SO_BUSY_POLL",
+    "SO_PREFER_BUSY_POLL",
+    "SO_BUSY_POLL_BUDGET",
+    "SO_NO_CHECK",
+    "SO_RXQ_OVFL",
+    "SO_WIFI_STATUS",
+    "SO_NOFCS",
+    "SO_SELECT_ERR_QUEUE",
+    "SO_MAX_PACING_RATE",
+    "SO_INCOMING_CPU",
+    "SO_ZEROCOPY",
+    "SO_TXTIME",
+];
+
 /// An option that sockets of a class have, and what a fresh one has.
 struct Usual {
     row: &'static Row,
@@ -449,7 +477,8 @@ fn usual(class: Class) -> Result<Arc<[Usual]>> {
             && matches!(same(), Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP));
         (!fixed).then_some(Usual { row, bytes })
     };
-    let usual: Arc<[Usual]> = ROWS.iter().filter_map(ask).collect();
+    let serves = |row: &&Row| family != libc::AF_UNIX || !OF_NETWORKS.contains(&row.name);
+    let usual: Arc<[Usual]> = ROWS.iter().filter(serves).filter_map(ask).collect();
     if let Ok(mut known) = KNOWN.write() {
         known.get_or_insert_default().insert(class, usual.clone());
     }

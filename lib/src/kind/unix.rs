@@ -133,7 +133,7 @@ impl Kind for Unix {
             pending: found.pending,
             queued: if found.listens { 0 } else { found.queue.0 },
             shutdown: found.shutdown,
-            urgent: sys::socket::urgent(copy.as_fd()).is_some(),
+            urgent: found.queue.0 > 0 && sys::socket::urgent(copy.as_fd()).is_some(),
             options: Options::read(copy.as_fd(), options_of(found.class))?,
         })
     }
@@ -467,6 +467,9 @@ impl Unix {
     /// Writes what waited to be read into the other end.
     fn fill(&self, file: &OpenFile, other: BorrowedFd<'_>, site: &mut Site<'_>) -> Result<()> {
         self.lost(file, site);
+        if !site.has_contents(file.object) {
+            return Ok(());
+        }
         let mut differs = Differs::default();
         let name = || sys::socket::name(other).ok().and_then(|name| sender(&name));
         let mut named = name();
