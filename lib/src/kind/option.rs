@@ -477,7 +477,8 @@ fn usual(class: Class) -> Result<Arc<[Usual]>> {
             && matches!(same(), Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP));
         (!fixed).then_some(Usual { row, bytes })
     };
-    let serves = |row: &&Row| family != libc::AF_UNIX || !OF_NETWORKS.contains(&row.name);
+    let of_unix = |row: &Row| row.level == SOCKET && !OF_NETWORKS.contains(&row.name);
+    let serves = |row: &&Row| family != libc::AF_UNIX || of_unix(row);
     let usual: Arc<[Usual]> = ROWS.iter().filter(serves).filter_map(ask).collect();
     if let Ok(mut known) = KNOWN.write() {
         known.get_or_insert_default().insert(class, usual.clone());
