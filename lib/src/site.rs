@@ -108,7 +108,7 @@ pub struct Site<'a> {
     pub terminal: &'a Fate,
     /// Paths of the image that are others now.
     pub moved: HashMap<Vec<u8>, Vec<u8>>,
-    /// The files of sockets by their addresses, for each kind that has asked who has one.
+    /// The files of sockets by their addresses, for each question of who has one.
     pub addresses: HashMap<&'static str, Rc<HashMap<Vec<u8>, u32>>>,
     /// The files in whose place is something else: nothing of theirs is put back.
     pub stand_ins: HashSet<u32>,

@@ -345,14 +345,10 @@ impl Unix {
     /// accepted has its listener's.
     fn keep_name(&self, fd: &OwnedFd, file: &OpenFile, site: &mut Site<'_>) {
         let Some(name) = &self.name else { return };
-        let listens = |it: &OpenFile| {
-            let other = (it.kind == Self::NAME).then(|| super::body::<Unix>(it));
-            other
-                .and_then(Result::ok)
-                .is_some_and(|it| it.backlog.is_some() && it.name == self.name)
-        };
         let bound = match name.0.starts_with(&[0]) {
-            _ if site.image.files.iter().any(listens) => Err(Error::unrestorable("its listener's")),
+            _ if listeners(site).contains_key(&name.0) => {
+                Err(Error::unrestorable("its listener's"))
+            }
             false if site.root.is_some() => Err(Error::unrestorable("not below --root")),
             _ => self.bind(fd, name, self.node, site),
         };
@@ -520,6 +516,20 @@ fn sockaddr(name: &[u8]) -> Vec<u8> {
     // A path ends with a NUL.
     let end: &[u8] = if name.starts_with(&[0]) { &[] } else { &[0] };
     [&family, name, end].concat()
+}
+
+/// The sockets of the image that listen, restored or not, by their names.
+fn listeners(site: &mut Site<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
+    let image = site.image;
+    let all = site.addresses.entry("unix listeners").or_insert_with(|| {
+        let named = |file: &OpenFile| {
+            let record: Unix = super::body(file).ok().filter(|it: &Unix| it.backlog.is_some())?;
+            Some((record.name?.0, file.id))
+        };
+        let files = image.files.iter().filter(|file| file.kind == Unix::NAME);
+        Rc::new(files.filter_map(named).collect())
+    });
+    all.clone()
 }
 
 /// The files of the restored sockets by their names.
