@@ -838,6 +838,7 @@ const WINDOW: &str = "
 import fcntl, os, pty, struct, sys, termios
 pid, master = pty.fork()
 if pid == 0: os.execvp(sys.argv[1], sys.argv[1:])
+while os.tcgetpgrp(master) != pid: pass # its own terminal is the child's doing
 fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack('HHHH', 31, 81, 0, 0))
 print(pid, flush=True)
 for fd in (0, 1, 2): os.dup2(os.open('/dev/null', os.O_RDWR), fd)
