@@ -328,18 +328,15 @@ impl<W: Write> Scan<'_, W> {
             let lost = "sharing, owners and sizes are not in the image";
             self.trouble(Status::No, format!("{}: {lost}: {why}", process.pid));
         }
-        for result in look(process, &numbers, fetch) {
-            match result {
-                Ok(taken) => self.write(table, at, process, pids, taken, fetch)?,
-                // A number closed since it was listed is a change, which is told below.
-                Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => (),
-                Err((fd, err)) => {
-                    self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
-                    self.write(table, at, process, pids, unreadable(fd, &err), false)?;
-                }
+        look(process, &numbers, fetch, &mut |looked| match looked {
+            Ok(taken) => self.write(table, at, process, pids, taken, fetch),
+            // A number closed since it was listed is a change, which is told below.
+            Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => Ok(()),
+            Err((fd, err)) => {
+                self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
+                self.write(table, at, process, pids, unreadable(fd, &err), false)
             }
-        }
-        Ok(())
+        })
     }
 
     /// Writes a slot, and its file if that is not in the image yet.
@@ -599,27 +596,47 @@ impl Holder {
 
 /// Below this many descriptors a second thread costs more than it saves.
 const WORTH_A_THREAD: usize = 512;
+/// So many are handed over at once by a thread to the one that writes them.
+const HANDFUL: usize = 128;
 
-/// Looks at numbers of a process, on several processors if they are many.
+type Looked = std::result::Result<Taken, (RawFd, Error)>;
+
+/// Looks at numbers of a process, on several processors if they are many, and hands them on in
+/// their order.
 fn look(
     process: &Process,
     numbers: &[RawFd],
     fetch: bool,
-) -> Vec<std::result::Result<Taken, (RawFd, Error)>> {
-    let part = |numbers: &[RawFd]| {
+    each: &mut dyn FnMut(Looked) -> Result<()>,
+) -> Result<()> {
+    let take = |fd, text: &mut Vec<u8>| take(process, fd, fetch, text).map_err(|err| (fd, err));
+    let most = numbers.len() / WORTH_A_THREAD;
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(8);
+    if most < 2 || threads < 2 {
         let mut text = Vec::with_capacity(4096);
-        let take = |&fd| take(process, fd, fetch, &mut text).map_err(|err| (fd, err));
-        numbers.iter().map(take).collect::<Vec<_>>()
-    };
-    if numbers.len() < 2 * WORTH_A_THREAD {
-        return part(numbers);
+        return numbers.iter().try_for_each(|&fd| each(take(fd, &mut text)));
     }
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(8);
-    let share = numbers.len().div_ceil(cores).max(WORTH_A_THREAD);
+    let threads = threads.min(most);
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            numbers.chunks(share).map(|chunk| scope.spawn(move || part(chunk))).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        // What is looked at and not yet written is a few handfuls of each thread, however many
+        // there are.
+        let spawn = |first| {
+            let (to, from) = std::sync::mpsc::sync_channel::<Vec<Looked>>(4);
+            scope.spawn(move || {
+                let mut text = Vec::with_capacity(4096);
+                for some in numbers.chunks(HANDFUL).skip(first).step_by(threads) {
+                    let looked = some.iter().map(|&fd| take(fd, &mut text)).collect();
+                    // Nobody wants more once it cannot be written.
+                    if to.send(looked).is_err() {
+                        break;
+                    }
+                }
+            });
+            from
+        };
+        let from: Vec<_> = (0..threads).map(spawn).collect();
+        let handfuls = (0..numbers.len().div_ceil(HANDFUL)).map(|nth| from[nth % threads].recv());
+        handfuls.map_while(|it| it.ok()).flatten().try_for_each(each)
     })
 }
 

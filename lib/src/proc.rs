@@ -38,6 +38,8 @@ pub struct Process {
     netns: OnceLock<Option<OwnedFd>>,
     /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
     others: Mutex<HashMap<u64, Option<u64>>>,
+    /// The device number of pipefs.
+    pipes: OnceLock<(u32, u32)>,
     groups: OnceLock<Vec<(IpAddr, u32)>>,
     remotes: Mutex<HashMap<String, Remotes>>,
 }
@@ -142,6 +144,7 @@ impl Process {
             diag: Diag::default(),
             netns: OnceLock::new(),
             others: Mutex::default(),
+            pipes: OnceLock::new(),
             groups: OnceLock::new(),
             remotes: Mutex::default(),
         })
@@ -777,8 +780,15 @@ impl<'a> Descriptor<'a> {
             {
                 format!("socket:[{}]", inode.ino).into_bytes()
             }
+            // So it is on pipefs, which is known by the first of its pipes.
+            Some(inode) if process.pipes.get() == Some(&inode.dev) => {
+                format!("pipe:[{}]", inode.ino).into_bytes()
+            }
             _ => read_link().at(|| "readlink")?,
         };
+        if let Some(inode) = inode.as_ref().filter(|_| link.starts_with(b"pipe:[")) {
+            let _ = process.pipes.set(inode.dev);
+        }
         Ok(Descriptor {
             process,
             fd,
