@@ -9,6 +9,7 @@ use crate::image::{
 };
 use crate::kind::{self, Entry, KINDS, Piece};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
+use crate::progress::{Progress, Unit};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -116,11 +117,13 @@ pub fn capture<W: Write>(
     say: &mut dyn FnMut(String),
 ) -> Result<(W, Status, Summary)> {
     let mut frozen = Frozen::default();
-    let mut processes = gather(pids, options, &mut frozen)?;
+    let mut progress = Progress::new(TOOL, Unit::Of("processes"), None);
+    let mut processes = gather(pids, options, &mut frozen, &mut progress)?;
     let mut scan = Scan {
         options,
         say,
         status: Status::Done,
+        progress,
         out: Writer::new(out),
         seen: HashMap::new(),
         objects: HashMap::new(),
@@ -134,7 +137,7 @@ pub fn capture<W: Write>(
         contents: options.data.is_some(),
         frozen: options.freeze || options.stop,
         passive: options.passive,
-        ..head("fdscan")
+        ..head(TOOL)
     }))?;
     scan.tables(&mut processes)?;
     scan.queues(&processes)?;
@@ -158,8 +161,16 @@ fn raise_limit() -> Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
+/// Who makes images of processes.
+const TOOL: &str = "fdscan";
+
 /// Takes hold of all processes, parents before children, and stops them if that is asked.
-fn gather(pids: &[i32], options: &Options, frozen: &mut Frozen) -> Result<Vec<Process>> {
+fn gather(
+    pids: &[i32],
+    options: &Options,
+    frozen: &mut Frozen,
+    progress: &mut Progress,
+) -> Result<Vec<Process>> {
     if options.tree || pids.len() > 1 {
         // Each takes a few descriptors.
         raise_limit()?;
@@ -189,6 +200,7 @@ fn gather(pids: &[i32], options: &Options, frozen: &mut Frozen) -> Result<Vec<Pr
             }
         }
         processes.push(process);
+        progress.add(1);
     }
     Ok(processes)
 }
@@ -220,6 +232,7 @@ struct Scan<'a, W: Write> {
     options: &'a Options,
     say: &'a mut dyn FnMut(String),
     status: Status,
+    progress: Progress,
     out: Writer<W>,
     /// Files by what /proc tells of them; those of one key are ordered by kcmp(2).
     seen: HashMap<u64, Vec<Seen>>,
@@ -246,6 +259,7 @@ impl<W: Write> Scan<'_, W> {
         let mut before: Vec<(Identity, Vec<RawFd>)> = Vec::new();
         // Only tables of as many numbers can be one; the first tables of each, as kcmp(2) orders them.
         let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        self.progress.turn(Unit::Of("tasks"), Some(processes.len() as u64));
         for (at, process) in processes.iter().enumerate() {
             let pid = process.pid;
             let identity = process.identity().map_err(named(pid))?;
@@ -276,7 +290,10 @@ impl<W: Write> Scan<'_, W> {
             self.summary.tasks += 1;
             self.out.put(&Item::Task(task))?;
             before.push((identity, numbers));
+            self.progress.add(1);
         }
+        let all = tables.iter().map(|(at, _)| before[*at].1.len() as u64).sum();
+        self.progress.turn(Unit::Of("descriptors"), Some(all));
         for (table, (at, pids)) in tables.iter().enumerate() {
             let process = &processes[*at];
             let (identity, numbers) = &before[*at];
@@ -319,7 +336,9 @@ impl<W: Write> Scan<'_, W> {
     ) -> Result<()> {
         let filters = &self.options.filters;
         let wanted = |fd: &RawFd| filters.iter().all(|filter| filter.may_pass(*fd as u32));
+        let all = numbers.len();
         let numbers: Vec<RawFd> = numbers.iter().copied().filter(wanted).collect();
+        self.progress.add((all - numbers.len()) as u64);
         let mut fetch = !self.options.passive;
         let refused = |&first| sys::pidfd_getfd(process.pidfd(), first).err() == Some(Errno::EPERM);
         if fetch && numbers.first().is_some_and(refused) {
@@ -328,13 +347,19 @@ impl<W: Write> Scan<'_, W> {
             let lost = "sharing, owners and sizes are not in the image";
             self.trouble(Status::No, format!("{}: {lost}: {why}", process.pid));
         }
-        look(process, &numbers, fetch, &mut |looked| match looked {
-            Ok(taken) => self.write(table, at, process, pids, taken, fetch),
-            // A number closed since it was listed is a change, which is told below.
-            Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => Ok(()),
-            Err((fd, err)) => {
-                self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
-                self.write(table, at, process, pids, unreadable(fd, &err), false)
+        look(process, &numbers, fetch, &mut |looked| {
+            // What the clock takes is nothing beside a look.
+            self.progress.add(1);
+            match looked {
+                Ok(taken) => self.write(table, at, process, pids, taken, fetch),
+                // A number closed since it was listed is a change, which is told below.
+                Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => {
+                    Ok(())
+                }
+                Err((fd, err)) => {
+                    self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
+                    self.write(table, at, process, pids, unreadable(fd, &err), false)
+                }
             }
         })
     }
@@ -526,17 +551,21 @@ impl<W: Write> Scan<'_, W> {
     /// Writes the contents of all objects, after all files and slots.
     fn contents(&mut self, processes: &[Process]) -> Result<()> {
         let Some(limit) = self.options.data else { return Ok(()) };
+        self.progress.turn(Unit::Bytes, None);
         for at in 0..self.holders.len() {
             let object = self.holders[at].object;
             if let Some(read) = self.holders[at].read.take() {
                 for data in read {
-                    self.summary.contents += data.bytes.0.len() as u64;
+                    let count = data.bytes.0.len() as u64;
+                    self.summary.contents += count;
+                    self.progress.add(count);
                     self.out.put(&Item::Data(data))?;
                 }
                 continue;
             }
             let mut failed = None;
             let (out, summary) = (&mut self.out, &mut self.summary);
+            let progress = &mut self.progress;
             let mut put = |piece: Piece<'_>| {
                 let Piece { offset, bytes, with, fds } = piece;
                 if !fds.is_empty() {
@@ -544,6 +573,7 @@ impl<W: Write> Scan<'_, W> {
                     return Err(Error::new(Status::Gone, why));
                 }
                 summary.contents += bytes.len() as u64;
+                progress.add(bytes.len() as u64);
                 let bytes = Bytes(bytes.to_vec());
                 let data = Data { object, offset, with: with.map(Box::new), bytes };
                 out.put(&Item::Data(data)).inspect_err(|err| failed = Some(err.clone()))

@@ -6,6 +6,7 @@
 //! value as the next word, then `--`, then the rest.
 
 use crate::error::{Error, Result, Status};
+use crate::progress;
 use crate::sys::{start, tty};
 use crate::text::{escape, one_line};
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, FromArgValue, FromArgs};
@@ -141,6 +142,7 @@ impl Tool {
     /// That it cannot be said is nobody's failure: the result of the write is dropped. What could
     /// break the line or drive the terminal is shown as in [`escape`]; backslashes stay.
     pub fn warn(&self, message: impl Display) {
+        progress::hide();
         self.warn_to(io::stderr().as_fd(), message);
     }
 

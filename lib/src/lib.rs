@@ -11,6 +11,7 @@ pub mod count;
 pub mod diag;
 pub mod filter;
 pub mod proc;
+pub mod progress;
 pub mod service;
 pub mod shrink;
 pub mod site;

@@ -29,6 +29,7 @@ mod odd; // what no kind knows is recorded in silence
 mod peers; // lsfd and lsof say the same
 mod pipelines; // python3, sh, redis-server; select, verify, head
 mod placement; // fdimg place, and what the kernel shows after each policy
+mod progress; // how far long work is, on a terminal
 mod queues; // message queues: what is in them, and what becomes of their names
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to

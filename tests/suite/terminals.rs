@@ -20,18 +20,20 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A terminal that we type to and look at, and perhaps a program on it.
-struct Screen {
+pub(crate) struct Screen {
     master: fs::File,
-    slave: Option<OwnedFd>,
+    pub(crate) slave: Option<OwnedFd>,
     /// Its path.
     tty: String,
     seen: Vec<u8>,
-    child: Option<Child>,
+    /// All that was read.
+    all: Vec<u8>,
+    pub(crate) child: Option<Child>,
 }
 
 impl Screen {
     /// A terminal that nobody's session has.
-    fn new() -> Screen {
+    pub(crate) fn new() -> Screen {
         let size = libc::winsize { ws_row: 20, ws_col: 70, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).expect("a pseudo terminal");
         for fd in [&pair.master, &pair.slave] {
@@ -39,7 +41,7 @@ impl Screen {
         }
         let tty = ttyname(&pair.slave).expect("its name").display().to_string();
         let (master, slave) = (pair.master.into(), Some(pair.slave));
-        Screen { master, slave, tty, seen: Vec::new(), child: None }
+        Screen { master, slave, tty, seen: Vec::new(), all: Vec::new(), child: None }
     }
 
     /// A program that leads a session of its own on a new terminal.
@@ -66,7 +68,7 @@ impl Screen {
 
     /// Reads until this text was seen since the last wait.
     #[track_caller]
-    fn wait(&mut self, text: &str) {
+    pub(crate) fn wait(&mut self, text: &str) {
         let begin = Instant::now();
         loop {
             let seen = String::from_utf8_lossy(&self.seen).into_owned();
@@ -75,14 +77,28 @@ impl Screen {
                 return;
             }
             assert!(begin.elapsed() < LIMIT, "{text:?} is not said, but {seen:?}");
-            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-            poll(&mut polled, 100_u16).expect("poll");
-            if polled[0].revents().is_some_and(|got| got.contains(PollFlags::POLLIN)) {
-                let mut buffer = [0; 4096];
-                let got = self.master.read(&mut buffer).unwrap_or(0);
-                self.seen.extend_from_slice(&buffer[..got]);
-            }
+            let more = self.more(100);
+            self.seen.extend(more);
         }
+    }
+
+    /// What there is to read within so many milliseconds.
+    fn more(&mut self, limit: u16) -> Vec<u8> {
+        let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, limit).expect("poll");
+        if !polled[0].revents().is_some_and(|got| got.contains(PollFlags::POLLIN)) {
+            return Vec::new();
+        }
+        let mut buffer = [0; 4096];
+        let got = self.master.read(&mut buffer).unwrap_or(0);
+        self.all.extend_from_slice(&buffer[..got]);
+        buffer[..got].to_vec()
+    }
+
+    /// All that was ever written to it.
+    pub(crate) fn all(&mut self) -> Vec<u8> {
+        while !self.more(0).is_empty() {}
+        self.all.clone()
     }
 
     /// Types a line to a shell, and gives what it says before the next prompt.
@@ -93,13 +109,7 @@ impl Screen {
         let begin = Instant::now();
         while !String::from_utf8_lossy(&all).contains("end\r\n") {
             assert!(begin.elapsed() < LIMIT, "{line:?}: {:?}", String::from_utf8_lossy(&all));
-            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-            poll(&mut polled, 100_u16).expect("poll");
-            if polled[0].revents().is_some_and(|got| got.contains(PollFlags::POLLIN)) {
-                let mut buffer = [0; 4096];
-                let got = self.master.read(&mut buffer).unwrap_or(0);
-                all.extend_from_slice(&buffer[..got]);
-            }
+            all.extend(self.more(100));
         }
         let text = String::from_utf8_lossy(&all).replace('\r', "");
         let text = text.rsplit_once("end\n").map_or(text.as_str(), |(text, _)| text).to_owned();
@@ -140,7 +150,7 @@ impl Screen {
     }
 
     #[track_caller]
-    fn ends(&mut self) -> ExitStatus {
+    pub(crate) fn ends(&mut self) -> ExitStatus {
         let begin = Instant::now();
         let child = self.child.as_mut().expect("a program");
         loop {

@@ -104,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
 
 /// stdin in a file without a name, so that it can be read twice.
 fn spool() -> Result<File> {
-    let mut from = cli::binary_stdin("name a FILE or use a pipe")?;
+    let mut from = source::reading(cli::binary_stdin("name a FILE or use a pipe")?);
     let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
     let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
     let mut file = File::from(open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
@@ -120,7 +120,7 @@ fn spool() -> Result<File> {
 /// Which records are kept: a file because a slot that passes names it, a kept file does, or it waits
 /// in the queue of one.
 fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
-    let mut reader = Reader::new(&mut *from);
+    let mut reader = Reader::new(source::reading(&mut *from));
     reader.head()?;
     let mut kept = Bits::default();
     let mut objects = Ordinals::default();
@@ -223,7 +223,7 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
 /// The files that have objects, each with its object, by their places.
 fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(usize, usize)>> {
     from.rewind()?;
-    let mut reader = Reader::new(from);
+    let mut reader = Reader::new(source::reading(from));
     let mut owners = Vec::new();
     while let Some(Entry { item, .. }) = reader.next()? {
         if let Item::File(file) = item {
@@ -235,7 +235,7 @@ fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(
 }
 
 fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {
-    let mut reader = Reader::new(from);
+    let mut reader = Reader::new(source::reading(from));
     let mut writer = Writer::new(out);
     if let Some((_, _, head)) = reader.next_again()? {
         writer.pass(head)?;

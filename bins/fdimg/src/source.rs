@@ -2,15 +2,22 @@
 
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Result};
+use fdkit::progress::Reading;
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsFd;
 
 /// Opens it. A terminal is refused.
 pub(crate) fn open(file: Option<&Arg>) -> Result<Box<dyn Read>> {
     Ok(match file.filter(|path| !path.is_dash()) {
-        Some(path) => Box::new(File::open(path.as_path()).at(|| path.to_string())?),
-        None => Box::new(cli::binary_stdin("name a FILE or use a pipe")?),
+        Some(path) => Box::new(reading(File::open(path.as_path()).at(|| path.to_string())?)),
+        None => Box::new(reading(cli::binary_stdin("name a FILE or use a pipe")?)),
     })
+}
+
+/// Something that this tool reads.
+pub(crate) fn reading<R: Read + AsFd>(from: R) -> Reading<R> {
+    Reading::new(crate::TOOL.name(), from)
 }
 
 /// Its name in messages.

@@ -19,7 +19,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let from = cli::binary_stdin("use a pipe: fdscan PID | fdimg write")?;
+    let from = source::reading(cli::binary_stdin("use a pipe: fdscan PID | fdimg write")?);
     let name = || source::name(None);
     let mut reader = Reader::new(from);
     let (_, head) = reader.head().at(name)?;

@@ -10,6 +10,7 @@ use fdkit::cli::{self, Arg, End, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Image;
 use fdkit::plan::{Inherit, Missing, Options, Plan};
+use fdkit::progress::Reading;
 use fdkit::restore::restore;
 use fdkit::service::Placement;
 use fdkit::site::Changed;
@@ -131,7 +132,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         placement: args.placement.0,
     };
     let mut spool = spool(&args)?;
-    let image = Image::load(&mut spool).at(|| name(&args))?;
+    let image = Image::load(Reading::new(TOOL.name(), &mut spool)).at(|| name(&args))?;
     if image.head.passive {
         tool.warn("the image was made with --passive: what was shared is restored apart");
     }
@@ -210,8 +211,11 @@ fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
 /// file meanwhile.
 fn spool(args: &Args) -> Result<File> {
     let mut from: Box<dyn Read> = match args.image.as_ref().filter(|path| !path.is_dash()) {
-        Some(path) => Box::new(File::open(path.as_path()).at(|| path.to_string())?),
-        None => Box::new(cli::binary_stdin("use a pipe or -i IMAGE")?),
+        Some(path) => {
+            let file = File::open(path.as_path()).at(|| path.to_string())?;
+            Box::new(Reading::new(TOOL.name(), file))
+        }
+        None => Box::new(Reading::new(TOOL.name(), cli::binary_stdin("use a pipe or -i IMAGE")?)),
     };
     let fail = |err: memfd::Error| Error::new(Status::System, err.to_string()).at("memfd");
     let memory =

@@ -6,6 +6,7 @@ use fdkit::cli::{self, Arg, Tool};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Bytes, Entry, Item, OpenFile, Reader, Writer};
 use fdkit::kind;
+use fdkit::progress::Reading;
 use fdkit::sys::tty;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -108,7 +109,7 @@ fn target(place: &Place) -> OpenFile {
 
 /// stdin in a file without a name, so that it can be read twice.
 fn spool() -> Result<File> {
-    let mut from = cli::binary_stdin("use a pipe")?;
+    let mut from = Reading::new(crate::TOOL.name(), cli::binary_stdin("use a pipe")?);
     let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
     let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
     let mut file = File::from(open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);

@@ -12,6 +12,7 @@ use crate::image::Credentials;
 use crate::image::Task;
 use crate::plan::{Deed, Missing, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
+use crate::progress::{Progress, Unit};
 use crate::restore::{self, With, Work, close_others, place, raise_limit, room, seize};
 use crate::service::{self, Placement, Size, Wanted};
 use crate::shrink;
@@ -422,8 +423,12 @@ impl Crew<'_> {
     /// Waits until all tasks have come to a stage; fails if one has died.
     fn wait_for(&self, stage: i32) -> Result<()> {
         let count = self.tree.image.tasks.len() as i32;
+        let mut progress = Progress::new("fdrestore", Unit::Of("tasks"), u64::try_from(count).ok());
+        let mut told = count * (stage - 1);
         loop {
             let arrived = self.board.cell(ARRIVED).load(Ordering::Acquire);
+            progress.add(u64::try_from(arrived - told).unwrap_or(0));
+            told = told.max(arrived);
             let failed = self.board.cell(FAILED).load(Ordering::Acquire);
             if failed != 0 {
                 return Err(self.failure(failed as usize - 1));
