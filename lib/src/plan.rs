@@ -343,10 +343,10 @@ impl<'a> Plan<'a> {
         self.steps = steps;
         self.problems.extend(problems);
         // What is not made cannot be the other end of anything.
-        for id in failed.keys() {
-            self.lowest.remove(id);
+        if !failed.is_empty() {
+            self.lowest.retain(|id, _| !failed.contains_key(id));
             for files in self.objects.values_mut() {
-                files.retain(|file| file != id);
+                files.retain(|id| !failed.contains_key(id));
             }
         }
         Ok(())
@@ -429,12 +429,16 @@ impl<'a> Plan<'a> {
 
     /// The number of a step, or where else it stands in the image.
     fn number(&self, step: &Step) -> String {
-        let carries = |file: &&OpenFile| self.image.queued(file).any(|id| Some(id) == step.file);
-        let has = self.image.slots.iter().any(|slot| Some(slot.file) == step.file);
-        match (step.file.is_some() && !has).then(|| self.image.files.iter().find(carries)) {
-            None => format!("fd {}", step.fd),
-            Some(Some(carrier)) => format!("queued in {}", what(carrier)),
-            Some(None) => "queued".to_owned(),
+        let Some(id) = step.file.filter(|id| self.image.slot_of(*id).is_none()) else {
+            return format!("fd {}", step.fd);
+        };
+        let Some(carrier) = self.image.carrier_of(id) else { return "queued".to_owned() };
+        let name = what(carrier);
+        let Some(slot) = self.image.slot_of(carrier.id) else { return format!("queued in {name}") };
+        let own = self.homes.is_empty() && slot.table == self.task.table.id;
+        match self.image.owner_of(slot.table).filter(|_| !own) {
+            Some(pid) => format!("queued in task {pid}: fd {} ({name})", slot.fd),
+            None => format!("queued in fd {} ({name})", slot.fd),
         }
     }
 
@@ -564,4 +568,82 @@ fn within_limit(highest: u32) -> Result<()> {
     Err(Error::unrestorable(format!(
         "descriptor {highest} is above the hard limit of {hard} open files (ulimit -Hn)"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Bytes, Data, Envelope, Item, Writer};
+    use crate::proc::Process;
+    use nix::time::{ClockId, clock_gettime};
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    /// The image of one task with a socket at 0, so many descriptors that cannot be restored, and as
+    /// many more of them in its queue.
+    fn refused(count: u32) -> Image {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let myself = Process::open(std::process::id() as i32).unwrap();
+        let task = Task { pid: 700, ..myself.task(0, None).unwrap() };
+        let mut carrier = kind::tests::file_of(&socket);
+        carrier.object = Some(0);
+        let opaque = OpenFile {
+            id: 0,
+            kind: "opaque".to_owned(),
+            link: Bytes(b"anon_inode:[odd]".to_vec()),
+            object: None,
+            body: kind::unreadable(0),
+            ..carrier.clone()
+        };
+        let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
+        let mut items = vec![Item::Head(head), Item::Task(task), Item::File(carrier)];
+        items.extend((1..=2 * count).map(|id| Item::File(OpenFile { id, ..opaque.clone() })));
+        items.extend((0..=count).map(|at| {
+            Item::Slot(Slot { table: 0, fd: at, cloexec: false, file: at, locks: Vec::new() })
+        }));
+        let queued: Vec<u32> = (count + 1..=2 * count).collect();
+        items.extend(queued.chunks(250).map(|files| {
+            let with = Envelope { files: files.to_vec(), ..Envelope::default() };
+            let bytes = Bytes(b"x".to_vec());
+            Item::Data(Data { object: 0, offset: 0, with: Some(with.into()), bytes })
+        }));
+        let mut writer = Writer::new(Vec::new());
+        items.iter().for_each(|item| writer.put(item).unwrap());
+        Image::load(&writer.end().unwrap()[..]).unwrap()
+    }
+
+    /// What is said of an image, and what that took of the processor.
+    fn problems(image: &Image) -> (Vec<String>, Duration) {
+        let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
+        let begun = now();
+        let plan = Plan::new(image, &Options::default(), None, false).unwrap();
+        (plan.problems, now() - begun)
+    }
+
+    #[test]
+    fn each_refusal_names_its_number_or_that_of_the_socket_that_carries_it() {
+        let (said, _) = problems(&refused(2));
+        let begins = |line: &str, with: &str| assert!(line.starts_with(with), "{said:?}");
+        let carried = said.iter().filter(|line| line.starts_with("queued in fd 0 (socket:["));
+        assert_eq!(carried.count(), 2, "{said:?}");
+        begins(&said[1], "fd 1 (anon_inode:[odd]): ");
+        begins(&said[2], "fd 2 (anon_inode:[odd]): ");
+    }
+
+    #[test]
+    fn many_refusals_take_time_in_proportion() {
+        let most = hard_limit().unwrap().min(20_000) as u32 / 2 - 8;
+        let least = most / 16;
+        let took = |count: u32| {
+            let image = refused(count);
+            let cost = (0..3).map(|_| problems(&image)).map(|(said, took)| {
+                assert!(said.len() as u32 >= 2 * count, "{}", said.len());
+                took
+            });
+            cost.min().unwrap_or_default()
+        };
+        let (few, many) = (took(least), took(most));
+        // 16 times as much; 256 times if each looked at all.
+        assert!(many < few * 40, "{least}: {few:?}, {most}: {many:?}");
+    }
 }

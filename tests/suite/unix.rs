@@ -233,7 +233,7 @@ fn what_cannot_be_restored_in_a_queue_is_named_and_left_out_only_if_asked() {
             }
         }
     });
-    refused(bytes.clone(), 6, &["queued in socket:[", "2 cannot be restored here"]);
+    refused(bytes.clone(), 6, &["queued in fd 3 (socket:[", "2 cannot be restored here"]);
     let skip: &[&[&str]] =
         &[&["fdrestore", "--missing", "skip", "--inherit", "0,1,2", "--", "true"]];
     let ran = Pipeline::new(skip).stdin(bytes).run();

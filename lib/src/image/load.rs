@@ -2,8 +2,9 @@
 
 use super::{Entry, Envelope, Head, Item, OpenFile, Reader, Slot, Task, scan};
 use crate::error::Result;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
+use std::sync::OnceLock;
 
 /// Where a piece of contents stands in the stream, and in its object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +43,18 @@ pub struct Image {
     pub contents: BTreeMap<u32, Vec<Chunk>>,
     /// What their messages carry, of those objects where they carry anything.
     pub cargo: BTreeMap<u32, Cargo>,
+    places: OnceLock<Places>,
+}
+
+/// Where files are, for messages: looked up once for all of them.
+#[derive(Clone, Debug)]
+struct Places {
+    /// The first slot that names a file.
+    slots: HashMap<u32, usize>,
+    /// The first file in whose queue one waits.
+    carriers: HashMap<u32, u32>,
+    /// The first task that has a table, by its process id.
+    owners: HashMap<u32, i32>,
 }
 
 impl Image {
@@ -80,13 +93,48 @@ impl Image {
             }
         }
         slots.sort_by_key(|slot| slot.table);
-        Ok(Image { head, tasks, files, slots, contents, cargo })
+        let places = OnceLock::new();
+        Ok(Image { head, tasks, files, slots, contents, cargo, places })
     }
 
     /// The files that wait in the queue of a file.
     pub fn queued(&self, file: &OpenFile) -> impl Iterator<Item = u32> + '_ {
         let cargo = file.object.and_then(|object| self.cargo.get(&object));
         cargo.into_iter().flat_map(|cargo| cargo.files.iter().copied())
+    }
+
+    fn places(&self) -> &Places {
+        self.places.get_or_init(|| {
+            let mut places =
+                Places { slots: HashMap::new(), carriers: HashMap::new(), owners: HashMap::new() };
+            for (at, slot) in self.slots.iter().enumerate() {
+                places.slots.entry(slot.file).or_insert(at);
+            }
+            for file in &self.files {
+                for id in self.queued(file) {
+                    places.carriers.entry(id).or_insert(file.id);
+                }
+            }
+            for task in &self.tasks {
+                places.owners.entry(task.table.id).or_insert(task.pid);
+            }
+            places
+        })
+    }
+
+    /// The lowest descriptor of the first table that names a file; none if it only waits in a queue.
+    pub fn slot_of(&self, file: u32) -> Option<&Slot> {
+        self.places().slots.get(&file).map(|at| &self.slots[*at])
+    }
+
+    /// The first file in whose queue one waits.
+    pub fn carrier_of(&self, file: u32) -> Option<&OpenFile> {
+        self.places().carriers.get(&file).and_then(|id| self.file(*id))
+    }
+
+    /// The process id of the first task that has a table.
+    pub fn owner_of(&self, table: u32) -> Option<i32> {
+        self.places().owners.get(&table).copied()
     }
 
     /// The descriptors of a table.

@@ -322,13 +322,13 @@ pub fn of(it: &Descriptor<'_>) -> &'static Entry {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::proc::Process;
     use std::os::fd::{AsFd, AsRawFd};
 
     /// The file that a scan of this process makes of a descriptor.
-    pub(super) fn file_of(fd: impl AsFd) -> OpenFile {
+    pub(crate) fn file_of(fd: impl AsFd) -> OpenFile {
         let process = Process::open(std::process::id() as i32).unwrap();
         let number = fd.as_fd().as_raw_fd();
         record(Descriptor::read(&process, number, true, &mut Vec::new()).unwrap(), 0).unwrap()
