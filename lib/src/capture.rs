@@ -288,7 +288,7 @@ impl<W: Write> Scan<'_, W> {
             let highest = numbers.last().copied();
             let task = process.task(table as u32, highest).map_err(named(pid))?;
             self.summary.tasks += 1;
-            self.out.put(&Item::Task(task))?;
+            self.out.put(&Item::Task(task.into()))?;
             before.push((identity, numbers));
             self.progress.add(1);
         }
@@ -432,7 +432,7 @@ impl<W: Write> Scan<'_, W> {
         };
         self.summary.files += 1;
         self.summary.opaque += u64::from(kind.name == "opaque");
-        self.out.put(&Item::File(OpenFile {
+        let file = OpenFile {
             id,
             kind: kind.name.to_owned(),
             flags,
@@ -445,7 +445,8 @@ impl<W: Write> Scan<'_, W> {
             refs: Vec::new(),
             locks: locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect(),
             body,
-        }))
+        };
+        self.out.put(&Item::File(file.into()))
     }
 
     /// The id of the description behind a number, and whether it is new.

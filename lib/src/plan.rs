@@ -596,8 +596,9 @@ mod tests {
             ..carrier.clone()
         };
         let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
-        let mut items = vec![Item::Head(head), Item::Task(task), Item::File(carrier)];
-        items.extend((1..=2 * count).map(|id| Item::File(OpenFile { id, ..opaque.clone() })));
+        let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
+        items
+            .extend((1..=2 * count).map(|id| Item::File(OpenFile { id, ..opaque.clone() }.into())));
         items.extend((0..=count).map(|at| {
             Item::Slot(Slot { table: 0, fd: at, cloexec: false, file: at, locks: Vec::new() })
         }));

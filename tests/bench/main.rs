@@ -86,7 +86,7 @@ fn image(slots: u32, path: &Path) {
         stopped: false,
     };
     writer.put(&Item::Head(head)).expect("written");
-    writer.put(&Item::Task(task)).expect("written");
+    writer.put(&Item::Task(task.into())).expect("written");
     for fd in 0..slots {
         let kind = if fd % 2 == 0 { "eventfd" } else { "pipe" };
         let file = OpenFile {
@@ -103,7 +103,7 @@ fn image(slots: u32, path: &Path) {
             locks: Vec::new(),
             body: vec![0xa0],
         };
-        writer.put(&Item::File(file)).expect("written");
+        writer.put(&Item::File(file.into())).expect("written");
         let slot = Slot { table: 0, fd, cloexec: true, file: fd, locks: Vec::new() };
         writer.put(&Item::Slot(slot)).expect("written");
     }

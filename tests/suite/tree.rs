@@ -686,7 +686,7 @@ fn tasks(items: &mut [Item]) -> Vec<&mut fdkit::image::Task> {
     items
         .iter_mut()
         .filter_map(|item| match item {
-            Item::Task(task) => Some(task),
+            Item::Task(task) => Some(&mut **task),
             _ => None,
         })
         .collect()
@@ -948,7 +948,7 @@ while True: signal.pause()";
             let mut task = child.clone();
             task.pid = 1_000_000 + n as i32;
             task.table.id = n;
-            items.insert(1, Item::Task(task));
+            items.insert(1, Item::Task(task.into()));
             for slot in &slots {
                 let mut slot = slot.clone();
                 slot.table = n;

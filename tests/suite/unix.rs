@@ -144,7 +144,7 @@ print('ready', flush=True); time.sleep(1000)";
 fn with_message(file: &str, change: impl FnOnce(&mut Data, &mut Vec<OpenFile>)) -> Vec<u8> {
     forged(&fs::read(file).unwrap(), |items| {
         let files = items.iter().filter_map(|item| match item {
-            Item::File(file) => Some(file.clone()),
+            Item::File(file) => Some((**file).clone()),
             _ => None,
         });
         let mut files: Vec<OpenFile> = files.collect();

@@ -76,6 +76,8 @@ impl Ordinals {
 struct Kept {
     /// Which records.
     records: Bits,
+    /// Which of them are files with objects, or contents.
+    with_object: Bits,
     objects: Ordinals,
 }
 
@@ -123,6 +125,7 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
     let mut reader = Reader::new(source::reading(&mut *from));
     reader.head()?;
     let mut kept = Bits::default();
+    let mut with_object = Bits::default();
     let mut objects = Ordinals::default();
     let mut wanted = Bits::default();
     // By the order of files in the stream, since ids may have gaps.
@@ -137,16 +140,19 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
     let mut outcome: Vec<u16> = Vec::new();
     let by_file = filters.iter().any(Filter::asks_the_file);
     let mut record = 0;
-    while let Some(Entry { item, .. }) = reader.next()? {
+    while let Some(entry) = reader.next()? {
         record += 1;
-        match item {
+        match &entry.item {
             Item::Task(task) => {
                 pids.entry(task.table.id).or_default().push(task.pid);
                 kept.set(record);
             }
             Item::File(file) => {
                 files.add(file.id);
-                file.object.into_iter().for_each(|object| objects.add(object));
+                if let Some(object) = file.object {
+                    objects.add(object);
+                    with_object.set(record);
+                }
                 places.set(record);
                 if !file.refs.is_empty() {
                     names.push((file.id, file.refs.clone()));
@@ -178,8 +184,9 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
             }
             Item::Data(data) => {
                 kept.set(record);
-                if let Some(with) = data.with.filter(|with| !with.files.is_empty()) {
-                    queued.entry(objects.of(data.object)).or_default().extend(with.files);
+                with_object.set(record);
+                if let Some(with) = data.with.as_ref().filter(|with| !with.files.is_empty()) {
+                    queued.entry(objects.of(data.object)).or_default().extend(&with.files);
                 }
             }
             Item::Other => kept.set(record),
@@ -217,7 +224,7 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
             file += 1;
         }
     }
-    Ok(Kept { records: kept, objects })
+    Ok(Kept { records: kept, with_object, objects })
 }
 
 /// The files that have objects, each with its object, by their places.
@@ -251,11 +258,13 @@ fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {
             Some(Token::Uint(object)) => Some(kept.objects.of(object as u32)),
             _ => None,
         };
-        match key {
-            "file" => object().into_iter().for_each(|object| objects.set(object)),
-            // Contents go with the files that they belong to.
-            "data" if !object().is_some_and(|object| objects.has(object)) => continue,
-            _ => (),
+        if kept.with_object.has(record) {
+            match (key, object()) {
+                (b"file", Some(object)) => objects.set(object),
+                // Contents go with the files that they belong to.
+                (_, object) if !object.is_some_and(|object| objects.has(object)) => continue,
+                _ => (),
+            }
         }
         writer.pass(whole)?;
     }

@@ -48,7 +48,7 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
                 _ => None,
             },
             Item::File(file) if !file.object.is_some_and(|it| masters.objects.contains(&it)) => {
-                kind::retarget(&file, &target).map(Item::File)
+                kind::retarget(&file, &target).map(|file| Item::File(file.into()))
             }
             _ => None,
         };

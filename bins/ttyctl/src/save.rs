@@ -32,8 +32,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let task = us.task(0, Some(0))?;
     let mut out = Writer::new(out);
     out.put(&Item::Head(head("ttyctl")))?;
-    out.put(&Item::Task(task))?;
-    out.put(&Item::File(file))?;
+    out.put(&Item::Task(task.into()))?;
+    out.put(&Item::File(file.into()))?;
     out.put(&Item::Slot(Slot { table: 0, fd: 0, cloexec: false, file: 0, locks: Vec::new() }))?;
     out.end()?;
     Ok(Status::Done)

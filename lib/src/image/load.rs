@@ -68,8 +68,8 @@ impl Image {
         let mut cargo: BTreeMap<u32, Cargo> = BTreeMap::new();
         while let Some(Entry { item, whole, offset }) = reader.next()? {
             match item {
-                Item::Task(task) => tasks.push(task),
-                Item::File(file) => files.push(file),
+                Item::Task(task) => tasks.push(*task),
+                Item::File(file) => files.push(*file),
                 Item::Slot(slot) => slots.push(slot),
                 Item::Data(data) => {
                     let len = data.bytes.0.len();

@@ -34,7 +34,7 @@ pub struct Entry<'a> {
 }
 
 /// A record that is not decoded: its key, its value, and all its bytes.
-pub type Record<'a> = (&'a str, &'a [u8], &'a [u8]);
+pub type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
 /// What was in a whole image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl<R: Read> Reader<R> {
         let whole = &self.buffer[range];
         let bare = if self.items == 1 { &whole[MARK.len()..] } else { whole };
         let (key, value) = scan::record(bare).ok_or_else(|| Error::malformed("not a record"))?;
-        self.ended = key == "end";
+        self.ended = key == b"end";
         Ok((!self.ended).then_some((key, value, whole)))
     }
 

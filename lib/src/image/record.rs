@@ -2,6 +2,7 @@
 
 use super::scan;
 use crate::error::{Error, Result};
+use crate::text::escape;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::BTreeMap;
@@ -325,9 +326,9 @@ pub enum Item {
     /// `head`
     Head(Head),
     /// `task`
-    Task(Task),
+    Task(Box<Task>),
     /// `file`
-    File(OpenFile),
+    File(Box<OpenFile>),
     /// `slot`
     Slot(Slot),
     /// `data`
@@ -347,16 +348,16 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 
 impl Item {
     /// Decodes the value of the record with this key.
-    pub(super) fn decode(key: &str, value: &[u8]) -> Result<Item> {
+    pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Item> {
         // A struct is also taken from an array by serde; an image has maps only.
         if value.first().is_none_or(|first| first >> 5 != 5) {
-            return Err(Error::malformed(format!("{key}: not a map")));
+            return Err(Error::malformed(format!("{}: not a map", escape(key))));
         }
         Ok(match key {
-            "head" => Item::Head(decode(value)?),
-            "task" => Item::Task(decode(value)?),
-            "file" => {
-                let mut file: OpenFile = decode(value)?;
+            b"head" => Item::Head(decode(value)?),
+            b"task" => Item::Task(decode(value)?),
+            b"file" => {
+                let mut file: Box<OpenFile> = decode(value)?;
                 let body = scan::field(value, "body").unwrap_or(&[0xa0]);
                 if body.first().is_none_or(|first| first >> 5 != 5) {
                     return Err(Error::malformed("file: its body is not a map"));
@@ -364,15 +365,15 @@ impl Item {
                 file.body = body.to_vec();
                 Item::File(file)
             }
-            "slot" => Item::Slot(decode(value)?),
-            "data" => {
+            b"slot" => Item::Slot(decode(value)?),
+            b"data" => {
                 let data: Data = decode(value)?;
                 if data.bytes.0.len() > MAX_CHUNK || data.offset < 0 {
                     return Err(Error::malformed("data: more than 64 KiB, or a negative offset"));
                 }
                 Item::Data(data)
             }
-            "end" => Item::End(decode(value)?),
+            b"end" => Item::End(decode(value)?),
             _ => Item::Other,
         })
     }

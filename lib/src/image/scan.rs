@@ -97,10 +97,10 @@ pub fn first(buf: &[u8]) -> Result<Found, Malformed> {
 /// The one key of a record `{ "key": value }` and the bytes of its value.
 ///
 /// `whole` is exactly one item, without [`MARK`]. None if it is not a map of one text key.
-pub fn record(whole: &[u8]) -> Option<(&str, &[u8])> {
-    let (Token::Map(1), head) = token(whole).ok()? else { return None };
-    let (Token::Text(key), len) = token(whole.get(head..)?).ok()? else { return None };
-    let value = whole.get(head + len..)?;
+pub fn record(whole: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (0xa1, rest) = whole.split_first()? else { return None };
+    let (first, _, key, len) = raw(rest).ok()?;
+    let value = rest.get(len..).filter(|_| first >> 5 == 3)?;
     (!value.is_empty()).then_some((key, value))
 }
 

@@ -76,14 +76,14 @@ prop_compose! {
             kernel: Bytes::default(), boot: String::new(), time: (1, 2), contents: true,
             frozen: false, passive: true,
         };
-        let mut items = vec![Item::Head(head), Item::Task(task())];
+        let mut items = vec![Item::Head(head), Item::Task(task().into())];
         let mut ids = Vec::new();
         let mut objects = false;
         for (mut file, gap) in files {
             file.id = ids.last().map_or(0, |last| last + gap);
             objects |= file.object.is_some();
             ids.push(file.id);
-            items.push(Item::File(file));
+            items.push(Item::File(file.into()));
         }
         let mut fd = 0;
         for (file, gap, cloexec) in slots {
@@ -159,7 +159,7 @@ fn records_that_do_not_fit_together_are_refused() {
         let mut file = file().new_tree(&mut runner).unwrap().current();
         file.id = 5;
         file.object = Some(1);
-        all.push(Item::File(file));
+        all.push(Item::File(file.into()));
         all.extend_from_slice(more);
         all
     };
