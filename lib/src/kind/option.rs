@@ -432,7 +432,6 @@ const OF_NETWORKS: &[&str] = &[
     "SO_KEEPALIVE",
     "SO_BROADCAST",
     "SO_DONTROUTE",
-    "SO_PRIORITY",
     "SO_RESERVE_MEM",
     "SO_MARK",
     "SO_RCVMARK",
@@ -508,7 +507,7 @@ fn usual(class: Class) -> Result<Arc<[Usual]>> {
 impl Options {
     /// Reads from a socket what a fresh one of its class has not.
     ///
-    /// Costs one getsockopt(2) for each option of the class, a quarter of a microsecond: 10 for a
+    /// Costs one getsockopt(2) for each option of the class, a quarter of a microsecond: 11 for a
     /// unix stream socket, 69 for UDP over IPv4, 86 for TCP; IPv6 has 38 more.
     pub(super) fn read(fd: BorrowedFd<'_>, class: Class) -> Result<Options> {
         let mut options = BTreeMap::new();
