@@ -3,11 +3,10 @@
 use crate::error::{Error, Result, Status};
 use crate::filter::{Filter, Subject};
 use crate::freeze::Frozen;
-use crate::holders;
 use crate::image::{
     Bytes, Data, Head, Inode, Item, Lock, OpenFile, Signals, Slot, Summary, VERSION, Writer,
 };
-use crate::kind::{self, Entry, KINDS, Piece};
+use crate::kind::{self, Entry, KINDS, Piece, Scene};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
 use crate::progress::{Progress, Unit};
 use crate::sys;
@@ -39,20 +38,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// Fails unless everybody who has an object open stands still.
-    fn undisturbed(&self, stopped: &[Process], inode: &Inode, link: &Bytes) -> Result<()> {
-        if !self.freeze && !self.stop {
-            let why = "to read them would disturb it: that takes --freeze";
-            return Err(Error::unrestorable(why));
-        }
-        let name = link.0.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        let stopped: Vec<i32> = stopped.iter().map(|process| process.pid).collect();
-        match holders::another(inode, name, &stopped) {
-            None => Ok(()),
-            Some(pid) => Err(Error::unrestorable(format!(
-                "process {pid}, which is not stopped, has it open or may have"
-            ))),
-        }
+    /// Whether the tasks stand still while they are looked at.
+    fn freezes(&self) -> bool {
+        self.freeze || self.stop
     }
 }
 
@@ -135,7 +123,7 @@ pub fn capture<W: Write>(
     };
     scan.out.put(&Item::Head(Head {
         contents: options.data.is_some(),
-        frozen: options.freeze || options.stop,
+        frozen: options.freezes(),
         passive: options.passive,
         ..head(TOOL)
     }))?;
@@ -189,7 +177,7 @@ fn gather(
             Err(err) if !asked && err.status() == Status::Gone => continue,
             other => other.map_err(named(pid))?,
         };
-        if options.freeze || options.stop {
+        if options.freezes() {
             frozen.add(&process).map_err(named(pid))?;
         }
         if options.tree {
@@ -616,10 +604,10 @@ impl Holder {
             if (found.dev, found.ino) != (self.inode.dev, self.inode.ino) {
                 return Err(Error::new(Status::Gone, "the number names another file by now"));
             }
-            if (self.kind.disturbs)(copy.as_fd())? {
-                options.undisturbed(processes, &found, &self.link)?;
-            }
-            (self.kind.contents)(copy.as_fd(), &found, limit, to)
+            let captured: Vec<i32> = processes.iter().map(|process| process.pid).collect();
+            let (link, frozen) = (self.link.0.as_slice(), options.freezes());
+            let scene = Scene { inode: &found, link, captured: &captured, frozen };
+            (self.kind.contents)(copy.as_fd(), &scene, limit, to)
         });
         read.map_err(|err| err.at("its contents").at(what).at(process.pid.to_string()))
     }

@@ -1,9 +1,9 @@
 //! fifo(7): a pipe with a name. It is opened by that name, and its bytes are put back only if
 //! nobody else has filled it since.
 
-use super::{Kind, Sink, pipe};
+use super::{Kind, Scene, Sink, pipe};
 use crate::error::{At, Error, Result};
-use crate::image::{Inode, OpenFile};
+use crate::image::OpenFile;
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
 use crate::sys;
@@ -37,7 +37,7 @@ impl Kind for Fifo {
         Ok(Fifo { size, queued })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
         pipe::peek(copy, limit, to)
     }
 

@@ -2,9 +2,9 @@
 //! are asked of a copy, and its contents alone can bring it back.
 
 use super::unlinked::{fill, reader};
-use super::{Kind, Piece, Sink};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result, Status};
-use crate::image::{Inode, MAX_CHUNK, OpenFile};
+use crate::image::{MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, SETTABLE, Site};
 use crate::sys::memory;
@@ -78,7 +78,7 @@ impl Kind for Memfd {
         Ok(Memfd { seals, huge: huge(copy.as_fd())? })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
         let file = reader(copy)?;
         let mut ranges = Vec::new();
         let mut end = 0;

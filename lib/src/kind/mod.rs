@@ -3,6 +3,7 @@
 //! A kind is read top to bottom: record, claims, capture, restore, tests. What is the same for all
 //! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
 
+mod aside;
 mod chardev;
 mod directory;
 mod epoll;
@@ -39,6 +40,7 @@ mod unlinked;
 mod watched;
 
 use crate::error::{At, Error, Result};
+use crate::holders;
 use crate::image::{Envelope, Inode, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
@@ -63,6 +65,43 @@ pub struct Piece<'a> {
     pub with: Option<Envelope>,
     /// Copies of the descriptors that wait with it.
     pub fds: Vec<OwnedFd>,
+}
+
+/// Where contents are read.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// What is open, as stat(2) says it now.
+    pub inode: &'a Inode,
+    /// What readlink(2) shows of it.
+    pub link: &'a [u8],
+    /// The processes that are captured.
+    pub captured: &'a [i32],
+    /// Whether those stand still.
+    pub frozen: bool,
+}
+
+impl Scene<'_> {
+    /// For contents whose reading would be noticed, as when they are taken out for a moment: fails
+    /// unless everybody who has the inode open stands still.
+    pub fn still(&self) -> Result<()> {
+        let name = self.link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        self.still_but(|captured| holders::another(self.inode, name, captured))
+    }
+
+    /// Likewise where the inode is not all: `another` finds a process which has it open, or may
+    /// have, and is not among those that are captured.
+    pub fn still_but(&self, another: impl FnOnce(&[i32]) -> Option<i32>) -> Result<()> {
+        if !self.frozen {
+            let why = "to read them would disturb it: that takes --freeze";
+            return Err(Error::unrestorable(why));
+        }
+        match another(self.captured) {
+            None => Ok(()),
+            Some(pid) => Err(Error::unrestorable(format!(
+                "process {pid}, which is not stopped, has it open or may have"
+            ))),
+        }
+    }
 }
 
 /// Takes contents.
@@ -109,15 +148,14 @@ pub trait Kind: Serialize + DeserializeOwned {
     /// Takes what is its own from a descriptor.
     fn capture(it: &Descriptor<'_>) -> Result<Self>;
 
-    /// Whether reading its contents would be noticed, as when it takes them out for a moment. They
-    /// are then read only while all that have the object open are stopped.
-    fn disturbs(_copy: BorrowedFd<'_>) -> Result<bool> {
-        Ok(false)
-    }
-
     /// Reads the contents of its object without consuming them. `copy` is a descriptor of ours for
     /// one of its descriptions; its position is not ours and must not be moved.
-    fn contents(_copy: BorrowedFd<'_>, _inode: &Inode, _limit: u64, _to: Sink<'_>) -> Result<()> {
+    fn contents(
+        _copy: BorrowedFd<'_>,
+        _scene: &Scene<'_>,
+        _limit: u64,
+        _to: Sink<'_>,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -179,10 +217,8 @@ pub struct Entry {
     pub claims: fn(&Descriptor<'_>) -> bool,
     /// [`Kind::capture`], as the encoded body.
     pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
-    /// [`Kind::disturbs`]
-    pub disturbs: fn(BorrowedFd<'_>) -> Result<bool>,
     /// [`Kind::contents`]
-    pub contents: fn(BorrowedFd<'_>, &Inode, u64, Sink<'_>) -> Result<()>,
+    pub contents: fn(BorrowedFd<'_>, &Scene<'_>, u64, Sink<'_>) -> Result<()>,
     /// [`Kind::title`], from the encoded body.
     pub title: fn(&OpenFile) -> Option<String>,
     /// [`Kind::terminal`], from the encoded body.
@@ -218,7 +254,6 @@ const fn entry<K: Kind>() -> Entry {
         capture: |it| {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
-        disturbs: K::disturbs,
         contents: K::contents,
         title: |file| body::<K>(file).ok()?.title(file),
         terminal: |file| body::<K>(file).ok()?.terminal(),
@@ -324,7 +359,7 @@ pub fn of(it: &Descriptor<'_>) -> &'static Entry {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::proc::Process;
+    use crate::proc::{Process, inode_of};
     use std::os::fd::{AsFd, AsRawFd};
 
     /// The file that a scan of this process makes of a descriptor.
@@ -339,6 +374,20 @@ pub(crate) mod tests {
         let file = file_of(fd);
         assert_eq!(file.kind, K::NAME);
         body(&file).unwrap()
+    }
+
+    /// What a kind finds in what only we have open.
+    pub(super) fn contents_of<K: Kind>(
+        fd: impl AsFd,
+        limit: u64,
+        mut take: impl FnMut(Piece<'_>),
+    ) -> Result<()> {
+        let inode = &inode_of(fd.as_fd()).unwrap();
+        let scene = Scene { inode, link: b"", captured: &[], frozen: false };
+        K::contents(fd.as_fd(), &scene, limit, &mut |piece| {
+            take(piece);
+            Ok(())
+        })
     }
 
     /// What a descriptor is, as `fdimg show` says it.

@@ -2,14 +2,14 @@
 //! descriptor. Its attributes are asked of a copy. There is no way to look at a message but to take
 //! it out.
 
-use super::{Kind, Piece, Sink};
+use super::aside::{Log, PATIENCE};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result, Status};
-use crate::image::{Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
+use crate::image::{Chunk, Envelope, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
-use crate::sys::memory::Common;
+use crate::sys::Seat;
 use crate::sys::mqueue::{self, Attributes};
-use crate::sys::{Seat, fork};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -17,12 +17,9 @@ use nix::libc;
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::fstatfs;
 use nix::sys::uio::pread;
-use nix::unistd::setsid;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// A queue; its name is the last part of the link.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -269,15 +266,12 @@ impl Kind for Mqueue {
         })
     }
 
-    fn disturbs(copy: BorrowedFd<'_>) -> Result<bool> {
-        Ok(mqueue::attributes(copy).at(|| "mq_getattr")?.curmsgs > 0)
-    }
-
-    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
         let found = mqueue::attributes(copy).at(|| "mq_getattr")?;
         if found.curmsgs == 0 {
             return Ok(());
         }
+        scene.still()?;
         let queue = ours(copy, OFlag::O_RDWR).at(|| "open it to read and write")?;
         let (bytes, notify) = ask(queue.as_fd())?;
         if bytes > limit {
@@ -290,10 +284,14 @@ impl Kind for Mqueue {
                 notify.pid
             )));
         }
-        let mut log = Log::new(&found, bytes)?;
-        let turned = log.turn_over(queue.as_fd());
-        log.hand_on(to)?;
-        turned
+        let (messages, longest) = (found.curmsgs as usize, found.msgsize as usize);
+        let mut log = Log::new(messages, bytes as usize, longest)?;
+        let turned = log.turn_over(|log| turn_over(log, queue.as_fd()))?;
+        hand_on(&log, to)?;
+        turned.map_err(|(errno, lost)| {
+            let why = format!("{lost} messages could not be put back: {}", errno.desc());
+            Error::new(Status::System, why)
+        })
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
@@ -391,126 +389,60 @@ impl Kind for Mqueue {
     }
 }
 
-/// Messages that were taken out of a queue, where they outlive whoever took them.
-///
-/// Before each stand its priority and its length. The counters are how many were taken, and how
-/// many are back.
-struct Log {
-    memory: Common,
-    /// The longest message.
-    longest: usize,
+/// Takes out all messages and puts them back, in the order in which they come, which is that of
+/// their priorities and then of their age: so they wait again as they did. Or says why not, and how
+/// many remain. At stage 0 they are taken out, at stage n + 1 there are n back.
+fn turn_over(log: &mut Log, queue: BorrowedFd<'_>) -> std::result::Result<(), (Errno, usize)> {
+    if log.stage() == 0 {
+        take(log, queue);
+        log.reach(1);
+    }
+    let taken = log.entries().count();
+    let done = log.stage() - 1;
+    for (nth, (priority, message)) in log.entries().enumerate().skip(done) {
+        let mut tries = 0;
+        while let Err(errno) = mqueue::send(queue, message, priority) {
+            // Memory may be short for a while, or a stranger has filled the queue meanwhile.
+            if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR) || tries == PATIENCE.0
+            {
+                return Err((errno, taken - nth));
+            }
+            tries += 1;
+            std::thread::sleep(PATIENCE.1);
+        }
+        log.reach(nth + 2);
+    }
+    Ok(())
 }
 
-/// What stands before a message.
-const HEAD: usize = 8;
-/// How often, and how long apart, what cannot be done yet is tried again.
-const PATIENCE: (u32, Duration) = (200, Duration::from_millis(5));
+fn take(log: &mut Log, queue: BorrowedFd<'_>) {
+    let receive = |room: &mut [u8]| {
+        let (len, priority) = mqueue::receive(queue, room)?;
+        Ok((priority, len))
+    };
+    while log.add(receive).is_ok() {}
+}
 
-impl Log {
-    fn new(queue: &Attributes, bytes: u64) -> Result<Log> {
-        let longest = queue.msgsize as usize;
-        let heads = HEAD * (queue.curmsgs as usize + 1);
-        let memory = Common::new(bytes as usize + heads + longest).at(|| "memory for messages")?;
-        Ok(Log { memory, longest })
-    }
-
-    /// Takes out all messages and puts them back, in the order in which they come, which is that of
-    /// their priorities and then of their age: so they wait again as they did.
-    ///
-    /// A child does it, in a session of its own, so that nothing that ends us leaves the queue
-    /// empty; if it is the child that ends, what is missing is put back here.
-    fn turn_over(&mut self, queue: BorrowedFd<'_>) -> Result<()> {
-        let mut child = fork::fork();
-        // A thread that was joined is still counted for a moment.
-        for _ in 0..PATIENCE.0 {
-            if !matches!(child, Err(Errno::EDEADLK)) {
+fn hand_on(log: &Log, to: Sink<'_>) -> Result<()> {
+    for (priority, message) in log.entries() {
+        let priority = (priority != 0).then_some(priority);
+        let mut rest = message;
+        loop {
+            let (bytes, after) = rest.split_at(rest.len().min(MAX_CHUNK));
+            let more = !after.is_empty();
+            let with = (more || priority.is_some()).then(|| Envelope {
+                priority,
+                more,
+                ..Envelope::default()
+            });
+            to(Piece { bytes, with, ..Piece::default() })?;
+            rest = after;
+            if !more {
                 break;
             }
-            std::thread::sleep(PATIENCE.1);
-            child = fork::fork();
-        }
-        match child.at(|| "fork")? {
-            None => {
-                let _ = setsid();
-                self.take(queue);
-                fork::end(i32::from(self.give(queue).is_err()))
-            }
-            Some(child) => while nix::sys::wait::waitpid(child, None) == Err(Errno::EINTR) {},
-        }
-        self.give(queue).map_err(|(errno, lost)| {
-            let why = format!("{lost} messages could not be put back: {}", errno.desc());
-            Error::new(Status::System, why)
-        })
-    }
-
-    fn take(&mut self, queue: BorrowedFd<'_>) {
-        let longest = self.longest;
-        let ([taken, _], bytes) = self.memory.parts();
-        let mut at = 0;
-        while let Some(room) = bytes.get_mut(at..).filter(|room| room.len() >= HEAD + longest) {
-            let Ok((len, priority)) = mqueue::receive(queue, &mut room[HEAD..]) else { break };
-            room[..4].copy_from_slice(&priority.to_ne_bytes());
-            room[4..HEAD].copy_from_slice(&(len as u32).to_ne_bytes());
-            at += HEAD + len;
-            taken.fetch_add(1, Ordering::Release);
         }
     }
-
-    /// Puts back what is not back yet; or says why, and how many remain.
-    fn give(&mut self, queue: BorrowedFd<'_>) -> std::result::Result<(), (Errno, usize)> {
-        let ([taken, back], bytes) = self.memory.parts();
-        let (taken, done) = (taken.load(Ordering::Acquire), back.load(Ordering::Acquire));
-        for (nth, (priority, message)) in logged(bytes).enumerate().take(taken).skip(done) {
-            let mut tries = 0;
-            while let Err(errno) = mqueue::send(queue, message, priority) {
-                // Memory may be short for a while, or a stranger has filled the queue meanwhile.
-                if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR)
-                    || tries == PATIENCE.0
-                {
-                    return Err((errno, taken - nth));
-                }
-                tries += 1;
-                std::thread::sleep(PATIENCE.1);
-            }
-            back.store(nth + 1, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    fn hand_on(&mut self, to: Sink<'_>) -> Result<()> {
-        let ([taken, _], bytes) = self.memory.parts();
-        for (priority, message) in logged(bytes).take(taken.load(Ordering::Acquire)) {
-            let priority = (priority != 0).then_some(priority);
-            let mut rest = message;
-            loop {
-                let (bytes, after) = rest.split_at(rest.len().min(MAX_CHUNK));
-                let more = !after.is_empty();
-                let with = (more || priority.is_some()).then(|| Envelope {
-                    priority,
-                    more,
-                    ..Envelope::default()
-                });
-                to(Piece { bytes, with, ..Piece::default() })?;
-                rest = after;
-                if !more {
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The messages of a log, one after the other: priority and bytes.
-fn logged(mut bytes: &[u8]) -> impl Iterator<Item = (u32, &[u8])> {
-    std::iter::from_fn(move || {
-        let (head, rest) = bytes.split_at_checked(HEAD)?;
-        let word =
-            |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-        let (message, rest) = rest.split_at_checked(word(4) as usize)?;
-        bytes = rest;
-        Some((word(0), message))
-    })
+    Ok(())
 }
 
 #[cfg(test)]
@@ -554,18 +486,18 @@ mod tests {
         for (message, priority) in all {
             mqueue::send(queue.as_fd(), message, priority).unwrap();
         }
-        let found = mqueue::attributes(queue.as_fd()).unwrap();
-        let mut log = Log::new(&found, ask(queue.as_fd()).unwrap().0).unwrap();
-        log.take(queue.as_fd());
+        let mut log = Log::new(4, ask(queue.as_fd()).unwrap().0 as usize, 100).unwrap();
+        take(&mut log, queue.as_fd());
         assert_eq!(mqueue::attributes(queue.as_fd()).unwrap().curmsgs, 0);
         // As if the child had ended after the first was back.
-        let ([_, back], bytes) = log.memory.parts();
-        let (priority, first) = logged(bytes).next().unwrap();
+        let (priority, first) = log.entries().next().unwrap();
         mqueue::send(queue.as_fd(), first, priority).unwrap();
-        back.store(1, Ordering::Release);
-        log.give(queue.as_fd()).unwrap();
+        log.reach(2);
+        turn_over(&mut log, queue.as_fd()).unwrap();
+        // Done is done.
+        turn_over(&mut log, queue.as_fd()).unwrap();
         let mut seen = Vec::new();
-        log.hand_on(&mut |piece| {
+        hand_on(&log, &mut |piece| {
             seen.push((piece.bytes.to_vec(), piece.with.and_then(|with| with.priority)));
             Ok(())
         })
@@ -584,12 +516,12 @@ mod tests {
     fn what_does_not_fit_in_is_said_and_counted() {
         let queue = queue("full");
         mqueue::send(queue.as_fd(), b"mine", 0).unwrap();
-        let found = mqueue::attributes(queue.as_fd()).unwrap();
-        let mut log = Log::new(&found, 4).unwrap();
-        log.take(queue.as_fd());
+        let mut log = Log::new(1, 4, 100).unwrap();
+        take(&mut log, queue.as_fd());
+        log.reach(1);
         for _ in 0..4 {
             mqueue::send(queue.as_fd(), b"a stranger's", 0).unwrap();
         }
-        assert_eq!(log.give(queue.as_fd()), Err((Errno::EAGAIN, 1)));
+        assert_eq!(turn_over(&mut log, queue.as_fd()), Err((Errno::EAGAIN, 1)));
     }
 }

@@ -1,8 +1,8 @@
 //! pipe(7): two ends of one queue. Its bytes are read with tee(2), so that they stay.
 
-use super::{Kind, Piece, Sink};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result};
-use crate::image::{Inode, MAX_CHUNK, OpenFile};
+use crate::image::{MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
 use crate::sys;
@@ -89,7 +89,7 @@ impl Kind for Pipe {
         Ok(Pipe { size, queued, alone })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
         peek(copy, limit, to)
     }
 

@@ -3,9 +3,9 @@
 
 use super::inet::{self, Address, Inet, NONBLOCK};
 use super::option::Phase;
-use super::{Kind, Piece, Sink};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
+use crate::image::{Bytes, Chunk, Envelope, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
 use crate::sys::lent::PeekOffset;
@@ -52,7 +52,7 @@ impl Kind for Udp {
         Ok(Udp { socket, queued, unsent, shutdown })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
         let ready = socket::ready(copy).at(|| "poll")?;
         if ready & libc::POLLERR != 0 {
             // Whoever reads next is told of it, and nobody else.
@@ -61,18 +61,16 @@ impl Kind for Udp {
         if ready & libc::POLLIN == 0 {
             return Ok(());
         }
+        if socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? >= 0 {
+            // A program that has set it itself would look at another message.
+            scene.still()?;
+        }
         for (from, bytes) in &queue(copy, limit, false)? {
             let from = from.as_ref().map(|from| Bytes(from.to_string().into_bytes()));
             let with = Some(Envelope { from, ..Envelope::default() });
             to(Piece { bytes, with, ..Piece::default() })?;
         }
         Ok(())
-    }
-
-    /// A program that has set SO_PEEK_OFF itself would look at another message.
-    fn disturbs(copy: BorrowedFd<'_>) -> Result<bool> {
-        let offset = socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-        Ok(offset >= 0 && socket::ready(copy).at(|| "poll")? & libc::POLLIN != 0)
     }
 
     fn title(&self, _: &OpenFile) -> Option<String> {
@@ -392,23 +390,21 @@ fn checksum(bytes: &[u8]) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{body_of, title_of};
+    use super::super::tests::{body_of, contents_of, title_of};
     use super::*;
     use nix::sys::socket::Shutdown;
     use std::net::UdpSocket;
 
     fn seen(socket: &UdpSocket) -> Vec<Message> {
-        let inode = crate::proc::inode_of(socket.as_fd()).unwrap();
         let mut seen = Vec::new();
-        let mut take = |piece: Piece<'_>| {
+        let take = |piece: Piece<'_>| {
             let from = piece.with.unwrap().from.unwrap();
             seen.push((
                 Address::parse(std::str::from_utf8(&from.0).unwrap()),
                 piece.bytes.to_vec(),
             ));
-            Ok(())
         };
-        Udp::contents(socket.as_fd(), &inode, 1 << 20, &mut take).unwrap();
+        contents_of::<Udp>(socket, 1 << 20, take).unwrap();
         seen
     }
 
@@ -439,8 +435,7 @@ mod tests {
         a.connect(b.local_addr().unwrap()).unwrap();
         drop(b);
         a.send(b"to nobody").unwrap();
-        let inode = crate::proc::inode_of(a.as_fd()).unwrap();
-        let looked = Udp::contents(a.as_fd(), &inode, 1, &mut |_| Ok(()));
+        let looked = contents_of::<Udp>(&a, 1, |_| ());
         assert!(looked.unwrap_err().to_string().contains("an error waits"));
         assert_eq!(a.recv(&mut [0]).unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
     }

@@ -2,9 +2,9 @@
 //! queue is written again through the other end.
 
 use super::option::{Class, Options, Phase};
-use super::{Kind, Piece, Sink};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Chunk, Envelope, Inode, MAX_CHUNK, OpenFile};
+use crate::image::{Bytes, Chunk, Envelope, MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, Site};
 use crate::store::MOST;
@@ -138,21 +138,17 @@ impl Kind for Unix {
         })
     }
 
-    /// A program that has set SO_PEEK_OFF itself would look at another message, or go on from an
-    /// offset that what it took meanwhile did not lower.
-    fn disturbs(copy: BorrowedFd<'_>) -> Result<bool> {
-        let option = |name| sys::socket::option(copy, libc::SOL_SOCKET, name);
-        if option(libc::SO_ACCEPTCONN)? != 0 || option(libc::SO_PEEK_OFF)? < 0 {
-            return Ok(false);
-        }
-        let mut polled = [PollFd::new(copy, PollFlags::POLLIN)];
-        Ok(poll(&mut polled, PollTimeout::ZERO).at(|| "poll")? > 0)
-    }
-
-    fn contents(copy: BorrowedFd<'_>, _: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
         let option = |name| sys::socket::option(copy, libc::SOL_SOCKET, name);
         if option(libc::SO_ACCEPTCONN)? != 0 {
             return Ok(());
+        }
+        let mut polled = [PollFd::new(copy, PollFlags::POLLIN)];
+        let waits = poll(&mut polled, PollTimeout::ZERO).at(|| "poll")? > 0;
+        if waits && option(libc::SO_PEEK_OFF)? >= 0 {
+            // A program that has set it itself would look at another message, or go on from an
+            // offset that what it took meanwhile did not lower.
+            scene.still()?;
         }
         peek(copy, option(libc::SO_TYPE)?, limit, to)
     }
@@ -783,7 +779,7 @@ fn sender(from: &[u8]) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::body_of;
+    use super::super::tests::{body_of, contents_of};
     use super::*;
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
@@ -799,13 +795,9 @@ mod tests {
 
     /// What is found in a queue: bytes, and how many descriptors come with them.
     fn contents(of: impl AsFd) -> Vec<(Vec<u8>, usize)> {
-        let inode = crate::proc::inode_of(of.as_fd()).unwrap();
         let mut seen = Vec::new();
-        let mut take = |piece: Piece<'_>| {
-            seen.push((piece.bytes.to_vec(), piece.fds.len()));
-            Ok(())
-        };
-        Unix::contents(of.as_fd(), &inode, 1 << 20, &mut take).unwrap();
+        let take = |piece: Piece<'_>| seen.push((piece.bytes.to_vec(), piece.fds.len()));
+        contents_of::<Unix>(&of, 1 << 20, take).unwrap();
         let offset = sys::socket::option(of.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF);
         assert_eq!(offset, Ok(-1));
         seen

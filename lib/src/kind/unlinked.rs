@@ -1,9 +1,9 @@
 //! Regular files whose name is gone: unlinked, or made with O_TMPFILE. Only their contents can
 //! bring them back.
 
-use super::{Kind, Piece, Sink};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result};
-use crate::image::{Inode, MAX_CHUNK, OpenFile};
+use crate::image::{MAX_CHUNK, OpenFile};
 use crate::proc::Descriptor;
 use crate::site::{Made, SETTABLE, Site};
 use crate::sys;
@@ -45,9 +45,10 @@ impl Kind for Unlinked {
         Ok(Unlinked { tmpfile: it.info.flags & TMPFILE == TMPFILE })
     }
 
-    fn contents(copy: BorrowedFd<'_>, inode: &Inode, limit: u64, to: Sink<'_>) -> Result<()> {
-        if inode.size > limit {
-            let why = format!("its {} bytes are more than the limit {limit}", inode.size);
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+        let size = scene.inode.size;
+        if size > limit {
+            let why = format!("its {size} bytes are more than the limit {limit}");
             return Err(Error::unrestorable(why));
         }
         let file = reader(copy)?;
@@ -148,7 +149,7 @@ fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{body_of, file_of};
+    use super::super::tests::{body_of, contents_of, file_of};
     use super::*;
 
     fn tmpfile() -> OwnedFd {
@@ -170,14 +171,10 @@ mod tests {
     fn contents_are_read_from_the_start_without_moving_anybody() {
         let file = tmpfile();
         pwrite(&file, b"data", 3).unwrap();
-        let inode = crate::proc::inode_of(file.as_fd()).unwrap();
         let mut seen = Vec::new();
-        let mut take = |piece: Piece<'_>| {
-            seen.push((piece.offset, piece.bytes.to_vec()));
-            Ok(())
-        };
-        Unlinked::contents(file.as_fd(), &inode, 7, &mut take).unwrap();
+        let take = |piece: Piece<'_>| seen.push((piece.offset, piece.bytes.to_vec()));
+        contents_of::<Unlinked>(&file, 7, take).unwrap();
         assert_eq!(seen, [(0, b"\0\0\0data".to_vec())]);
-        assert!(Unlinked::contents(file.as_fd(), &inode, 6, &mut |_| Ok(())).is_err());
+        assert!(contents_of::<Unlinked>(&file, 6, |_| ()).is_err());
     }
 }

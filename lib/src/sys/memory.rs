@@ -67,6 +67,15 @@ impl Common {
         Ok(Common { at: at.cast(), size })
     }
 
+    /// The counters, and the bytes to look at.
+    pub fn look(&self) -> (&[AtomicUsize; 2], &[u8]) {
+        // SAFETY: as below, and who changes the bytes has this mutably.
+        unsafe {
+            let bytes = self.at.as_ptr().add(HEAD);
+            (self.at.cast().as_ref(), std::slice::from_raw_parts(bytes, self.size.get() - HEAD))
+        }
+    }
+
     /// The counters and the bytes. Only one process at a time may change the bytes.
     pub fn parts(&mut self) -> (&[AtomicUsize; 2], &mut [u8]) {
         // SAFETY: the mapping is aligned to pages, has room for both, which do not overlap, and
