@@ -87,6 +87,8 @@ struct Holder {
     source: Source,
     kind: &'static Entry,
     inode: Inode,
+    /// What [`kind::Kind::object`] says of it.
+    key: (u32, u32, u64),
     link: Bytes,
     /// Whether descriptors wait among them.
     carries: bool,
@@ -411,7 +413,7 @@ impl<W: Write> Scan<'_, W> {
                     // fdinfo counts them, since Linux 5.13.
                     let carries = kind.carries && info.get("scm_fds") != Some("0");
                     let read = None;
-                    let holder = Holder { object, source, kind, inode, link, carries, read };
+                    let holder = Holder { object, source, kind, inode, key, link, carries, read };
                     self.holders.push(holder);
                 }
                 Some(object)
@@ -606,7 +608,8 @@ impl Holder {
             }
             let captured: Vec<i32> = processes.iter().map(|process| process.pid).collect();
             let (link, frozen) = (self.link.0.as_slice(), options.freezes());
-            let scene = Scene { inode: &found, link, captured: &captured, frozen };
+            let (inode, object) = (&found, self.key);
+            let scene = Scene { inode, object, link, captured: &captured, frozen };
             (self.kind.contents)(copy.as_fd(), &scene, limit, to)
         });
         read.map_err(|err| err.at("its contents").at(what).at(process.pid.to_string()))

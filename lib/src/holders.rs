@@ -8,6 +8,7 @@ use crate::terminal;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::stat::{major, minor, stat};
+use std::fs::ReadDir;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// A process that has to do with a terminal.
@@ -31,15 +32,15 @@ pub struct Holder {
     pub masters: Vec<RawFd>,
 }
 
-/// All that have to do with a terminal, ascending. `node` is its node, where there may be another
-/// with its device number in another devpts (a container).
+/// All that have to do with a terminal, ascending. `devpts` is the device of its file system, where
+/// there may be another with its device number in another one (a container).
 ///
 /// Only links below /dev are looked at closer: a dead network file system cannot hang this.
-pub fn of(device: (u32, u32), node: Option<&Inode>) -> Vec<Holder> {
+pub fn of(device: (u32, u32), devpts: Option<(u32, u32)>) -> Vec<Holder> {
     let wanted = i64::from(tty::encoded(device) as i32);
     let known = |pid: i32, stat: proc::Stat| {
         let member = stat.field(7) == wanted;
-        let found = descriptors(pid, device, node, member);
+        let found = descriptors(pid, device, devpts, member);
         let has = |(fds, masters): &(Vec<_>, Vec<_>)| fds.len() + masters.len() > 0;
         if !member && !found.as_ref().is_some_and(has) {
             return None;
@@ -63,7 +64,7 @@ pub fn of(device: (u32, u32), node: Option<&Inode>) -> Vec<Holder> {
 fn descriptors(
     pid: i32,
     device: (u32, u32),
-    node: Option<&Inode>,
+    devpts: Option<(u32, u32)>,
     member: bool,
 ) -> Option<(Vec<RawFd>, Vec<RawFd>)> {
     let (mut fds, mut masters) = (Vec::new(), Vec::new());
@@ -83,16 +84,15 @@ fn descriptors(
         {
             continue;
         }
-        let here =
-            node.is_none_or(|it| it.dev == (major(is.st_dev) as u32, minor(is.st_dev) as u32));
+        let here = devpts.is_none_or(|it| it == (major(is.st_dev) as u32, minor(is.st_dev) as u32));
         match rdev {
             (5, 0) if member => fds.push(fd),
             (5, 2) => {
                 let index = info().ok().and_then(|it| it.get("tty-index")?.parse().ok());
                 let at =
                     |index| terminal::slave_node(pid, link.as_os_str().as_encoded_bytes(), index);
-                let same = |index| match (node, at(index)) {
-                    (Some(node), Some(found)) => node.dev == found.dev,
+                let same = |index| match (devpts, at(index)) {
+                    (Some(devpts), Some(found)) => devpts == found.dev,
                     _ => true,
                 };
                 if index.is_some()
@@ -128,13 +128,7 @@ pub fn copy(holders: &[Holder]) -> Option<OwnedFd> {
 /// not be looked at. `name` is the last part of what readlink(2) shows of the object: only what is
 /// called so is looked at closer.
 pub fn another(inode: &Inode, name: &[u8], known: &[i32]) -> Option<i32> {
-    let us = std::process::id() as i32;
-    let has = |pid: i32| {
-        let dir = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-            Ok(dir) => dir,
-            // One that has ended meanwhile has nothing open.
-            Err(err) => return err.kind() != std::io::ErrorKind::NotFound,
-        };
+    stranger(known, |dir| {
         dir.flatten().any(|entry| {
             let link = std::fs::read_link(entry.path()).unwrap_or_default();
             link.as_os_str().as_encoded_bytes().ends_with(name)
@@ -143,7 +137,21 @@ pub fn another(inode: &Inode, name: &[u8], known: &[i32]) -> Option<i32> {
                     (dev, it.st_ino) == (inode.dev, inode.ino)
                 })
         })
-    };
+    })
+}
+
+/// A process that is neither us nor one of these and may not be looked at.
+pub fn hidden(known: &[i32]) -> Option<i32> {
+    stranger(known, |_| false)
+}
+
+/// A process that is neither us nor one of these, and whose numbers are such, or may not be known.
+fn stranger(known: &[i32], has: impl Fn(ReadDir) -> bool) -> Option<i32> {
+    let us = std::process::id() as i32;
     let others = proc::all().map(|(pid, _)| pid).filter(|pid| *pid != us && !known.contains(pid));
-    others.into_iter().find(|&pid| has(pid))
+    others.into_iter().find(|pid| match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(dir) => has(dir),
+        // One that has ended meanwhile has nothing open.
+        Err(err) => err.kind() != std::io::ErrorKind::NotFound,
+    })
 }

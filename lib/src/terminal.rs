@@ -53,7 +53,7 @@ impl From<&Termios> for Line {
 
 impl Line {
     /// For the kernel; `line` is the line discipline, which a termios names too.
-    fn termios(&self, line: u8) -> Result<Termios> {
+    pub(crate) fn termios(&self, line: u8) -> Result<Termios> {
         let Line { iflag, oflag, cflag, lflag, cc, ispeed, ospeed } = self;
         let mut to = tty::no_termios();
         (to.c_iflag, to.c_oflag, to.c_cflag, to.c_lflag) = (*iflag, *oflag, *cflag, *lflag);

@@ -13,6 +13,8 @@ use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{read, write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 pub(crate) struct Pty;
 
@@ -32,6 +34,10 @@ impl Fixture for Pty {
         ("mode", "permissions of the slave's node"),
         ("two", "a second description of the slave, at the third number: reads, does not wait"),
         ("place", "an O_PATH descriptor of the slave, at the number after these"),
+        ("said", "bytes that were written to the slave, and that nobody has read"),
+        ("typed", "bytes that were written to the master, likewise"),
+        ("stopped", "the output is stopped, by ^S"),
+        ("off", "the output is stopped, by TCOOFF, and without IXON"),
         ("slave", "only the slave is kept, at the one number: it has hung up"),
         ("master", "only the master is kept, at the one number; the slave was never open"),
         ("left", "only the master is kept, at the one number; the slave was open once"),
@@ -55,6 +61,7 @@ impl Fixture for Pty {
         unlockpt(&master).at("unlockpt")?;
         let slave = open(name, OFlag::O_RDWR | OFlag::O_NOCTTY)?;
         dress(spec, slave.as_fd())?;
+        wait_in(spec, &[master_fd.as_fd(), slave.as_fd()])?;
         let mut all = match (spec.has("slave"), spec.has("left")) {
             (true, _) => return Ok(vec![slave]),
             (_, true) => return Ok(vec![master_fd]),
@@ -97,6 +104,7 @@ impl Fixture for Pty {
         if spec.has("master") || spec.has("left") {
             bad.same("hung up", ready(first, PollFlags::POLLHUP)?, spec.has("left"));
             bad.same("locked", tty::locked(first)?, spec.has("master"));
+            bad.same_bytes("what waits at the master", &drain_all(first)?, &said(spec));
             return Ok(());
         }
         let slave = sys::at(spec.fds[1])?;
@@ -108,6 +116,9 @@ impl Fixture for Pty {
         bad.same("master exclusive", tty::exclusive(first)?, spec.has("shut"));
         if let Some(mode) = spec.known_number("mode") {
             bad.same("mode", u64::from(fstat(slave)?.st_mode & 0o777), mode);
+        }
+        if !waits(spec, first, slave, bad)? {
+            return Ok(());
         }
         signal_comes(spec, 0, bad, || write_all(slave, b"out\n"))?;
         // The terminal is read by nobody who could have left an answer.
@@ -142,6 +153,102 @@ fn wait(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let mut buffer = [0; 64];
     let got = read(fd, &mut buffer)?;
     Ok(buffer[..got].to_vec())
+}
+
+/// What waits at the master: what was said, and the echo of what was typed.
+fn said(spec: &Spec) -> Vec<u8> {
+    let raw = spec.has("raw");
+    let echoed = spec.bytes("typed").filter(|_| !raw).unwrap_or_default();
+    let echoed = echoed.iter().filter(|&&byte| byte != EOF);
+    let all = spec.bytes("said").unwrap_or_default().iter().chain(echoed);
+    all.flat_map(|&byte| match (byte, raw) {
+        (b'\n', false) => b"\r\n".to_vec(),
+        _ => vec![byte],
+    })
+    .collect()
+}
+
+/// VEOF.
+const EOF: u8 = 4;
+
+/// Has bytes wait in both directions, and stops the output.
+fn wait_in(spec: &Spec, ends: &[BorrowedFd<'_>; 2]) -> Result<()> {
+    let [master, slave] = *ends;
+    write_all(slave, spec.bytes("said").unwrap_or_default()).at("write to the slave")?;
+    write_all(master, spec.bytes("typed").unwrap_or_default()).at("write to the master")?;
+    if spec.has("typed") || spec.has("said") {
+        // The kernel takes a moment to hand it on.
+        sleep(Duration::from_millis(20));
+    }
+    if spec.has("off") {
+        let mut line = tty::line(slave).at("TCGETS2")?;
+        line.c_iflag &= !libc::IXON;
+        tty::set_line(slave, &line).at("TCSETS2")?;
+        tty::set_stopped(slave, true).at("TCOOFF")?;
+    }
+    if spec.has("stopped") {
+        write_all(master, b"\x13").at("type ^S")?;
+        while ready(slave, PollFlags::POLLOUT).at("poll")? {
+            sleep(Duration::from_millis(1));
+        }
+    }
+    Ok(())
+}
+
+/// What waits, and whether the output is stopped; whether it goes on then.
+fn waits(
+    spec: &Spec,
+    master: BorrowedFd<'_>,
+    slave: BorrowedFd<'_>,
+    bad: &mut Bad,
+) -> Result<bool, Errno> {
+    let stopped = spec.has("stopped") || spec.has("off");
+    bad.same("output stopped", ready(slave, PollFlags::POLLOUT)?, !stopped);
+    if spec.has("stopped") {
+        write_all(master, b"\x11")?;
+    } else if spec.has("off") {
+        tty::set_stopped(slave, false)?;
+    }
+    sleep(Duration::from_millis(if stopped { 20 } else { 0 }));
+    if !ready(slave, PollFlags::POLLOUT)? {
+        bad.unless(false, "the output does not go on");
+        return Ok(false);
+    }
+    let mut seen = drain_all(master)?;
+    if spec.has("packet") && !seen.is_empty() {
+        seen.remove(0);
+    }
+    bad.same_bytes("what waits at the master", &seen, &said(spec));
+    let Some(typed) = spec.bytes("typed") else { return Ok(true) };
+    if spec.has("raw") {
+        bad.same_bytes("what was typed", &drain(slave)?, typed);
+        return Ok(true);
+    }
+    let end = typed.iter().rposition(|byte| matches!(*byte, b'\n' | EOF)).map_or(0, |at| at + 1);
+    let (lines, begun) = typed.split_at(end);
+    for line in lines.split_inclusive(|byte| matches!(*byte, b'\n' | EOF)) {
+        let line = line.strip_suffix(&[EOF]).unwrap_or(line);
+        bad.same_bytes("a line that was typed", &wait(slave)?, line);
+    }
+    bad.same("more was typed", ready(slave, PollFlags::POLLIN)?, false);
+    write_all(master, b"x\x7f!\n")?;
+    let whole = [begun, b"!\n"].concat();
+    bad.same_bytes("the line that was begun", &wait(slave)?, &whole);
+    drain(master)?;
+    Ok(true)
+}
+
+/// Also of one whose other end is closed, which always has an end to tell of.
+fn drain_all(master: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let mut all = Vec::new();
+    while ready(master, PollFlags::POLLIN)? {
+        let mut buffer = [0; 8192];
+        match read(master, &mut buffer) {
+            Ok(0) | Err(Errno::EIO) => break,
+            got => all.extend_from_slice(&buffer[..got?]),
+        }
+    }
+    Ok(all)
 }
 
 fn dress(spec: &Spec, slave: BorrowedFd<'_>) -> Result<()> {

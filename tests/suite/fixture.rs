@@ -145,6 +145,12 @@ fn what_was_not_made_is_noticed() {
         ("pty@3,4:shut", "pty@3,4", "master exclusive"),
         ("pty@3,4:locked", "pty@3,4", "what is locked"),
         ("pty@3,4:mode=384", "pty@3,4:mode=400", "mode"),
+        ("pty@3,4:said=x", "pty@3,4", "what waits at the master"),
+        ("pty@3,4:typed=a%0ab%04,raw", "pty@3,4:typed=a%0a,raw", "what was typed"),
+        ("pty@3,4:typed=a%0ab%04", "pty@3,4:typed=a%0ac%04", "a line that was typed"),
+        ("pty@3,4:typed=ab", "pty@3,4:typed=ac", "the line that was begun"),
+        ("pty@3,4:stopped", "pty@3,4", "output stopped"),
+        ("pty@3,4", "pty@3,4:off", "output stopped"),
         ("pty@3:master", "pty@3:left", "hung up"),
         ("directory@3:steps=2", "directory@3", "position"),
     ] {

@@ -58,6 +58,11 @@ fn judge(file: &str, grammar: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// [`judge`] by the grammar of the page.
+pub(crate) fn judged(file: &str) {
+    judge(file, &grammar()).unwrap_or_else(|err| panic!("{file}: {err}"));
+}
+
 /// A terminal from elsewhere, by the name of another: the kind that no process has by itself where
 /// there is no console.
 fn retargeted(scratch: &Scratch, file: &str) {

@@ -34,5 +34,6 @@ mod queues; // message queues: what is in them, and what becomes of their names
 mod services; // nothing of fdrestore's own is left in COMMAND
 mod terminals; // ttyctl, controlling terminals, and programs that are typed to
 mod tree; // fdrestore --tree: real trees come back, or nothing does
+mod typed; // what waits in pseudo terminals
 mod unix; // what waits in the queues of unix sockets
 mod watch; // epoll, inotify, fanotify: programs, and what cannot come back

@@ -72,7 +72,7 @@ fn of_place(place: &Place) -> View {
 }
 
 fn view(name: String, device: (u32, u32), node: Option<&Inode>, place: Option<&Place>) -> View {
-    let holders = holders::of(device, node);
+    let holders = holders::of(device, node.map(|it| it.dev));
     let mut settings = holders::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
     // To be the only one that opens a slave, and to close it again, would show at its master.
     let safe = terminal::slave_index(device).is_none() || holders.iter().any(|it| it.member);

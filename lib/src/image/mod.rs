@@ -17,6 +17,6 @@ pub use load::{Cargo, Chunk, Image};
 pub use read::{Entry, Reader, Record, Summary};
 pub use record::{
     Bytes, Credentials, Data, End, Envelope, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals,
-    Slot, Table, Task, Terminal, VERSION,
+    Slot, Table, Task, Terminal, Typed, VERSION,
 };
 pub use write::Writer;

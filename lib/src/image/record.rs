@@ -309,6 +309,27 @@ pub struct Envelope {
     /// The message is longer than one piece and goes on in the next.
     #[serde(default, skip_serializing_if = "is_false")]
     pub more: bool,
+    /// What was typed to a terminal, and not read yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typed: Option<Typed>,
+}
+
+/// How a piece of what was typed to a terminal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Typed {
+    /// A line, by its last byte.
+    Line,
+    /// A line, by VEOF, which is no byte of it.
+    Eof,
+    /// All that was there when canonical mode was switched on: that is read as one line.
+    Whole,
+    /// Not yet: the beginning of a line, or any bytes outside canonical mode.
+    Open,
+    /// Without bytes: VLNEXT was typed, and the next character will be taken as it is.
+    Quote,
+    /// It came when the line discipline was full, which has not processed it.
+    Late,
 }
 
 /// The last record.

@@ -37,6 +37,7 @@ mod tun;
 mod udp;
 mod unix;
 mod unlinked;
+mod waiting;
 mod watched;
 
 use crate::error::{At, Error, Result};
@@ -72,6 +73,8 @@ pub struct Piece<'a> {
 pub struct Scene<'a> {
     /// What is open, as stat(2) says it now.
     pub inode: &'a Inode,
+    /// What [`Kind::object`] said of it.
+    pub object: (u32, u32, u64),
     /// What readlink(2) shows of it.
     pub link: &'a [u8],
     /// The processes that are captured.
@@ -383,7 +386,8 @@ pub(crate) mod tests {
         mut take: impl FnMut(Piece<'_>),
     ) -> Result<()> {
         let inode = &inode_of(fd.as_fd()).unwrap();
-        let scene = Scene { inode, link: b"", captured: &[], frozen: false };
+        let object = (0, 0, 0);
+        let scene = Scene { inode, object, link: b"", captured: &[], frozen: false };
         K::contents(fd.as_fd(), &scene, limit, &mut |piece| {
             take(piece);
             Ok(())

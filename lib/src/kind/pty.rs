@@ -1,25 +1,28 @@
 //! pty(7): a master and its slaves, one object by the number of the slave's device. A pair is made
 //! anew before all other descriptors, since paths and the controlling terminal lead to it.
 //!
-//! What waits in it cannot be read without taking it out (a terminal has neither tee(2) nor
-//! MSG_PEEK), so it is counted and not kept.
+//! What waits in it can be read only by taking it out, which `waiting` does while all who have it
+//! open stand still. Otherwise it is counted, and not kept.
 
-use super::Kind;
+use super::waiting::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
+use super::{Kind, Piece, Scene, Sink};
 use crate::error::{At, Error, Result};
-use crate::image::{Inode, OpenFile};
-use crate::proc::Descriptor;
+use crate::holders::{self, Holder};
+use crate::image::{Chunk, Envelope, Inode, OpenFile, Typed};
+use crate::proc::{Descriptor, Info};
 use crate::site::{Made, Site};
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::stat::FchmodatFlags::FollowSymlink;
-use nix::sys::stat::{Mode, fchmodat};
+use nix::sys::stat::{Mode, fchmodat, fstat, futimens};
+use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, chown};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The device number of /dev/ptmx, and of the node `ptmx` in a devpts.
 const PTMX: (u32, u32) = (5, 2);
@@ -45,6 +48,10 @@ pub(super) struct Pty {
     /// How many bytes wait to be read at this end: FIONREAD. In canonical mode a line without its
     /// end does not count.
     queued: u32,
+    /// A slave: it cannot be written to now (POLLOUT). Either its output is stopped, or its master
+    /// has more to read than it holds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    blocked: bool,
     /// TIOCGEXCL, which each end has for itself.
     exclusive: bool,
     /// A master's TIOCGPKT.
@@ -131,6 +138,7 @@ impl Kind for Pty {
             index: slave.unwrap_or_default(),
             hung: it.deleted().is_some(),
             queued: 0,
+            blocked: false,
             exclusive: false,
             packet: false,
             locked: false,
@@ -146,6 +154,7 @@ impl Kind for Pty {
         this.hung = hung(copy.as_fd())?;
         let dead = this.hung && !master;
         this.queued = unless_hung(sys::readable(copy.as_fd()), dead)? as u32;
+        this.blocked = !this.hung && !master && !is_ready(copy.as_fd(), PollFlags::POLLOUT)?;
         this.exclusive = unless_hung(tty::exclusive(copy), dead)?;
         this.settings = if dead { None } else { Some(Settings::read(copy)?) };
         if master {
@@ -157,6 +166,65 @@ impl Kind for Pty {
             this.node = found.as_ref().map(node);
         }
         Ok(this)
+    }
+
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+        let (major, minor, index) = scene.object;
+        if sys::readable(copy)? == 0 && !scene.frozen {
+            // A line that has not ended is seen by nobody who does not read.
+            return Ok(());
+        }
+        let device = terminal::slave_device(index as u32);
+        let holders = holders::of(device, Some((major, minor)));
+        let captured = |it: &&Holder| scene.captured.contains(&it.pid);
+        let mut masters = holders.iter().filter(captured);
+        let Some((pid, fd)) = masters.find_map(|it| Some((it.pid, *it.masters.first()?))) else {
+            // It comes back as another terminal, if at all.
+            return Ok(());
+        };
+        scene.still_but(|captured| stranger(&holders, captured))?;
+        let master = sys::pidfd_getfd(sys::pidfd_open(pid)?.as_fd(), fd).at(|| "its master")?;
+        if tty::index(&master) != Ok(index as u32) {
+            return Err(Error::unrestorable("its master is another by now"));
+        }
+        let opened = |it: &Holder| it.fds.iter().any(|fds| !fds.is_empty());
+        if !hung(master.as_fd())? && !holders.iter().any(opened) {
+            // To open the slave, and to close it again, would show at the master.
+            return match sys::readable(master.as_fd())? {
+                0 => Ok(()),
+                _ => Err(Error::unrestorable("its slave was never open")),
+            };
+        }
+        let flags = (libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC) as u32;
+        let slave = tty::peer(&master, flags).at(|| "open the slave")?;
+        let ends = Ends { master: master.as_fd(), slave: slave.as_fd() };
+        if !worth(ends)? {
+            return Ok(());
+        }
+        undisturbed(ends, &holders)?;
+        let times = [ends.master, ends.slave].map(|end| fstat(end).map(|found| (end, found)));
+        let turn = Turn::new(ends).at(|| "the line")?;
+        let mut log = Turn::log()?;
+        let turned = log.turn_over(|log| turn.over(log))?;
+        for (end, found) in times.into_iter().flatten() {
+            // w(1) tells by them how long a terminal was idle.
+            let (read, written) = (found.st_atime, found.st_mtime);
+            let time = |seconds, nanoseconds| TimeSpec::new(seconds, nanoseconds);
+            let read = time(read, found.st_atime_nsec);
+            let _ = futimens(end, &read, &time(written, found.st_mtime_nsec));
+        }
+        turned?;
+        let pieces = turn.pieces(&log);
+        let bytes: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
+        if bytes as u64 > limit {
+            let why = format!("its {bytes} bytes are more than the limit {limit}");
+            return Err(Error::unrestorable(why));
+        }
+        for (typed, bytes) in &pieces {
+            let with = typed.map(|typed| Envelope { typed: Some(typed), ..Envelope::default() });
+            to(Piece { bytes, with, ..Piece::default() })?;
+        }
+        Ok(())
     }
 
     fn terminal(&self) -> Option<(u32, u32)> {
@@ -181,6 +249,8 @@ impl Kind for Pty {
         if !self.master && masters == 0 {
             return Err(Error::unrestorable("its master is outside the image"));
         }
+        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        expect_pieces(chunks.map_or(&[], Vec::as_slice), self.settings.as_ref())?;
         let unopened = self.hung || self.locked || self.session == Some(site.task.sid);
         if self.master && peers.is_empty() && !unopened {
             return Err(Error::unrestorable(
@@ -205,6 +275,7 @@ impl Kind for Pty {
             index,
             hung,
             queued,
+            blocked: _,
             exclusive,
             packet,
             locked,
@@ -220,24 +291,47 @@ impl Kind for Pty {
             site.moved.insert(old.into_bytes(), new.into_bytes());
         }
         tty::set_locked(&new, false).at(|| "unlock it")?;
-        let mut lost = match settings {
-            Some(settings) => settings.apply(new.as_fd(), true)?,
-            None => vec!["its settings are not in the image".to_owned()],
-        };
+        let mut lost = Vec::new();
         let mut waiting = u64::from(*queued);
+        let mut blocked = false;
         let mut slaves = Vec::new();
         for (slave_file, slave) in all.filter(|(_, pty)| !pty.master) {
             let fd = tty::peer(&new, slave_file.flags & OPEN).at(|| "open the slave")?;
             slaves.push((slave_file, fd, slave));
             waiting = waiting.max(u64::from(slave.queued));
+            blocked |= slave.blocked;
         }
-        if *hung && slaves.is_empty() {
-            // A slave that all have closed was open once.
-            drop(tty::peer(&new, libc::O_RDWR as u32).at(|| "open the slave")?);
+        let pieces = pieces(master_file, site)?;
+        // A slave that all have closed was open once.
+        let of_ours = !pieces.is_empty() || blocked || *hung && slaves.is_empty();
+        let flags = (libc::O_RDWR | libc::O_NONBLOCK) as u32;
+        let slave = of_ours.then(|| tty::peer(&new, flags)).transpose();
+        let slave = slave.at(|| "open the slave")?;
+        match (settings, &slave) {
+            (Some(settings), Some(slave)) if !pieces.is_empty() => {
+                let ends = Ends { master: new.as_fd(), slave: slave.as_fd() };
+                let line = settings.line.termios(0)?;
+                let apply = || {
+                    lost = settings.apply(new.as_fd(), true)?;
+                    Ok(())
+                };
+                ends.put(&pieces, &line, apply).at(|| "put back what waited in it")?;
+            }
+            (Some(settings), _) => lost = settings.apply(new.as_fd(), true)?,
+            (None, _) => lost.push("its settings are not in the image".to_owned()),
         }
+        // Without --freeze it may have been busy, or drained meanwhile.
+        let stopped = blocked && site.image.head.frozen && (*queued as usize) < HOLDS;
+        if let (true, Some(slave)) = (stopped, &slave) {
+            stop(Ends { master: new.as_fd(), slave: slave.as_fd() })?;
+        } else if blocked {
+            lost.push("nothing could be written to it, and now it can".to_owned());
+        }
+        drop(slave);
         lost.extend(node.as_ref().map(|node| dress(got, node, site)).transpose()?.flatten());
-        if waiting > 0 {
-            lost.push("bytes waited in it, which cannot be read without taking them out".into());
+        if waiting > 0 && pieces.is_empty() {
+            let why = "bytes waited in it, which are not in the image (scan with --freeze --data)";
+            lost.push(why.to_owned());
         }
         for line in lost {
             site.warnings.push(format!("/dev/pts/{got}: {line}"));
@@ -272,6 +366,7 @@ impl Pty {
             index,
             hung: _,
             queued: _,
+            blocked: _,
             exclusive: _,
             packet: _,
             locked: _,
@@ -296,11 +391,119 @@ fn node(inode: &Inode) -> (u32, u32, u32) {
     (inode.uid, inode.gid, inode.mode & 0o7777)
 }
 
+fn is_ready(copy: BorrowedFd<'_>, event: PollFlags) -> Result<bool> {
+    Ok(ready(copy, event).at(|| "poll")?.contains(event))
+}
+
 /// Whether the other end is gone: POLLHUP.
 fn hung(copy: BorrowedFd<'_>) -> Result<bool> {
-    let mut polled = [PollFd::new(copy, PollFlags::empty())];
-    poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
-    Ok(polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)))
+    is_ready(copy, PollFlags::POLLHUP)
+}
+
+/// Who else has a pseudo terminal open, or may have.
+fn stranger(holders: &[Holder], captured: &[i32]) -> Option<i32> {
+    let us = std::process::id() as i32;
+    // What we have are copies, unless it is our own terminal.
+    let ours = |it: &Holder| it.pid == us && !it.member;
+    let has =
+        |it: &Holder| !it.masters.is_empty() || it.fds.as_ref().is_none_or(|it| !it.is_empty());
+    let mut others =
+        holders.iter().filter(|it| !captured.contains(&it.pid) && !ours(it) && has(it));
+    others.next().map(|it| it.pid).or_else(|| holders::hidden(captured))
+}
+
+/// Whether anything waits in it, or may: a line that was begun is seen only by reading it.
+fn worth(Ends { master, slave }: Ends<'_>) -> Result<bool> {
+    // poll(2) also has handed on what is on its way.
+    let waits = |end| Ok::<_, Error>(is_ready(end, PollFlags::POLLIN)? || sys::readable(end)? > 0);
+    let canonical = tty::line(slave).at(|| "the line")?.c_lflag & libc::ICANON != 0;
+    Ok(canonical || waits(slave)? || waits(master)?)
+}
+
+/// Says why what waits cannot be taken out and put back as it was.
+fn undisturbed(Ends { master, slave }: Ends<'_>, holders: &[Holder]) -> Result<()> {
+    let no = |why: &str| Err(Error::unrestorable(why));
+    let settings = Settings::read(slave).at(|| "the line")?;
+    settings.check()?;
+    if settings.locked.is_some() {
+        return no("its settings are locked");
+    }
+    if settings.line.lflag & libc::EXTPROC != 0 || settings.line.iflag & libc::PARMRK != 0 {
+        return no("EXTPROC or PARMRK is set: what was typed is not what would be");
+    }
+    if !is_ready(slave, PollFlags::POLLOUT)? || sys::readable(master)? >= HOLDS {
+        return no("its output is stopped, or more than its master holds");
+    }
+    if tty::packet(master).at(|| "packet mode")? && is_ready(master, PollFlags::POLLPRI)? {
+        return no("a status waits in it (packet mode)");
+    }
+    let flags = |pid: i32, fd: RawFd| {
+        std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| Info::parse(&it).flags)
+    };
+    let asked = |it: &&Holder| {
+        let mut fds = it.fds.iter().flatten().chain(&it.masters);
+        fds.any(|&fd| flags(it.pid, fd).is_ok_and(|it| it & libc::O_ASYNC as u32 != 0))
+    };
+    match holders.iter().find(asked) {
+        Some(it) => no(&format!("process {} would be told by a signal (O_ASYNC)", it.pid)),
+        None => Ok(()),
+    }
+}
+
+/// Says why this cannot have waited in a pseudo terminal.
+fn expect_pieces(chunks: &[Chunk], settings: Option<&Settings>) -> Result<()> {
+    let canonical = settings.is_some_and(|it| it.line.lflag & libc::ICANON != 0);
+    let mut sum = [0; 3];
+    let mut typed = 0;
+    for chunk in chunks {
+        let what = chunk.with.as_ref().and_then(|with| with.typed);
+        let (place, len) = match what {
+            None => (0, chunk.len),
+            Some(Typed::Late) => (1, chunk.len),
+            Some(Typed::Eof) => (2, chunk.len + 1),
+            Some(_) => (2, chunk.len),
+        };
+        let fits = match what {
+            None | Some(Typed::Late) => true,
+            Some(Typed::Open) => sum[1] == 0,
+            Some(Typed::Line) => canonical && chunk.len > 0,
+            Some(Typed::Whole) => canonical && chunk.len > 0 && typed == 0,
+            Some(Typed::Eof) => canonical,
+            Some(Typed::Quote) => canonical && chunk.len == 0,
+        };
+        sum[place] += len;
+        typed += usize::from(what.is_some());
+        if !fits || settings.is_none() {
+            return Err(Error::malformed("its contents are not what can wait in a terminal"));
+        }
+    }
+    // Outside canonical mode one byte less.
+    if sum[0] > HOLDS || sum[1] > BEFORE || sum[2] > HOLDS + 1 {
+        return Err(Error::malformed("more waits in it than a terminal holds"));
+    }
+    Ok(())
+}
+
+/// What waited in it.
+fn pieces(file: &OpenFile, site: &Site<'_>) -> Result<Pieces> {
+    let mut pieces = Pieces::new();
+    site.contents(file.object, |chunk, bytes| {
+        let typed = chunk.with.as_ref().and_then(|with| with.typed);
+        pieces.push((typed, bytes.to_vec()));
+        Ok(())
+    })?;
+    Ok(pieces)
+}
+
+/// Stops the output, by the character if there is one, so that whoever has the terminal can let it
+/// go on: which of both it was is not known.
+fn stop(ends: Ends<'_>) -> Result<()> {
+    let line = tty::line(ends.slave).at(|| "the line")?;
+    match line.c_cc[libc::VSTOP] {
+        character if line.c_iflag & libc::IXON != 0 && character != 0 => ends.stop(character),
+        _ => tty::set_stopped(ends.slave, true).map_err(Error::from),
+    }
+    .at(|| "stop its output")
 }
 
 /// Opens a new master, with this index if that is free: the kernel gives the lowest, so lower ones

@@ -144,6 +144,12 @@ pub fn set_locked(master: impl AsFd, on: bool) -> nix::Result<()> {
     put(master, libc::TIOCSPTLCK, on.into())
 }
 
+/// Stops the output of a terminal so that no START that is typed lets it go on, or lets it go on
+/// after that: TCXONC with TCOOFF or TCOON.
+pub fn set_stopped(fd: impl AsFd, on: bool) -> nix::Result<()> {
+    tell(fd, libc::TCXONC, if on { libc::TCOOFF } else { libc::TCOON }).map(drop)
+}
+
 /// Opens the slave of a master without its path: TIOCGPTPEER, Linux 4.13. `flags` are those of
 /// open(2); O_NOCTTY is added.
 pub fn peer(master: impl AsFd, flags: u32) -> nix::Result<OwnedFd> {

@@ -1,0 +1,278 @@
+//! What waits in pseudo terminals: it is read only while all who have them open stand still, and is
+//! there again then, for them and for whoever is restored.
+
+use crate::errors::forged;
+use crate::grammar::judged;
+use crate::harness::{MKFD, Ran, Scratch, Target, command, pipeline, show};
+use crate::normal::records;
+use crate::watch::{at, refused, restored, whole, with_body};
+use fdkit::image::{Data, Item, Typed};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+/// `fdscan --freeze --data PID | fdimg write FILE`
+#[track_caller]
+fn frozen(pids: &[&str], file: &str) -> Ran {
+    let scan = [&["fdscan", "--freeze", "--data"], pids].concat();
+    pipeline(&[&scan, &["fdimg", "write", file]])
+}
+
+/// The contents of terminals in an image, in their order.
+fn contents(file: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
+    let mut all = Vec::new();
+    forged(&fs::read(file).unwrap(), |items| {
+        let terminals: Vec<u32> = items
+            .iter()
+            .filter_map(|item| match item {
+                Item::File(file) if file.kind == "pty" => file.object,
+                _ => None,
+            })
+            .collect();
+        for item in items {
+            if let Item::Data(Data { object, with, bytes, .. }) = item {
+                if !terminals.contains(object) {
+                    continue;
+                }
+                all.push((with.as_ref().and_then(|with| with.typed), bytes.0.clone()));
+            }
+        }
+    });
+    all
+}
+
+#[track_caller]
+fn check(scratch: &Scratch, file: &str, specs: &[&str]) -> Ran {
+    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
+    restored(file, &[], &[&check[..], specs].concat())
+}
+
+const FDS: [u32; 2] = [3, 4];
+
+/// Scans twice, restores, scans what is restored, and has both look at what they have.
+#[track_caller]
+fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
+    let scratch = Scratch::new();
+    let target = Target::make(scratch.dir(), &[spec]).unwrap();
+    let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    frozen(&[&target.pid], &file).quiet();
+    judged(&file);
+    // What was taken out for a moment is there again.
+    frozen(&[&target.pid], &second).quiet();
+    assert_eq!(records(&show(&file), &FDS), records(&show(&second), &FDS));
+    assert_eq!(contents(&file), contents(&second));
+    drop(target);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "sleep"];
+    let again = Target::ready(&restore).unwrap();
+    frozen(&[&again.pid], &second).quiet();
+    assert_eq!(records(&show(&file), &FDS), records(&show(&second), &FDS));
+    assert_eq!(contents(&file), contents(&second));
+    drop(again);
+    for image in [&file, &second] {
+        // Its number may be another test's by now.
+        let ran = check(&scratch, image, &[spec]).ok();
+        let others = |line: &&str| !line.contains("its number is taken");
+        assert_eq!(ran.stderr(0).lines().find(others), None, "{}", ran.whole());
+    }
+    contents(&file)
+}
+
+#[test]
+fn lines_and_one_that_was_begun_wait_again_and_so_does_what_was_said() {
+    let seen = comes_back("pty@3,4:said=ready%0a,typed=one%0a%0atwo%04%04begun");
+    let said = (None, b"ready\r\none\r\n\r\ntwobegun".to_vec());
+    let typed = [
+        (Typed::Line, &b"one\n"[..]),
+        (Typed::Line, b"\n"),
+        (Typed::Eof, b"two"),
+        (Typed::Eof, b""),
+        (Typed::Open, b"begun"),
+    ];
+    let typed = typed.map(|(what, bytes)| (Some(what), bytes.to_vec()));
+    assert_eq!(seen, [vec![said], typed.to_vec()].concat());
+}
+
+#[test]
+fn a_line_that_was_only_begun_is_found_although_nobody_counts_it() {
+    let echo = (None, b"begun".to_vec());
+    let begun = (Some(Typed::Open), b"begun".to_vec());
+    assert_eq!(comes_back("pty@3,4:typed=begun"), [echo, begun]);
+}
+
+#[test]
+fn characters_that_mean_something_wait_again_where_they_mean_nothing() {
+    let seen = comes_back("pty@4,3:raw,said=%03%0a%0d%ff,typed=%04%0a%7f%16%ff");
+    assert_eq!(seen[1].0, Some(Typed::Open));
+}
+
+#[test]
+fn packets_wait_again() {
+    comes_back("pty@3,4:packet,said=hello,typed=one%0a");
+}
+
+#[test]
+fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
+    // A line may have been begun in the first, and nobody looks while the output is stopped.
+    let why = "its output is stopped";
+    let specs = [("pty@3,4:stopped", "pty@3,4", why), ("pty@3,4:raw,off", "pty@3,4:raw", "")];
+    for (spec, on, why) in specs {
+        let scratch = Scratch::new();
+        let target = Target::make(scratch.dir(), &[spec]).unwrap();
+        let (file, loose) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+        let ran = frozen(&[&target.pid], &file);
+        assert!(ran.stderr(0).contains(why), "{}", ran.whole());
+        assert_eq!(ran.status(0), i32::from(!why.is_empty()), "{}", ran.whole());
+        assert_eq!(show(&file)["descriptors"][1]["body"]["blocked"], true);
+        pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &loose]]).quiet();
+        drop(target);
+        check(&scratch, &file, &[spec]).ok();
+        // Whether it is stopped, or is being read this moment, no look at what runs can tell.
+        let ran = check(&scratch, &loose, &[on]).ok();
+        assert!(ran.stderr(0).contains("nothing could be written"), "{}", ran.whole());
+    }
+}
+
+#[test]
+fn what_a_master_has_not_read_of_a_slave_that_is_closed_waits_again() {
+    let scratch = Scratch::new();
+    let spec = "pty@3:left,said=the end%0a";
+    let target = Target::make(scratch.dir(), &[spec]).unwrap();
+    let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    frozen(&[&target.pid], &file).quiet();
+    frozen(&[&target.pid], &second).quiet();
+    assert_eq!(contents(&file), [(None, b"the end\r\n".to_vec())]);
+    assert_eq!(contents(&file), contents(&second));
+    drop(target);
+    check(&scratch, &file, &[spec]).ok();
+}
+
+#[test]
+fn without_freeze_what_waits_is_counted_and_left_alone() {
+    let scratch = Scratch::new();
+    let target = Target::make(scratch.dir(), &["pty@3,4:said=hello"]).unwrap();
+    let file = scratch.file("a.fdi");
+    let ran = pipeline(&[&["fdscan", "--data", &target.pid], &["fdimg", "write", &file]]);
+    assert!(ran.status(0) == 1 && ran.stderr(0).contains("--freeze"), "{}", ran.whole());
+    assert_eq!(show(&file)["descriptors"][0]["body"]["queued"], 5);
+    // Nobody asked for contents, so nobody is told that there are none.
+    pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
+    drop(target);
+    let ran = check(&scratch, &file, &["pty@3,4"]).ok();
+    assert!(ran.stderr(0).contains("bytes waited in it"), "{}", ran.whole());
+}
+
+#[test]
+fn a_terminal_that_another_has_open_is_left_alone() {
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let target = Target::make(scratch.dir(), &["pty@3,4:said=hello"]).unwrap();
+    let slave = fs::read_link(format!("/proc/{}/fd/4", target.pid)).unwrap();
+    let spec = format!("regular@5:path={}", slave.display());
+    let other = Target::make(scratch.dir(), &[&spec]).unwrap();
+    let ran = frozen(&[&target.pid], &file);
+    let why = format!("process {}, which is not stopped", other.pid);
+    assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
+    assert_eq!(contents(&file), []);
+    // Stopped together they may be.
+    frozen(&[&target.pid, &other.pid], &file).quiet();
+    // Whoever has only the slave has nothing that could be put back.
+    let ran = frozen(&[&other.pid], &file).quiet();
+    assert_eq!(contents(&file), [], "{}", ran.whole());
+}
+
+#[test]
+fn whoever_is_told_by_a_signal_of_what_comes_is_not_disturbed() {
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let spec = "pty@3,4:raw,own,async=0,sig=12,typed=hello";
+    let target = Target::make(scratch.dir(), &[spec]).unwrap();
+    let ran = frozen(&[&target.pid], &file);
+    let why = format!("process {} would be told", target.pid);
+    assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
+}
+
+#[test]
+fn a_limit_on_contents_holds_for_terminals() {
+    let scratch = Scratch::new();
+    let target = Target::make(scratch.dir(), &["pty@3,4:raw,said=hello"]).unwrap();
+    let scan = |limit| {
+        let limit = format!("--data={limit}");
+        let file = scratch.file("a.fdi");
+        pipeline(&[&["fdscan", "--freeze", &limit, &target.pid], &["fdimg", "write", &file]])
+    };
+    scan(5).quiet();
+    let ran = scan(4);
+    assert!(ran.status(0) == 1 && ran.stderr(0).contains("limit 4"), "{}", ran.whole());
+    scan(5).quiet();
+}
+
+#[test]
+fn what_cannot_wait_in_a_terminal_is_refused() {
+    let scratch = Scratch::new();
+    let target = Target::make(scratch.dir(), &["pty@3,4:said=x,typed=one%0abegun"]).unwrap();
+    let file = scratch.file("a.fdi");
+    frozen(&[&target.pid], &file).quiet();
+    drop(target);
+    let bytes = fs::read(&file).unwrap();
+    let with = |change: &dyn Fn(&mut Data)| {
+        forged(&bytes, |items| {
+            for item in items {
+                if let Item::Data(data) = item {
+                    change(data);
+                }
+            }
+        })
+    };
+    let typed = |data: &mut Data, what| {
+        if let Some(with) = &mut data.with {
+            with.typed = Some(what);
+        }
+    };
+    for what in [Typed::Quote, Typed::Whole] {
+        refused(with(&|data| typed(data, what)), 3, &["fd 3", "not what can wait"]);
+    }
+    refused(with(&|data| data.bytes.0 = vec![b'x'; 4097]), 3, &["fd 3", "more waits"]);
+    // Outside canonical mode there are no lines.
+    let raw = with_body(&file, "pty", |body| {
+        *at(body, &["settings", "line", "lflag"]) = whole(0);
+    });
+    refused(raw, 3, &["fd 3", "not what can wait"]);
+}
+
+#[test]
+fn a_program_reads_the_line_that_was_begun_before_it_was_looked_at() {
+    let scratch = Scratch::new();
+    let script = "
+import os, pty, sys, time
+pid, master = pty.fork()
+if pid == 0:
+    os.execlp('cat', 'cat')
+os.write(master, b'hel')
+time.sleep(.1)
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+os.write(master, b'p\\x7flo\\n')
+seen = b''
+while seen.count(b'\\n') < 2:
+    seen += os.read(master, 100)
+print(seen, flush=True)
+os.close(master)
+";
+    let mut child = command(&[MKFD, "exec", "--", "python3", "-c", script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let mut pid = String::new();
+    said.read_line(&mut pid).unwrap();
+    let file = scratch.file("a.fdi");
+    frozen(&["-t", "-F", "pty", pid.trim()], &file).quiet();
+    let seen = contents(&file);
+    assert_eq!(seen, [(None, b"hel".to_vec()), (Some(Typed::Open), b"hel".to_vec())]);
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    child.wait().unwrap();
+    assert_eq!(line.trim(), r"b'help\x08 \x08lo\r\nhello\r\n'");
+}
