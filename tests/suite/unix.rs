@@ -435,6 +435,35 @@ assert server.accept()[0].recv(9) == b'new'";
 }
 
 #[test]
+fn a_name_of_the_living_is_refused_and_they_notice_nothing() {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+    let scratch = Scratch::new();
+    let name = scratch.file("name");
+    let target = target!(scratch.dir(), &[&format!("unix@3:path={name}")]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let taken = || {
+        let ran = restored(&file, &[], &["true"]);
+        ran.refuses(125, &["fd 3", "another process has a socket at", "(status 6)"]);
+    };
+    fs::remove_file(&name).unwrap();
+    let listener = UnixListener::bind(&name).unwrap();
+    taken();
+    listener.set_nonblocking(true).unwrap();
+    let found = listener.accept().map_err(|err| err.kind());
+    assert!(matches!(found, Err(std::io::ErrorKind::WouldBlock)), "a connection");
+    fs::remove_file(&name).unwrap();
+    let receiver = UnixDatagram::bind(&name).unwrap();
+    taken();
+    // One that is connected takes nothing from others.
+    receiver.connect(&name).unwrap();
+    taken();
+    drop(receiver);
+    restored(&file, &[], &["true"]).quiet();
+}
+
+#[test]
 fn a_connection_to_outside_is_refused_handed_down_or_at_its_end() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["socketpair@3,4:data=lost"]);

@@ -389,12 +389,13 @@ impl Unix {
                     let why = format!("{shown} is something else by now");
                     return Err(Error::unrestorable(why));
                 }
-                let probe =
-                    socket(AddressFamily::Unix, self.class()?, SockFlag::SOCK_NONBLOCK, None)?;
+                // Of another type than a listener's: that is refused before anybody notices, while
+                // to connect to a datagram socket tells it nothing.
+                let probe = socket(AddressFamily::Unix, SockType::Datagram, birth(0), None)?;
                 match connect(probe.as_raw_fd(), &at) {
                     Err(Errno::ECONNREFUSED) => std::fs::remove_file(path)?,
-                    Ok(()) | Err(Errno::EAGAIN | Errno::EPROTOTYPE) => {
-                        let why = format!("another process listens at {shown}");
+                    Ok(()) | Err(Errno::EPERM | Errno::EPROTOTYPE) => {
+                        let why = format!("another process has a socket at {shown}");
                         return Err(Error::unrestorable(why));
                     }
                     Err(errno) => return Err(errno).at(|| shown.clone()),
