@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// What to take.
@@ -165,6 +166,7 @@ fn gather(
         // Each takes a few descriptors.
         raise_limit()?;
     }
+    let networks = Arc::default();
     let mut processes: Vec<Process> = Vec::new();
     let mut known: std::collections::HashSet<i32> = pids.iter().copied().collect();
     let mut queue: std::collections::VecDeque<(i32, bool)> = Default::default();
@@ -174,7 +176,7 @@ fn gather(
         }
     }
     while let Some((pid, asked)) = queue.pop_front() {
-        let process = match Process::open(pid) {
+        let process = match Process::among(pid, &networks) {
             // A child that has ended meanwhile is no longer of the tree.
             Err(err) if !asked && err.status() == Status::Gone => continue,
             other => other.map_err(named(pid))?,

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// A unix socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,6 +82,10 @@ pub struct Tunnel {
 /// From so many questions on it is cheaper to ask for all sockets at once.
 const MANY: usize = 64;
 
+/// How long what was said of all sockets is taken for true: each process that asked anew would hear
+/// of the sockets of all others, and a scan may take minutes.
+const HOLDS: Duration = Duration::from_secs(1);
+
 /// A way to ask the kernel about the sockets of a network namespace.
 #[derive(Default)]
 pub struct Diag(Mutex<State>);
@@ -89,7 +94,36 @@ pub struct Diag(Mutex<State>);
 struct State {
     socket: Option<Socket>,
     asked: usize,
-    all: HashMap<u32, UnixSocket>,
+    all: Recent<HashMap<u32, UnixSocket>>,
+    packets: Recent<HashMap<u32, PacketSocket>>,
+}
+
+/// Something that was read, and when.
+pub(crate) struct Recent<T>(Option<(Instant, T)>);
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Recent(None)
+    }
+}
+
+impl<T> Recent<T> {
+    fn new(now: T) -> Self {
+        Recent(Some((Instant::now(), now)))
+    }
+
+    /// It, while it is taken for true.
+    fn known(&self) -> Option<&T> {
+        self.0.as_ref().filter(|(since, _)| since.elapsed() < HOLDS).map(|(_, known)| known)
+    }
+
+    /// It, read anew if it must be.
+    pub(crate) fn or_take(&mut self, read: impl FnOnce() -> T) -> &T {
+        if self.known().is_none() {
+            self.0 = None;
+        }
+        &self.0.get_or_insert_with(|| (Instant::now(), read())).1
+    }
 }
 
 impl Diag {
@@ -97,42 +131,46 @@ impl Diag {
     /// ours; entering it takes CAP_SYS_ADMIN.
     pub fn unix(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<UnixSocket> {
         let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
-        if let Some(known) = state.all.get(&inode) {
+        let known = state.all.known();
+        if let Some(known) = known.and_then(|all| all.get(&inode)) {
             return Ok(known.clone());
         }
-        let State { socket, asked, all } = &mut *state;
+        let stale = known.is_none();
+        let State { socket, asked, all, .. } = &mut *state;
         let socket = match socket {
             Some(socket) => socket,
             None => socket.insert(open(NETLINK_SOCK_DIAG, netns).at(|| "sock_diag")?),
         };
         *asked += 1;
-        let whole = *asked == MANY;
-        let mut found = None;
+        // One that came later than all that are known is asked for alone.
+        let whole = *asked >= MANY && stale;
+        let mut found = HashMap::new();
         let request = unix_request((!whole).then_some(inode));
-        ask(socket, &request, whole, &mut |message| match understood(message) {
-            Some((each, socket)) if whole => drop(all.insert(each, socket)),
-            Some((_, socket)) => found = Some(socket),
-            None => (),
-        })
-        .at(|| "sock_diag")?;
-        let found = found.or_else(|| all.get(&inode).cloned());
-        found.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
+        ask(socket, &request, whole, &mut |message| found.extend(understood(message)))
+            .at(|| "sock_diag")?;
+        let socket = found.get(&inode).cloned();
+        if whole {
+            *all = Recent::new(found);
+        }
+        socket.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
     }
 
     /// What is known of the packet socket with this inode; `netns` as above. The kernel tells of
     /// all of them or of none.
     pub fn packet(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<PacketSocket> {
         let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
+        if let Some(known) = state.packets.known().and_then(|all| all.get(&inode)) {
+            return Ok(known.clone());
+        }
         let socket = match &mut state.socket {
             Some(socket) => socket,
             none => none.insert(open(NETLINK_SOCK_DIAG, netns).at(|| "sock_diag")?),
         };
-        let mut found = None;
-        ask(socket, &packet_request(), true, &mut |message| match packet(message) {
-            Some((each, socket)) if each == inode => found = Some(socket),
-            _ => (),
-        })
-        .at(|| "sock_diag")?;
+        let mut all = HashMap::new();
+        ask(socket, &packet_request(), true, &mut |message| all.extend(packet(message)))
+            .at(|| "sock_diag")?;
+        let found = all.get(&inode).cloned();
+        state.packets = Recent::new(all);
         found.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
     }
 }
@@ -397,6 +435,15 @@ mod tests {
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
             let _ = (understood(&bytes), packet(&bytes), understood_tunnel(&bytes));
         }
+    }
+
+    #[test]
+    fn what_was_read_is_read_again_after_a_while() {
+        let mut recent = Recent::new(1);
+        let begun = Instant::now();
+        assert!(*recent.or_take(|| 2) == 1 || begun.elapsed() >= HOLDS);
+        recent.0 = Some((begun - HOLDS, 1));
+        assert!(recent.known().is_none() && *recent.or_take(|| 3) == 3);
     }
 
     #[test]

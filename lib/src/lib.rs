@@ -11,6 +11,7 @@ pub mod count;
 pub mod diag;
 pub mod filter;
 pub mod holders;
+pub mod network;
 pub mod proc;
 pub mod progress;
 pub mod service;

@@ -1,8 +1,9 @@
 //! What /proc says of a process and of its descriptors. Parsing is apart from reading.
 
-use crate::diag::{self, Diag, PacketSocket, Tunnel, UnixSocket};
+use crate::diag::{PacketSocket, Tunnel, UnixSocket};
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Inode, Lock, Signals, Table, Task, Terminal};
+use crate::network::{Network, Networks};
 use crate::sys;
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -14,13 +15,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
 pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
-
-/// Address and port of the other end of each socket, by inode.
-type Remotes = HashMap<u64, (IpAddr, u16)>;
 
 /// A process, held so that its pid cannot come to mean another one.
 pub struct Process {
@@ -34,14 +32,12 @@ pub struct Process {
     dir: OwnedFd,
     links: OnceLock<OwnedFd>,
     infos: OnceLock<OwnedFd>,
-    diag: Diag,
-    netns: OnceLock<Option<OwnedFd>>,
+    networks: Arc<Networks>,
+    network: OnceLock<Arc<Network>>,
     /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
     others: Mutex<HashMap<u64, Option<u64>>>,
     /// The device number of pipefs.
     pipes: OnceLock<(u32, u32)>,
-    groups: OnceLock<Vec<(IpAddr, u32)>>,
-    remotes: Mutex<HashMap<String, Remotes>>,
 }
 
 /// What changes when a process execs, although its pid and start time stay: where its code and its
@@ -105,6 +101,11 @@ impl Process {
     /// Fails with status 5 if there is none, and with 4 and the reason if its descriptors may not
     /// be looked at.
     pub fn open(pid: i32) -> Result<Process> {
+        Process::among(pid, &Arc::default())
+    }
+
+    /// As [`Process::open`], one of several that are looked at together.
+    pub fn among(pid: i32, networks: &Arc<Networks>) -> Result<Process> {
         let gone = || Error::new(Status::Gone, "no such process");
         let pidfd = sys::pidfd_open(pid).map_err(|errno| match errno {
             Errno::ESRCH | Errno::EINVAL => gone(),
@@ -141,28 +142,26 @@ impl Process {
             dir,
             links: links.map_or_else(OnceLock::new, OnceLock::from),
             infos: infos.map_or_else(OnceLock::new, OnceLock::from),
-            diag: Diag::default(),
-            netns: OnceLock::new(),
+            networks: networks.clone(),
+            network: OnceLock::new(),
             others: Mutex::default(),
             pipes: OnceLock::new(),
-            groups: OnceLock::new(),
-            remotes: Mutex::default(),
         })
     }
 
     /// What sock_diag(7) says of a unix socket of its network namespace.
     pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
-        self.diag.unix(inode, self.netns())
+        self.network().unix_socket(inode)
     }
 
     /// What sock_diag(7) says of a packet socket of its network namespace.
     pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
-        self.diag.packet(inode, self.netns())
+        self.network().packet_socket(inode)
     }
 
     /// What rtnetlink(7) says of a tunnel of its network namespace.
     pub fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
-        diag::tunnel(name, self.netns())
+        self.network().tunnel(name)
     }
 
     /// The inode of its network namespace.
@@ -170,16 +169,14 @@ impl Process {
         self.link("ns/net").and_then(|link| bracketed(&link.0))
     }
 
-    /// Its network namespace, if that is not ours.
-    fn netns(&self) -> Option<BorrowedFd<'_>> {
-        let netns = self.netns.get_or_init(|| {
-            if self.link("ns/net").and_then(|link| bracketed(&link.0)) == own_netns() {
-                return None;
-            }
-            openat(self.dir.as_fd(), "ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-                .ok()
-        });
-        netns.as_ref().map(AsFd::as_fd)
+    /// What is known of its network namespace.
+    fn network(&self) -> &Network {
+        self.network.get_or_init(|| {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let inode = self.netns_inode();
+            let open = || openat(self.dir.as_fd(), "ns/net", flags, Mode::empty()).ok();
+            self.networks.of(inode, || open().filter(|_| inode != own_netns()))
+        })
     }
 
     /// The inode of the network namespace of a socket of its, if that is not its own; zero if it is
@@ -188,11 +185,9 @@ impl Process {
         let ask = || {
             let found = sys::socket::namespace(socket).and_then(|netns| inode_of(netns.as_fd()));
             match found {
-                Ok(found) => Some(found.ino).filter(|&ino| {
-                    self.link("ns/net").and_then(|link| bracketed(&link.0)) != Some(ino)
-                }),
+                Ok(found) => Some(found.ino).filter(|&ino| self.netns_inode() != Some(ino)),
                 // Only who may configure that namespace is told which one it is.
-                Err(_) if self.netns().is_none() => {
+                Err(_) if self.network().is_ours() => {
                     let own =
                         sys::socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
                     let own = own.and_then(|own| sys::socket::netns_cookie(own.as_fd())).ok()?;
@@ -209,25 +204,13 @@ impl Process {
 
     /// The multicast groups that sockets of its network namespace may have joined, with the indices
     /// of their devices: /proc/PID/net/igmp and igmp6, without those that the kernel alone is in.
-    pub fn groups(&self) -> &[(IpAddr, u32)] {
-        self.groups.get_or_init(|| {
-            let text =
-                |name| self.read(name).map(|text| String::from_utf8_lossy(&text).into_owned());
-            let (v4, v6) = (text("net/igmp"), text("net/igmp6"));
-            let mut groups = v4.map_or(Vec::new(), |text| igmp(&text));
-            groups.extend(v6.map_or(Vec::new(), |text| igmp6(&text)));
-            groups
-        })
+    pub fn groups(&self) -> Arc<Vec<(IpAddr, u32)>> {
+        self.network().groups(|name| self.read(name))
     }
 
     /// What the socket with this inode is connected to, as a table of /proc/PID/net tells it.
     pub fn remote(&self, table: &str, inode: u64) -> Option<(IpAddr, u16)> {
-        let mut remotes = self.remotes.lock().ok()?;
-        if !remotes.contains_key(table) {
-            let text = self.read(&format!("net/{table}")).unwrap_or_default();
-            remotes.insert(table.to_owned(), connected(&String::from_utf8_lossy(&text)));
-        }
-        remotes.get(table)?.get(&inode).copied()
+        self.network().remotes(table, |name| self.read(name)).get(&inode).copied()
     }
 
     /// lstat(2) of a path as the process sees it, from its root or its working directory.
@@ -400,65 +383,6 @@ impl Process {
             stopped: self.stopped,
         })
     }
-}
-
-/// Words of an address as the kernel prints them, of the bytes in their order.
-fn address(hex: &str) -> Option<IpAddr> {
-    let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
-    match hex.len() {
-        8 => Some(IpAddr::from(word(0)?)),
-        32 => {
-            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
-            <[u8; 16]>::try_from(words.concat()).ok().map(IpAddr::from)
-        }
-        _ => None,
-    }
-}
-
-/// Groups in the text of /proc/net/igmp: a line a device, then a line a group of it.
-fn igmp(text: &str) -> Vec<(IpAddr, u32)> {
-    let mut groups = Vec::new();
-    let mut device = None;
-    for line in text.lines().skip(1) {
-        let mut words = line.split_whitespace();
-        if !line.starts_with(char::is_whitespace) {
-            device = words.next().and_then(|word| word.parse().ok());
-            continue;
-        }
-        let (group, users) = (words.next().and_then(address), words.next());
-        let (Some(group), Some(device)) = (group, device) else { continue };
-        // Every host is in 224.0.0.1.
-        if group != IpAddr::from([224, 0, 0, 1]) || users != Some("1") {
-            groups.push((group, device));
-        }
-    }
-    groups
-}
-
-/// Groups in the text of /proc/net/igmp6, where each line has all.
-fn igmp6(text: &str) -> Vec<(IpAddr, u32)> {
-    let group = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [device, _, group, users, ..] = words[..] else { return None };
-        let ip = u128::from_str_radix(group, 16).ok().map(std::net::Ipv6Addr::from_bits)?;
-        // Every node is in ff01::1 and ff02::1, and in the ff02::1:ff00:0/104 of its addresses.
-        let own = ["ff010000000000000000000000000001", "ff020000000000000000000000000001"];
-        let of_kernel = own.contains(&group) || group.starts_with("ff0200000000000000000001ff");
-        (!of_kernel || users != "1").then_some((ip.into(), device.parse().ok()?))
-    };
-    text.lines().filter_map(group).collect()
-}
-
-/// The other ends in the text of a table of sockets, by inode; those that have none left out.
-fn connected(text: &str) -> Remotes {
-    let socket = |line: &str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let (ip, port) = words.get(2)?.split_once(':')?;
-        let (ip, port) = (address(ip)?, u16::from_str_radix(port, 16).ok()?);
-        let inode = words.get(9)?.parse().ok()?;
-        (!ip.is_unspecified()).then_some((inode, (ip, port)))
-    };
-    text.lines().skip(1).filter_map(socket).collect()
 }
 
 /// The inode of the network namespace of this process.
@@ -943,32 +867,6 @@ mod tests {
         let lease = lock("3: LEASE  BREAKING  UNLCK 7 00:1f:12 0 EOF").unwrap();
         assert!(lease.lock.breaking && !lease.lock.write && lease.lock.end.is_none());
         assert_eq!((lease.pid, lease.inode), (7, (0, 0x1f, 12)));
-    }
-
-    #[test]
-    fn tables_of_the_network_are_taken_apart() {
-        let group = |ip: &str, device| (ip.parse::<IpAddr>().unwrap(), device);
-        let text = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n\
-            1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n\
-            4\teth0      :     2      V3\n\t\t\t\t014DFFEF     1 0:00000000\t\t0\n\
-            \t\t\t\t010000E0     2 0:00000000\t\t0\n";
-        assert_eq!(igmp(text), [group("239.255.77.1", 4), group("224.0.0.1", 4)]);
-        let text = "1    lo    ff020000000000000000000000000001     1 0000000C 0\n\
-            4    eth0  ff0200000000000000000001ff000002     1 00000004 0\n\
-            4    eth0  ff150000000000000000000000770001     1 00000004 0\n";
-        assert_eq!(igmp6(text), [group("ff15::77:1", 4)]);
-        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n\
-            1: 0100007F:0001 0100007F:0000 01 00000000:00000000 00:00000000 00000000 0 0 77 2 0 0\n\
-            2: 00000000:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 78 2 0 0\n";
-        let found = connected(text);
-        assert_eq!((found.len(), found[&77]), (1, ("127.0.0.1".parse().unwrap(), 0)));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_table_makes_it_panic(text in "[0-9A-Fa-f:\t\n ]{0,200}") {
-            let _ = (igmp(&text), igmp6(&text), connected(&text));
-        }
     }
 
     #[test]

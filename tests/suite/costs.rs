@@ -278,3 +278,30 @@ fn where_nothing_can_be_counted_the_rest_is_said() {
     assert!(stats["tasks"][0]["system_calls"].is_null(), "{stats}");
     assert_eq!(stats["tasks"][0]["fdsize"], 64, "{stats}");
 }
+
+#[test]
+fn a_scan_of_many_processes_with_sockets_asks_for_those_of_all_at_once() {
+    needs!(which("strace").is_some(), "strace is missing");
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let script = "
+import os, signal, socket
+r, w = os.pipe()
+for _ in range(200):
+    if not os.fork():
+        pair = socket.socketpair()
+        os.write(w, b'x')
+        signal.pause()
+for _ in range(200): os.read(r, 1)
+print('made', flush=True)
+signal.pause()";
+    let tree = Target::ready(&["python3", "-c", script]).expect("no skip");
+    let (log, tool) = (scratch.file("calls"), tool("fdscan").to_string_lossy().into_owned());
+    let words = ["strace", "-f", "-e", "trace=socket,sendto", "-o", &log, &tool, "-t", &tree.pid];
+    let ran = pipeline(&[&words, &["fdimg", "show", "-J"]]).ok();
+    assert!(ran.text().matches("\"unix\"").count() >= 400, "{}", ran.whole());
+    let calls = fs::read_to_string(&log).expect("a trace");
+    let of = |call: &str| calls.lines().filter(|line| line.contains(call)).count();
+    assert!((1..10).contains(&of("socket(")), "{} sockets", of("socket("));
+    assert!((1..150).contains(&of("sendto(")), "{} questions", of("sendto("));
+}

@@ -39,7 +39,7 @@ pub(super) fn read(it: &Descriptor<'_>, class: Class) -> Result<Vec<Group>> {
     let Some(copy) = &it.copy else { return Ok(Vec::new()) };
     let fd = copy.as_fd();
     let mut groups = Vec::new();
-    for &(group, device) in it.process.groups() {
+    for &(group, device) in it.process.groups().iter() {
         // A socket of IPv6 can be in a group of IPv4, unless it is raw.
         let v6 = class.0 == libc::AF_INET6;
         if group.is_ipv6() && !v6 || group.is_ipv4() && v6 && class.1 == libc::SOCK_RAW {

@@ -1,0 +1,207 @@
+//! What is known of network namespaces, once for all processes that are in them.
+
+use crate::diag::{self, Diag, PacketSocket, Recent, Tunnel, UnixSocket};
+use crate::error::Result;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+/// Address and port of the other end of each socket, by inode.
+type Remotes = HashMap<u64, (IpAddr, u16)>;
+
+/// Multicast groups with the indices of their devices.
+type Groups = Vec<(IpAddr, u32)>;
+
+/// The network namespaces of a scan, by their inodes.
+#[derive(Default)]
+pub struct Networks(Mutex<HashMap<u64, Arc<Network>>>);
+
+/// A network namespace.
+#[derive(Default)]
+pub(crate) struct Network {
+    /// If it is not ours.
+    netns: Option<OwnedFd>,
+    diag: Diag,
+    groups: Mutex<Recent<Arc<Groups>>>,
+    remotes: Mutex<HashMap<String, Recent<Arc<Remotes>>>>,
+}
+
+impl Networks {
+    /// The one with this inode, which `open` opens if it is not ours. What is not known by an inode
+    /// is shared with nobody.
+    pub(crate) fn of(
+        &self,
+        inode: Option<u64>,
+        open: impl FnOnce() -> Option<OwnedFd>,
+    ) -> Arc<Network> {
+        let new = || Arc::new(Network { netns: open(), ..Network::default() });
+        match (inode, self.0.lock()) {
+            (Some(inode), Ok(mut known)) => known.entry(inode).or_insert_with(new).clone(),
+            _ => new(),
+        }
+    }
+}
+
+impl Network {
+    fn netns(&self) -> Option<BorrowedFd<'_>> {
+        self.netns.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether it is that of this process, as far as we know.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.netns.is_none()
+    }
+
+    /// What sock_diag(7) says of a unix socket.
+    pub(crate) fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
+        self.diag.unix(inode, self.netns())
+    }
+
+    /// What sock_diag(7) says of a packet socket.
+    pub(crate) fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
+        self.diag.packet(inode, self.netns())
+    }
+
+    /// What rtnetlink(7) says of a tunnel.
+    pub(crate) fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
+        diag::tunnel(name, self.netns())
+    }
+
+    /// The groups of igmp and igmp6, without those that the kernel alone is in. `read` reads a file
+    /// in /proc/PID of a process that is here.
+    pub(crate) fn groups(&self, read: impl Fn(&str) -> Result<Vec<u8>>) -> Arc<Groups> {
+        let read = || {
+            let text = |name| read(name).map(|text| String::from_utf8_lossy(&text).into_owned());
+            let (v4, v6) = (text("net/igmp"), text("net/igmp6"));
+            let mut groups = v4.map_or(Vec::new(), |text| igmp(&text));
+            groups.extend(v6.map_or(Vec::new(), |text| igmp6(&text)));
+            Arc::new(groups)
+        };
+        match self.groups.lock() {
+            Ok(mut kept) => kept.or_take(read).clone(),
+            Err(_) => read(),
+        }
+    }
+
+    /// What the sockets of a table of /proc/PID/net are connected to. `read` as above.
+    pub(crate) fn remotes(
+        &self,
+        table: &str,
+        read: impl Fn(&str) -> Result<Vec<u8>>,
+    ) -> Arc<Remotes> {
+        let read = || {
+            let text = read(&format!("net/{table}")).unwrap_or_default();
+            Arc::new(connected(&String::from_utf8_lossy(&text)))
+        };
+        match self.remotes.lock() {
+            Ok(mut tables) => tables.entry(table.to_owned()).or_default().or_take(read).clone(),
+            Err(_) => read(),
+        }
+    }
+}
+
+/// Words of an address as the kernel prints them, of the bytes in their order.
+fn address(hex: &str) -> Option<IpAddr> {
+    let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    match hex.len() {
+        8 => Some(IpAddr::from(word(0)?)),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            <[u8; 16]>::try_from(words.concat()).ok().map(IpAddr::from)
+        }
+        _ => None,
+    }
+}
+
+/// Groups in the text of /proc/net/igmp: a line a device, then a line a group of it.
+fn igmp(text: &str) -> Vec<(IpAddr, u32)> {
+    let mut groups = Vec::new();
+    let mut device = None;
+    for line in text.lines().skip(1) {
+        let mut words = line.split_whitespace();
+        if !line.starts_with(char::is_whitespace) {
+            device = words.next().and_then(|word| word.parse().ok());
+            continue;
+        }
+        let (group, users) = (words.next().and_then(address), words.next());
+        let (Some(group), Some(device)) = (group, device) else { continue };
+        // Every host is in 224.0.0.1.
+        if group != IpAddr::from([224, 0, 0, 1]) || users != Some("1") {
+            groups.push((group, device));
+        }
+    }
+    groups
+}
+
+/// Groups in the text of /proc/net/igmp6, where each line has all.
+fn igmp6(text: &str) -> Vec<(IpAddr, u32)> {
+    let group = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [device, _, group, users, ..] = words[..] else { return None };
+        let ip = u128::from_str_radix(group, 16).ok().map(std::net::Ipv6Addr::from_bits)?;
+        // Every node is in ff01::1 and ff02::1, and in the ff02::1:ff00:0/104 of its addresses.
+        let own = ["ff010000000000000000000000000001", "ff020000000000000000000000000001"];
+        let of_kernel = own.contains(&group) || group.starts_with("ff0200000000000000000001ff");
+        (!of_kernel || users != "1").then_some((ip.into(), device.parse().ok()?))
+    };
+    text.lines().filter_map(group).collect()
+}
+
+/// The other ends in the text of a table of sockets, by inode; those that have none left out.
+fn connected(text: &str) -> Remotes {
+    let socket = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let (ip, port) = words.get(2)?.split_once(':')?;
+        let (ip, port) = (address(ip)?, u16::from_str_radix(port, 16).ok()?);
+        let inode = words.get(9)?.parse().ok()?;
+        (!ip.is_unspecified()).then_some((inode, (ip, port)))
+    };
+    text.lines().skip(1).filter_map(socket).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn processes_of_one_namespace_share_what_is_known_of_it_for_a_while() {
+        let networks = Networks::default();
+        let of = |inode| networks.of(inode, || None);
+        assert!(Arc::ptr_eq(&of(Some(1)), &of(Some(1))));
+        assert!(!Arc::ptr_eq(&of(Some(1)), &of(Some(2))) && !Arc::ptr_eq(&of(None), &of(None)));
+        let of_process = |name: &str| Ok(format!("{name} is read").into_bytes());
+        let begun = Instant::now();
+        let first = of(Some(1)).remotes("udp", of_process);
+        let again = of(Some(1)).remotes("udp", of_process);
+        assert!(Arc::ptr_eq(&first, &again) || begun.elapsed() > Duration::from_secs(1));
+        assert!(!Arc::ptr_eq(&first, &of(Some(1)).remotes("raw", of_process)));
+    }
+
+    #[test]
+    fn tables_of_the_network_are_taken_apart() {
+        let group = |ip: &str, device| (ip.parse::<IpAddr>().unwrap(), device);
+        let text = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n\
+            1\tlo        :     1      V3\n\t\t\t\t010000E0     1 0:00000000\t\t0\n\
+            4\teth0      :     2      V3\n\t\t\t\t014DFFEF     1 0:00000000\t\t0\n\
+            \t\t\t\t010000E0     2 0:00000000\t\t0\n";
+        assert_eq!(igmp(text), [group("239.255.77.1", 4), group("224.0.0.1", 4)]);
+        let text = "1    lo    ff020000000000000000000000000001     1 0000000C 0\n\
+            4    eth0  ff0200000000000000000001ff000002     1 00000004 0\n\
+            4    eth0  ff150000000000000000000000770001     1 00000004 0\n";
+        assert_eq!(igmp6(text), [group("ff15::77:1", 4)]);
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt\n\
+            1: 0100007F:0001 0100007F:0000 01 00000000:00000000 00:00000000 00000000 0 0 77 2 0 0\n\
+            2: 00000000:0001 00000000:0000 07 00000000:00000000 00:00000000 00000000 0 0 78 2 0 0\n";
+        let found = connected(text);
+        assert_eq!((found.len(), found[&77]), (1, ("127.0.0.1".parse().unwrap(), 0)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_table_makes_it_panic(text in "[0-9A-Fa-f:\t\n ]{0,200}") {
+            let _ = (igmp(&text), igmp6(&text), connected(&text));
+        }
+    }
+}
