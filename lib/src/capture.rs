@@ -4,9 +4,9 @@ use crate::error::{Error, Result, Status};
 use crate::filter::{Filter, Subject};
 use crate::freeze::Frozen;
 use crate::image::{
-    Bytes, Data, Head, Inode, Item, Lock, OpenFile, Signals, Slot, Summary, VERSION, Writer,
+    Bytes, Data, Head, Inode, Item, Lock, OpenFile, Slot, Summary, VERSION, Writer,
 };
-use crate::kind::{self, Entry, KINDS, Piece, Scene};
+use crate::kind::{Entry, Piece, Scene, Taken};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
 use crate::progress::{Progress, Unit};
 use crate::sys;
@@ -43,18 +43,6 @@ impl Options {
     fn freezes(&self) -> bool {
         self.freeze || self.stop
     }
-}
-
-/// A descriptor that was looked at, without what cannot leave its thread.
-struct Taken {
-    fd: RawFd,
-    link: Bytes,
-    info: Info,
-    inode: Option<Inode>,
-    signals: Option<Signals>,
-    kind: &'static Entry,
-    object: Option<(u32, u32, u64)>,
-    body: Vec<u8>,
 }
 
 /// How something can be had once more.
@@ -350,7 +338,7 @@ impl<W: Write> Scan<'_, W> {
                 }
                 Err((fd, err)) => {
                     self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
-                    self.write(table, at, process, pids, unreadable(fd, &err), false)
+                    self.write(table, at, process, pids, Taken::unreadable(fd, &err), false)
                 }
             }
         })
@@ -366,17 +354,15 @@ impl<W: Write> Scan<'_, W> {
         taken: Taken,
         known: bool,
     ) -> Result<()> {
-        let Taken { fd, link, info, inode, signals, kind, object, body } = taken;
+        let Taken { fd, ref link, ref info, kind, .. } = taken;
         let subject = Subject { fd: fd as u32, pids, kind: kind.name, link: &link.0 };
         if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
             return Ok(());
         }
-        let locks = self.locks(table, &link, &info, known);
+        let locks = self.locks(table, link, info, known);
         let cloexec = info.flags & CLOEXEC != 0;
-        let flags = info.flags & !CLOEXEC;
-        let (id, new) = self.identify(&link, &info, flags, holder.pid, fd, known);
+        let (id, new) = self.identify(&taken, holder.pid, fd, known);
         if new {
-            let taken = Taken { fd, link, info, inode, signals, kind, object, body };
             self.file(id, taken, &locks, Source::Number(process, fd))?;
         }
         self.summary.slots += 1;
@@ -404,16 +390,14 @@ impl<W: Write> Scan<'_, W> {
 
     /// Writes a file that is not in the image yet.
     fn file(&mut self, id: u32, taken: Taken, locks: &[Lock], source: Source) -> Result<()> {
-        let Taken { fd: _, link, info, inode, signals, kind, object, body } = taken;
-        let flags = info.flags & !CLOEXEC;
-        let object = match (&inode, object) {
+        let object = match (&taken.inode, taken.object) {
             (Some(inode), Some(key)) => {
                 let next = self.objects.len() as u32;
                 let object = *self.objects.entry(key).or_insert(next);
                 if object == next && self.options.data.is_some() {
-                    let (inode, link) = (inode.clone(), link.clone());
+                    let (kind, inode, link) = (taken.kind, inode.clone(), taken.link.clone());
                     // fdinfo counts them, since Linux 5.13.
-                    let carries = kind.carries && info.get("scm_fds") != Some("0");
+                    let carries = kind.carries && taken.info.get("scm_fds") != Some("0");
                     let read = None;
                     let holder = Holder { object, source, kind, inode, key, link, carries, read };
                     self.holders.push(holder);
@@ -423,21 +407,9 @@ impl<W: Write> Scan<'_, W> {
             _ => None,
         };
         self.summary.files += 1;
-        self.summary.opaque += u64::from(kind.name == "opaque");
-        let file = OpenFile {
-            id,
-            kind: kind.name.to_owned(),
-            flags,
-            pos: info.pos,
-            link,
-            mnt: info.mnt,
-            inode,
-            signals,
-            object,
-            refs: Vec::new(),
-            locks: locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect(),
-            body,
-        };
+        self.summary.opaque += u64::from(taken.kind.name == "opaque");
+        let locks = locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect();
+        let file = OpenFile { object, locks, ..taken.file(id) };
         self.out.put(&Item::File(file.into()))
     }
 
@@ -445,23 +417,16 @@ impl<W: Write> Scan<'_, W> {
     ///
     /// Only descriptions that /proc cannot tell apart are compared, and since kcmp(2) orders them
     /// a search among n takes log n comparisons. Positions are no part of the key: they move.
-    fn identify(
-        &mut self,
-        link: &Bytes,
-        info: &Info,
-        flags: u32,
-        pid: i32,
-        fd: RawFd,
-        known: bool,
-    ) -> (u32, bool) {
+    fn identify(&mut self, taken: &Taken, pid: i32, fd: RawFd, known: bool) -> (u32, bool) {
         let next = self.files;
         if !known {
             self.files += 1;
             return (next, true);
         }
         let mut hasher = DefaultHasher::new();
+        let Taken { link, info, .. } = taken;
         // Two eventfds have one inode; only this number is their own.
-        (link, info.ino, info.mnt, flags, info.get("eventfd-id")).hash(&mut hasher);
+        (link, info.ino, info.mnt, taken.flags(), info.get("eventfd-id")).hash(&mut hasher);
         let seen = self.seen.entry(hasher.finish()).or_default();
         let place = seen.binary_search_by(|other| {
             // A process that ends meanwhile cannot be compared; what it had is then its own.
@@ -480,6 +445,10 @@ impl<W: Write> Scan<'_, W> {
     /// Reads the queues in which descriptors wait, and writes the files that those name and no table
     /// has; of what is found so the queues too.
     fn queues(&mut self, processes: &[Process]) -> Result<()> {
+        if self.holders.iter().any(|holder| holder.carries) {
+            // Each that waits is open here until it is known.
+            raise_limit()?;
+        }
         let mut at = 0;
         while at < self.holders.len() {
             if self.holders[at].carries {
@@ -492,8 +461,6 @@ impl<W: Write> Scan<'_, W> {
 
     fn queue(&mut self, at: usize, processes: &[Process]) -> Result<()> {
         let Some(limit) = self.options.data else { return Ok(()) };
-        // Each that waits is open here until it is known.
-        raise_limit()?;
         let mut found: Vec<(Data, Vec<OwnedFd>)> = Vec::new();
         let object = self.holders[at].object;
         let mut put = |piece: Piece<'_>| {
@@ -524,15 +491,13 @@ impl<W: Write> Scan<'_, W> {
     fn queued(&mut self, process: usize, holder: &Process, copy: OwnedFd) -> Result<u32> {
         let ours = std::process::id() as i32;
         let again = copy.try_clone()?;
-        let taken = Descriptor::queued(holder, copy).and_then(taken);
+        let taken = Descriptor::queued(holder, copy).and_then(Taken::whatever);
         let taken = taken.unwrap_or_else(|err| {
             let line = format!("{}: a queued descriptor: {err}", holder.pid);
             self.trouble(Status::No, line);
-            unreadable(again.as_raw_fd(), &err)
+            Taken::unreadable(again.as_raw_fd(), &err)
         });
-        let flags = taken.info.flags & !CLOEXEC;
-        let (id, new) =
-            self.identify(&taken.link, &taken.info, flags, ours, again.as_raw_fd(), true);
+        let (id, new) = self.identify(&taken, ours, again.as_raw_fd(), true);
         if new {
             self.copies.push(again);
             let locks = taken.info.locks();
@@ -665,34 +630,5 @@ fn look(
 }
 
 fn take(process: &Process, fd: RawFd, fetch: bool, text: &mut Vec<u8>) -> Result<Taken> {
-    Descriptor::read(process, fd, fetch, text).and_then(taken)
-}
-
-/// What an image has of a descriptor that could not be looked at.
-fn unreadable(fd: RawFd, err: &Error) -> Taken {
-    Taken {
-        fd,
-        link: Bytes::default(),
-        info: Info::default(),
-        inode: None,
-        signals: None,
-        kind: &KINDS[KINDS.len() - 1],
-        object: None,
-        body: kind::unreadable(err.errno().map_or(0, |errno| errno as i32)),
-    }
-}
-
-fn taken(it: Descriptor<'_>) -> Result<Taken> {
-    let mut kind = kind::of(&it);
-    let body = match (kind.capture)(&it) {
-        Ok(body) => body,
-        // What a kind does not understand is kept as it is.
-        Err(_) => {
-            kind = &KINDS[KINDS.len() - 1];
-            (kind.capture)(&it)?
-        }
-    };
-    let object = (kind.object)(&it);
-    let Descriptor { fd, link, info, inode, signals, .. } = it;
-    Ok(Taken { fd, link, info, inode, signals, kind, object, body })
+    Descriptor::read(process, fd, fetch, text).and_then(Taken::whatever)
 }

@@ -587,14 +587,8 @@ mod tests {
         let task = Task { pid: 700, ..myself.task(0, None).unwrap() };
         let mut carrier = kind::tests::file_of(&socket);
         carrier.object = Some(0);
-        let opaque = OpenFile {
-            id: 0,
-            kind: "opaque".to_owned(),
-            link: Bytes(b"anon_inode:[odd]".to_vec()),
-            object: None,
-            body: kind::unreadable(0),
-            ..carrier.clone()
-        };
+        let unread = kind::Taken::unreadable(0, &nix::errno::Errno::EIO.into());
+        let opaque = OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unread.file(0) };
         let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
         let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
         items

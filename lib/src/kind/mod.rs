@@ -42,8 +42,8 @@ mod watched;
 
 use crate::error::{At, Error, Result};
 use crate::holders;
-use crate::image::{Envelope, Inode, OpenFile};
-use crate::proc::Descriptor;
+use crate::image::{Bytes, Envelope, Inode, OpenFile, Signals};
+use crate::proc::{CLOEXEC, Descriptor, Info};
 use crate::site::{Made, Site};
 use crate::sys::Seat;
 use nix::fcntl::{OFlag, open};
@@ -51,9 +51,9 @@ use nix::libc;
 use nix::sys::stat::Mode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-pub(crate) use opaque::unreadable;
+use opaque::unreadable;
 
 /// A piece of contents on its way into an image.
 #[derive(Debug, Default)]
@@ -332,26 +332,86 @@ pub fn is_master(file: &OpenFile) -> bool {
     pty::is_master(file)
 }
 
-/// The record of a descriptor of this very process, by the rules of a scan.
+/// A descriptor as its kind has taken it, without what cannot leave its thread.
+pub struct Taken {
+    /// Its number.
+    pub fd: RawFd,
+    /// What readlink(2) shows of it.
+    pub link: Bytes,
+    /// Its fdinfo.
+    pub info: Info,
+    /// What stat(2) says of it.
+    pub inode: Option<Inode>,
+    /// Whom it signals.
+    pub signals: Option<Signals>,
+    /// Its kind.
+    pub kind: &'static Entry,
+    /// What is the same for all descriptions of its object.
+    pub object: Option<(u32, u32, u64)>,
+    body: Vec<u8>,
+}
+
+impl Taken {
+    /// By its kind. What a kind does not understand is kept as it is.
+    pub fn whatever(it: Descriptor<'_>) -> Result<Taken> {
+        let kind = of(&it);
+        let opaque = &KINDS[KINDS.len() - 1];
+        match (kind.capture)(&it) {
+            Ok(body) => Ok(Taken::by(kind, it, body)),
+            Err(_) => (opaque.capture)(&it).map(|body| Taken::by(opaque, it, body)),
+        }
+    }
+
+    fn by(kind: &'static Entry, it: Descriptor<'_>, body: Vec<u8>) -> Taken {
+        let object = (kind.object)(&it);
+        let Descriptor { fd, link, info, inode, signals, .. } = it;
+        Taken { fd, link, info, inode, signals, kind, object, body }
+    }
+
+    /// What an image has of one that could not be looked at.
+    pub fn unreadable(fd: RawFd, err: &Error) -> Taken {
+        Taken {
+            fd,
+            link: Bytes::default(),
+            info: Info::default(),
+            inode: None,
+            signals: None,
+            kind: &KINDS[KINDS.len() - 1],
+            object: None,
+            body: unreadable(err.errno().map_or(0, |errno| errno as i32)),
+        }
+    }
+
+    /// Access mode and status flags, without FD_CLOEXEC.
+    pub fn flags(&self) -> u32 {
+        self.info.flags & !CLOEXEC
+    }
+
+    /// Its record, with no object and no locks yet.
+    pub fn file(self, id: u32) -> OpenFile {
+        OpenFile {
+            id,
+            kind: self.kind.name.to_owned(),
+            flags: self.flags(),
+            pos: self.info.pos,
+            link: self.link,
+            mnt: self.info.mnt,
+            inode: self.inode,
+            signals: self.signals,
+            object: None,
+            refs: Vec::new(),
+            locks: Vec::new(),
+            body: self.body,
+        }
+    }
+}
+
+/// The record of a descriptor of this very process, by the rules of a scan, which its kind must
+/// understand.
 pub fn record(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
     let kind = of(&it);
     let body = (kind.capture)(&it)?;
-    let flags = it.flags();
-    let Descriptor { link, info, inode, signals, .. } = it;
-    Ok(OpenFile {
-        id,
-        kind: kind.name.to_owned(),
-        flags,
-        pos: info.pos,
-        link,
-        mnt: info.mnt,
-        inode,
-        signals,
-        object: None,
-        refs: Vec::new(),
-        locks: Vec::new(),
-        body,
-    })
+    Ok(Taken::by(kind, it, body).file(id))
 }
 
 /// The kind that claims a descriptor.
