@@ -20,6 +20,7 @@ impl Fixture for Fifo {
         ("data", "bytes on the way; @N for N bytes of a pattern"),
         ("size", "F_SETPIPE_SZ"),
         ("rdwr", "one description, O_RDWR, at the one number"),
+        ("unlinked", "its name is removed"),
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -46,6 +47,9 @@ impl Fixture for Fifo {
             fcntl(w, FcntlArg::F_SETPIPE_SZ(size as i32)).at("F_SETPIPE_SZ")?;
         }
         write_all(w, &spec.data().unwrap_or_default()).at("write to the fifo")?;
+        if spec.has("unlinked") {
+            std::fs::remove_file(&path).at(path.display())?;
+        }
         Ok(made)
     }
 
@@ -63,8 +67,11 @@ impl Fixture for Fifo {
         let found = stat(r, libc::S_IFIFO, bad)?;
         let same = stat(w, libc::S_IFIFO, bad)?;
         bad.same("inode of the write end", same.st_ino, found.st_ino);
+        let unlinked = spec.has("unlinked");
+        bad.same("link count", found.st_nlink == 0, unlinked);
         if let Ok(path) = spec.path() {
-            bad.same("path", link(spec.fds[0]), path);
+            let gone = if unlinked { " (deleted)" } else { "" };
+            bad.same("path", link(spec.fds[0]), format!("{}{gone}", path.display()).into());
         }
         if let Some(size) = spec.known_number("size") {
             bad.same("size", fcntl(r, FcntlArg::F_GETPIPE_SZ)? as u64, size);

@@ -12,6 +12,7 @@ use nix::unistd::{Whence, linkat, lseek};
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 pub(crate) struct Regular;
 
@@ -29,6 +30,7 @@ impl Fixture for Regular {
         ("noatime", "O_NOATIME"),
         ("opath", "O_PATH"),
         ("tmpfile", "O_TMPFILE below --dir, still linkable"),
+        ("renamed", "by a name that is gone then; it has another in a folder beside that"),
         lock::KEY,
     ];
 
@@ -47,7 +49,14 @@ impl Fixture for Regular {
                 None if path.exists() => {}
                 None => fs::write(&path, default(spec)).at(path.display())?,
             }
-            open(&path, flags)?
+            let fd = open(&path, flags)?;
+            if spec.has("renamed") {
+                let other = other_name(&path);
+                fs::create_dir_all(other.parent().expect("a folder")).at(other.display())?;
+                fs::hard_link(&path, &other).at(other.display())?;
+                fs::remove_file(&path).at(path.display())?;
+            }
+            fd
         };
         if spec.has("tmpfile") {
             let content = content(spec).unwrap_or_else(|| default(spec));
@@ -82,12 +91,18 @@ impl Fixture for Regular {
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let fd = sys::at(spec.fds[0])?;
-        stat(fd, libc::S_IFREG, bad)?;
+        let found = stat(fd, libc::S_IFREG, bad)?;
         lock::check(spec, bad)?;
-        if !spec.has("tmpfile") {
-            if let Ok(path) = spec.path() {
-                bad.same("path", link(spec.fds[0]), path);
+        match spec.path().ok().filter(|_| !spec.has("tmpfile")) {
+            Some(path) if spec.has("renamed") => {
+                let other = other_name(&path);
+                let same = nix::sys::stat::stat(&other)?.st_ino;
+                bad.same("inode of the other name", same, found.st_ino);
+                let (shown, gone) = (link(spec.fds[0]), format!("{} (deleted)", path.display()));
+                bad.unless(shown == other || shown == *gone, "it has a third name");
             }
+            Some(path) => bad.same("path", link(spec.fds[0]), path),
+            None => (),
         }
         let mut made = content(spec);
         if spec.has("tmpfile") || spec.bytes("path").is_none() {
@@ -109,6 +124,12 @@ impl Fixture for Regular {
         }
         Ok(())
     }
+}
+
+/// The other name of a file whose name is gone.
+fn other_name(path: &Path) -> PathBuf {
+    let name = path.file_name().expect("a name");
+    path.with_file_name("others").join(name)
 }
 
 /// O_RDONLY, O_WRONLY or O_RDWR.

@@ -141,3 +141,55 @@ fn a_device_is_opened_only_where_its_number_is_the_recorded_one() {
     refused(mem(true), 3, &["fd 3", "no memory device"]);
     refused(mem(false), 3, &["fd 3", "no memory device"]);
 }
+
+#[test]
+fn a_file_whose_name_is_gone_comes_back_by_another_or_is_refused() {
+    let scratch = Scratch::new();
+    let specs = ["regular@3:renamed,pos=7", "regular@4:renamed,read", "regular@5:renamed,opath"];
+    let file = image(&scratch, &specs);
+    crate::grammar::judged(&file);
+    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
+    let ran = restored(&file, &[], &[&check[..], &specs].concat()).ok();
+    assert_eq!(ran.said(), "", "{}", ran.whole());
+    // None of its names was found.
+    let unfound = with_body(&file, "regular", |body| {
+        *at(body, &["renamed"]) = Value::Map(Default::default());
+    });
+    refused(unfound, 6, &["regular.3 (deleted)", "none of its other names"]);
+    // The one that was found is another file's by now.
+    let other = scratch.file("others/regular.3");
+    fs::remove_file(&other).unwrap();
+    fs::write(&other, "else").unwrap();
+    let ran = restored(&file, &["--changed", "fail"], &["true"]);
+    ran.refuses(125, &["fd 3", "changed: "]);
+}
+
+#[test]
+fn a_file_that_is_only_called_deleted_is_opened_as_it_is_called() {
+    let scratch = Scratch::new();
+    let spec = format!("regular@3:path={}", scratch.file("a (deleted)"));
+    let file = image(&scratch, &[&spec]);
+    restored(&file, &[], &["mkfd", "check", "--std", "0,1,2", &spec]).quiet();
+}
+
+#[test]
+fn a_fifo_without_a_name_whose_other_end_is_outside_is_refused() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["fifo@3,4:unlinked"]);
+    for (fd, end) in [("3", "write"), ("4", "read")] {
+        let select: &[&[&str]] = &[&["fdimg", "select", "-F", fd, &file]];
+        let bytes = pipeline(select).ok().stdout;
+        refused(bytes, 6, &[&format!("fd {fd}"), &format!("its {end} end is outside")]);
+    }
+}
+
+#[test]
+fn a_fifo_without_a_name_shows_another_where_its_own_lives_again() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["fifo@3,4:unlinked"]);
+    fs::write(scratch.file("fifo.3"), "not ours").unwrap();
+    let ran = restored(&file, &[], &["readlink", "/proc/self/fd/3"]).ok();
+    assert!(ran.text().contains("fifo.3.fdrestore-") && ran.text().ends_with(" (deleted)\n"));
+    assert!(ran.said().contains("a new file has its name"), "{}", ran.whole());
+    assert_eq!(fs::read_to_string(scratch.file("fifo.3")).unwrap(), "not ours");
+}

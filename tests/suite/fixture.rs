@@ -34,6 +34,8 @@ fn what_was_not_made_is_noticed() {
         ("regular@3:read", "regular@3", "F_GETFL"),
         ("regular@3:data=abcd", "regular@3:data=abcx", "content"),
         ("unlinked@3", "regular@3", "(deleted)"),
+        ("fifo@3,4:unlinked", "fifo@3,4", "link count"),
+        ("regular@3", "regular@3:renamed", "ENOENT"),
         ("regular@3:lock=posix-w:0-9", "regular@3", "locks is"),
         ("regular@3", "regular@3:lock=posix-w:0-9", "locks is"),
         ("regular@3:lock=posix-w:0-9", "regular@3:lock=posix-w:0-8", "locks is"),

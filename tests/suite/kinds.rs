@@ -63,6 +63,11 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("a pipe without a writer", &["pipe@A:reader,data=the end", "pipe@B:reader"]),
     ("a pipe without a reader", &["pipe@A:writer"]),
     ("fifos", &["fifo@A,B:data=hello", "fifo@C:rdwr,data=@4096,size=8192"]),
+    (
+        "fifos without a name",
+        &["fifo@D,B:unlinked,data=hello", "fifo@C:unlinked,rdwr,data=@4096,size=8192,own,async"],
+    ),
+    ("dups of a fifo without a name", &["fifo@A,B,C,D:unlinked,dup,size=4096,nonblock=0"]),
     ("counts", &["eventfd@A", "eventfd@B:count=1", "eventfd@C:count=4294967296"]),
     ("the highest count", &["eventfd@A:count=0xfffffffffffffffe,nonblock"]),
     ("semaphores", &["eventfd@A:semaphore", "eventfd@B:count=1099511627776,semaphore"]),
@@ -426,6 +431,8 @@ round_trips! {
     a_pipe_without_a_writer_ends_where_it_ended: "a pipe without a writer";
     a_pipe_without_a_reader_breaks_again: "a pipe without a reader";
     a_fifo_comes_back_with_its_data: "fifos";
+    a_fifo_without_a_name_comes_back_without_one: "fifos without a name";
+    dups_of_a_fifo_without_a_name_come_back: "dups of a fifo without a name";
     a_count_past_32_bits_comes_back: "counts";
     the_highest_count_comes_back: "the highest count";
     a_semaphore_comes_back: "semaphores";

@@ -29,6 +29,7 @@ mod plain;
 mod pty;
 mod raw;
 mod regular;
+mod renamed;
 mod signalfd;
 mod tcp;
 mod timerfd;

@@ -94,13 +94,7 @@ impl Kind for Pipe {
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        let ours = file.flags & ACCESS;
-        let answers = |peer: &&OpenFile| ours > WRONLY || peer.flags & ACCESS != ours;
-        if ours > WRONLY || self.alone || site.peers(file).iter().any(answers) {
-            return Ok(());
-        }
-        let other = if ours == RDONLY { "write" } else { "read" };
-        Err(Error::unrestorable(format!("its {other} end is outside the image")))
+        other_end(file, self.alone, site)
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
@@ -137,6 +131,17 @@ impl Kind for Pipe {
         }
         Ok(Made { fd: mine, flags: born })
     }
+}
+
+/// Fails if the other end of what has no name is outside the image. It may be nowhere: `alone`.
+pub(super) fn other_end(file: &OpenFile, alone: bool, site: &Site<'_>) -> Result<()> {
+    let ours = file.flags & ACCESS;
+    let answers = |peer: &&OpenFile| ours > WRONLY || peer.flags & ACCESS != ours;
+    if ours > WRONLY || alone || site.peers(file).iter().any(answers) {
+        return Ok(());
+    }
+    let other = if ours == RDONLY { "write" } else { "read" };
+    Err(Error::unrestorable(format!("its {other} end is outside the image")))
 }
 
 /// Writes the contents of the object into a pipe, each piece that is no full one as a packet if

@@ -1,6 +1,7 @@
-//! Regular files that still have the name by which they were opened, O_PATH ones too.
+//! Regular files that have a name, if not the one by which they were opened, O_PATH ones too.
 
 use super::Kind;
+use super::renamed::Renamed;
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::proc::Descriptor;
@@ -8,9 +9,13 @@ use crate::site::{Made, Site};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// All that is known of one is known of every file: path, flags, position, inode.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Regular {}
+/// Path, flags, position and inode are known of every file.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Regular {
+    /// That its name is gone, and which other it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    renamed: Option<Renamed>,
+}
 
 impl Kind for Regular {
     const NAME: &'static str = "regular";
@@ -33,24 +38,26 @@ impl Kind for Regular {
             }
     }
 
-    fn capture(_: &Descriptor<'_>) -> Result<Self> {
-        Ok(Regular {})
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Ok(Regular { renamed: Renamed::find(it)? })
     }
 
     fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
         site.expect_type(file, libc::S_IFREG)?;
-        site.foresee(file)
+        site.foresee(&*Renamed::living(&self.renamed, file)?)
     }
 
     fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        let Regular {} = self;
-        site.reopen_typed(file, libc::S_IFREG)
+        let Regular { renamed } = self;
+        site.reopen_typed(&*Renamed::living(&renamed, file)?, libc::S_IFREG)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::file_of;
+    use super::super::tests::{body_of, file_of};
+    use super::*;
+    use std::collections::BTreeMap;
     use std::io::{Seek, SeekFrom};
 
     #[test]
@@ -60,5 +67,26 @@ mod tests {
         let seen = file_of(&file);
         assert_eq!((seen.kind.as_str(), seen.pos), ("regular", 5));
         assert!(seen.link.0.starts_with(b"/") && seen.inode.is_some());
+    }
+
+    #[test]
+    fn a_file_that_lost_its_name_is_found_by_another_and_one_that_is_called_deleted_has_not() {
+        let dir = std::env::temp_dir().canonicalize().unwrap();
+        let dir = dir.join(format!("fdkit-regular-{}", std::process::id()));
+        let (name, other) = (dir.join("a"), dir.join("sub/other"));
+        std::fs::create_dir_all(other.parent().unwrap()).unwrap();
+        let file = std::fs::File::create(&name).unwrap();
+        std::fs::hard_link(&name, &other).unwrap();
+        std::fs::remove_file(&name).unwrap();
+        let path = Some(crate::image::Bytes(other.as_os_str().as_encoded_bytes().to_vec()));
+        let renamed = Some(serde_cbor::value::to_value(BTreeMap::from([("path", path)])).unwrap());
+        let seen = serde_cbor::value::to_value(body_of::<Regular>(&file)).unwrap();
+        assert_eq!(
+            seen,
+            serde_cbor::value::to_value(BTreeMap::from([("renamed", renamed)])).unwrap()
+        );
+        let called = std::fs::File::create(dir.join("b (deleted)")).unwrap();
+        assert_eq!(body_of::<Regular>(&called), Regular { renamed: None });
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -120,17 +120,33 @@ pub(super) fn fill(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> 
 
 /// Makes an empty file whose name, as readlink(2) shows it, is the old one with ` (deleted)`.
 fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd> {
-    let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
-    let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-    let (dir, name) = (&path[..slash.max(1)], &path[slash + 1..]);
-    let dir = site.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
     let owner = Mode::S_IRUSR | Mode::S_IWUSR;
     if tmpfile {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
-        return openat(dir.as_fd(), ".", flags, owner).at(|| "O_TMPFILE");
+        return openat(folder(site, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
     }
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
-    let (new, name) = match openat(dir.as_fd(), name, flags, owner) {
+    nameless(site, file, |dir, name| openat(dir, name, flags, owner))
+}
+
+/// The directory in which a file had its name, and that.
+fn folder<'f>(site: &Site<'_>, file: &'f OpenFile) -> Result<(OwnedFd, &'f [u8])> {
+    let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
+    let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+    let (dir, name) = (&path[..slash.max(1)], path.get(slash + 1..).unwrap_or_default());
+    let dir = site.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
+    Ok((dir, name))
+}
+
+/// Has something made under the name that is gone, or another if that lives again, and takes the
+/// name away. `make` fails with EEXIST if there is such a name.
+pub(super) fn nameless(
+    site: &mut Site<'_>,
+    file: &OpenFile,
+    make: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    let (dir, name) = folder(site, file)?;
+    let (new, name) = match make(dir.as_fd(), name) {
         Err(Errno::EEXIST) => {
             // The name lives again (a rotated log); another's file is not moved aside for us.
             let mut other = name.to_vec();
@@ -138,7 +154,7 @@ fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd
             let shown = crate::text::escape(&file.link.0).into_owned();
             let why = "a new file has its name: the restored one shows another";
             site.warnings.push(format!("{shown}: {why}"));
-            (openat(dir.as_fd(), other.as_slice(), flags, owner), other)
+            (make(dir.as_fd(), &other), other)
         }
         other => (other, name.to_vec()),
     };

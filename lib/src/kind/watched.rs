@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// An inode that is watched.
@@ -337,6 +337,18 @@ impl<'a> Finder<'a> {
             .unwrap_or_else(|| Watched::lost(wanted.sdev, wanted.ino))
     }
 
+    /// A path that leads to what a descriptor of ours has open: this one, or another.
+    pub(super) fn path_of(&mut self, copy: BorrowedFd<'_>, path: &[u8]) -> Option<Vec<u8>> {
+        let inode = inode_of(copy).ok()?;
+        let there = self.look(path).and_then(|fd| inode_of(fd.as_fd()).ok());
+        if there.is_some_and(|there| (there.dev, there.ino) == (inode.dev, inode.ino)) {
+            return Some(path.to_vec());
+        }
+        let wanted = identity_of(copy)?;
+        let found = self.by_handle(&wanted).or_else(|| self.by_search(&wanted));
+        found.map(|(_, path)| path)
+    }
+
     /// Finds where a mount is.
     pub(super) fn mount(&self, id: u64) -> Watched {
         let mount = self.mounts.iter().find(|mount| mount.id == id);
@@ -477,15 +489,20 @@ impl<'a> Finder<'a> {
                 return None;
             }
             let copy = sys::pidfd_getfd(process.pidfd(), number).ok()?;
-            let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok()?;
-            watch_for_a_moment(&inotify, copy.as_raw_fd())?;
-            let own = inotify.as_fd().as_raw_fd();
-            let info = Info::parse(&std::fs::read(format!("/proc/self/fdinfo/{own}")).ok()?);
-            let same = identity(info.rest.lines().next()?)? == *wanted;
             let inode = inode_of(copy.as_fd()).ok()?;
-            same.then(|| Watched::new(&inode, None, Some(number as u32)))
+            (identity_of(copy.as_fd())? == *wanted)
+                .then(|| Watched::new(&inode, None, Some(number as u32)))
         })
     }
+}
+
+/// What fdinfo would tell of what a descriptor of ours has open.
+fn identity_of(copy: BorrowedFd<'_>) -> Option<Identity> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok()?;
+    watch_for_a_moment(&inotify, copy.as_raw_fd())?;
+    let own = inotify.as_fd().as_raw_fd();
+    let info = Info::parse(&std::fs::read(format!("/proc/self/fdinfo/{own}")).ok()?);
+    identity(info.rest.lines().next()?)
 }
 
 /// Watches what a number of ours has open, until the inotify is closed.
