@@ -12,6 +12,8 @@ use crate::sys::tty;
 use crate::terminal;
 use crate::text::escape;
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::unistd::{Pid, tcsetpgrp};
 use std::os::fd::{BorrowedFd, RawFd};
 
 /// The process that will be a task of the image.
@@ -101,6 +103,19 @@ pub fn take(terminal: BorrowedFd<'_>, steal: bool) -> Result<()> {
         Err(Errno::EIO) => Err(Error::new(Status::System, "it has hung up: its master is closed")),
         Err(errno) => Err(errno).at(|| "TIOCSCTTY"),
     }
+}
+
+/// Puts a process group of this session into the foreground of its controlling terminal.
+pub fn set_foreground(group: Pid) -> Result<()> {
+    // A background group that sets it gets SIGTTOU, unless that is blocked.
+    let mut before = SigSet::empty();
+    let stop: SigSet = [Signal::SIGTTOU].into_iter().collect();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), Some(&mut before))?;
+    let set = std::fs::File::open("/dev/tty")
+        .at(|| "/dev/tty")
+        .and_then(|tty| tcsetpgrp(tty, group).at(|| "its foreground group"));
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+    set
 }
 
 /// The session whose controlling terminal a device is, and the name of who leads it, or of one of

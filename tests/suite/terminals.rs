@@ -694,6 +694,194 @@ fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along()
     relayed.wait("still there");
 }
 
+/// A shell whose job, with a child, is in the foreground, and what is typed then.
+const BUSY: &str = "
+import os, pty
+pid, master = pty.fork()
+if pid == 0:
+    os.environ['PS1'] = '$ '
+    os.execvp('bash', ['bash', '--norc', '--noprofile', '--noediting', '-i'])
+seen = b''
+def until(text):
+    global seen
+    while text not in seen: seen += os.read(master, 4096)
+    seen = seen.split(text, 1)[1]
+until(b'$ ')
+os.write(master, b'cat | cat\\n')
+until(b'cat | cat')
+while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'cat\\n': pass
+print(pid, flush=True)
+for fd in (1, 2): os.dup2(os.open('/dev/null', os.O_WRONLY), fd)
+os.read(os.pipe()[0], 1)
+";
+
+#[test]
+fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped() {
+    needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
+    let scratch = Scratch::new();
+    let target = Target::program(&["python3", "-c", BUSY]);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
+    for pid in descendants(target.pid.parse().unwrap()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    drop(target);
+    for (end, jobs) in [("\x04", 0), ("\x03", 0), ("\x1a", 2)] {
+        let mut relayed = Relayed::restore(&file);
+        // The job has it, and no shell is in its way.
+        relayed.type_in("hello\n");
+        let said = relayed.wait("hello\r\nhello\r\n");
+        assert!(!said.contains('$'), "{said}");
+        relayed.type_in(end);
+        relayed.wait("$ ");
+        relayed.type_in("echo $$ en''d\n");
+        let said = relayed.wait("end\r\n");
+        assert!(!said.contains("no job control"), "{said}");
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let last = words.iter().rposition(|&word| word == "end").unwrap();
+        let shell: i32 = words[last - 1].parse().unwrap();
+        assert_eq!(descendants(shell).len(), jobs, "{said}");
+        // It has job control of its own.
+        relayed.type_in("sleep 1000\n");
+        let begin = Instant::now();
+        while descendants(shell).len() == jobs {
+            assert!(begin.elapsed() < LIMIT);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        relayed.type_in("\x03echo still the''re\n");
+        relayed.wait("still there");
+    }
+}
+
+/// SIGHUP and SIGCONT: signal n is bit n - 1.
+const HANG_UP: u64 = 1 | 1 << 17;
+
+/// Which of them are pending, by /proc/PID/status of a process that blocks both.
+#[track_caller]
+fn hang_ups(status: &str) -> u64 {
+    let mask = |key: &str| {
+        let line = status.lines().find_map(|line| line.trim().strip_prefix(key)).expect(status);
+        u64::from_str_radix(line.trim(), 16).expect("a mask") & HANG_UP
+    };
+    assert_eq!(mask("SigBlk:"), HANG_UP, "{status}");
+    mask("SigPnd:") | mask("ShdPnd:")
+}
+
+#[track_caller]
+fn hang_ups_of(pid: &str) -> u64 {
+    hang_ups(&fs::read_to_string(format!("/proc/{pid}/status")).expect("a status"))
+}
+
+/// A tool that leads a session of its own and blocks both; with `own` one is pending already.
+fn blocked(own: bool, words: &[&str]) -> Vec<String> {
+    let script = "
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGCONT})
+if sys.argv[1] == 'own': os.kill(os.getpid(), signal.SIGHUP)
+os.execvp(sys.argv[2], sys.argv[2:])
+";
+    let tool = crate::harness::tool(words[0]).display().to_string();
+    let own = if own { "own" } else { "none" };
+    let python = ["setsid", "--wait", "python3", "-c", script, own, &tool];
+    python.iter().chain(&words[1..]).map(|&word| word.to_owned()).collect()
+}
+
+/// Blocks both and leads a session, of whose terminal something waits; a child of it leads another,
+/// whose terminal no descriptor names. Both have a slave that has hung up.
+const HUNG: &str = "
+import fcntl, os, signal, termios, time
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGCONT})
+if os.fork(): time.sleep(1000)
+os.setsid()
+m, s = os.openpty(); fcntl.ioctl(s, termios.TIOCSCTTY, 0)
+os.write(m, b'begun'); os.write(s, b'said')
+hm, hs = os.openpty(); os.close(hm)
+r, w = os.pipe()
+child = os.fork()
+if child == 0:
+    os.setsid()
+    m2, s2 = os.openpty(); fcntl.ioctl(s2, termios.TIOCSCTTY, 0); os.close(s2)
+    os.write(w, b'x')
+    time.sleep(1000)
+os.read(r, 1)
+os.close(r); os.close(w)
+print(os.getpid(), child, flush=True)
+time.sleep(1000)
+";
+
+/// The two session leaders of [`HUNG`].
+struct Leaders(Vec<String>);
+
+impl Leaders {
+    fn start() -> Leaders {
+        let target = Target::program(&["python3", "-c", HUNG]);
+        Leaders(target.said.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// Looks at what waits in their terminals, and gives what signals are pending then.
+    #[track_caller]
+    fn scan(&self, file: &str) -> Vec<u64> {
+        let scan = ["fdscan", "--freeze", "--data", "-t", "-F", "pty", &self.0[0]];
+        pipeline(&[&scan, &["fdimg", "write", file]]).quiet();
+        self.0.iter().map(|pid| hang_ups_of(pid)).collect()
+    }
+}
+
+impl Drop for Leaders {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn nobody_is_told_of_a_hang_up_that_is_ours() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let leaders = Leaders::start();
+    assert_eq!(leaders.scan(&file), [0, 0]);
+    for task in &leaders.0 {
+        let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--task", task, "--"];
+        let words = blocked(false, &[&restore[..], &["cat", "/proc/self/status"]].concat());
+        let ran = pipeline(&[&words.iter().map(String::as_str).collect::<Vec<_>>()]).ok();
+        assert_eq!(hang_ups(&ran.text()), 0, "{}", ran.whole());
+    }
+    let words = blocked(false, &["fdrestore", "--tree", "-i", &file]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut held = Target::ready(&words).unwrap();
+    let lines = [held.said.clone(), held.line()];
+    for line in lines {
+        let pid = line.split_whitespace().nth(1).expect("OLD NEW");
+        assert_eq!(hang_ups_of(pid), 0, "{line}");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let terminal = stat.rsplit(") ").next().unwrap().split(' ').nth(4).unwrap().to_owned();
+        assert_ne!(terminal, "0", "{line}: it has no controlling terminal");
+        kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
+    }
+}
+
+#[test]
+fn a_hang_up_of_the_users_own_is_not_taken_away() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let leaders = Leaders::start();
+    kill(Pid::from_raw(leaders.0[0].parse().unwrap()), Signal::SIGHUP).unwrap();
+    assert_eq!(leaders.scan(&file), [1, 0]);
+    let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
+    let words = blocked(true, &[&restore[..], &["cat", "/proc/self/status"]].concat());
+    let ran = pipeline(&[&words.iter().map(String::as_str).collect::<Vec<_>>()]).ok();
+    assert_eq!(hang_ups(&ran.text()), 1, "{}", ran.whole());
+    // COMMAND of `open` is a child here, to which ours is handed on.
+    let mut screen = Screen::new();
+    let script = "import signal; signal.sigwait([signal.SIGHUP]); print('HUP')";
+    let words = blocked(true, &["ttyctl", "open", &screen.tty, "--", "python3", "-c", script]);
+    pipeline(&[&words.iter().map(String::as_str).collect::<Vec<_>>()]).ok();
+    screen.wait("HUP\r\n");
+}
+
 #[test]
 fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");

@@ -7,6 +7,7 @@
 
 use super::{Group, Tree};
 use crate::count::{Calls, Counter};
+use crate::ctty;
 use crate::error::{At, Error, Result, Status};
 use crate::image::Credentials;
 use crate::image::Task;
@@ -882,21 +883,36 @@ impl Crew<'_> {
                 Ok(())
             }
             Some(group) => {
-                // A background group that sets it gets SIGTTOU, unless that is blocked.
-                let mut before = SigSet::empty();
-                let stop: SigSet = [Signal::SIGTTOU].into_iter().collect();
-                sigprocmask(SigmaskHow::SIG_BLOCK, Some(&stop), Some(&mut before))?;
-                let set = std::fs::File::open("/dev/tty").at(|| "/dev/tty").and_then(|tty| {
-                    let group = Pid::from_raw(group);
-                    nix::unistd::tcsetpgrp(tty, group).at(|| "its foreground group")
-                });
-                sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-                if let Err(why) = set {
+                if let Err(why) = ctty::set_foreground(Pid::from_raw(group)) {
                     self.board.say(at, &format!("{name}: {why}"));
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Waits for the job that is in the foreground of its session's terminal, if it leads that and
+    /// the job is its child's, until that has ended or is stopped, and takes the terminal back.
+    ///
+    /// So does a shell, and a new one knows of no job: it would find itself in the background, where
+    /// it can neither read nor, being nobody's job itself, be stopped.
+    fn await_job(&self, at: usize) -> Result<()> {
+        let terminal = self.tree.image.tasks[at].terminal.as_ref();
+        let Some(old) = terminal.filter(|_| self.tree.shape.kin[at].leads) else { return Ok(()) };
+        let has = !matches!(self.tree.fates[at], Fate::None | Fate::Lost(_));
+        let job = self.group(old.foreground).map(Pid::from_raw);
+        let Some(job) = job.filter(|job| has && *job != getpgrp()) else { return Ok(()) };
+        let mut is_ours = false;
+        loop {
+            match waitpid(Pid::from_raw(-job.as_raw()), Some(WaitPidFlag::WUNTRACED)) {
+                Ok(WaitStatus::Stopped(..)) => break,
+                Ok(_) => is_ours = true,
+                Err(Errno::EINTR) => (),
+                Err(_) if is_ours => break,
+                Err(_) => return Ok(()),
+            }
+        }
+        ctty::set_foreground(getpgrp())
     }
 
     /// Puts back what is not in a table, and holds, or runs its command.
@@ -944,7 +960,12 @@ impl Crew<'_> {
         if task.stopped {
             self.stop(at)?;
         }
+        let awaited = self.await_job(at);
         sys::start::sigpipe_as_inherited();
+        if let Err(why) = awaited {
+            let line = format!("fdrestore: task {}: {why}\n", task.pid);
+            let _ = nix::unistd::write(Seat::known(2), line.as_bytes());
+        }
         let why = command.run(&cloexec);
         let line = format!("fdrestore: task {}: {}: {}\n", task.pid, command.name(), why.desc());
         let _ = nix::unistd::write(Seat::known(2), line.as_bytes());
