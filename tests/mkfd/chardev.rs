@@ -35,10 +35,6 @@ impl Fixture for Chardev {
         ("pos", "the position"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         device(spec).ok_or_else(|| Stop::Misuse("dev: see mkfd list".into()))?;
         let path = path(spec);

@@ -30,10 +30,6 @@ impl Fixture for Directory {
         lock::KEY,
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let path = spec.path()?;
         if !path.exists() {

@@ -30,7 +30,9 @@ pub(crate) trait Fixture {
     const KEYS: &'static [(&'static str, &'static str)];
 
     /// How many descriptions `make` makes, and so how many numbers it needs.
-    fn arity(spec: &Spec) -> usize;
+    fn arity(_: &Spec) -> usize {
+        1
+    }
     /// Makes the descriptions, in the order of the numbers.
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>>;
     /// What is left to do when all numbers of all SPECs stand.
@@ -38,7 +40,9 @@ pub(crate) trait Fixture {
         Ok(())
     }
     /// What F_GETFL says of the nth, but for O_NONBLOCK and O_ASYNC by their keys.
-    fn flags(spec: &Spec, nth: usize) -> OFlag;
+    fn flags(_: &Spec, _: usize) -> OFlag {
+        OFlag::O_RDWR
+    }
     /// What only this kind can say of itself, once everything common was looked at.
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno>;
 }

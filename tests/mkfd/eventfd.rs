@@ -4,7 +4,6 @@ use crate::driver::{Bad, Fixture, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{read, write};
@@ -21,10 +20,6 @@ impl Fixture for Eventfd {
     const KEYS: &'static [(&'static str, &'static str)] =
         &[("count", "its count, up to 2^64-2"), ("semaphore", "EFD_SEMAPHORE: a read takes one")];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let mut flags = EfdFlags::EFD_CLOEXEC;
         flags.set(EfdFlags::EFD_SEMAPHORE, spec.has("semaphore"));
@@ -37,10 +32,6 @@ impl Fixture for Eventfd {
             fd.write(count).at("write to the eventfd")?;
         }
         Ok(vec![fd.into()])
-    }
-
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {

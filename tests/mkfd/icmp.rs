@@ -1,12 +1,11 @@
 //! Ping sockets.
 
-use crate::driver::{Bad, Fixture, stat};
+use crate::driver::{Bad, Fixture};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{Result, Spec};
 use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use std::os::fd::OwnedFd;
 
@@ -29,27 +28,12 @@ impl Fixture for Icmp {
         ("connected", "to the host"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let made = inet::new(spec, libc::SOCK_DGRAM, protocol(spec))?;
-        inet::attach(spec, &made)?;
-        inet::note(spec, 0, &made)?;
-        Ok(vec![made])
-    }
-
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
+        inet::lone(spec, libc::SOCK_DGRAM, protocol(spec))
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        let fd = sys::at(spec.fds[0])?;
-        stat(fd, libc::S_IFSOCK, bad)?;
-        let option = |name| socket::option(fd, libc::SOL_SOCKET, name);
-        bad.same("type", option(libc::SO_TYPE)?, libc::SOCK_DGRAM);
-        bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol(spec));
+        let fd = inet::at(spec, 0, libc::SOCK_DGRAM, protocol(spec), bad)?;
         inet::same_as_noted(spec, 0, fd, bad)?;
         // Echo request is 8, or 128 of ICMPv6; the kernel fills identifier and checksum.
         let request = [if spec.has("v6") { 128 } else { 8 }, 0, 0, 0, 0, 0, 0, 7, b'h', b'i'];

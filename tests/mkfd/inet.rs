@@ -1,7 +1,7 @@
 //! What the fixtures of internet sockets have in common. Ports are never fixed: what `make` got
 //! is noted in --dir, where `check` finds it.
 
-use crate::driver::Bad;
+use crate::driver::{Bad, stat};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use fdkit::sys::socket;
@@ -22,6 +22,11 @@ pub(crate) const JOIN: (&str, &str) =
 /// AF_INET or AF_INET6.
 pub(crate) fn family(spec: &Spec) -> i32 {
     if spec.has("v6") { libc::AF_INET6 } else { libc::AF_INET }
+}
+
+/// The type of one that may pass on its packets without their heads.
+pub(crate) fn class(spec: &Spec) -> i32 {
+    if spec.has("dgram") { libc::SOCK_DGRAM } else { libc::SOCK_RAW }
 }
 
 /// Level, name and value of each option that is asked for.
@@ -112,9 +117,42 @@ pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
         Errno::EPROTONOSUPPORT | Errno::EACCES => Stop::Cannot(format!("socket: {errno}")),
         _ => Stop::Failed(format!("socket: {errno}")),
     })?;
+    if spec.has("two") {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEPORT);
+        socket::set_option(made.as_fd(), level, name, 1).at("SO_REUSEPORT")?;
+    }
     set(spec, made.as_fd())?;
     join(spec, made.as_fd())?;
     Ok(made)
+}
+
+/// One alone, bound and connected as is asked for, and noted.
+pub(crate) fn lone(spec: &Spec, kind: i32, protocol: i32) -> Result<Vec<OwnedFd>> {
+    let made = new(spec, kind, protocol)?;
+    if spec.has("bound") {
+        bind(spec, &made, 0)?;
+    }
+    if spec.has("connected") {
+        socket::connect(made.as_fd(), &encode(host(spec, 0)?)).at("connect")?;
+    }
+    note(spec, 0, &made)?;
+    Ok(vec![made])
+}
+
+/// The socket at the nth number, which must be of this type and protocol.
+pub(crate) fn at<'s>(
+    spec: &Spec,
+    nth: usize,
+    kind: i32,
+    protocol: i32,
+    bad: &mut Bad,
+) -> Result<BorrowedFd<'s>, Errno> {
+    let fd = sys::at(spec.fds[nth])?;
+    stat(fd, libc::S_IFSOCK, bad)?;
+    let option = |name| socket::option(fd, libc::SOL_SOCKET, name);
+    bad.same("type", option(libc::SO_TYPE)?, kind);
+    bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol);
+    Ok(fd)
 }
 
 /// Sets the options that are asked for.
@@ -182,17 +220,6 @@ fn told(spec: &Spec, fd: BorrowedFd<'_>) -> Result<String, Errno> {
     Ok(format!("{:?} {:?} {:?}", ends(fd)?, values(spec, fd)?, filters(spec, fd)?))
 }
 
-/// Binds and connects it to the host, if that is asked for.
-pub(crate) fn attach(spec: &Spec, fd: &OwnedFd) -> Result<()> {
-    if spec.has("bound") {
-        bind(spec, fd, 0)?;
-    }
-    if spec.has("connected") {
-        socket::connect(fd.as_fd(), &encode(host(spec, 0)?)).at("connect")?;
-    }
-    Ok(())
-}
-
 /// Whether it sends to anybody by itself.
 pub(crate) fn sends(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<bool, Errno> {
     match nix::sys::socket::send(fd.as_raw_fd(), bytes, nix::sys::socket::MsgFlags::empty()) {
@@ -218,6 +245,8 @@ pub(crate) fn same_as_noted(
     let file = spec.dir().map(|dir| dir.join(format!("{}.{}.{nth}", spec.name, spec.fds[0])));
     let noted = file.ok().and_then(|file| std::fs::read_to_string(file).ok());
     bad.same("what it is", told(spec, fd)?, noted.unwrap_or_default());
+    let reused = socket::option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT)? != 0;
+    bad.same("SO_REUSEPORT", reused, spec.has("two"));
     for (level, name, value) in options(spec).unwrap_or_default() {
         // Sizes are doubled, times rounded; that it is set at all can be said of all.
         let none = sys::option(fd, level, name)?.iter().all(|&byte| byte == 0);

@@ -28,10 +28,6 @@ impl Fixture for Mem {
         ("append", "O_APPEND"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let Some((name, _)) = device(spec) else {
             return Err(Stop::Misuse("dev: null, zero, full, random or urandom".into()));

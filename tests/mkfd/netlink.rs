@@ -1,12 +1,11 @@
 //! netlink(7): port ids, groups, and messages that still come.
 
-use crate::driver::{Bad, Fixture, ready, stat};
-use crate::inet::{BYTES, SET};
+use crate::driver::{Bad, Fixture, ready};
+use crate::inet::{self, BYTES, SET, class};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, recv};
@@ -36,15 +35,10 @@ impl Fixture for Netlink {
         BYTES,
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let class = if spec.has("dgram") { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
-        let made = new(class, protocol(spec)).at("socket")?;
+        let made = new(class(spec), protocol(spec)).at("socket")?;
         let fd = made.as_fd();
-        crate::inet::set(spec, fd)?;
+        inet::set(spec, fd)?;
         if !spec.has("unbound") {
             let port = spec.number("port")?.unwrap_or(0) as u32;
             socket::bind(fd, &address(port)).at("bind")?;
@@ -61,18 +55,9 @@ impl Fixture for Netlink {
         Ok(vec![made])
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        let fd = sys::at(spec.fds[0])?;
-        stat(fd, libc::S_IFSOCK, bad)?;
         let protocol = protocol(spec);
-        let class = if spec.has("dgram") { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
-        let option = |name| socket::option(fd, libc::SOL_SOCKET, name);
-        bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol);
-        bad.same("type", option(libc::SO_TYPE)?, class);
+        let fd = inet::at(spec, 0, class(spec), protocol, bad)?;
         let port = word(&socket::name(fd)?);
         match spec.known_number("port") {
             Some(wanted) => bad.same("port id", u64::from(port), wanted),
@@ -84,7 +69,7 @@ impl Fixture for Netlink {
         bad.same("groups", joined, groups(spec).unwrap_or_default());
         let peer = spec.known_number("peer").unwrap_or(0);
         bad.same("peer", u64::from(word(&socket::peer(fd)?)), peer);
-        crate::inet::check_options(spec, fd, bad)?;
+        inet::check_options(spec, fd, bad)?;
         if spec.has("peer") {
             return Ok(());
         }

@@ -22,10 +22,6 @@ impl Fixture for Ns {
         ("opath", "O_PATH"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         Ok(vec![open(&path(spec), Self::flags(spec, 0))?])
     }

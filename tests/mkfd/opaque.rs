@@ -39,10 +39,6 @@ impl Fixture for Opaque {
          fscontext, vsock, alg, xdp, key, can, fuse, kvm or vga_arbiter",
     )];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let (name, odd, ..) = odd(spec).ok_or_else(|| Stop::Misuse("of: see mkfd list".into()))?;
         let made = sys::odd(odd).map_err(|errno| match errno {

@@ -1,12 +1,11 @@
 //! packet(7): frames of the loopback device.
 
-use crate::driver::{Bad, Fixture, stat};
-use crate::inet::{BYTES, SET};
+use crate::driver::{Bad, Fixture};
+use crate::inet::{self, BYTES, SET, class};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -40,15 +39,10 @@ impl Fixture for Packet {
         BYTES,
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let class = if spec.has("dgram") { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
-        let made = new(class).at("socket")?;
+        let made = new(class(spec)).at("socket")?;
         let fd = made.as_fd();
-        crate::inet::set(spec, fd)?;
+        inet::set(spec, fd)?;
         let lo = device(fd, b"lo")?;
         let join = |class: u16, address: &[u8]| {
             let len = (address.len() as u16).to_ne_bytes();
@@ -79,21 +73,14 @@ impl Fixture for Packet {
         Ok(vec![made])
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        let fd = sys::at(spec.fds[0])?;
-        stat(fd, libc::S_IFSOCK, bad)?;
-        let class = if spec.has("dgram") { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
-        bad.same("type", socket::option(fd, libc::SOL_SOCKET, libc::SO_TYPE)?, class);
+        let fd = inet::at(spec, 0, class(spec), 0, bad)?;
         let wanted = match spec.has("unbound") {
             true => address(0, 0),
             false => address(protocol(spec), bound_to(spec, fd).unwrap_or(-1)),
         };
         bad.same("protocol and device", &socket::name(fd)?[..8], &wanted[..8]);
-        crate::inet::check_options(spec, fd, bad)?;
+        inet::check_options(spec, fd, bad)?;
         let fanout = spec.known_number("fanout").unwrap_or(0);
         bad.same("fanout", socket::option(fd, SOL_PACKET, FANOUT)? as u64, fanout);
         if spec.has("members") {

@@ -20,10 +20,6 @@ impl Fixture for Path {
     const ABOUT: &'static str = "O_PATH of what is neither a file nor a directory";
     const KEYS: &'static [(&'static str, &'static str)] = &[("of", "link (default), fifo, socket")];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let path = spec.path()?;
         match of(spec) {

@@ -1,12 +1,10 @@
 //! Raw sockets.
 
-use crate::driver::{Bad, Fixture, ready, stat};
+use crate::driver::{Bad, Fixture, ready};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{Result, Spec};
-use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::PollFlags;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,27 +30,12 @@ impl Fixture for Raw {
         ("connected", "to the host"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let made = inet::new(spec, libc::SOCK_RAW, protocol(spec))?;
-        inet::attach(spec, &made)?;
-        inet::note(spec, 0, &made)?;
-        Ok(vec![made])
-    }
-
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
+        inet::lone(spec, libc::SOCK_RAW, protocol(spec))
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        let fd = sys::at(spec.fds[0])?;
-        stat(fd, libc::S_IFSOCK, bad)?;
-        let option = |name| socket::option(fd, libc::SOL_SOCKET, name);
-        bad.same("type", option(libc::SO_TYPE)?, libc::SOCK_RAW);
-        bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol(spec));
+        let fd = inet::at(spec, 0, libc::SOCK_RAW, protocol(spec), bad)?;
         inet::same_as_noted(spec, 0, fd, bad)?;
         if protocol(spec) == 253 {
             bad.same("connected", inet::sends(fd, b"x")?, spec.has("connected"));

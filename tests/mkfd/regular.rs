@@ -34,10 +34,6 @@ impl Fixture for Regular {
         lock::KEY,
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let flags = Self::flags(spec, 0);
         let fd = if spec.has("tmpfile") {

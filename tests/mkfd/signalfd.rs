@@ -4,7 +4,6 @@ use crate::driver::{Bad, Fixture, info, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::PollFlags;
 use std::os::fd::OwnedFd;
@@ -20,16 +19,8 @@ impl Fixture for Signalfd {
     const KEYS: &'static [(&'static str, &'static str)] =
         &[("signals", "their numbers, from 1 to 64, with + between them; none by default")];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         Ok(vec![sys::signalfd(mask(spec)?).at("signalfd")?])
-    }
-
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {

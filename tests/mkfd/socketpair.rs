@@ -216,10 +216,6 @@ impl Fixture for Socketpair {
         Ok(if spec.has("alone") { vec![a] } else { vec![a, b] })
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let a = sys::at(spec.fds[0])?;
         stat(a, libc::S_IFSOCK, bad)?;

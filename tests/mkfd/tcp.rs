@@ -1,11 +1,11 @@
 //! TCP sockets that listen, are bound, are fresh, or have ended.
 
-use crate::driver::{Bad, Fixture, stat};
+use crate::driver::{Bad, Fixture};
 use crate::inet::{self, BYTES, HOST, SET, V6};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
+use fdkit::sys::socket;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::socket::{Backlog, listen};
 use std::io::{Read, Write};
@@ -49,10 +49,6 @@ impl Fixture for Tcp {
         let mut port = 0;
         for nth in 0..Self::arity(spec) {
             let mut made = inet::new(spec, libc::SOCK_STREAM, protocol(spec))?;
-            if spec.has("two") {
-                let reuse = (libc::SOL_SOCKET, libc::SO_REUSEPORT);
-                fdkit::sys::socket::set_option(made.as_fd(), reuse.0, reuse.1, 1).at("reuse")?;
-            }
             if spec.has("ended") {
                 made = ended(spec, made)?;
             } else if !spec.has("fresh") {
@@ -69,19 +65,11 @@ impl Fixture for Tcp {
         Ok(all)
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         for nth in 0..Self::arity(spec) {
-            let fd = sys::at(spec.fds[nth])?;
-            stat(fd, libc::S_IFSOCK, bad)?;
-            let option = |name| fdkit::sys::socket::option(fd, libc::SOL_SOCKET, name);
-            bad.same("type", option(libc::SO_TYPE)?, libc::SOCK_STREAM);
-            bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol(spec));
-            bad.same("listens", option(libc::SO_ACCEPTCONN)? != 0, listens(spec));
-            bad.same("SO_REUSEPORT", option(libc::SO_REUSEPORT)? != 0, spec.has("two"));
+            let fd = inet::at(spec, nth, libc::SOCK_STREAM, protocol(spec), bad)?;
+            let accepts = socket::option(fd, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0;
+            bad.same("listens", accepts, listens(spec));
             inet::same_as_noted(spec, nth, fd, bad)?;
         }
         let fd = sys::at(spec.fds[0])?;
@@ -104,7 +92,7 @@ impl Fixture for Tcp {
 fn ended(spec: &Spec, made: OwnedFd) -> Result<OwnedFd> {
     let listener = TcpListener::bind(inet::host(spec, 0)?).at("listen")?;
     let to = inet::encode(listener.local_addr().at("getsockname")?);
-    fdkit::sys::socket::connect(made.as_fd(), &to).at("connect")?;
+    socket::connect(made.as_fd(), &to).at("connect")?;
     let (server, _) = listener.accept().at("accept")?;
     let mut client = TcpStream::from(made);
     client.write_all(b"never read").at("write")?;

@@ -4,7 +4,6 @@ use crate::driver::{Bad, Fixture, info, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::PollFlags;
 use nix::time::{ClockId, clock_gettime};
@@ -28,10 +27,6 @@ impl Fixture for Timerfd {
         ("ticks", "its ticks, by TFD_IOC_SET_TICKS"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let wanted = Wanted::of(spec)?;
         let fd = sys::timer(wanted.clock).at("timerfd_create")?;
@@ -49,10 +44,6 @@ impl Fixture for Timerfd {
             }
         }
         Ok(vec![fd])
-    }
-
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {

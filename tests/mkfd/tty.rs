@@ -17,10 +17,6 @@ impl Fixture for Tty {
     const KEYS: &'static [(&'static str, &'static str)] =
         &[("path", "where it is; needed"), ("noecho", "it does not show what is typed")];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         if !spec.has("path") {
             return Err(Stop::Misuse("tty: path= is needed".into()));
@@ -32,10 +28,6 @@ impl Fixture for Tty {
             tcsetattr(&fd, SetArg::TCSANOW, &line).at("tcsetattr")?;
         }
         Ok(vec![fd])
-    }
-
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {

@@ -85,10 +85,6 @@ impl Fixture for Tun {
         Ok(made)
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let fd = sys::at(spec.fds[0])?;
         stat(fd, libc::S_IFCHR, bad)?;

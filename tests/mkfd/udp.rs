@@ -1,12 +1,11 @@
 //! UDP and UDP-Lite sockets, with what waits in them.
 
-use crate::driver::{Bad, Fixture, ready, stat};
+use crate::driver::{Bad, Fixture, ready};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::socket::{Shutdown, shutdown};
@@ -80,10 +79,6 @@ impl Fixture for Udp {
         let (mut port, mut senders) = (0, String::new());
         for nth in 0..Self::arity(spec) {
             let made = inet::new(spec, libc::SOCK_DGRAM, protocol(spec))?;
-            if spec.has("two") {
-                let reuse = (libc::SOL_SOCKET, libc::SO_REUSEPORT);
-                socket::set_option(made.as_fd(), reuse.0, reuse.1, 1).at("reuse")?;
-            }
             if !spec.has("fresh") {
                 inet::bind(spec, &made, port)?;
                 port = inet::name(made.as_fd()).at("getsockname")?.port();
@@ -125,20 +120,11 @@ impl Fixture for Udp {
         Ok(all)
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
         let io = |err: std::io::Error| Errno::from_raw(err.raw_os_error().unwrap_or(0));
         let mut sockets = Vec::new();
         for nth in 0..Self::arity(spec) {
-            let fd = sys::at(spec.fds[nth])?;
-            stat(fd, libc::S_IFSOCK, bad)?;
-            let option = |name| socket::option(fd, libc::SOL_SOCKET, name);
-            bad.same("type", option(libc::SO_TYPE)?, libc::SOCK_DGRAM);
-            bad.same("protocol", option(libc::SO_PROTOCOL)?, protocol(spec));
-            bad.same("SO_REUSEPORT", option(libc::SO_REUSEPORT)? != 0, spec.has("two"));
+            let fd = inet::at(spec, nth, libc::SOCK_DGRAM, protocol(spec), bad)?;
             inet::same_as_noted(spec, nth, fd, bad)?;
             sockets.push(UdpSocket::from(fd.try_clone_to_owned().map_err(io)?));
         }

@@ -1,12 +1,11 @@
 //! A unix socket with a name: one that listens, or one that takes datagrams.
 
-use crate::driver::{Bad, Fixture, stat};
+use crate::driver::{Bad, Fixture};
+use crate::inet;
 use crate::socketpair::received;
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::libc;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, connect,
     getsockname, listen, sendto, socket,
@@ -43,10 +42,6 @@ impl Fixture for Unix {
         ("unnamed", "a stream socket that is neither bound nor connected"),
     ];
 
-    fn arity(_: &Spec) -> usize {
-        1
-    }
-
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let new = || socket(AddressFamily::Unix, class(spec), SockFlag::SOCK_CLOEXEC, None);
         let made = new().at("socket")?;
@@ -66,13 +61,8 @@ impl Fixture for Unix {
         Ok(vec![made])
     }
 
-    fn flags(_: &Spec, _: usize) -> OFlag {
-        OFlag::O_RDWR
-    }
-
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        let fd = sys::at(spec.fds[0])?;
-        stat(fd, libc::S_IFSOCK, bad)?;
+        let fd = inet::at(spec, 0, class(spec) as i32, 0, bad)?;
         let name = getsockname::<UnixAddr>(fd.as_raw_fd())?;
         if spec.has("unnamed") {
             bad.same("name", name.path_len(), 0);
