@@ -140,6 +140,12 @@ fn raise_limit() -> Result<()> {
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
+/// So many processes stay ready to be looked at, which takes four descriptors of each; the others
+/// are only held.
+fn ready() -> Result<usize> {
+    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0 as usize / 16)
+}
+
 /// Who makes images of processes.
 const TOOL: &str = "fdscan";
 
@@ -154,6 +160,7 @@ fn gather(
         // Each takes a few descriptors.
         raise_limit()?;
     }
+    let ready = ready()?;
     let networks = Arc::default();
     let mut processes: Vec<Process> = Vec::new();
     let mut known: std::collections::HashSet<i32> = pids.iter().copied().collect();
@@ -164,7 +171,7 @@ fn gather(
         }
     }
     while let Some((pid, asked)) = queue.pop_front() {
-        let process = match Process::among(pid, &networks) {
+        let mut process = match Process::among(pid, &networks) {
             // A child that has ended meanwhile is no longer of the tree.
             Err(err) if !asked && err.status() == Status::Gone => continue,
             other => other.map_err(named(pid))?,
@@ -178,6 +185,9 @@ fn gather(
                     queue.push_back((child, false));
                 }
             }
+        }
+        if processes.len() >= ready {
+            process.rest();
         }
         processes.push(process);
         progress.add(1);
@@ -240,7 +250,9 @@ impl<W: Write> Scan<'_, W> {
         // Only tables of as many numbers can be one; the first tables of each, as kcmp(2) orders them.
         let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         self.progress.turn(Unit::Of("tasks"), Some(processes.len() as u64));
-        for (at, process) in processes.iter().enumerate() {
+        let ready = ready()?;
+        for at in 0..processes.len() {
+            let process = &processes[at];
             let pid = process.pid;
             let identity = process.identity().map_err(named(pid))?;
             let numbers = process.numbers().map_err(named(pid))?;
@@ -270,6 +282,9 @@ impl<W: Write> Scan<'_, W> {
             self.summary.tasks += 1;
             self.out.put(&Item::Task(task.into()))?;
             before.push((identity, numbers));
+            if at >= ready {
+                processes[at].rest();
+            }
             self.progress.add(1);
         }
         let all = tables.iter().map(|(at, _)| before[*at].1.len() as u64).sum();

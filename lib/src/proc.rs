@@ -9,6 +9,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
@@ -29,7 +30,7 @@ pub struct Process {
     /// Whether a signal had stopped it when it was first looked at.
     stopped: bool,
     pidfd: OwnedFd,
-    dir: OwnedFd,
+    dir: OnceLock<OwnedFd>,
     links: OnceLock<OwnedFd>,
     infos: OnceLock<OwnedFd>,
     networks: Arc<Networks>,
@@ -111,22 +112,16 @@ impl Process {
             Errno::ESRCH | Errno::EINVAL => gone(),
             other => other.into(),
         })?;
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let cwd = nix::fcntl::AT_FDCWD;
-        let dir = openat(cwd, format!("/proc/{pid}").as_str(), flags, Mode::empty())
+        let dir = directory(nix::fcntl::AT_FDCWD, &format!("/proc/{pid}"))
             .map_err(|errno| if errno == Errno::ENOENT { gone() } else { errno.into() })?;
         let inside = |name: &str| {
-            openat(dir.as_fd(), name, flags, Mode::empty()).map_err(|errno| match errno {
+            directory(dir.as_fd(), name).map_err(|errno| match errno {
                 Errno::ENOENT | Errno::ESRCH => gone(),
-                Errno::EACCES | Errno::EPERM => refusal(&dir, pid),
+                Errno::EACCES | Errno::EPERM => refusal(dir.as_fd(), pid),
                 other => Error::from(other),
             })
         };
-        let (mut links, mut infos) = (Some(inside("fd")?), Some(inside("fdinfo")?));
-        if pid != std::process::id() as i32 {
-            // Of thousands of processes that is too much; our own table must not change meanwhile.
-            (links, infos) = (None, None);
-        }
+        let (links, infos) = (inside("fd")?, inside("fdinfo")?);
         let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
         if stat.is_zombie() {
@@ -139,9 +134,9 @@ impl Process {
             start,
             stopped: stat.is_stopped(),
             pidfd,
-            dir,
-            links: links.map_or_else(OnceLock::new, OnceLock::from),
-            infos: infos.map_or_else(OnceLock::new, OnceLock::from),
+            dir: OnceLock::from(dir),
+            links: OnceLock::from(links),
+            infos: OnceLock::from(infos),
             networks: networks.clone(),
             network: OnceLock::new(),
             others: Mutex::default(),
@@ -174,7 +169,7 @@ impl Process {
         self.network.get_or_init(|| {
             let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
             let inode = self.netns_inode();
-            let open = || openat(self.dir.as_fd(), "ns/net", flags, Mode::empty()).ok();
+            let open = || openat(self.dir().ok()?, "ns/net", flags, Mode::empty()).ok();
             self.networks.of(inode, || open().filter(|_| inode != own_netns()))
         })
     }
@@ -220,7 +215,7 @@ impl Process {
             None => ("cwd", path),
         };
         let how = OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let base = openat(self.dir.as_fd(), base, how, Mode::empty()).ok()?;
+        let base = openat(self.dir().ok()?, base, how, Mode::empty()).ok()?;
         fstatat(base.as_fd(), path, AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT).ok()
     }
 
@@ -243,7 +238,7 @@ impl Process {
 
     /// The content of a file in /proc/PID.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        read_at(self.dir.as_fd(), name).map_err(|errno| match errno {
+        self.dir().and_then(|dir| read_at(dir, name)).map_err(|errno| match errno {
             Errno::ENOENT | Errno::ESRCH => Error::new(Status::Gone, "the process is gone"),
             other => Error::from(other).at(name),
         })
@@ -259,19 +254,18 @@ impl Process {
 
     /// What readlink(2) shows of a file in /proc/PID.
     pub fn link(&self, name: &str) -> Option<Bytes> {
-        Some(Bytes(readlinkat(self.dir.as_fd(), name).ok()?.into_vec()))
+        Some(Bytes(readlinkat(self.dir().ok()?, name).ok()?.into_vec()))
     }
 
     /// The numbers in use, ascending.
     pub fn numbers(&self) -> Result<Vec<RawFd>> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = Dir::openat(self.dir.as_fd(), "fd", flags, Mode::empty()).map_err(
-            |errno| match errno {
-                Errno::ENOENT => Errno::ESRCH.into(),
-                Errno::EACCES | Errno::EPERM => refusal(&self.dir, self.pid),
-                other => Error::from(other),
-            },
-        )?;
+        let dir = self.dir()?;
+        let found = directory(dir, "fd").map_err(|errno| match errno {
+            Errno::ENOENT => Errno::ESRCH.into(),
+            Errno::EACCES | Errno::EPERM => refusal(dir, self.pid),
+            other => Error::from(other),
+        })?;
+        let mut dir = Dir::from_fd(found)?;
         let mut numbers = Vec::new();
         for entry in dir.iter() {
             numbers.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
@@ -282,8 +276,7 @@ impl Process {
 
     /// The threads, ascending; the children if `children`, of all threads.
     pub fn threads(&self) -> Result<Vec<i32>> {
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = Dir::openat(self.dir.as_fd(), "task", flags, Mode::empty())?;
+        let mut dir = Dir::from_fd(directory(self.dir()?, "task")?)?;
         let mut threads = Vec::new();
         for entry in dir.iter() {
             threads.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()));
@@ -310,15 +303,30 @@ impl Process {
         if let Some(kept) = kept.get() {
             return Ok(kept.as_fd());
         }
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let opened = openat(self.dir.as_fd(), name, flags, Mode::empty())?;
+        let opened = directory(self.dir()?, name)?;
         Ok(kept.get_or_init(|| opened).as_fd())
+    }
+
+    /// Its directory in /proc.
+    fn dir(&self) -> nix::Result<BorrowedFd<'_>> {
+        if let Some(dir) = self.dir.get() {
+            return Ok(dir.as_fd());
+        }
+        let opened = directory(nix::fcntl::AT_FDCWD, &format!("/proc/{}", self.pid))?;
+        // As long as it has not ended its pid is nobody else's: so it was when this was opened.
+        let mut polled = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::ZERO)? {
+            0 => Ok(self.dir.get_or_init(|| opened).as_fd()),
+            _ => Err(Errno::ESRCH),
+        }
     }
 
     /// Keeps no more open than it takes to hold the process: of thousands that is not little.
     pub fn rest(&mut self) {
-        self.links.take();
-        self.infos.take();
+        // Our own table must not change while it is looked at.
+        if self.pid != std::process::id() as i32 {
+            (self.dir, self.links, self.infos) = Default::default();
+        }
     }
 
     /// What readlink(2) shows of a number.
@@ -423,8 +431,8 @@ pub fn all() -> impl Iterator<Item = (i32, Stat)> {
 }
 
 /// Why the descriptors of a process may not be looked at, and the cure.
-fn refusal(dir: &OwnedFd, pid: i32) -> Error {
-    let status = read_at(dir.as_fd(), "status").unwrap_or_default();
+fn refusal(dir: BorrowedFd<'_>, pid: i32) -> Error {
+    let status = read_at(dir, "status").unwrap_or_default();
     let theirs = StatusText(&status).four("Uid")[0];
     let ours = nix::unistd::geteuid().as_raw();
     let why = if theirs != ours {
@@ -446,6 +454,10 @@ pub fn attach_refusal() -> &'static str {
         Ok("3") => "Yama's ptrace_scope is 3, until the next boot",
         _ => "a security module or seccomp filter forbids it, or CAP_SYS_PTRACE is missing",
     }
+}
+
+fn directory(at: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
+    openat(at, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 fn read_at(dir: BorrowedFd<'_>, name: &str) -> nix::Result<Vec<u8>> {
