@@ -576,6 +576,48 @@ while True: signal.pause()";
 }
 
 #[test]
+fn a_program_runs_in_no_other_place_than_it_did() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.file("gone")).unwrap();
+    let script = "import os, signal, sys
+if os.fork() == 0: os.chdir(sys.argv[1])
+while True: signal.pause()";
+    let image = Grove::new(&[python, "-c", script, &scratch.file("gone")], 2).scan();
+    fs::remove_dir(scratch.file("gone")).unwrap();
+    for option in ["--respawn", "-n"] {
+        let restore = ["fdrestore", "--tree", "--respawn", option];
+        let ran = Pipeline::new(&[&restore]).stdin(&*image).run();
+        let said = format!("its working directory {} is not there", scratch.file("gone"));
+        ran.refuses(6, &[&said]);
+    }
+    // What only holds its descriptors does no harm elsewhere.
+    let held = Held::quiet(&image, &[]);
+    let (_, said) = held.end(Signal::SIGTERM);
+    assert!(said.contains("its working directory"), "{said}");
+}
+
+#[test]
+fn a_program_runs_with_no_more_rights_than_it_had() {
+    needs!(root(), "only root can become somebody else");
+    needs!(which("setpriv").is_some(), "setpriv is missing");
+    let other = "setpriv --reuid 65534 --regid 65533 --clear-groups sleep 1001 & wait";
+    let image = Grove::sh(other, 2).scan();
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    let restore = [&fdrestore[..], "--tree", "--respawn"];
+    let less = ["setpriv", "--bounding-set=-setuid"];
+    let ran = Pipeline::new(&[&[&less[..], &restore].concat()]).stdin(&*image).run();
+    ran.refuses(6, &["it cannot run as before, and would have rights that it had not"]);
+    needs!(
+        pipeline(&[&["unshare", "-r", "true"]]).status(0) == 0,
+        "unshare is missing, or user namespaces are not permitted"
+    );
+    // There is no such user there, which only the attempt shows.
+    let ran = Pipeline::new(&[&[&["unshare", "-r"][..], &restore].concat()]).stdin(&*image).run();
+    ran.refuses(7, &["it cannot run as before", "its group ids"]);
+}
+
+#[test]
 fn stopped_tasks_come_back_stopped() {
     let script =
         "sleep 1001 | sleep 1002 & a=$!; (sleep 1003; true) & sleep 0.3; kill -STOP $a $!; wait";

@@ -33,9 +33,10 @@ use nix::unistd::{Pid, getpgrp, getpid, getppid, setpgid, setsid};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -76,6 +77,9 @@ const GONE: i32 = -1;
 
 /// Bits of capabilities(7).
 const CAP_KILL: u64 = 1 << 5;
+const CAP_SETGID: u64 = 1 << 6;
+const CAP_SETUID: u64 = 1 << 7;
+const CAP_SYS_CHROOT: u64 = 1 << 18;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
 
@@ -105,7 +109,7 @@ struct Crew<'a> {
     /// Paths of the image that are others now.
     moved: RefCell<HashMap<Vec<u8>, Vec<u8>>>,
     title: Option<Title>,
-    root: Option<std::path::PathBuf>,
+    root: Option<PathBuf>,
     sheet: Option<Sheet>,
     /// Those that we have waited for, whose numbers may be those of others by now.
     ended: RefCell<HashSet<i32>>,
@@ -212,7 +216,7 @@ pub fn grow(
     options: &Options,
     mode: &Mode,
     source: &[u8],
-    root: Option<(OwnedFd, std::path::PathBuf)>,
+    root: Option<(OwnedFd, PathBuf)>,
     ready: &mut dyn FnMut(&Grown) -> Result<()>,
 ) -> Result<Option<WaitStatus>> {
     let count = tree.image.tasks.len();
@@ -924,7 +928,7 @@ impl Crew<'_> {
                 // By now the path starts at its own root.
                 let exe = task.exe.as_ref().and_then(|exe| match &task.root {
                     Some(root) if root.0 != b"/" => below(&exe.0, &root.0).map(<[u8]>::to_vec),
-                    _ => Some(self.below_root(&exe.0)),
+                    _ => Some(self.place(&exe.0).into_os_string().into_vec()),
                 });
                 Some(Command::new(exe, task.args.iter().map(|arg| arg.0.as_slice())))
             }
@@ -1028,21 +1032,35 @@ impl Crew<'_> {
         }
         self.limit(at)?;
         let task = &self.tree.image.tasks[at];
-        let say = |line: String| self.board.say(at, &line);
+        // What only holds does no harm with more rights, or elsewhere; a program might.
+        let amiss = |what: String, why: Error| match self.mode.respawn {
+            true => Err(why.at(what)),
+            false => {
+                self.board.say(at, &format!("{what}: {why}"));
+                Ok(())
+            }
+        };
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(task.umask));
         if let Some(cwd) = &task.cwd {
-            if let Err(errno) = nix::unistd::chdir(self.below_root(&cwd.0).as_slice()) {
-                say(format!("its working directory {}: {}", escape(&cwd.0), errno.desc()));
+            if let Err(errno) = nix::unistd::chdir(&self.place(&cwd.0)) {
+                amiss(format!("its working directory {}", escape(&cwd.0)), errno.into())?;
             }
         }
         if let Some(root) = task.root.as_ref().filter(|root| root.0 != b"/") {
-            if let Err(errno) = nix::unistd::chroot(self.below_root(&root.0).as_slice()) {
-                say(format!("its root directory {}: {}", escape(&root.0), errno.desc()));
+            if let Err(errno) = nix::unistd::chroot(&self.place(&root.0)) {
+                amiss(format!("its root directory {}", escape(&root.0)), errno.into())?;
             }
         }
         if task.credentials != self.credentials {
-            if let Err(why) = become_them(&task.credentials, &self.credentials) {
-                say(format!("it does not run as before: {why}"));
+            let more = self.credentials.caps[1] & !task.credentials.caps[1];
+            match become_them(&task.credentials, &self.credentials) {
+                Err(why) if more != 0 => amiss("it cannot run as before".to_owned(), why)?,
+                Err(why) => self.board.say(at, &format!("it does not run as before: {why}")),
+                Ok(0) => (),
+                Ok(lack) => {
+                    let line = format!("it runs without capabilities {lack:x}, which we have not");
+                    self.board.say(at, &line);
+                }
             }
             credentials::set_dumpable(true)?;
             // The kernel forgets it when credentials change.
@@ -1064,9 +1082,18 @@ impl Crew<'_> {
         self.board.add(ARRIVED);
     }
 
-    fn below_root(&self, path: &[u8]) -> Vec<u8> {
-        let Some(root) = &self.root else { return path.to_vec() };
-        [root.as_os_str().as_bytes(), b"/", path].concat()
+    /// A path of the image as it is here.
+    fn place(&self, path: &[u8]) -> PathBuf {
+        below_root(self.root.as_deref(), path)
+    }
+}
+
+/// A path of the image as it is here.
+fn below_root(root: Option<&Path>, path: &[u8]) -> PathBuf {
+    let path = Path::new(OsStr::from_bytes(path));
+    match root {
+        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+        None => path.to_owned(),
     }
 }
 
@@ -1180,8 +1207,8 @@ fn is_taken(pid: i32) -> bool {
     crate::proc::Stat::of(pid).is_some() || killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
-/// Becomes whom a task ran as, as far as our capabilities reach.
-fn become_them(they: &Credentials, us: &Credentials) -> Result<()> {
+/// Becomes whom a task ran as, as far as our capabilities reach. Gives those that are missing.
+fn become_them(they: &Credentials, us: &Credentials) -> Result<u64> {
     use nix::unistd::{Gid, Uid};
     let [inheritable, permitted, effective, bounding, ambient] = they.caps;
     let bits = |set: u64| (0..64).filter(move |bit| set >> bit & 1 != 0);
@@ -1208,10 +1235,31 @@ fn become_them(they: &Credentials, us: &Credentials) -> Result<()> {
     for capability in bits(ambient & has) {
         credentials::raise_ambient(capability).at(|| "its ambient capabilities")?;
     }
-    match permitted & !has {
-        0 => Ok(()),
-        more => {
-            Err(Error::new(Status::Denied, format!("capabilities {more:x} are not ours to give")))
+    Ok(permitted & !has)
+}
+
+/// Says what of a task whose program would run here would not be as it was, with rights or in
+/// places that it had not.
+fn out_of_place(
+    task: &Task,
+    us: &Credentials,
+    root: Option<&Path>,
+    problem: &mut dyn FnMut(String),
+) {
+    let they = &task.credentials;
+    let lacks = |capability| us.caps[2] & capability == 0;
+    if us.caps[1] & !they.caps[1] != 0 {
+        let others = (they.groups != us.groups, they.gids != us.gids, they.uids != us.uids);
+        if others.2 && lacks(CAP_SETUID) || (others.0 || others.1) && lacks(CAP_SETGID) {
+            problem("it cannot run as before, and would have rights that it had not".to_owned());
+        }
+    }
+    for (which, path) in [("working", &task.cwd), ("root", &task.root)] {
+        let Some(path) = path else { continue };
+        if !below_root(root, &path.0).is_dir() {
+            problem(format!("its {which} directory {} is not there", escape(&path.0)));
+        } else if which == "root" && path.0 != b"/" && lacks(CAP_SYS_CHROOT) {
+            problem(format!("its root directory {} takes CAP_SYS_CHROOT", escape(&path.0)));
         }
     }
 }
@@ -1269,10 +1317,11 @@ pub fn foresee(
     tree: &mut Tree<'_>,
     options: &Options,
     mode: &Mode,
-    root: Option<&std::path::Path>,
+    root: Option<&Path>,
 ) -> Result<()> {
     let may_choose = CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE;
-    if mode.same_pids && ours()?.caps[2] & may_choose == 0 {
+    let us = ours()?;
+    if mode.same_pids && us.caps[2] & may_choose == 0 {
         return Err(no_choice());
     }
     let limit = hard_limit()?;
@@ -1288,17 +1337,14 @@ pub fn foresee(
         let mut problem = |why: String| tree.problems.push(format!("task {}: {why}", task.pid));
         let given = place == 0 && !mode.command.is_empty();
         if mode.respawn && !given {
+            out_of_place(task, &us, root, &mut problem);
             let inside = |exe: &[u8]| match &task.root {
                 Some(root) if root.0 != b"/" => below(exe, &root.0).is_some(),
                 _ => true,
             };
             match &task.exe {
                 Some(exe) if !task.args.is_empty() && inside(&exe.0) => {
-                    let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&exe.0));
-                    let path = match root {
-                        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
-                        None => path.to_owned(),
-                    };
+                    let path = below_root(root, &exe.0);
                     if nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK).is_err() {
                         problem(format!("its program {} cannot be run", escape(&exe.0)));
                     }
