@@ -3,7 +3,7 @@
 
 use crate::errors::forged;
 use crate::grammar::judged;
-use crate::harness::{MKFD, Ran, Scratch, Target, command, pipeline, show};
+use crate::harness::{MKFD, Ran, Scratch, Target, command, pipeline, show, which};
 use crate::normal::records;
 use crate::watch::{at, refused, restored, whole, with_body};
 use fdkit::image::{Data, Item, Typed};
@@ -275,4 +275,48 @@ os.close(master)
     said.read_line(&mut line).unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim(), r"b'help\x08 \x08lo\r\nhello\r\n'");
+}
+
+#[test]
+fn what_could_not_be_put_back_as_it_was_is_left_alone() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    let script = "
+import fcntl, os, struct, sys, termios, time
+master, slave = os.openpty()
+fcntl.ioctl(master, termios.TIOCPKT, struct.pack('i', 1))
+for how in (termios.TCOOFF, termios.TCOON): termios.tcflow(slave, how)
+os.write(slave, b'said')
+m, s = os.openpty()
+mode = termios.tcgetattr(s); mode[3] |= 0o200000; termios.tcsetattr(s, termios.TCSANOW, mode)
+m, s = os.openpty()
+os.set_blocking(s, False)
+while os.write(s, b'x' * 1000) == 1000 and fcntl.ioctl(m, termios.FIONREAD, b'0000') < b'\\xff\\x0f': pass
+m = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)
+os.write(m, b'typed')
+time.sleep(.1)
+print(flush=True)
+time.sleep(1000)
+";
+    let target = Target::program(&["python3", "-c", script]);
+    let ran = frozen(&[&target.pid], &file);
+    assert_eq!(ran.status(0), 1, "{}", ran.whole());
+    let said = ran.stderr(0);
+    let whys = ["a status waits", "EXTPROC", "more than its master holds", "was never open"];
+    for why in whys {
+        assert!(said.contains(why), "{why}: {}", ran.whole());
+    }
+    assert_eq!(said.lines().count(), whys.len(), "{}", ran.whole());
+    assert_eq!(contents(&file), []);
+    frozen(&[&target.pid], &second);
+    let fds: Vec<u32> = (3..10).collect();
+    assert_eq!(records(&show(&file), &fds), records(&show(&second), &fds));
+    let waits = |file: &str| -> Vec<u64> {
+        let shown = show(file);
+        let all = shown["descriptors"].as_array().unwrap();
+        let terminals = all.iter().filter(|each| each["kind"] == "pty");
+        terminals.filter_map(|each| each["body"]["queued"].as_u64()).collect()
+    };
+    assert_eq!(waits(&file), [4, 0, 0, 0, 4095, 0, 5]);
 }
