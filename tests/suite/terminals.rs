@@ -720,12 +720,22 @@ fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", BUSY]);
-    let file = scratch.file("a.fdi");
+    let (file, shell) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
+    pipeline(&[&["fdscan", "-t", &target.said], &["fdimg", "write", &shell]]).quiet();
+    let link = fs::read_link(format!("/proc/{}/fd/0", target.said)).unwrap();
     for pid in descendants(target.pid.parse().unwrap()) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     drop(target);
+    // A job that only holds would never end: COMMAND does not wait for it.
+    let mut held = Screen::new();
+    let key = format!("{}=0", link.display());
+    let hold = ["fdrestore", "--tree", "-i", &shell, "--inherit", &key, "--", "echo", "run"];
+    let slave = held.slave.as_ref().unwrap().try_clone().unwrap();
+    held.child = Some(command(&hold).stdin(slave).spawn().unwrap());
+    held.wait("run");
+    drop(held);
     for (end, jobs) in [("\x04", 0), ("\x03", 0), ("\x1a", 2)] {
         let mut relayed = Relayed::restore(&file);
         // The job has it, and no shell is in its way.

@@ -896,14 +896,15 @@ impl Crew<'_> {
     }
 
     /// Waits for the job that is in the foreground of its session's terminal, if it leads that and
-    /// the job is its child's, until that has ended or is stopped, and takes the terminal back.
+    /// the job is its child's, until that has ended or is stopped, and takes the terminal back. One
+    /// that only holds would never end.
     ///
     /// So does a shell, and a new one knows of no job: it would find itself in the background, where
     /// it can neither read nor, being nobody's job itself, be stopped.
     fn await_job(&self, at: usize) -> Result<()> {
         let terminal = self.tree.image.tasks[at].terminal.as_ref();
         let Some(old) = terminal.filter(|_| self.tree.shape.kin[at].leads) else { return Ok(()) };
-        let has = !matches!(self.tree.fates[at], Fate::None | Fate::Lost(_));
+        let has = self.mode.respawn && !matches!(self.tree.fates[at], Fate::None | Fate::Lost(_));
         let job = self.group(old.foreground).map(Pid::from_raw);
         let Some(job) = job.filter(|job| has && *job != getpgrp()) else { return Ok(()) };
         let mut is_ours = false;
