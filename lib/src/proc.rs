@@ -244,12 +244,17 @@ impl Process {
         })
     }
 
-    /// Whether a mount is one of those that the process sees; none if that cannot be known.
+    /// Whether a mount is one of those that the process sees, or we do: a path leads there. None if
+    /// that cannot be known.
     pub fn sees_mount(&self, mount: i32) -> Option<bool> {
-        let text = self.read("mountinfo").ok()?;
-        let mount = mount.to_string();
-        let first = |line: &[u8]| line.split(|&byte| byte == b' ').next() == Some(mount.as_bytes());
-        Some(text.split(|&byte| byte == b'\n').any(first))
+        static OURS: OnceLock<Option<Vec<i32>>> = OnceLock::new();
+        let ours = || mounts(directory(nix::fcntl::AT_FDCWD, "/proc/self").ok()?.as_fd());
+        let has = |seen: &Vec<i32>| seen.binary_search(&mount).is_ok();
+        if OURS.get_or_init(ours).as_ref().is_some_and(has) {
+            return Some(true);
+        }
+        // It may have come since.
+        Some(has(&mounts(self.dir().ok()?)?) || has(&ours()?))
     }
 
     /// What readlink(2) shows of a file in /proc/PID.
@@ -391,6 +396,22 @@ impl Process {
             stopped: self.stopped,
         })
     }
+}
+
+/// The mounts that a process sees, ascending: those of /proc/PID/mountinfo, and that on which its
+/// root is, which is not there if the root is some directory in it (chroot(2)).
+fn mounts(dir: BorrowedFd<'_>) -> Option<Vec<i32>> {
+    let text = read_at(dir, "mountinfo").ok()?;
+    let first = |line: &[u8]| {
+        let id = line.split(|&byte| byte == b' ').next()?;
+        std::str::from_utf8(id).ok()?.parse().ok()
+    };
+    let mut mounts: Vec<i32> = text.split(|&byte| byte == b'\n').filter_map(first).collect();
+    let root = openat(dir, "root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let info = format!("/proc/self/fdinfo/{}", root.as_raw_fd());
+    mounts.push(Info::parse(&read_at(nix::fcntl::AT_FDCWD, &info).ok()?).mnt);
+    mounts.sort_unstable();
+    Some(mounts)
 }
 
 /// The inode of the network namespace of this process.
@@ -791,6 +812,12 @@ impl<'a> Descriptor<'a> {
     /// Whether it is only a place in the file system: O_PATH.
     pub fn is_path(&self) -> bool {
         self.info.flags & libc::O_PATH as u32 != 0
+    }
+
+    /// Whether it is on a mount to which no path leads: one that is detached (open_tree(2),
+    /// fsmount(2)), or of another mount namespace. What its link says is the name of something else.
+    pub fn is_nowhere(&self) -> bool {
+        self.process.sees_mount(self.info.mnt) == Some(false)
     }
 
     /// The file type bits of its mode, if stat(2) was asked.

@@ -17,7 +17,7 @@ impl Kind for Path {
     const NAME: &'static str = "path";
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        it.is_path() && it.link.0.starts_with(b"/") && it.deleted().is_none()
+        it.is_path() && it.link.0.starts_with(b"/") && it.deleted().is_none() && !it.is_nowhere()
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {

@@ -36,6 +36,7 @@ impl Kind for Regular {
                         && !it.is_path()
                 }
             }
+            && !it.is_nowhere()
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
