@@ -815,9 +815,17 @@ impl<'a> Descriptor<'a> {
     }
 
     /// Whether it is on a mount to which no path leads: one that is detached (open_tree(2),
-    /// fsmount(2)), or of another mount namespace. What its link says is the name of something else.
+    /// fsmount(2)), or of another mount namespace. What its link says is then the name of something
+    /// else, unless it leads to the same by another mount.
     pub fn is_nowhere(&self) -> bool {
+        use nix::sys::stat::{major, minor};
+        let Some(inode) = &self.inode else { return false };
+        let is = |it: FileStat| {
+            let dev = (major(it.st_dev) as u32, minor(it.st_dev) as u32);
+            (dev, it.st_ino) == (inode.dev, inode.ino)
+        };
         self.process.sees_mount(self.info.mnt) == Some(false)
+            && !self.process.stat_at(&self.link.0).is_some_and(is)
     }
 
     /// The file type bits of its mode, if stat(2) was asked.

@@ -71,26 +71,31 @@ fn what_no_path_leads_to_is_opaque_and_not_its_namesake() {
     let scratch = Scratch::new();
     std::fs::create_dir(scratch.file("etc")).unwrap();
     std::fs::write(scratch.file("etc/passwd"), "not that of the system").unwrap();
-    // OPEN_TREE_CLONE; then a file of a mount that nobody sees, and one that only we do.
+    // OPEN_TREE_CLONE; then one of a mount that only we see, and of one that nobody does, though
+    // the path leads to the same file by another (CLONE_NEWNS twice).
     let script = "import ctypes, os, sys, time
-tree = ctypes.CDLL(None).syscall(428, -100, sys.argv[1].encode(), 1)
+libc = ctypes.CDLL(None)
+tree = libc.syscall(428, -100, sys.argv[1].encode(), 1)
 if tree < 0: raise SystemExit('open_tree')
 there = [os.open(f'/proc/self/fd/{tree}/{name}', os.O_RDONLY) for name in ('etc', 'etc/passwd')]
-here = os.open(sys.argv[1] + '/etc/passwd', os.O_RDONLY)
+here = []
+for _ in range(2):
+    here.append(os.open(sys.argv[1] + '/etc/passwd', os.O_RDONLY))
+    if libc.unshare(0x20000) < 0: raise SystemExit('unshare')
 assert os.readlink(f'/proc/self/fd/{there[1]}') == '/etc/passwd'
-os.chroot(sys.argv[1])
-print(tree, *there, here, flush=True); time.sleep(1000)";
+print(tree, *there, *here, flush=True); time.sleep(1000)";
     let target = Target::program(&[python, "-c", script, scratch.dir()]);
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
     let shown = show(&file);
     let kind = |number: &str| {
         let all = shown["descriptors"].as_array().unwrap();
-        let found = all.iter().find(|it| it["fd"].to_string() == number).unwrap();
+        let found = all.iter().find(|it| it["fd"].as_u64() == number.parse().ok()).unwrap();
         (found["kind"].as_str().unwrap().to_owned(), found["name"].as_str().unwrap().to_owned())
     };
     let kinds: Vec<_> = target.said.split(' ').map(kind).collect();
     let nowhere = |name: &str| ("opaque".to_owned(), name.to_owned());
     assert_eq!(kinds[..3], [nowhere("/"), nowhere("/etc"), nowhere("/etc/passwd")]);
-    assert_eq!(kinds[3], ("regular".to_owned(), scratch.file("etc/passwd")));
+    let regular = ("regular".to_owned(), scratch.file("etc/passwd"));
+    assert_eq!(kinds[3..], [regular.clone(), regular]);
 }

@@ -245,7 +245,7 @@ impl Kind for Mqueue {
                 let name = it.link.0.strip_prefix(b"/");
                 name.is_some_and(|name| !name.contains(&b'/') && !name.starts_with(b"memfd:"))
                     && !it.is_path()
-                    && it.is_nowhere()
+                    && it.process.sees_mount(it.info.mnt) == Some(false)
             }
         }
     }
