@@ -290,6 +290,22 @@ fn jobs_in_groups_of_their_own_come_back_without_their_leaders_too() {
     assert_eq!(image.tasks.iter().filter(|task| !led(task.pgid)).count(), 3);
 }
 
+#[test]
+fn groups_without_their_leaders_have_the_ids_they_had() {
+    needs!(root(), "only root can choose a pid");
+    needs!(which("bash").is_some(), "bash is missing");
+    let jobs = "set -m; sleep 0 | sleep 1004 | sleep 1005 & sleep 0 | sleep 1007 & wait";
+    let grove = Grove::new(&["bash", "-c", jobs], 4);
+    let image = grove.scan();
+    end_and_free(grove);
+    let held = Held::quiet(&image, &["--same-pids"]);
+    for task in Image::load(&image[..]).unwrap().tasks {
+        let now = nix::unistd::getpgid(Some(Pid::from_raw(task.pid))).unwrap();
+        assert_eq!(now.as_raw(), task.pgid, "{}", task.pid);
+    }
+    held.end(Signal::SIGTERM);
+}
+
 /// A server that forks its workers: a listening socket, a pipe and an epoll are inherited by all,
 /// and each has a socket pair to its parent and a file of its own. Restored and run again, each
 /// process finds its descriptors and goes on.

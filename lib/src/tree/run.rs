@@ -812,7 +812,14 @@ impl Crew<'_> {
     /// Makes the process that leads a group whose leader is gone, until all have joined it.
     fn stand_in(&self, orphan: usize) -> Result<()> {
         let cell = self.orphan_cell(orphan);
-        match fork::birth(Birth::default()).at(|| "clone3")? {
+        // The id of a group outlives its leader; if that was no task it may be another's by now.
+        let old = self.tree.shape.orphans[orphan].pgid;
+        let pid = if self.mode.same_pids && !is_taken(old) { old } else { 0 };
+        let made = match fork::birth(Birth { pid, ..Birth::default() }) {
+            Err(Errno::EEXIST) => fork::birth(Birth::default()),
+            made => made,
+        };
+        match made.at(|| "clone3")? {
             Some(child) => {
                 setpgid(child, child).at(|| "setpgid")?;
                 self.board.set(cell, child.as_raw());
