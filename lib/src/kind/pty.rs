@@ -182,11 +182,18 @@ impl Kind for Pty {
             // It comes back as another terminal, if at all.
             return Ok(());
         };
-        scene.still_but(|captured| stranger(&holders, captured))?;
         let master = sys::pidfd_getfd(sys::pidfd_open(pid)?.as_fd(), fd).at(|| "its master")?;
         if tty::index(&master) != Ok(index as u32) {
             return Err(Error::unrestorable("its master is another by now"));
         }
+        let counted = sys::readable(copy)? + sys::readable(master.as_fd())?;
+        let stranger = stranger(&holders, scene.captured);
+        let hidden = stranger.is_none().then(|| holders::hidden(scene.captured)).flatten();
+        if counted == 0 && hidden.is_some() {
+            // Who is not root never knows, and most often there is nothing to know.
+            return Ok(());
+        }
+        scene.still_but(|_| stranger.or(hidden))?;
         let opened = |it: &Holder| it.fds.iter().any(|fds| !fds.is_empty());
         if !hung(master.as_fd())? && !holders.iter().any(opened) {
             // To open the slave, and to close it again, would show at the master.
@@ -400,7 +407,7 @@ fn hung(copy: BorrowedFd<'_>) -> Result<bool> {
     is_ready(copy, PollFlags::POLLHUP)
 }
 
-/// Who else has a pseudo terminal open, or may have.
+/// Who else is known to have a pseudo terminal open, or to be of its session and may have.
 fn stranger(holders: &[Holder], captured: &[i32]) -> Option<i32> {
     let us = std::process::id() as i32;
     // What we have are copies, unless it is our own terminal.
@@ -409,7 +416,7 @@ fn stranger(holders: &[Holder], captured: &[i32]) -> Option<i32> {
         |it: &Holder| !it.masters.is_empty() || it.fds.as_ref().is_none_or(|it| !it.is_empty());
     let mut others =
         holders.iter().filter(|it| !captured.contains(&it.pid) && !ours(it) && has(it));
-    others.next().map(|it| it.pid).or_else(|| holders::hidden(captured))
+    others.next().map(|it| it.pid)
 }
 
 /// Whether anything waits in it, or may: a line that was begun is seen only by reading it.
