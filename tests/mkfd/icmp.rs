@@ -43,7 +43,7 @@ impl Fixture for Icmp {
             let to = inet::host(spec, 0).map_err(|_| Errno::EINVAL)?;
             socket::send_to(fd, &request, &inet::encode(to))?;
         }
-        bad.same("an answer comes", sys::comes(fd, 2000)?, true);
+        bad.same("an answer comes", sys::comes(fd, 5000)?, true);
         let mut answer = [0; 64];
         let len = nix::unistd::read(fd, &mut answer)?;
         bad.same_bytes("the answer", &answer[6..len], &request[6..]);

@@ -350,6 +350,7 @@ fn exec(args: &Args) -> Result<i32> {
         driver::set_limit(limit)?;
     }
     args.close.iter().copied().for_each(sys::close);
+    sys::heed_the_keyboard();
     args.become_command()
 }
 

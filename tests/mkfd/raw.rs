@@ -1,12 +1,12 @@
 //! Raw sockets.
 
-use crate::driver::{Bad, Fixture, ready};
+use crate::driver::{Bad, Fixture};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{Result, Spec};
+use crate::sys;
 use fdkit::sys::socket;
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::PollFlags;
 use std::os::fd::{AsFd, OwnedFd};
 
 pub(crate) struct Raw;
@@ -43,7 +43,7 @@ impl Fixture for Raw {
             let other = socket::new(inet::family(spec), libc::SOCK_RAW | libc::SOCK_CLOEXEC, 253)?;
             let to = inet::host(spec, 0).map_err(|_| Errno::EINVAL)?;
             socket::send_to(other.as_fd(), b"hello", &inet::encode(to))?;
-            bad.same("a packet comes", ready(fd, PollFlags::POLLIN)?, true);
+            bad.same("a packet comes", sys::comes(fd, 5000)?, true);
         }
         Ok(())
     }

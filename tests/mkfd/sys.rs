@@ -527,3 +527,12 @@ pub(crate) fn mq_notify(fd: BorrowedFd<'_>, how: &SigEvent) -> Result<()> {
     // SAFETY: the C library reads one sigevent.
     Errno::result(unsafe { libc::mq_notify(fd.as_raw_fd(), &raw const how) }).map(drop)
 }
+
+/// SIGINT and SIGQUIT do again what they do by default: whoever runs the suite in the background of
+/// a script has them ignored, and a keyboard could interrupt nothing.
+pub(crate) fn heed_the_keyboard() {
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: SIG_DFL is no handler: no code of ours runs in signal context.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}

@@ -92,7 +92,7 @@ fn a_zombie_is_gone() {
     let out = parent.stdout.take().unwrap();
     std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
     let pid = line.trim();
-    for _ in 0..500 {
+    for _ in 0..3000 {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         if stat.contains(") Z ") {
             break;

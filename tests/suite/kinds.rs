@@ -700,12 +700,17 @@ fn an_odd_time_is_kept_to_a_fraction_of_a_millisecond() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["timerfd@3:clock=realtime,at=4000000000.123456789"]);
     let file = scratch.file("a.fdi");
-    scan(&target.pid, &file);
-    let body = &show(&file)["descriptors"][0]["body"];
-    let part = |key: &str, n: usize| body[key][n].as_u64().unwrap();
-    let next = [0, 1].map(|n| part("now", n) + part("value", n));
-    let next = next[0] * 1_000_000_000 + next[1];
-    assert!(next.abs_diff(4_000_000_000_123_456_789) < 500_000, "{next}");
+    let mut next = || {
+        scan(&target.pid, &file);
+        let body = &show(&file)["descriptors"][0]["body"];
+        let part = |key: &str, n: usize| body[key][n].as_u64().unwrap();
+        let next = [0, 1].map(|n| part("now", n) + part("value", n));
+        next[0] * 1_000_000_000 + next[1]
+    };
+    // Somebody else may have had the processor between two looks at a clock.
+    let all: Vec<u64> = std::iter::repeat_with(&mut next).take(5).collect();
+    let exact = |next: &u64| next.abs_diff(4_000_000_000_123_456_789) < 500_000;
+    assert!(all.iter().any(exact), "{all:?}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use crate::harness::{Pipeline, Scratch, Target, command, image, tool, which};
 use crate::terminals::Screen;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
@@ -137,7 +138,7 @@ fn work_of_less_than_a_second_leaves_the_terminal_alone() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 100);
     // On a machine that is busy it may take a second for once.
-    let unseen = (0..10).any(|_| {
+    let unseen = (0..30).any(|_| {
         let mut writing = Tool::start(&["fdimg", "write", "b.fdi"], scratch.dir(), true);
         writing.feed(&bytes);
         assert_eq!(writing.ends(), (Ok(0), Vec::new()));
@@ -218,10 +219,14 @@ fn a_scan_counts_descriptors_and_what_it_has_to_say_stands_alone_in_the_end() {
     let other = Target::make(scratch.dir(), &["eventfd@3"]).expect("this too");
     let gone = other.pid.clone();
     let mut scan = Tool::start(&["fdscan", &many.pid, &gone], scratch.dir(), false);
-    // A pipe that nobody reads takes the time.
+    // A pipe that nobody reads takes the time, once it is full.
+    let mut out = scan.stdout.take().expect("piped");
+    while fdkit::sys::readable(out.as_fd()).expect("FIONREAD") < 65536 {
+        assert!(scan.begun.elapsed() < 60 * SECOND, "it writes no image");
+        std::thread::sleep(SECOND / 100);
+    }
     std::thread::sleep(SECOND + SECOND / 4);
     drop(other);
-    let mut out = scan.stdout.take().expect("piped");
     let out = std::thread::spawn(move || {
         let mut bytes = Vec::new();
         out.read_to_end(&mut bytes).map(|_| bytes)

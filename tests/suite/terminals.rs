@@ -5,7 +5,7 @@ use crate::harness::{MKFD, Pipeline, Scratch, Target, command, pipeline, root, s
 use fdkit::sys::tty;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, ttyname};
@@ -172,6 +172,24 @@ impl Drop for Screen {
         }
         let _ = child.kill();
         let _ = child.wait();
+    }
+}
+
+/// Waits until a shell has a program of this name in the foreground of its terminal: a signal from
+/// the keyboard goes to that.
+#[track_caller]
+fn has_in_front(shell: &str, name: &str) {
+    let begin = Instant::now();
+    loop {
+        let stat = fs::read_to_string(format!("/proc/{shell}/stat")).expect("a shell");
+        // The foreground group: field 8 of proc_pid_stat(5), and the first is behind the name.
+        let front = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(5));
+        let comm = fs::read_to_string(format!("/proc/{}/comm", front.unwrap_or_default()));
+        if comm.as_ref().is_ok_and(|comm| comm.trim_end() == name) {
+            return;
+        }
+        assert!(begin.elapsed() < LIMIT, "{comm:?} is in the foreground: {stat}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -512,9 +530,10 @@ fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
     let mut outer = Screen::start(&["script", "-q", "-c", "exec bash --norc --noediting", &log]);
     outer.type_in("sleep 1000 &\r");
     outer.wait("[1]");
+    let shell = outer.ask("echo $$");
+    let shell = shell.split_whitespace().last().expect("a pid");
     outer.type_in("sleep 2000\r");
-    outer.wait("2000");
-    std::thread::sleep(Duration::from_millis(200));
+    has_in_front(shell, "sleep");
     outer.type_in("\x1a");
     outer.wait("Stopped");
     let tty = outer.ask("tty").split_whitespace().last().unwrap().to_owned();
@@ -623,7 +642,7 @@ while True:
         os.write({0: 3, 3: 1}[fd], data)";
         let restore = ["fdrestore", "--tree", "--respawn", "--inherit", "0=0", "--inherit", "1=1"];
         let words = [&restore[..], &["-i", file, "--", "python3", "-c", relay]].concat();
-        let mut child = command(&words)
+        let mut child = command(&[&["mkfd", "exec", "--"], &words[..]].concat())
             .env("PS1", "$ ")
             .env("TERM", "xterm")
             .stdin(std::process::Stdio::piped())
@@ -643,6 +662,10 @@ while True:
     fn wait(&mut self, text: &str) -> String {
         let mut buffer = [0; 4096];
         while !self.seen.contains(text) {
+            let mut polled = [PollFd::new(self.stdout.as_fd(), PollFlags::POLLIN)];
+            let limit = PollTimeout::try_from(LIMIT).expect("a limit");
+            let comes = poll(&mut polled, limit).expect("poll") > 0;
+            assert!(comes, "{text:?} is not said, but {:?}", self.seen);
             let got = self.stdout.read(&mut buffer).unwrap();
             assert!(got > 0, "{text:?} is not said, but {:?}", self.seen);
             self.seen += &String::from_utf8_lossy(&buffer[..got]);
@@ -685,11 +708,7 @@ fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along()
     has_its_jobs(shell);
     // It has job control, and a signal from the keyboard goes to the job alone.
     relayed.type_in("sleep 1000\n");
-    let begin = Instant::now();
-    while descendants(shell).len() < 4 {
-        assert!(begin.elapsed() < LIMIT);
-    }
-    std::thread::sleep(Duration::from_millis(100));
+    has_in_front(&shell.to_string(), "sleep");
     relayed.type_in("\x03echo still the''re\n");
     relayed.wait("still there");
 }
@@ -753,11 +772,7 @@ fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped
         assert_eq!(descendants(shell).len(), jobs, "{said}");
         // It has job control of its own.
         relayed.type_in("sleep 1000\n");
-        let begin = Instant::now();
-        while descendants(shell).len() == jobs {
-            assert!(begin.elapsed() < LIMIT);
-        }
-        std::thread::sleep(Duration::from_millis(100));
+        has_in_front(&shell.to_string(), "sleep");
         relayed.type_in("\x03echo still the''re\n");
         relayed.wait("still there");
     }
@@ -1141,8 +1156,9 @@ fn open_new_relays_and_puts_the_terminal_back() {
     while !screen.ask("stty size").contains("31 81") {
         assert!(begin.elapsed() < LIMIT, "the size stays");
     }
+    let shell = screen.ask("echo $$");
     screen.type_in("sleep 1000\r");
-    std::thread::sleep(Duration::from_millis(300));
+    has_in_front(shell.split_whitespace().last().expect("a pid"), "sleep");
     screen.type_in("\x03");
     assert!(screen.ask("echo $?").contains("130"));
     screen.type_in("exit 9\r");

@@ -243,12 +243,12 @@ fn what_cannot_wait_in_a_terminal_is_refused() {
 fn a_program_reads_the_line_that_was_begun_before_it_was_looked_at() {
     let scratch = Scratch::new();
     let script = "
-import os, pty, sys, time
+import os, pty, sys
 pid, master = pty.fork()
 if pid == 0:
     os.execlp('cat', 'cat')
 os.write(master, b'hel')
-time.sleep(.1)
+while open(f'/proc/{pid}/comm').read() != 'cat\\n': pass
 print(os.getpid(), flush=True)
 sys.stdin.readline()
 os.write(master, b'p\\x7flo\\n')

@@ -83,7 +83,8 @@ fn links(file: &str) -> Vec<String> {
 fn what_is_queued_for_two_processes_comes_from_one_that_is_there() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
-    let script = "import os, socket, time
+    let script = "import os, signal, socket, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 a.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 r, w = os.pipe(); os.write(w, b'shared'); os.close(w)
@@ -93,8 +94,9 @@ if os.fork() == 0:
     r, w = os.pipe(); os.write(w, b'private'); os.close(w)
     socket.send_fds(d, [b'x'], [r, c.fileno(), r]); os.close(r); d.close()
     b.send(b'of the child')
+    os.kill(os.getppid(), signal.SIGUSR1)
     time.sleep(1000)
-time.sleep(0.2)
+signal.sigwait([signal.SIGUSR1])
 b.send(b'')
 print('ready', flush=True); time.sleep(1000)";
     let target = Target::program(&[python, "-c", script]);

@@ -228,15 +228,17 @@ fn an_epoll_inherited_by_fork_is_restored_by_the_childs_own_numbers() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     // In the child the member is at another number than in the parent, which is scanned first.
-    let script = "import os, select, time
+    let script = "import os, select, signal, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 r, w = os.pipe()
 e = select.epoll(); e.register(r, select.EPOLLIN)
 child = os.fork()
 if child == 0:
     os.dup2(r, 50); os.close(r)
     os.open('/dev/zero', os.O_RDONLY)
+    os.kill(os.getppid(), signal.SIGUSR1)
     time.sleep(1000)
-time.sleep(0.3)
+signal.sigwait([signal.SIGUSR1])
 print(child, e.fileno(), r, w, flush=True)
 time.sleep(1000)";
     let target = Target::program(&[python, "-c", script]);
