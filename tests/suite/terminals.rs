@@ -568,9 +568,10 @@ fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
     assert!(jobs.contains("Running") && jobs.contains("Stopped"), "{jobs}");
 }
 
-/// A job control shell with a stopped and a running job, whose master a python has.
-const EMULATOR: &str = "
-import os, pty, select, sys
+/// A python that has the master of a shell with job control, types to it, and says its pid.
+fn emulator(types: &str) -> String {
+    let before = "
+import os, pty
 pid, master = pty.fork()
 if pid == 0:
     os.environ['PS1'] = '$ '
@@ -580,7 +581,16 @@ def until(text):
     global seen
     while text not in seen: seen += os.read(master, 4096)
     seen = seen.split(text, 1)[1]
-until(b'$ ')
+until(b'$ ')";
+    let after = "
+print(pid, flush=True)
+for fd in (1, 2): os.dup2(os.open('/dev/null', os.O_WRONLY), fd)
+os.read(os.pipe()[0], 1)";
+    [before, types, after].concat()
+}
+
+/// A stopped and a running job.
+const JOBS: &str = "
 for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001\\n', b'1001'),
                      (b'\x1a', b'Stopped'), (b'sleep 1002 | sleep 1003 &\\n', b'[2]'),
                      (b'stty -echo; printf rea%sy d\\n', b'ready')):
@@ -588,11 +598,7 @@ for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001
         # Before its exec the job ignores it, as the shell does.
         while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'sleep\\n': pass
     os.write(master, line); until(answer)
-until(b'$ ')
-print(pid, flush=True)
-for fd in (1, 2): os.dup2(os.open('/dev/null', os.O_WRONLY), fd)
-os.read(os.pipe()[0], 1)
-";
+until(b'$ ')";
 
 /// The processes of a session that are in group and state as those of the jobs of the shell.
 #[track_caller]
@@ -687,7 +693,7 @@ impl Drop for Relayed {
 fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
-    let target = Target::program(&["python3", "-c", EMULATOR]);
+    let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
     has_its_jobs(target.said.parse().unwrap());
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
@@ -713,32 +719,17 @@ fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along()
     relayed.wait("still there");
 }
 
-/// A shell whose job, with a child, is in the foreground, and what is typed then.
+/// A job of two in the foreground.
 const BUSY: &str = "
-import os, pty
-pid, master = pty.fork()
-if pid == 0:
-    os.environ['PS1'] = '$ '
-    os.execvp('bash', ['bash', '--norc', '--noprofile', '--noediting', '-i'])
-seen = b''
-def until(text):
-    global seen
-    while text not in seen: seen += os.read(master, 4096)
-    seen = seen.split(text, 1)[1]
-until(b'$ ')
 os.write(master, b'cat | cat\\n')
 until(b'cat | cat')
-while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'cat\\n': pass
-print(pid, flush=True)
-for fd in (1, 2): os.dup2(os.open('/dev/null', os.O_WRONLY), fd)
-os.read(os.pipe()[0], 1)
-";
+while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'cat\\n': pass";
 
 #[test]
 fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
-    let target = Target::program(&["python3", "-c", BUSY]);
+    let target = Target::program(&["python3", "-c", &emulator(BUSY)]);
     let (file, shell) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
     pipeline(&[&["fdscan", "-t", &target.said], &["fdimg", "write", &shell]]).quiet();
@@ -911,7 +902,7 @@ fn a_hang_up_of_the_users_own_is_not_taken_away() {
 fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
-    let target = Target::program(&["python3", "-c", EMULATOR]);
+    let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
     let shell = target.said.clone();
     let (file, moved) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
