@@ -13,7 +13,7 @@ use crate::terminal;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use nix::unistd::{Pid, tcsetpgrp};
+use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
 use std::os::fd::{BorrowedFd, RawFd};
 
 /// The process that will be a task of the image.
@@ -32,6 +32,12 @@ impl Heir {
         let stat = Stat::parse(&stat).ok_or_else(|| Error::new(Status::System, "stat"))?;
         Ok(Heir { leader: stat.field(6) == i64::from(std::process::id()), has: stat.field(7) != 0 })
     }
+}
+
+/// The device of our controlling terminal.
+pub fn own() -> Option<(u32, u32)> {
+    let stat = Stat::of(std::process::id() as i32)?;
+    Some(tty::numbers(stat.field(7) as u32)).filter(|&device| device != (0, 0))
 }
 
 /// Decides. `made` says whether a file of the image is restored, `handed` at which number a
@@ -116,6 +122,12 @@ pub fn set_foreground(group: Pid) -> Result<()> {
         .and_then(|tty| tcsetpgrp(tty, group).at(|| "its foreground group"));
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
     set
+}
+
+/// Whether a process group of this session is in the foreground of its controlling terminal.
+pub fn is_foreground(group: Pid) -> bool {
+    let terminal = std::fs::File::open("/dev/tty");
+    terminal.is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(group))
 }
 
 /// The session whose controlling terminal a device is, and the name of who leads it, or of one of

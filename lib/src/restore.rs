@@ -480,7 +480,7 @@ fn control(
     let Some(old) = &plan.task.terminal else { return Ok(()) };
     let name = terminal::name(sys::tty::numbers(old.device));
     let taken = match &plan.terminal {
-        Fate::None | Fate::Kept => return Ok(()),
+        Fate::None | Fate::Kept | Fate::Session(_) => return Ok(()),
         Fate::Lost(why) => {
             site.warnings.push(why.clone());
             return Ok(());

@@ -46,6 +46,8 @@ pub enum Fate {
     None,
     /// The heir has one already, and keeps it.
     Kept,
+    /// That of its session, which this task leads.
+    Session(i32),
     /// The terminal of this file of the image, a slave or a master, once that stands.
     Made(u32),
     /// The caller's descriptor that has this number by then.

@@ -1,7 +1,9 @@
 //! Terminals with programs that are typed to: what ttyctl says of them and does to them, and what
 //! becomes of a controlling terminal.
 
-use crate::harness::{MKFD, Pipeline, Scratch, Target, command, pipeline, root, scan, show, which};
+use crate::harness::{
+    MKFD, Pipeline, Scratch, Target, command, pipeline, root, scan, show, tool, which,
+};
 use fdkit::sys::tty;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -937,6 +939,49 @@ fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
         has_its_jobs(shell.parse().unwrap());
         let jobs = screen.ask("sleep 1000 & jobs");
         assert!(jobs.contains("Running"), "{jobs}");
+    }
+}
+
+#[test]
+fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_shell_that_runs_fdrestore() {
+    needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
+    let scratch = Scratch::new();
+    let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
+    let shell = target.said.clone();
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
+    let link = fs::read_link(format!("/proc/{shell}/fd/0")).unwrap().display().to_string();
+    for pid in descendants(target.pid.parse().unwrap()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    drop(target);
+    let [ttyctl, fdrestore] = ["ttyctl", "fdrestore"].map(|name| tool(name).display().to_string());
+    let restore = format!("{fdrestore} --tree --respawn");
+    let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
+    let outer = screen.leader();
+    let plan = screen.ask(&format!("{ttyctl} retarget < {file} | {restore} -n | grep control"));
+    assert!(plan.contains("caller's own") && !plan.contains("none"), "{plan}");
+    for line in [
+        format!("{ttyctl} retarget < {file} | PS1='re''> ' {restore}"),
+        format!("PS1='re''> ' {restore} -i {file} --inherit {link}=0 <> $(tty)"),
+    ] {
+        screen.type_in(&format!("{line}\r"));
+        screen.wait("re> ");
+        let said = screen.ask("stty -a | grep -o -e 'erase = ..'; echo $$");
+        let inner = said.split_whitespace().last().unwrap().to_owned();
+        assert_ne!(inner, outer, "{said}");
+        assert_eq!(screen.leader(), outer);
+        assert!(screen.ask("sleep 1000 & jobs").contains("Running"));
+        // It gives the terminal to its jobs and takes it back.
+        screen.type_in("sleep 1001\r");
+        screen.until_foreground("sleep 1001");
+        screen.type_in("\x1a");
+        screen.wait("Stopped");
+        assert!(screen.ask("kill %1 %2; wait; echo al''one").contains("alone"));
+        screen.type_in("exit\r");
+        assert!(screen.ask("echo ba''ck $$").contains(&format!("back {outer}")));
+        screen.until_foreground("bash --norc --noediting");
+        assert!(screen.ask("stty -a | grep -o -e ' echo '").contains(" echo "));
     }
 }
 

@@ -63,6 +63,7 @@ fn terminal(plan: &Plan<'_>) -> Option<String> {
     match &plan.terminal {
         Fate::None => None,
         Fate::Kept => Some("the caller's own".to_owned()),
+        Fate::Session(leader) => Some(format!("that of session {leader}")),
         Fate::Made(id) => {
             let link = plan.image.file(*id).map(|file| escape(&file.link.0).into_owned());
             Some(format!("that of {}", link.unwrap_or_default()))

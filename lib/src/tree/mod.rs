@@ -19,6 +19,7 @@ use crate::plan::{self, Deed, Home, Inherit, Options, Plan, Step};
 use crate::service::Course;
 use crate::site::{Fate, Heirs};
 use crate::store::MOST;
+use crate::sys::Seat;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
 
@@ -106,7 +107,9 @@ impl<'a> Tree<'a> {
         let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
         let held = crate::proc::locks();
         let check = |plan: &mut Plan<'a>| plan.check(options, &Unborn(&by_pid), root, dry, &held);
-        Tree::planned(image, options, ours, check)
+        // Below another root a path leads to another terminal.
+        let own = crate::ctty::own().filter(|_| root.is_none());
+        Tree::planned(image, options, (ours, own), check)
     }
 
     /// The tree as the image alone has it: nothing is looked for on this system, so no number is
@@ -116,22 +119,26 @@ impl<'a> Tree<'a> {
     pub fn unchecked(image: &'a Image) -> Result<Tree<'a>> {
         // Whether we have a terminal moves no number.
         let nobody = Heir { leader: false, has: false };
-        Tree::planned(image, &Options::default(), nobody, |_| Ok(()))
+        Tree::planned(image, &Options::default(), (nobody, None), |_| Ok(()))
     }
 
     fn planned(
         image: &'a Image,
         options: &Options,
-        ours: Heir,
+        (ours, own): (Heir, Option<(u32, u32)>),
         mut check: impl FnMut(&mut Plan<'a>) -> Result<()>,
     ) -> Result<Tree<'a>> {
         if image.tasks.is_empty() {
             return Err(Error::unrestorable("the image has no task"));
         }
-        let mut shape = Shape::of(&image.tasks)?;
+        let mut shape = Shape::of(&image.tasks, &HashSet::new())?;
+        let handed = handed(image, options, &shape)?;
+        let joined = joined(image, own, options.steal, &handed);
+        if !joined.is_empty() {
+            shape = Shape::of(&image.tasks, &joined)?;
+        }
         let owners: Vec<usize> =
             shape.order.iter().copied().filter(|&at| shape.kin[at].owner == at).collect();
-        let handed = handed(image, options, &shape)?;
         // The first owner of a table that has each file, and where it has it.
         let mut homes: HashMap<u32, (usize, RawFd)> = HashMap::new();
         for &owner in &owners {
@@ -409,6 +416,34 @@ impl Together {
     }
 }
 
+/// The sessions whose controlling terminal is to be ours, by their leaders. It cannot be that of a
+/// second session, so they are part of ours; `steal` takes it from us.
+fn joined(
+    image: &Image,
+    own: Option<(u32, u32)>,
+    steal: bool,
+    handed: &HashMap<u32, RawFd>,
+) -> HashSet<i32> {
+    use nix::sys::stat::{fstat, major, minor, stat};
+    use std::os::unix::ffi::OsStrExt;
+    let Some(own) = own.filter(|_| !steal) else { return HashSet::new() };
+    let is_ours = |task: &&Task| {
+        let heir = Heir { leader: true, has: false };
+        let made = |id| !handed.contains_key(&id);
+        let found = match crate::ctty::fate(image, task, heir, made, |id| handed.get(&id).copied())
+        {
+            Fate::Opened(path) => stat(std::ffi::OsStr::from_bytes(&path)),
+            Fate::Handed(fd) => fstat(Seat::known(fd)),
+            _ => return false,
+        };
+        let device = found.map(|it| (major(it.st_rdev) as u32, minor(it.st_rdev) as u32));
+        // /dev/tty
+        device.is_ok_and(|device| device == own || device == (5, 0))
+    };
+    let leads = |task: &&Task| task.sid == task.pid && task.terminal.is_some();
+    image.tasks.iter().filter(leads).filter(is_ours).map(|task| task.pid).collect()
+}
+
 /// What becomes of the controlling terminal of each task. What becomes one must be in the store:
 /// the leader takes it before it makes the members of its session.
 fn terminals(
@@ -430,7 +465,10 @@ fn terminals(
         };
         let made = |id: u32| !matches!(ways.get(&id), None | Some(Way::Handed(_)));
         let heir = Heir { leader: leads, has };
-        let fate = crate::ctty::fate(image, task, heir, made, |id| handed.get(&id).copied());
+        let fate = match led.get(&task.sid) {
+            Some(true) if task.terminal.is_some() => Fate::Session(task.sid),
+            _ => crate::ctty::fate(image, task, heir, made, |id| handed.get(&id).copied()),
+        };
         if leads {
             led.insert(task.sid, !matches!(fate, Fate::None | Fate::Lost(_)));
         }

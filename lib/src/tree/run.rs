@@ -9,8 +9,7 @@ use super::{Group, Tree};
 use crate::count::{Calls, Counter};
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
-use crate::image::Credentials;
-use crate::image::Task;
+use crate::image::{Credentials, Task, Terminal};
 use crate::plan::{Deed, Missing, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
 use crate::progress::{Progress, Unit};
@@ -24,6 +23,7 @@ use crate::sys::board::Board;
 use crate::sys::fork::{self, Birth};
 use crate::sys::title::Title;
 use crate::sys::{self, Seat, credentials};
+use crate::terminal::Settings;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, setrlimit};
@@ -263,9 +263,22 @@ pub fn grow(
         ended: RefCell::default(),
         killed: killed_for_memory(),
     };
+    let joins = |at: usize| tasks[at].sid == tasks[at].pid && !tree.shape.kin[at].leads;
+    let front = (0..count).any(joins) && ctty::is_foreground(crew.chief.1);
+    let terminal = || std::fs::File::open("/dev/tty").ok();
+    let settings = front.then(terminal).flatten().and_then(|it| Settings::read(it).ok());
     let outcome = crew.lead(root, ready);
     if outcome.is_err() {
         crew.end_all();
+    }
+    // Programs that were part of our session had our terminal.
+    if front {
+        if !ctty::is_foreground(crew.chief.1) {
+            let _ = ctty::set_foreground(crew.chief.1);
+        }
+        if let (Some(settings), Some(terminal)) = (settings, terminal()) {
+            let _ = settings.apply(terminal.as_fd(), false);
+        }
     }
     outcome
 }
@@ -874,19 +887,26 @@ impl Crew<'_> {
         setpgid(Pid::from_raw(0), Pid::from_raw(self.leader(kin.group))).at(|| "setpgid")
     }
 
-    /// Puts the foreground group of its session's terminal back, if it leads that and has one.
-    fn foreground(&self, at: usize) -> Result<()> {
+    /// The controlling terminal that it had, if it led its session and has one again.
+    fn governs(&self, at: usize) -> Option<&Terminal> {
         let task = &self.tree.image.tasks[at];
-        let Some(old) = task.terminal.as_ref().filter(|_| self.tree.shape.kin[at].leads) else {
-            return Ok(());
-        };
-        if matches!(self.tree.fates[at], Fate::None | Fate::Lost(_)) {
+        let has = !matches!(self.tree.fates[at], Fate::None | Fate::Lost(_));
+        task.terminal.as_ref().filter(|_| has && task.sid == task.pid)
+    }
+
+    /// Puts the foreground group of its session's terminal back, if it leads that and has one. Ours
+    /// is given only to a program, and if it is ours to give.
+    fn foreground(&self, at: usize) -> Result<()> {
+        let Some(old) = self.governs(at) else { return Ok(()) };
+        let joins = !self.tree.shape.kin[at].leads;
+        if joins && (self.mode.holds() || !ctty::is_foreground(self.chief.1)) {
             return Ok(());
         }
         let name = crate::terminal::name(sys::tty::numbers(old.device));
         match self.group(old.foreground) {
             // The group of a job that has ended is gone as well.
-            None if old.foreground <= 0 => Ok(()),
+            None if old.foreground <= 0 && !joins => Ok(()),
+            None if joins => ctty::set_foreground(getpgrp()),
             None => {
                 let line =
                     format!("{name}: its foreground group {} is not restored", old.foreground);
@@ -909,11 +929,9 @@ impl Crew<'_> {
     /// So does a shell, and a new one knows of no job: it would find itself in the background, where
     /// it can neither read nor, being nobody's job itself, be stopped.
     fn await_job(&self, at: usize) -> Result<()> {
-        let terminal = self.tree.image.tasks[at].terminal.as_ref();
-        let Some(old) = terminal.filter(|_| self.tree.shape.kin[at].leads) else { return Ok(()) };
-        let has = self.mode.respawn && !matches!(self.tree.fates[at], Fate::None | Fate::Lost(_));
+        let Some(old) = self.governs(at).filter(|_| self.mode.respawn) else { return Ok(()) };
         let job = self.group(old.foreground).map(Pid::from_raw);
-        let Some(job) = job.filter(|job| has && *job != getpgrp()) else { return Ok(()) };
+        let Some(job) = job.filter(|job| *job != getpgrp()) else { return Ok(()) };
         let mut is_ours = false;
         loop {
             match waitpid(Pid::from_raw(-job.as_raw()), Some(WaitPidFlag::WUNTRACED)) {

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Task;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The process group of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,17 +67,23 @@ fn contradicts<T>(pid: i32, why: &str) -> Result<T> {
 }
 
 impl Shape {
-    /// Finds the shape of these tasks.
+    /// Finds the shape of these tasks. The sessions that `joined` has are not made anew: they are
+    /// part of that which was outside the image.
     ///
     /// Fails with status 3 if what they say of each other cannot be, with 6 if they cannot be made
     /// so: a session whose leader is in no way a maker of its member, a table shared across
     /// branches.
-    pub fn of(tasks: &[Task]) -> Result<Shape> {
+    pub fn of(tasks: &[Task], joined: &HashSet<i32>) -> Result<Shape> {
         let mut by_pid = HashMap::new();
         for (at, task) in tasks.iter().enumerate() {
             if task.pid <= 0 || by_pid.insert(task.pid, at).is_some() {
                 return contradicts(task.pid, "it comes twice, or is no process id");
             }
+        }
+        let mut sids: Vec<i32> = tasks.iter().map(|task| task.sid).collect();
+        let outside = sids.iter().copied().find(|sid| !by_pid.contains_key(sid)).unwrap_or(0);
+        for sid in sids.iter_mut().filter(|sid| joined.contains(sid)) {
+            *sid = outside;
         }
         let parents: Vec<Option<usize>> =
             tasks.iter().map(|task| by_pid.get(&task.ppid).copied()).collect();
@@ -92,7 +98,7 @@ impl Shape {
         }
         for (at, task) in tasks.iter().enumerate() {
             let (maker, owner) = makers[at].unwrap_or((parents[at], at));
-            let leads = task.sid == task.pid;
+            let leads = sids[at] == task.pid;
             if leads && task.pgid != task.pid {
                 return contradicts(task.pid, "it leads its session, but not its group");
             }
@@ -113,8 +119,8 @@ impl Shape {
         }
         let makers: Vec<Option<usize>> = shape.kin.iter().map(|kin| kin.maker).collect();
         shape.order = from_the_top(tasks, &makers)?;
-        shape.sessions(tasks, &by_pid)?;
-        shape.groups(tasks, &by_pid)?;
+        shape.sessions(tasks, &sids, &by_pid)?;
+        shape.groups(tasks, &sids, &by_pid)?;
         for at in 0..tasks.len() {
             let mut makes = std::mem::take(&mut shape.kin[at].makes);
             makes.sort_by_key(|&child| {
@@ -127,11 +133,16 @@ impl Shape {
     }
 
     /// Finds out in which session each task must be born.
-    fn sessions(&mut self, tasks: &[Task], by_pid: &HashMap<i32, usize>) -> Result<()> {
+    fn sessions(
+        &mut self,
+        tasks: &[Task],
+        sids: &[i32],
+        by_pid: &HashMap<i32, usize>,
+    ) -> Result<()> {
         // None: any, since it makes its own and none of its children was before that.
         let mut born: Vec<Option<i32>> = vec![None; tasks.len()];
         for &at in self.order.iter().rev() {
-            let (pid, sid) = (tasks[at].pid, tasks[at].sid);
+            let (pid, sid) = (tasks[at].pid, sids[at]);
             let mut need = (!self.kin[at].leads).then_some(sid);
             for child in self.kin[at].makes.clone() {
                 let Some(of_child) = born[child].filter(|&of_child| of_child != sid) else {
@@ -165,18 +176,16 @@ impl Shape {
         Ok(())
     }
 
-    fn groups(&mut self, tasks: &[Task], by_pid: &HashMap<i32, usize>) -> Result<()> {
-        let first = self.order.first().map(|&at| &tasks[at]);
+    fn groups(&mut self, tasks: &[Task], sids: &[i32], by_pid: &HashMap<i32, usize>) -> Result<()> {
+        let first = self.order.first().map(|&at| (tasks[at].pgid, sids[at]));
         let mut orphans: HashMap<i32, usize> = HashMap::new();
         for &at in &self.order {
-            let Task { pid, pgid, sid, .. } = tasks[at];
+            let (pid, pgid, sid) = (tasks[at].pid, tasks[at].pgid, sids[at]);
             let leader = by_pid.get(&pgid).copied().filter(|&it| tasks[it].pgid == pgid);
-            let outside = first.is_some_and(|first| {
-                first.pgid == pgid && first.sid == sid && !by_pid.contains_key(&first.sid)
-            });
+            let outside = first == Some((pgid, sid)) && !by_pid.contains_key(&sid);
             self.kin[at].group = match leader {
                 _ if pgid == pid => Group::Own,
-                Some(leader) if tasks[leader].sid == sid => Group::Of(leader),
+                Some(leader) if sids[leader] == sid => Group::Of(leader),
                 Some(_) => {
                     return contradicts(pid, "its group is that of another session");
                 }
@@ -186,7 +195,7 @@ impl Shape {
                     let index = *orphans.entry(pgid).or_insert(next);
                     if index == next {
                         self.orphans.push(Orphan { pgid, first: at });
-                    } else if tasks[self.orphans[index].first].sid != sid {
+                    } else if sids[self.orphans[index].first] != sid {
                         return contradicts(pid, "its group is that of another session");
                     }
                     Group::Orphan(index)
@@ -288,7 +297,7 @@ mod tests {
     }
 
     fn status(tasks: &[Task]) -> u8 {
-        Shape::of(tasks).map_or_else(|err| err.status() as u8, |_| 0)
+        Shape::of(tasks, &HashSet::new()).map_or_else(|err| err.status() as u8, |_| 0)
     }
 
     #[test]
@@ -301,7 +310,7 @@ mod tests {
             task(31, 10, 30, 10, 3),
             task(32, 10, 30, 10, 4),
         ];
-        let shape = Shape::of(&tasks).unwrap();
+        let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
         let groups: Vec<Group> = shape.kin.iter().map(|kin| kin.group).collect();
         use Group::{Of, Orphan, Own};
         assert_eq!(groups, [Own, Own, Of(1), Orphan(0), Orphan(0)]);
@@ -318,7 +327,7 @@ mod tests {
             task(11, 10, 5, 5, 2),
             task(12, 10, 10, 10, 3),
         ];
-        let shape = Shape::of(&tasks).unwrap();
+        let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
         assert!(shape.kin[2].before && !shape.kin[3].before);
         assert_eq!(shape.kin[1].makes, [2, 3]);
         assert_eq!(shape.kin[2].group, Group::Of(0));
@@ -327,9 +336,9 @@ mod tests {
     #[test]
     fn the_session_and_group_of_the_first_task_may_be_outside_no_other() {
         let job = [task(20, 7, 20, 3, 0), task(21, 20, 20, 3, 1)];
-        assert_eq!(Shape::of(&job).unwrap().kin[1].group, Group::Of(0));
+        assert_eq!(Shape::of(&job, &HashSet::new()).unwrap().kin[1].group, Group::Of(0));
         let member = [task(20, 7, 9, 3, 0), task(21, 20, 9, 3, 1), task(22, 20, 8, 3, 2)];
-        let shape = Shape::of(&member).unwrap();
+        let shape = Shape::of(&member, &HashSet::new()).unwrap();
         assert_eq!(shape.kin[1].group, Group::Ours);
         assert_eq!(shape.kin[2].group, Group::Orphan(0));
         assert_eq!(status(&[task(20, 7, 20, 3, 0), task(30, 7, 30, 4, 1)]), 6);
@@ -345,7 +354,7 @@ mod tests {
             task(13, 11, 10, 10, 1),
             task(14, 11, 10, 10, 2),
         ];
-        let shape = Shape::of(&tasks).unwrap();
+        let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
         assert_eq!((shape.kin[2].maker, shape.kin[2].parent), (Some(1), Some(0)));
         assert_eq!((shape.kin[3].maker, shape.kin[3].owner), (Some(1), 1));
         // Those that share come last, so that the others are born of a smaller table.
@@ -384,7 +393,7 @@ mod tests {
         ) {
             let tasks: Vec<Task> =
                 ids.iter().map(|&(pid, ppid, pgid, sid, table)| task(pid, ppid, pgid, sid, table)).collect();
-            let Ok(shape) = Shape::of(&tasks) else { return Ok(()) };
+            let Ok(shape) = Shape::of(&tasks, &HashSet::new()) else { return Ok(()) };
             // Each is made once, after its maker; each is in the session that it was in.
             let mut made: Vec<usize> = Vec::new();
             for &at in &shape.order {
