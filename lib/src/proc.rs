@@ -122,7 +122,10 @@ impl Process {
             })
         };
         let (links, infos) = (inside("fd")?, inside("fdinfo")?);
-        let stat = read_at(dir.as_fd(), "stat").map_err(|_| gone())?;
+        let stat = read_at(dir.as_fd(), "stat").map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ESRCH => gone(),
+            other => other.into(),
+        })?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
         if stat.is_zombie() {
             let why = "it has ended and waits for its parent to notice (a zombie)";

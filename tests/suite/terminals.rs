@@ -1228,6 +1228,20 @@ fn a_signal_to_open_new_puts_the_terminal_back_and_is_told() {
 }
 
 #[test]
+fn the_input_of_open_new_ends_wherever_that_is() {
+    for line in ["printf hello |", "printf 'hel\\nlo\\n' |", "printf 'hel\\nlo' |", "true |"] {
+        let ttyctl = tool("ttyctl").display().to_string();
+        let whole = format!("{line} {ttyctl} open --new -- cat");
+        pipeline(&[&["timeout", "20", "sh", "-c", &whole]]).ok();
+    }
+    let ttyctl = tool("ttyctl").display().to_string();
+    let closed = |what: &str| format!("exec {ttyctl} open --new -- cat {what}");
+    pipeline(&[&["timeout", "20", "sh", "-c", &closed("<&-")]]).ok();
+    let ran = pipeline(&[&["sh", "-c", &closed("</dev/null >&-")]]);
+    ran.refuses(125, &["standard output: closed"]);
+}
+
+#[test]
 fn open_new_works_in_a_pipe_too() {
     let words: &[&[&str]] = &[&["ttyctl", "open", "--new", "--", "sh", "-c", "cat; tty; exit 3"]];
     let ran = Pipeline::new(words).stdin("one\ntwo\n").run();

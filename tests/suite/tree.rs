@@ -614,6 +614,46 @@ while True: signal.pause()";
 }
 
 #[test]
+fn a_program_that_wrote_over_its_arguments_is_not_run_again() {
+    needs!(which("bash").is_some(), "bash is missing");
+    let named = |name: &str| {
+        let image = Grove::new(&["bash", "-c", &format!("exec -a '{name}' sleep 1001")], 1).scan();
+        let restore = ["fdrestore", "--tree", "--respawn", "-n"];
+        Pipeline::new(&[&restore]).stdin(&*image).run()
+    };
+    named("-sleep").quiet();
+    let script = "import ctypes, signal
+ctypes.CDLL(None).prctl(15, b'server') # PR_SET_NAME
+libc, text = ctypes.CDLL(None), b'server: waits'
+area = open('/proc/self/stat').read().rsplit(') ', 1)[1].split()
+begin, end = int(area[45]), int(area[46])
+ctypes.memset(begin, 0, end - begin); ctypes.memmove(begin, text, len(text))
+while True: signal.pause()";
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let image = Grove::new(&[python, "-c", script], 1).scan();
+    for restore in [&["-n", "--respawn"], &["--respawn", "--same-pids"]] {
+        let words = [&["fdrestore", "--tree"][..], restore].concat();
+        let ran = Pipeline::new(&[&words]).stdin(&*image).run();
+        ran.refuses(6, &["its command line 'server: waits' is a title"]);
+    }
+    let held = Held::quiet(&image, &[]);
+    held.end(Signal::SIGTERM);
+}
+
+#[test]
+fn nobody_runs_as_the_user_that_means_any_and_no_plan_is_promised_and_not_given() {
+    let image = pipeline_image();
+    let forged = crate::errors::forged(&image, |items| {
+        for task in tasks(items) {
+            task.credentials.uids = [u32::MAX; 4];
+        }
+    });
+    is_refused(&forged, &[], 3, "it runs as nobody that can be");
+    let ran = Pipeline::new(&[&["fdrestore", "--tree", "-J"]]).stdin(&*image).run();
+    ran.refuses(2, &["--json", "--dry-run"]);
+}
+
+#[test]
 fn a_program_runs_with_no_more_rights_than_it_had() {
     needs!(root(), "only root can become somebody else");
     needs!(which("setpriv").is_some(), "setpriv is missing");

@@ -119,6 +119,9 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     if command.is_empty() && !args.dry_run && !args.tree {
         return Err(Error::misuse("COMMAND is not given; it goes after --"));
     }
+    if args.json && !args.dry_run {
+        return Err(Error::misuse("--json is of the plan; it goes with --dry-run"));
+    }
     if args.stats.is_some() && args.dry_run {
         return Err(Error::misuse("--stats says what a restore took, and --dry-run is none"));
     }

@@ -73,24 +73,27 @@ impl Place {
         escape(self.path.as_os_str().as_bytes()).into_owned()
     }
 
-    /// Opens it, without making it anybody's controlling terminal.
-    ///
-    /// A terminal of another user is refused also where its permissions would allow it: what we
-    /// put on it, or run there, would be under their fingers (TIOCSTI), and theirs under ours.
-    pub(crate) fn open(&self, flags: OFlag) -> Result<OwnedFd> {
+    /// Refuses a terminal of another user also where its permissions would allow it: what we put on
+    /// it, or run there, would be under their fingers (TIOCSTI), and theirs under ours.
+    pub(crate) fn check(&self) -> Result<()> {
         let us = nix::unistd::geteuid();
-        let path = if self.own { Path::new("/dev/tty") } else { &self.path };
         let theirs = self.node.uid != us.as_raw() && !self.own;
-        let whose = || {
-            let whose = format!("it belongs to uid {}, we run as uid {us}", self.node.uid);
-            Error::new(Status::Denied, whose).at(self.shown())
-        };
-        if theirs && !us.is_root() {
-            return Err(whose());
-        }
+        if theirs && !us.is_root() { Err(self.whose()) } else { Ok(()) }
+    }
+
+    fn whose(&self) -> Error {
+        let us = nix::unistd::geteuid();
+        let whose = format!("it belongs to uid {}, we run as uid {us}", self.node.uid);
+        Error::new(Status::Denied, whose).at(self.shown())
+    }
+
+    /// Opens it, without making it anybody's controlling terminal.
+    pub(crate) fn open(&self, flags: OFlag) -> Result<OwnedFd> {
+        self.check()?;
+        let path = if self.own { Path::new("/dev/tty") } else { &self.path };
         let flags = flags | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let fd = open(path, flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::EACCES | Errno::EPERM => whose(),
+            Errno::EACCES | Errno::EPERM => self.whose(),
             Errno::EIO => Error::new(Status::System, "its master is closed, or has it locked")
                 .at(self.shown()),
             Errno::EBUSY => Error::new(Status::Denied, "it is open for exclusive use (TIOCEXCL)")

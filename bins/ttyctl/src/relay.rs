@@ -2,7 +2,7 @@
 //! terminal put back however it ends.
 
 use crate::open::{ENDING, begin, exit_code};
-use fdkit::cli::{End, Tool};
+use fdkit::cli::{self, End, Tool};
 use fdkit::error::{At, Error, Result};
 use fdkit::sys::fork::fork;
 use fdkit::sys::tty::{self, Termios};
@@ -29,6 +29,7 @@ const A_MOMENT: u16 = 100;
 
 /// COMMAND on a terminal of its own.
 pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<End> {
+    cli::text_stdout()?;
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let master = open("/dev/ptmx", flags, Mode::empty()).at(|| "/dev/ptmx")?;
     tty::set_locked(&master, false).at(|| "unlock the terminal")?;
@@ -158,6 +159,8 @@ struct Relay {
     out: OwnedFd,
     /// Typed, not yet taken by the master.
     typed: Vec<u8>,
+    /// Whether a line was begun, and not ended.
+    begun: bool,
     /// Said, not yet taken by stdout.
     said: Vec<u8>,
     ended: Option<ExitCode>,
@@ -173,11 +176,14 @@ impl Relay {
             None => stdout.as_fd().try_clone_to_owned()?,
         };
         let (typed, said) = (Vec::new(), Vec::new());
-        let (hung, ended) = (false, None);
-        Ok(Relay { master, hung, signals, child, raw, stdin, out, typed, said, ended })
+        let (begun, hung, ended) = (false, false, None);
+        Ok(Relay { master, hung, signals, child, raw, stdin, out, typed, begun, said, ended })
     }
 
     fn run(&mut self) -> Result<Ended> {
+        if self.stdin.is_none() {
+            self.end_input();
+        }
         loop {
             let limit = match &self.ended {
                 Some(_) if self.said.is_empty() => PollTimeout::from(A_MOMENT),
@@ -281,16 +287,25 @@ impl Relay {
         match read(stdin, &mut buffer) {
             Ok(0) | Err(Errno::EIO) => {
                 self.stdin = None;
-                // To COMMAND, the end of a pipe is what ^D is at a terminal.
-                let line = tty::line(&self.master).ok();
-                let end = line.filter(|line| line.c_lflag & libc::ICANON != 0);
-                self.typed.extend(end.map(|line| line.c_cc[libc::VEOF]));
+                self.end_input();
             }
-            Ok(count) => self.typed.extend_from_slice(&buffer[..count]),
+            Ok(count) => {
+                self.begun = buffer[count - 1] != b'\n';
+                self.typed.extend_from_slice(&buffer[..count]);
+            }
             Err(Errno::EAGAIN | Errno::EINTR) => (),
             Err(errno) => return Err(errno).at(|| "stdin"),
         }
         Ok(())
+    }
+
+    /// To COMMAND, the end of a pipe is what ^D is at a terminal: in a line that was begun the first
+    /// only ends that.
+    fn end_input(&mut self) {
+        let line = tty::line(&self.master).ok();
+        let end = line.filter(|line| line.c_lflag & libc::ICANON != 0);
+        let count = if self.begun { 2 } else { 1 };
+        self.typed.extend(end.into_iter().flat_map(|line| vec![line.c_cc[libc::VEOF]; count]));
     }
 
     fn read_master(&mut self) -> Result<()> {

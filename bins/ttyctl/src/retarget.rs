@@ -26,6 +26,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     let place = Place::find(args.tty.as_ref())?;
+    place.check()?;
     let out = cli::binary_stdout("use a pipe")?;
     let mut spool = spool().at(|| "spool stdin")?;
     let masters = masters(&mut spool).at(|| "stdin")?;

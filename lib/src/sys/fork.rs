@@ -8,10 +8,7 @@ use nix::unistd::{ForkResult, Pid};
 ///
 /// Fails with EDEADLK in a process of several threads, of whose locks the child could hold any.
 pub fn fork() -> nix::Result<Option<Pid>> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    if !status.lines().any(|line| line.split_whitespace().eq(["Threads:", "1"])) {
-        return Err(Errno::EDEADLK);
-    }
+    be_alone()?;
     wait_for_children();
     // SAFETY: there is no other thread, so the child may do all that the parent may.
     match unsafe { nix::unistd::fork()? } {
@@ -53,9 +50,7 @@ struct Args {
 ///
 /// Fails with EDEADLK in a process of several threads, and with EEXIST if the id is taken.
 pub fn birth(how: Birth) -> nix::Result<Option<Pid>> {
-    // It changes nothing, and fails where there are other threads. To look into /proc would take a
-    // number, and the table may have none that is free.
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD).map_err(|_| Errno::EDEADLK)?;
+    be_alone()?;
     let pid = how.pid;
     let mut args = Args { exit_signal: libc::SIGCHLD as u64, ..Args::default() };
     if how.share {
@@ -77,6 +72,13 @@ pub fn birth(how: Birth) -> nix::Result<Option<Pid>> {
         0 => Ok(None),
         child => Ok(Some(Pid::from_raw(child as i32))),
     }
+}
+
+/// Fails where there are other threads. To look into /proc would take a number, and the table may
+/// have none that is free.
+fn be_alone() -> nix::Result<()> {
+    // It changes nothing.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD).map_err(|_| Errno::EDEADLK)
 }
 
 /// Ends this process at once, with nothing of its parent's flushed or run.

@@ -9,7 +9,7 @@ use super::{Group, Tree};
 use crate::count::{Calls, Counter};
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
-use crate::image::{Credentials, Task, Terminal};
+use crate::image::{Bytes, Credentials, Task, Terminal};
 use crate::plan::{Deed, Missing, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
 use crate::progress::{Progress, Unit};
@@ -1264,6 +1264,13 @@ fn become_them(they: &Credentials, us: &Credentials) -> Result<u64> {
     Ok(permitted & !has)
 }
 
+/// Whether a program wrote over its arguments, as setproctitle(3) of nginx, postgres and sshd does:
+/// one text of several words, which is not its name, and nothing but blank memory behind it.
+fn is_title(args: &[Bytes], exe: &[u8]) -> bool {
+    let Some((Bytes(first), rest)) = args.split_first() else { return false };
+    rest.iter().all(|arg| arg.0.is_empty()) && first.contains(&b' ') && !exe.ends_with(first)
+}
+
 /// Says what of a task whose program would run here would not be as it was, with rights or in
 /// places that it had not.
 fn out_of_place(
@@ -1369,6 +1376,10 @@ pub fn foresee(
                 _ => true,
             };
             match &task.exe {
+                Some(exe) if is_title(&task.args, &exe.0) => {
+                    let why = "is a title that it gave itself, and cannot be run again";
+                    problem(format!("its command line '{}' {why}", escape(&task.args[0].0)));
+                }
                 Some(exe) if !task.args.is_empty() && inside(&exe.0) => {
                     let path = below_root(root, &exe.0);
                     if nix::unistd::access(&path, nix::unistd::AccessFlags::X_OK).is_err() {

@@ -76,6 +76,11 @@ impl Shape {
     pub fn of(tasks: &[Task], joined: &HashSet<i32>) -> Result<Shape> {
         let mut by_pid = HashMap::new();
         for (at, task) in tasks.iter().enumerate() {
+            let ids = task.credentials.uids.iter().chain(&task.credentials.gids);
+            if ids.chain(&task.credentials.groups).any(|&id| id == u32::MAX) {
+                // setresuid(2) would take it for "as it is".
+                return contradicts(task.pid, "it runs as nobody that can be");
+            }
             if task.pid <= 0 || by_pid.insert(task.pid, at).is_some() {
                 return contradicts(task.pid, "it comes twice, or is no process id");
             }
