@@ -1300,7 +1300,8 @@ fn another_users_terminal_is_refused_whatever_its_permissions() {
     let screen = Screen::new();
     fs::set_permissions(&screen.tty, fs::Permissions::from_mode(0o666)).unwrap();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &copy];
-    for words in [&["save", &screen.tty][..], &["open", &screen.tty, "--", "true"]] {
+    let [save, retarget] = ["save", "retarget"].map(|what| [what, &screen.tty]);
+    for words in [&save[..], &retarget, &["open", &screen.tty, "--", "true"]] {
         let ran = pipeline(&[&[&nobody[..], words].concat()]);
         let status = if words[0] == "open" { 125 } else { 4 };
         ran.refuses(status, &["it belongs to uid 0, we run as uid 65534"]).in_one_line();
