@@ -464,6 +464,10 @@ const OF_MESSAGES: &[&str] = &[
     "SO_LOCK_FILTER",
 ];
 
+/// What a stream of networks takes from the packet by which it was begun, and nobody can set (EINVAL
+/// of do_ip_setsockopt, net/ipv4/ip_sockglue.c).
+const OF_GROUPS: &[&str] = &["IP_MULTICAST_IF", "IP_MULTICAST_TTL"];
+
 /// An option that sockets of a class have, and what a fresh one has.
 struct Usual {
     row: &'static Row,
@@ -496,7 +500,10 @@ fn usual(class: Class) -> Result<Arc<[Usual]>> {
             && !OF_NETWORKS.contains(&row.name)
             && !(streams && OF_MESSAGES.contains(&row.name))
     };
-    let serves = |row: &&Row| family != libc::AF_UNIX || of_unix(row);
+    let serves = |row: &&Row| match family {
+        libc::AF_UNIX => of_unix(row),
+        _ => !(streams && OF_GROUPS.contains(&row.name)),
+    };
     let usual: Arc<[Usual]> = ROWS.iter().filter(serves).filter_map(ask).collect();
     if let Ok(mut known) = KNOWN.write() {
         known.get_or_insert_default().insert(class, usual.clone());
@@ -735,6 +742,22 @@ mod tests {
         assert_eq!(refused(UDP4, "SO_RCVBUF", Value::Int(-1)), 3);
         assert_eq!(refused(UDP4, "SO_ATTACH_FILTER", Value::Bytes(vec![6; 7])), 3);
         assert_eq!(refused(UDP4, "SO_BINDTODEVICE", Value::Bytes(vec![b'x'; 16])), 3);
+    }
+
+    #[test]
+    fn an_accepted_socket_has_nothing_that_cannot_be_set() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let class = (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        let mut read = Options::read(accepted.as_fd(), class).unwrap();
+        // Of the connection, which kind tcp leaves out.
+        read.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
+        let fresh = socket(class);
+        for phase in [Phase::Birth, Phase::Last] {
+            read.set(fresh.as_fd(), phase, &mut |line| panic!("{line}")).unwrap();
+        }
+        assert_eq!((read.int("IP_MULTICAST_TTL"), read.bytes("IP_MULTICAST_IF")), (None, None));
     }
 
     #[test]
