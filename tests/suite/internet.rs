@@ -40,6 +40,12 @@ fn a_web_server_of_python_takes_clients_in_a_new_process() {
         answer
     };
     assert!(get().ends_with("what is served"));
+    // The client has seen the end before the server has closed its own.
+    let sockets = || target.open().iter().filter(|(_, link)| link.starts_with("socket:")).count();
+    let begun = Instant::now();
+    while sockets() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", target.open());
+    }
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
     drop(target);
