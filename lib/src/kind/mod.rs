@@ -3,43 +3,16 @@
 //! A kind is read top to bottom: record, claims, capture, restore, tests. What is the same for all
 //! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
 
-mod aside;
-mod chardev;
-mod directory;
-mod epoll;
-mod eventfd;
-mod fanotify;
-mod fifo;
-mod icmp;
-mod inet;
-mod inotify;
-mod mem;
-mod memfd;
-mod mqueue;
-mod multicast;
-mod netlink;
-mod ns;
+mod device;
+mod event;
+mod file;
+mod ipc;
+mod journal;
 mod opaque;
-mod option;
-mod packet;
-mod path;
-mod pidfd;
-mod pipe;
-mod plain;
-mod pty;
-mod raw;
-mod regular;
-mod renamed;
-mod signalfd;
-mod tcp;
-mod timerfd;
-mod tty;
-mod tun;
-mod udp;
-mod unix;
-mod unlinked;
-mod waiting;
-mod watched;
+mod process;
+mod socket;
+mod terminal;
+mod watch;
 
 use crate::error::{At, Error, Result};
 use crate::holders;
@@ -281,34 +254,34 @@ fn body<K: Kind>(file: &OpenFile) -> Result<K> {
 
 /// All kinds. The first that claims a descriptor has it; `opaque` claims whatever is left.
 pub static KINDS: &[Entry] = &[
-    entry::<mqueue::Mqueue>(),
-    entry::<regular::Regular>(),
-    entry::<unlinked::Unlinked>(),
-    entry::<memfd::Memfd>(),
-    entry::<directory::Directory>(),
-    entry::<pipe::Pipe>(),
-    entry::<fifo::Fifo>(),
-    entry::<pty::Pty>(),
-    entry::<tty::Tty>(),
-    entry::<eventfd::Eventfd>(),
-    entry::<signalfd::Signalfd>(),
-    entry::<timerfd::Timerfd>(),
-    entry::<epoll::Epoll>(),
-    entry::<inotify::Inotify>(),
-    entry::<fanotify::Fanotify>(),
-    entry::<pidfd::Pidfd>(),
-    entry::<ns::Ns>(),
-    entry::<mem::Mem>(),
-    entry::<chardev::Chardev>(),
-    entry::<tun::Tun>(),
-    entry::<unix::Unix>(),
-    entry::<tcp::Tcp>(),
-    entry::<udp::Udp>(),
-    entry::<raw::Raw>(),
-    entry::<icmp::Icmp>(),
-    entry::<netlink::Netlink>(),
-    entry::<packet::Packet>(),
-    entry::<path::Path>(),
+    entry::<ipc::mqueue::Mqueue>(),
+    entry::<file::regular::Regular>(),
+    entry::<file::unlinked::Unlinked>(),
+    entry::<file::memfd::Memfd>(),
+    entry::<file::directory::Directory>(),
+    entry::<ipc::pipe::Pipe>(),
+    entry::<ipc::fifo::Fifo>(),
+    entry::<terminal::pty::Pty>(),
+    entry::<terminal::tty::Tty>(),
+    entry::<event::eventfd::Eventfd>(),
+    entry::<event::signalfd::Signalfd>(),
+    entry::<event::timerfd::Timerfd>(),
+    entry::<event::epoll::Epoll>(),
+    entry::<watch::inotify::Inotify>(),
+    entry::<watch::fanotify::Fanotify>(),
+    entry::<process::pidfd::Pidfd>(),
+    entry::<process::ns::Ns>(),
+    entry::<device::mem::Mem>(),
+    entry::<device::chardev::Chardev>(),
+    entry::<device::tun::Tun>(),
+    entry::<socket::unix::Unix>(),
+    entry::<socket::tcp::Tcp>(),
+    entry::<socket::udp::Udp>(),
+    entry::<socket::raw::Raw>(),
+    entry::<socket::icmp::Icmp>(),
+    entry::<socket::netlink::Netlink>(),
+    entry::<socket::packet::Packet>(),
+    entry::<file::path::Path>(),
     entry::<opaque::Opaque>(),
 ];
 
@@ -325,12 +298,12 @@ pub fn names() -> Vec<&'static str> {
 /// A terminal outside the image as the one that `to` is the record of, which is then opened by its
 /// path; none if it is no terminal, or needs no other.
 pub fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
-    tty::retarget(file, to)
+    terminal::tty::retarget(file, to)
 }
 
 /// Whether it is a master of a pseudo terminal: the slaves of its object are restored with it.
 pub fn is_master(file: &OpenFile) -> bool {
-    pty::is_master(file)
+    terminal::pty::is_master(file)
 }
 
 /// A descriptor as its kind has taken it, without what cannot leave its thread.
@@ -434,14 +407,14 @@ pub(crate) mod tests {
     }
 
     /// The body of it, which must be of this kind.
-    pub(super) fn body_of<K: Kind>(fd: impl AsFd) -> K {
+    pub(crate) fn body_of<K: Kind>(fd: impl AsFd) -> K {
         let file = file_of(fd);
         assert_eq!(file.kind, K::NAME);
         body(&file).unwrap()
     }
 
     /// What a kind finds in what only we have open.
-    pub(super) fn contents_of<K: Kind>(
+    pub(crate) fn contents_of<K: Kind>(
         fd: impl AsFd,
         limit: u64,
         mut take: impl FnMut(Piece<'_>),
@@ -456,7 +429,7 @@ pub(crate) mod tests {
     }
 
     /// What a descriptor is, as `fdimg show` says it.
-    pub(super) fn title_of(fd: impl AsFd) -> String {
+    pub(crate) fn title_of(fd: impl AsFd) -> String {
         let file = file_of(fd);
         (named(&file.kind).unwrap().title)(&file).unwrap()
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// What /proc tells, or why it did not.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Opaque {
+pub(crate) struct Opaque {
     /// The lines of fdinfo that are not common to all kinds.
     pub info: Bytes,
     /// The errno with which it could not be looked at.
@@ -49,8 +49,8 @@ impl Kind for Opaque {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{body_of, file_of};
     use super::*;
+    use crate::kind::tests::{body_of, file_of};
 
     #[test]
     fn what_no_kind_knows_keeps_its_fdinfo() {

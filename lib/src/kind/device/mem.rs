@@ -1,0 +1,70 @@
+//! The memory devices whose open has no side effect: null, zero, full, random, urandom (mem(4),
+//! null(4), full(4), random(4)).
+
+use crate::error::{Error, Result};
+use crate::image::{Inode, OpenFile};
+use crate::kind::Kind;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// The device number is that of the inode.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Mem {}
+
+/// Minor numbers of major 1.
+const MINORS: [u32; 5] = [3, 5, 7, 8, 9];
+
+/// Whether it is one of them, by its number, or by its name if nothing else is known.
+fn is_known(inode: Option<&Inode>, path: &[u8]) -> bool {
+    let Some(inode) = inode else {
+        let names = ["null", "zero", "full", "random", "urandom"];
+        return names.iter().any(|name| path.strip_prefix(b"/dev/") == Some(name.as_bytes()));
+    };
+    inode.mode & libc::S_IFMT == libc::S_IFCHR
+        && inode.rdev.is_some_and(|(major, minor)| major == 1 && MINORS.contains(&minor))
+}
+
+impl Kind for Mem {
+    const NAME: &'static str = "mem";
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.inode.as_ref().is_none_or(|inode| inode.nlink > 0)
+            && is_known(it.inode.as_ref(), &it.link.0)
+    }
+
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(Mem {})
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if !is_known(file.inode.as_ref(), &file.link.0) {
+            return Err(Error::malformed("it is no memory device"));
+        }
+        site.foresee(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Mem {} = self;
+        // The path could name any device by now, so its number is looked at before it is opened. A
+        // place held meanwhile would be in the way of the lowest number.
+        site.probe(file)?;
+        site.reopen(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kind::tests::file_of;
+    use std::fs::File;
+
+    #[test]
+    fn the_devices_of_memory_are_known_by_their_numbers() {
+        for name in ["null", "zero", "full", "random", "urandom"] {
+            let file = file_of(File::open(format!("/dev/{name}")).unwrap());
+            assert_eq!(file.kind, "mem", "{name}");
+            assert_eq!(file.inode.and_then(|inode| inode.rdev).map(|(major, _)| major), Some(1));
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! /dev/net/tun: one queue of a network device whose packets a process reads and writes. What the
+//! descriptor does not tell of the device, rtnetlink(7) does.
+
+use crate::diag;
+use crate::error::{At, Error, Result};
+use crate::image::{Bytes, Inode, OpenFile};
+use crate::kind::Kind;
+use crate::kind::socket::inet::said_if_elsewhere;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use crate::sys::Seat;
+use crate::sys::socket::{self, device_index};
+use crate::sys::tun::{self, Number};
+use crate::text::escape;
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// A queue, or a descriptor that is none yet.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Tun {
+    /// The device that it is attached to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<Device>,
+}
+
+/// A device, and what this queue of it has.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Device {
+    /// Its name.
+    name: Bytes,
+    /// IFF_TUN 1 or IFF_TAP 2, IFF_NAPI 0x10, IFF_NAPI_FRAGS 0x20, IFF_MULTI_QUEUE 0x100, IFF_NO_PI
+    /// 0x1000, IFF_VNET_HDR 0x4000, as TUNSETIFF takes them.
+    flags: u32,
+    /// Whether it is off the queues of the device: IFF_DETACH_QUEUE.
+    detached: bool,
+    /// Whether the device lives on when nobody is attached to it.
+    persist: bool,
+    /// Whether it has a filter, which cannot be read.
+    filtered: bool,
+    /// The user that may attach to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<u32>,
+    /// The group that may attach to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<u32>,
+    /// TUNGETSNDBUF.
+    sndbuf: i32,
+    /// TUNGETVNETHDRSZ and TUNGETVNETLE.
+    header: (i32, bool),
+    /// The hardware address of a tap device: its type, and 14 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hardware: Option<(u16, Bytes)>,
+    /// Whether a packet waits to be read. Those that do are lost.
+    waiting: bool,
+}
+
+const TUN: u32 = 0x1;
+const TAP: u32 = 0x2;
+const NAPI: u32 = 0x30;
+const MULTI_QUEUE: u32 = 0x100;
+const DETACH_QUEUE: u32 = 0x400;
+const PERSIST: u32 = 0x800;
+const NO_PI: u32 = 0x1000;
+const NOFILTER: u32 = 0x1000;
+const VNET_HDR: u32 = 0x4000;
+/// What TUNSETIFF takes of them.
+const SETTABLE: u32 = TUN | TAP | NAPI | MULTI_QUEUE | NO_PI | VNET_HDR;
+/// The device number of /dev/net/tun.
+const NUMBER: (u32, u32) = (10, 200);
+
+fn is_tun(inode: &Inode) -> bool {
+    inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev == Some(NUMBER)
+}
+
+impl Device {
+    fn capture(it: &Descriptor<'_>, fd: BorrowedFd<'_>) -> Result<Option<Device>> {
+        let (name, flags) = match tun::interface(fd) {
+            Err(Errno::EBADFD) => return Ok(None),
+            found => found.at(|| "TUNGETIFF")?,
+        };
+        if let Ok(netns) = tun::namespace(fd) {
+            let netns = crate::proc::inode_of(netns.as_fd())?;
+            if it.process.netns_inode().is_some_and(|ours| ours != netns.ino) {
+                return Err(Error::unrestorable("its device is in another network namespace"));
+            }
+        }
+        let found = it.process.tunnel(&name)?;
+        let mut set = flags & SETTABLE & !NO_PI;
+        if !found.pi {
+            set |= NO_PI;
+        }
+        let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
+        let number = |which| tun::number(fd, which);
+        let tap = flags & TAP != 0;
+        Ok(Some(Device {
+            name: Bytes(name),
+            flags: set,
+            detached: flags & DETACH_QUEUE != 0,
+            persist: flags & PERSIST != 0,
+            filtered: tap && flags & NOFILTER == 0,
+            owner: found.owner,
+            group: found.group,
+            sndbuf: number(Number::Sndbuf).at(|| "TUNGETSNDBUF")?,
+            header: (
+                number(Number::Header).at(|| "TUNGETVNETHDRSZ")?,
+                number(Number::Little).at(|| "TUNGETVNETLE")? != 0,
+            ),
+            hardware: tap
+                .then(|| tun::hardware(fd).map(|(class, bytes)| (class, Bytes(bytes.to_vec()))))
+                .transpose()
+                .at(|| "SIOCGIFHWADDR")?,
+            waiting: polled[0].revents().is_some_and(|it| it.contains(PollFlags::POLLIN)),
+        }))
+    }
+
+    fn check(&self) -> Result<()> {
+        let name = &self.name.0;
+        let named = (1..libc::IFNAMSIZ).contains(&name.len())
+            && !name.iter().any(|&byte| matches!(byte, 0 | b'/' | b'%' | b':'));
+        let typed = matches!(self.flags & (TUN | TAP), TUN | TAP);
+        // That of struct virtio_net_hdr, and what the kernel has room for.
+        let sized = (10..=0xffff).contains(&self.header.0) && self.sndbuf > 0;
+        let hard = self.hardware.as_ref().is_none_or(|(_, bytes)| bytes.0.len() == 14);
+        if !named || !typed || !sized || !hard || self.flags & !SETTABLE != 0 {
+            return Err(Error::malformed("no tunnel has such a name, type or size"));
+        }
+        if self.detached && self.flags & MULTI_QUEUE == 0 {
+            return Err(Error::malformed("only one of several queues can be detached"));
+        }
+        if self.filtered {
+            return Err(Error::unrestorable("its filter cannot be read"));
+        }
+        let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
+        if device_index(probe.as_fd(), name).is_err() {
+            return Ok(());
+        }
+        let shown = escape(name);
+        let other = || Error::unrestorable(format!("the device {shown} is of another type"));
+        let found = diag::tunnel(name, None).map_err(|_| other())?;
+        let several = self.flags & MULTI_QUEUE != 0;
+        if found.tap != (self.flags & TAP != 0) || found.several != several {
+            return Err(other());
+        }
+        if !several && found.used {
+            let why =
+                format!("the device {shown} is in use, perhaps by the process that was scanned");
+            return Err(Error::unrestorable(why));
+        }
+        Ok(())
+    }
+}
+
+impl Kind for Tun {
+    const NAME: &'static str = "tun";
+    const LATE: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        !it.is_path() && it.copy.is_some() && it.inode.as_ref().is_some_and(is_tun)
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let copy = it.copy.as_ref().ok_or(Errno::EBADF)?;
+        Ok(Tun { device: Device::capture(it, copy.as_fd())? })
+    }
+
+    fn title(&self, _: &OpenFile) -> Option<String> {
+        let device = self.device.as_ref()?;
+        let class = if device.flags & TAP != 0 { "tap" } else { "tun" };
+        Some(format!("{class} {}", escape(&device.name.0)))
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if !file.inode.as_ref().is_some_and(is_tun) {
+            return Err(Error::malformed("it is no tunnel"));
+        }
+        self.device.as_ref().map_or(Ok(()), Device::check)?;
+        site.probe(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        self.check(file, site)?;
+        let made = site.reopen_if(file, is_tun)?;
+        let Tun { device: Some(device) } = self else { return Ok(made) };
+        said_if_elsewhere(site);
+        let Device {
+            name,
+            flags,
+            detached,
+            persist: _,
+            filtered: _,
+            owner,
+            group,
+            sndbuf,
+            header,
+            hardware,
+            waiting,
+        } = device;
+        let (fd, shown) = (made.fd.as_fd(), escape(&name.0).into_owned());
+        let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
+        let was_there = device_index(probe.as_fd(), &name.0).is_ok();
+        drop(probe);
+        tun::attach(fd, &name.0, flags).map_err(|errno| match errno {
+            Errno::EBUSY => Error::unrestorable(format!("the device {shown} is in use")),
+            Errno::EINVAL => Error::unrestorable(format!("the device {shown} is of another type")),
+            errno => Error::from(errno).at("TUNSETIFF"),
+        })?;
+        if !was_there {
+            tun::set_owner(fd, owner, group).at(|| "TUNSETOWNER")?;
+            if let Some((class, bytes)) = &hardware {
+                let bytes = bytes.0.as_slice().try_into().map_err(|_| Errno::EINVAL)?;
+                tun::set_hardware(fd, *class, bytes).at(|| "SIOCSIFHWADDR")?;
+            }
+            let why = "the device is made anew: it is down, and has no addresses or routes";
+            site.warnings.push(format!("{shown}: {why}"));
+        }
+        let wanted = [
+            (Number::Sndbuf, sndbuf, "TUNSETSNDBUF"),
+            (Number::Header, header.0, "TUNSETVNETHDRSZ"),
+            (Number::Little, i32::from(header.1), "TUNSETVNETLE"),
+        ];
+        for (which, value, name) in wanted {
+            if tun::number(fd, which).at(|| name)? != value {
+                tun::set_number(fd, which, value).at(|| name)?;
+            }
+        }
+        if detached {
+            tun::set_queue(fd, DETACH_QUEUE).at(|| "TUNSETQUEUE")?;
+        }
+        if waiting {
+            site.warnings.push(format!("{shown}: packets that were not read are lost"));
+        }
+        Ok(made)
+    }
+
+    /// Nothing of it is left if what comes before this fails.
+    fn late(&self, _: &OpenFile, seat: Seat, _: &mut Site<'_>) -> Result<()> {
+        match &self.device {
+            Some(device) if device.persist => tun::persist(seat.as_fd()).at(|| "TUNSETPERSIST"),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::tests::body_of;
+
+    #[test]
+    fn one_that_is_attached_to_nothing_is_known() {
+        let how = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+        // Where there is none, or we may not open it.
+        let Ok(fd) = how else { return };
+        assert_eq!(body_of::<Tun>(&fd), Tun { device: None });
+    }
+
+    fn device() -> Device {
+        Device {
+            name: Bytes(b"fdk-nowhere".to_vec()),
+            flags: TAP | NO_PI,
+            detached: false,
+            persist: false,
+            filtered: false,
+            owner: None,
+            group: None,
+            sndbuf: i32::MAX,
+            header: (10, false),
+            hardware: None,
+            waiting: false,
+        }
+    }
+
+    #[test]
+    fn what_no_device_can_be_is_malformed() {
+        assert!(device().check().is_ok());
+        for bad in [
+            Device { name: Bytes(b"a/b".to_vec()), ..device() },
+            Device { name: Bytes(b"a%d".to_vec()), ..device() },
+            Device { name: Bytes(vec![b'x'; 16]), ..device() },
+            Device { flags: 0, ..device() },
+            Device { flags: TUN | TAP, ..device() },
+            Device { flags: TUN | PERSIST, ..device() },
+            Device { sndbuf: 0, ..device() },
+            Device { header: (9, false), ..device() },
+            Device { detached: true, ..device() },
+            Device { hardware: Some((1, Bytes(vec![0; 6]))), ..device() },
+        ] {
+            let why = bad.check().unwrap_err();
+            assert_eq!(why.status(), crate::error::Status::Malformed, "{bad:?}");
+        }
+    }
+}

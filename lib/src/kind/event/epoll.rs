@@ -1,0 +1,377 @@
+//! epoll(7): a set of members, each an open file description under the number by which it was
+//! added, whatever that number means by now. fdinfo lists them; kcmp(2) tells where they are.
+
+use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::{Kind, Need};
+use crate::proc::{self, Descriptor, Info};
+use crate::site::{Made, Site};
+use crate::sys::{self, Seat, epoll, share};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::epoll::EpollCreateFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+
+/// A set of members.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Epoll {
+    /// The process whose numbers the members name.
+    pid: i32,
+    /// By number.
+    members: Vec<Member>,
+    /// How it polls network devices, if that was set: EPIOCSPARAMS, Linux 6.9.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    busy: Option<Busy>,
+}
+
+/// A member of the set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Member {
+    /// The number by which it was added.
+    fd: u32,
+    /// The events, as fdinfo shows them: those of epoll_ctl(2) with EPOLLERR and EPOLLHUP, or only
+    /// the flags of a one-shot member that has fired.
+    events: u32,
+    /// What epoll_wait(2) gives back.
+    data: u64,
+    /// The number that has its file, if the one by which it was added has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<u32>,
+    /// What fdinfo tells of a file that the process has at no number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lost: Option<Lost>,
+}
+
+/// A file that only the epoll still knows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Lost {
+    /// Its device.
+    dev: (u32, u32),
+    /// Its inode number.
+    ino: u64,
+}
+
+/// struct epoll_params of ioctl_eventpoll(2).
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Busy {
+    /// Microseconds.
+    usecs: u32,
+    /// Packets at a time.
+    budget: u16,
+    /// In preference to interrupts.
+    prefer: bool,
+}
+
+/// What EPOLL_CTL_ADD adds on its own.
+const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
+/// What stays of a one-shot member that has fired: EP_PRIVATE_BITS of fs/eventpoll.c.
+const FLAGS: u32 =
+    (libc::EPOLLWAKEUP | libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLEXCLUSIVE) as u32;
+/// All that poll(2) can say, so that whatever a file is ready for makes a one-shot member fire.
+const ANY: u32 = 0x27df;
+/// How deep epolls nest: EP_MAX_NESTS of fs/eventpoll.c, and the outermost.
+const DEPTH: usize = 5;
+
+impl Member {
+    fn source(&self) -> u32 {
+        self.at.unwrap_or(self.fd)
+    }
+
+    /// A one-shot member that has fired and was not armed again waits for nothing.
+    fn fired(&self) -> bool {
+        self.events & !FLAGS == 0
+    }
+
+    /// Adds it to a set of which no member can be ready, if it has fired.
+    fn add(&self, epoll: BorrowedFd<'_>) -> nix::Result<()> {
+        let fd = self.fd as RawFd;
+        if !self.fired() {
+            return epoll::epoll_add(epoll, fd, self.events, self.data);
+        }
+        epoll::epoll_add(epoll, fd, self.events | ANY, self.data)?;
+        match epoll::epoll_take(epoll)? {
+            true => Ok(()),
+            false => epoll::epoll_modify(epoll, fd, self.events, self.data),
+        }
+    }
+
+    fn add_from(&self, from: RawFd, epoll: BorrowedFd<'_>) -> nix::Result<()> {
+        if from == self.fd as RawFd {
+            return self.add(epoll);
+        }
+        epoll::lend(Seat::inherited(from)?.as_fd(), self.fd as RawFd, || self.add(epoll))
+    }
+}
+
+/// Parses the `tfd:` lines of fdinfo. Nobody is known to hold the files yet, and so all are lost.
+fn members(info: &str) -> Option<Vec<Member>> {
+    let lines = info.lines().filter(|line| line.starts_with("tfd:"));
+    lines
+        .map(|line| {
+            Some(Member {
+                fd: proc::word(line, "tfd")?.parse().ok()?,
+                events: u32::try_from(proc::hex_word(line, "events")?).ok()?,
+                data: proc::hex_word(line, "data")?,
+                at: None,
+                lost: Some(Lost {
+                    dev: proc::device(u32::try_from(proc::hex_word(line, "sdev")?).ok()?),
+                    ino: proc::hex_word(line, "ino")?,
+                }),
+            })
+        })
+        .collect()
+}
+
+/// The numbers of a process in the order that kcmp(2) gives their files, the lowest of each file.
+fn in_order(it: &Descriptor<'_>) -> Vec<RawFd> {
+    let pid = it.process.pid;
+    let compare = |a, b| sys::compare_files((pid, a), (pid, b)).unwrap_or(Ordering::Less);
+    let mut sorted: Vec<RawFd> = Vec::new();
+    // Not by sort(): a number that is closed meanwhile compares to nothing.
+    for number in it.process.numbers().unwrap_or_default() {
+        if let Err(place) = sorted.binary_search_by(|&other| compare(other, number)) {
+            sorted.insert(place, number);
+        }
+    }
+    sorted
+}
+
+/// Finds out which numbers have the files of the members.
+fn find(it: &Descriptor<'_>, members: &mut [Member]) {
+    let mut before: HashMap<u32, u32> = HashMap::new();
+    let mut sorted = None;
+    for member in members {
+        let offset = before.entry(member.fd).and_modify(|n| *n += 1).or_insert(0);
+        let compare =
+            |fd| epoll::compare_target((it.process.pid, fd), it.place, member.fd, *offset);
+        match compare(member.fd as RawFd) {
+            Ok(Ordering::Equal) => member.lost = None,
+            Ok(_) | Err(Errno::EBADF) => {
+                let sorted = sorted.get_or_insert_with(|| in_order(it));
+                let order = |&fd: &RawFd| compare(fd).unwrap_or(Ordering::Less);
+                if let Ok(place) = sorted.binary_search_by(order) {
+                    member.at = Some(sorted[place] as u32);
+                    member.lost = None;
+                }
+            }
+            // Without kcmp(2), or for a member that is no more, the number has to do.
+            Err(_) => member.lost = None,
+        }
+    }
+}
+
+impl Kind for Epoll {
+    const NAME: &'static str = "epoll";
+    const LATE: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.link.0 == b"anon_inode:[eventpoll]" && !it.is_path()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let mut members = members(&it.info.rest)
+            .ok_or_else(|| Error::unrestorable("a tfd line of fdinfo is not understood"))?;
+        let mut busy = None;
+        match &it.copy {
+            Some(copy) => {
+                find(it, &mut members);
+                let found = epoll::busy(copy.as_fd()).unwrap_or_default();
+                let epoll::Busy { usecs, budget, prefer, .. } = found;
+                busy = (found != epoll::Busy::default()).then_some(Busy {
+                    usecs,
+                    budget,
+                    prefer: prefer != 0,
+                });
+            }
+            None => members.iter_mut().for_each(|member| member.lost = None),
+        }
+        // fdinfo has them in the order of kernel addresses.
+        members.sort();
+        Ok(Epoll { pid: it.process.pid, members, busy })
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        let numbers = site.numbers_of(self.pid)?;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        let mut seen = HashSet::new();
+        for member in &self.members {
+            let Member { fd, events, data: _, at, lost } = member;
+            let malformed = |why: &str| Err(Error::malformed(format!("its member {fd} {why}")));
+            let refused = |why: String| Err(Error::unrestorable(format!("its member {fd} {why}")));
+            let armed = events & ALWAYS == ALWAYS;
+            if *fd > i32::MAX as u32 {
+                return malformed("has a number that cannot exist");
+            }
+            if !(armed || member.fired() && events & ONESHOT != 0) {
+                return malformed("has events that no member can have");
+            }
+            if at.is_some() && lost.is_some() {
+                return malformed("is at a number and at none");
+            }
+            if let Some(Lost { dev: (major, minor), ino }) = lost {
+                return refused(format!(
+                    "is a file (inode {ino} on {major}:{minor}) that the process had at no number"
+                ));
+            }
+            if !seen.insert((*fd, member.source())) {
+                return malformed("comes twice");
+            }
+            if numbers.get(member.source()).is_none() {
+                return refused(format!("(at {}) is not in the image", member.source()));
+            }
+            if at.is_some() && u64::from(*fd) >= hard {
+                return refused(format!(
+                    "is above the hard limit of {hard} open files (ulimit -Hn)"
+                ));
+            }
+        }
+        if self.busy.as_ref().is_some_and(|busy| busy.usecs > i32::MAX as u32) {
+            return Err(Error::malformed("it polls longer than can be"));
+        }
+        nesting(file, site)
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Numbers
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Epoll { pid: _, members: _, busy } = self;
+        let new = nix::sys::epoll::Epoll::new(EpollCreateFlags::empty()).at(|| "epoll_create1")?;
+        if let Some(Busy { usecs, budget, prefer }) = busy {
+            let set = epoll::set_busy(new.0.as_fd(), epoll::Busy::new(usecs, budget, prefer));
+            if let Err(errno) = set {
+                let fd = site.lowest[&file.id];
+                let why = errno.desc();
+                site.warnings.push(format!("fd {fd}: it does not poll network devices: {why}"));
+            }
+        }
+        Ok(Made { fd: new.0, flags: 0 })
+    }
+
+    fn late(&self, _: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+        let numbers = site.numbers_of(self.pid)?;
+        let place = |member| -> Option<(RawFd, &Member)> {
+            let from = numbers.get(Member::source(member))?;
+            Some((from, member))
+        };
+        let mut list: Vec<(RawFd, &Member)> = self.members.iter().filter_map(place).collect();
+        // Those that have fired must be alone when they fire again.
+        list.sort_by_key(|(_, member)| !member.fired());
+        let add = |(from, member): &(RawFd, &Member)| member.add_from(*from, seat.as_fd());
+        let moved = |(from, member): &&(RawFd, &Member)| *from != member.fd as RawFd;
+        let outcome: Vec<nix::Result<()>> = match list.iter().filter(moved).map(|(_, m)| m.fd).max()
+        {
+            None => list.iter().map(add).collect(),
+            Some(highest) => {
+                let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+                let above = u64::from(highest) >= soft;
+                if above {
+                    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+                }
+                let done = share::with_copied_table(|| list.iter().map(add).collect());
+                if above {
+                    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+                }
+                done.at(|| "a copy of the table")?
+            }
+        };
+        let mut added = Vec::new();
+        for ((_, member), outcome) in list.into_iter().zip(outcome) {
+            let why = match outcome {
+                Ok(()) => {
+                    added.push(member);
+                    continue;
+                }
+                Err(Errno::EBADF) => "it is not restored",
+                Err(Errno::EPERM) => "what stands at its number cannot be waited for",
+                Err(errno) => return Err(errno).at(|| format!("add its member {}", member.fd)),
+            };
+            let line = format!("fd {}: its member {} is left out: {why}", seat.number(), member.fd);
+            site.warnings.push(line);
+        }
+        compare(seat, &added, site);
+        Ok(())
+    }
+}
+
+/// Tells of members that are not what they were: what the kernel took is in our own fdinfo.
+fn compare(seat: Seat, added: &[&Member], site: &mut Site<'_>) {
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", seat.number())).unwrap_or_default();
+    let is = members(&Info::parse(&text).rest).unwrap_or_default();
+    let is: HashSet<_> = is.iter().map(|member| (member.fd, member.events, member.data)).collect();
+    for member in added {
+        if is.contains(&(member.fd, member.events, member.data)) {
+            continue;
+        }
+        let why = match member.fired() {
+            true => "had fired (EPOLLONESHOT), and wakes again on errors and hang-ups only",
+            false => {
+                "has other events: EPOLLWAKEUP takes CAP_BLOCK_SUSPEND and a kernel that suspends"
+            }
+        };
+        let line = format!("fd {}: its member {} {why}", seat.number(), member.fd);
+        site.warnings.push(line);
+    }
+}
+
+/// Refuses an epoll that is inside itself, or in which others nest deeper than they can.
+fn nesting(file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    let mut level = HashSet::from([file.id]);
+    for _ in 0..DEPTH {
+        let mut next = HashSet::new();
+        for outer in level.iter().filter_map(|&id| site.image.file(id)) {
+            let Epoll { pid, members, busy: _ } = crate::kind::body(outer)?;
+            let Some(task) = site.image.tasks.iter().find(|task| task.pid == pid) else { continue };
+            let wanted: HashSet<u32> = members.iter().map(Member::source).collect();
+            let slots = site.image.slots_of(task.table.id).iter();
+            next.extend(slots.filter(|slot| wanted.contains(&slot.fd)).map(|slot| slot.file));
+        }
+        next.retain(|&id| site.image.file(id).is_some_and(|file| file.kind == Epoll::NAME));
+        if next.contains(&file.id) {
+            return Err(Error::malformed("it is a member of itself"));
+        }
+        level = next;
+    }
+    match level.is_empty() {
+        true => Ok(()),
+        false => Err(Error::unrestorable("epolls nest deeper in it than the kernel lets them")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_line_of_fdinfo_becomes_a_member() {
+        let text = "tfd:       12 events:       19 data: ffffffff0000000c  pos:0 ino:1a2b sdev:fe00001\n\
+            tfd:        5 events: 40000000 data:                5  pos:0 ino:7 sdev:10\n";
+        let lost = |major, minor, ino| Some(Lost { dev: (major, minor), ino });
+        let data = 0xffff_ffff_0000_000c;
+        let one = Member { fd: 12, events: 0x19, data, at: None, lost: lost(254, 1, 0x1a2b) };
+        let two = Member { fd: 5, events: ONESHOT, data: 5, at: None, lost: lost(0, 16, 7) };
+        assert!(two.fired() && !one.fired());
+        assert_eq!(members(text), Some(vec![one, two]));
+    }
+
+    #[test]
+    fn a_line_that_is_not_understood_is_not_passed_over() {
+        for text in ["tfd:", "tfd: 5 events: 19 data: 5 pos:0 ino:7", "tfd: -1 events: 0 data: 0"] {
+            assert_eq!(members(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_or_not(text in "(tfd:|events:|data:|ino:|sdev:|[0-9a-f ]|\n|\\PC){0,60}") {
+            let _ = members(&text);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! signalfd(2): signals that are read. Which ones is in fdinfo; those that are pending, and whether
+//! they are blocked, belongs to the process.
+
+use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::proc::{Descriptor, Info};
+use crate::site::{Made, Site};
+use crate::sys;
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
+
+/// A set of signals.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Signalfd {
+    /// Signal n is bit n - 1.
+    mask: u64,
+}
+
+fn parse(info: &Info) -> Option<Signalfd> {
+    let mask = u64::from_str_radix(info.get("sigmask")?, 16).ok()?;
+    Some(Signalfd { mask })
+}
+
+impl Kind for Signalfd {
+    const NAME: &'static str = "signalfd";
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.link.0 == b"anon_inode:[signalfd]" && !it.is_path()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        parse(&it.info).ok_or_else(|| Error::unrestorable("fdinfo has no sigmask"))
+    }
+
+    fn check(&self, _: &OpenFile, _: &Site<'_>) -> Result<()> {
+        match [libc::SIGKILL, libc::SIGSTOP].iter().any(|n| self.mask & 1 << (n - 1) != 0) {
+            true => Err(Error::malformed("SIGKILL and SIGSTOP cannot be read")),
+            false => Ok(()),
+        }
+    }
+
+    fn restore(self, file: &OpenFile, _: &mut Site<'_>) -> Result<Made> {
+        let Signalfd { mask } = self;
+        let nonblock = file.flags & NONBLOCK;
+        let fd = sys::signal::signalfd(mask, nonblock != 0).at(|| "signalfd")?;
+        Ok(Made { fd, flags: nonblock })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_mask_is_understood(mask in any::<u64>()) {
+            let text = format!("pos:\t0\nflags:\t02\nsigmask:\t{mask:016x}\n");
+            prop_assert_eq!(parse(&Info::parse(text.as_bytes())), Some(Signalfd { mask }));
+        }
+    }
+}

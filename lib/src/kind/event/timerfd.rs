@@ -1,0 +1,345 @@
+//! timerfd_create(2): a timer that is read. All of it is in fdinfo, but for the time of an absolute
+//! one: what is shown is always how long it is until then.
+
+use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::proc::{Descriptor, Info};
+use crate::site::{Made, Site};
+use crate::sys::{Seat, timer};
+use nix::errno::Errno;
+use nix::libc;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use std::os::fd::AsFd;
+
+const NANO: u64 = 1_000_000_000;
+const ABSTIME: u32 = libc::TFD_TIMER_ABSTIME as u32;
+const CANCEL_ON_SET: u32 = libc::TFD_TIMER_CANCEL_ON_SET as u32;
+const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
+
+/// Seconds and nanoseconds.
+type Time = (u64, u32);
+
+/// A timer.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Timerfd {
+    /// CLOCK_REALTIME 0, MONOTONIC 1, BOOTTIME 7, REALTIME_ALARM 8 or BOOTTIME_ALARM 9.
+    clock: i32,
+    /// TFD_TIMER_ABSTIME 1 and TFD_TIMER_CANCEL_ON_SET 2, as it was last set.
+    flags: u32,
+    /// How often it has expired since it was last read.
+    ticks: u64,
+    /// How long it is until it expires next; zero if it never will.
+    value: Time,
+    /// How long it is from then to each further time; zero if there is none.
+    interval: Time,
+    /// What the clock showed when `value` was taken: an absolute timer expires at their sum.
+    now: Time,
+}
+
+/// In nanoseconds; none for what no kernel has, whose times are 63 bits of them.
+fn nanoseconds((seconds, rest): Time) -> Option<u64> {
+    let whole = seconds.checked_mul(NANO)?.checked_add(rest.into())?;
+    (u64::from(rest) < NANO && whole <= i64::MAX as u64).then_some(whole)
+}
+
+fn time(nanoseconds: u64) -> Time {
+    (nanoseconds / NANO, (nanoseconds % NANO) as u32)
+}
+
+/// The roundest number from `low` to `high`. Who sets a timer for a time of the clock sets it for a
+/// full second, millisecond or microsecond, and what is known of that time is two bounds.
+fn roundest(low: u64, high: u64) -> u64 {
+    let steps = (0..20).rev().map(|digits| 10_u64.pow(digits));
+    let mut last = steps.map(|step| high / step * step);
+    last.find(|&number| number >= low).unwrap_or(high)
+}
+
+/// When a timer that has ticks already expires next, and how many ticks it has by now.
+fn catch_up(next: u64, interval: u64, ticks: u64, now: u64) -> (Option<u64>, u64) {
+    if next > now {
+        return (Some(next), ticks);
+    }
+    let missed = 1 + (now - next).checked_div(interval).unwrap_or(0);
+    let next = (interval > 0).then(|| next.saturating_add(missed.saturating_mul(interval)));
+    (next, ticks.saturating_add(missed))
+}
+
+/// What a timer's clock shows. An alarm clock cannot be asked where there is no device to wake the
+/// machine; it shows the time of the clock that it is an alarm of.
+fn read(clock: i32) -> Result<u64> {
+    let clock = ClockId::from_raw(match clock {
+        libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
+        libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
+        other => other,
+    });
+    let now = clock_gettime(clock).at(|| "clock_gettime")?;
+    let now = (u64::try_from(now.tv_sec()).ok(), u32::try_from(now.tv_nsec()).ok());
+    let now = now.0.zip(now.1).and_then(nanoseconds);
+    now.ok_or_else(|| Error::unrestorable("the clock is before 1970"))
+}
+
+fn parse(info: &Info) -> Option<Timerfd> {
+    let pair = |key| -> Option<Time> {
+        let text = info.get(key)?.strip_prefix('(')?.strip_suffix(')')?;
+        let (seconds, rest) = text.split_once(", ")?;
+        Some((seconds.parse().ok()?, rest.parse().ok()?))
+    };
+    Some(Timerfd {
+        clock: info.get("clockid")?.parse().ok()?,
+        flags: u32::from_str_radix(info.get("settime flags")?, 8).ok()?,
+        ticks: info.get("ticks")?.parse().ok()?,
+        value: pair("it_value")?,
+        interval: pair("it_interval")?,
+        now: (0, 0),
+    })
+}
+
+impl Timerfd {
+    fn look(it: &Descriptor<'_>) -> Result<Timerfd> {
+        parse(&it.info_now()?).ok_or_else(|| Error::unrestorable("fdinfo is not a timer's"))
+    }
+
+    /// Ticks wait and there will be more, but when is not shown: the kernel looks at the clock only
+    /// when it is asked.
+    fn stands_still(&self) -> bool {
+        self.ticks > 0 && self.value == (0, 0) && self.interval != (0, 0)
+    }
+
+    /// The clock was set under a timer that was to be told: a read fails with ECANCELED once.
+    fn is_cancelled(&self) -> bool {
+        let both = ABSTIME | CANCEL_ON_SET;
+        let once = self.interval == (0, 0) && self.value != (0, 0);
+        self.flags & both == both && self.ticks > 0 && once
+    }
+
+    /// When it expires next by its clock, which shows `now`; none if it is disarmed.
+    fn next(&self, now: u64, same_clock: bool) -> Option<u64> {
+        let wait = match self.stands_still() {
+            true => self.interval,
+            false => self.value,
+        };
+        let wait = nanoseconds(wait).filter(|&wait| wait > 0)?;
+        let from = match self.flags & ABSTIME != 0 && same_clock && !self.stands_still() {
+            true => nanoseconds(self.now)?,
+            false => now,
+        };
+        Some(from.saturating_add(wait))
+    }
+}
+
+impl Kind for Timerfd {
+    const NAME: &'static str = "timerfd";
+    const LATE: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.link.0 == b"anon_inode:[timerfd]" && !it.is_path()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let mut timer = Timerfd::look(it)?;
+        if let (true, Some(copy)) = (timer.stands_still(), &it.copy) {
+            // Brings the ticks up to date and lets it run on, which no reader can tell.
+            timer::get(copy.as_fd()).at(|| "timerfd_gettime")?;
+            timer = Timerfd::look(it)?;
+        }
+        let mut least = u64::MAX;
+        for _ in 0..4 {
+            let before = read(timer.clock)?;
+            let again = Timerfd::look(it)?;
+            let after = read(timer.clock)?;
+            let wait = nanoseconds(again.value).unwrap_or(0);
+            let spent = after.saturating_sub(before);
+            if spent < least {
+                least = spent;
+                let next = roundest(before + wait, after.max(before) + wait);
+                timer = Timerfd { now: time(next - wait), ..again };
+            }
+            if timer.flags & ABSTIME == 0 || wait == 0 {
+                break;
+            }
+        }
+        Ok(timer)
+    }
+
+    fn check(&self, file: &OpenFile, _: &Site<'_>) -> Result<()> {
+        let times = [self.value, self.interval, self.now];
+        if times.into_iter().any(|time| nanoseconds(time).is_none()) {
+            return Err(Error::malformed("a time that no clock shows"));
+        }
+        if self.flags & !(ABSTIME | CANCEL_ON_SET) != 0 {
+            return Err(Error::unrestorable(format!("flags {:#o} are not known", self.flags)));
+        }
+        let clock = self.clock;
+        match timer::create(clock, file.flags & NONBLOCK != 0) {
+            Err(Errno::EPERM) => {
+                Err(Error::unrestorable(format!("alarm clock {clock} takes CAP_WAKE_ALARM")))
+            }
+            Err(Errno::EINVAL) => {
+                Err(Error::unrestorable(format!("clock {clock} has no timers here")))
+            }
+            other => other.at(|| "timerfd_create").map(drop),
+        }
+    }
+
+    fn restore(self, file: &OpenFile, _: &mut Site<'_>) -> Result<Made> {
+        let nonblock = file.flags & NONBLOCK;
+        let fd = timer::create(self.clock, nonblock != 0).at(|| "timerfd_create")?;
+        Ok(Made { fd, flags: nonblock })
+    }
+
+    fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+        let Timerfd { clock, flags, ticks, value: _, interval, now: _ } = *self;
+        let of_the_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+        let same_clock = of_the_day || site.image.head.boot == crate::proc::boot_id();
+        let mut warn = |why: &str| {
+            let name = crate::text::escape(&file.link.0).into_owned();
+            site.warnings.push(format!("fd {} ({name}): {why}", seat.number()));
+        };
+        if self.stands_still() {
+            warn("when it would have ticked next is not known: an interval from now");
+        }
+        if self.is_cancelled() {
+            warn("its clock had been set: a read gives ticks in place of ECANCELED");
+        }
+        let interval = nanoseconds(interval).unwrap_or(0);
+        let begin = read(clock)?;
+        let next = self.next(begin, same_clock);
+        // A timer that expires between the two calls would lose that tick, and is set again.
+        for _ in 0..4 {
+            let now = read(clock)?;
+            let (next, ticks) = match next {
+                Some(next) if ticks > 0 => catch_up(next, interval, ticks, now),
+                other => (other, ticks),
+            };
+            let value = match next {
+                Some(next) if flags & ABSTIME == 0 => next.saturating_sub(now).max(1),
+                Some(next) => next,
+                None => 0,
+            };
+            timer::set(seat.as_fd(), flags, value, interval).at(|| "timerfd_settime")?;
+            if ticks == 0 {
+                break;
+            }
+            match timer::set_ticks(seat.as_fd(), ticks) {
+                Err(Errno::ENOTTY) => {
+                    warn("its ticks are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE");
+                    break;
+                }
+                other => other.at(|| "TFD_IOC_SET_TICKS")?,
+            }
+            if next.is_none_or(|next| next > read(clock).unwrap_or(0)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn timer(flags: u32, ticks: u64, value: Time, interval: Time) -> Timerfd {
+        Timerfd { clock: 1, flags, ticks, value, interval, now: (1000, 5) }
+    }
+
+    #[test]
+    fn fdinfo_is_understood() {
+        let text = b"pos:\t0\nflags:\t02\nclockid: 7\nticks: 42\nsettime flags: 03\n\
+            it_value: (99, 624073351)\nit_interval: (3, 5)\n";
+        let wanted = Timerfd {
+            clock: 7,
+            flags: 3,
+            ticks: 42,
+            value: (99, 624_073_351),
+            interval: (3, 5),
+            now: (0, 0),
+        };
+        assert_eq!(parse(&Info::parse(text)), Some(wanted));
+        assert_eq!(parse(&Info::parse(b"clockid: 7\n")), None);
+    }
+
+    #[test]
+    fn an_absolute_timer_keeps_its_time_and_a_relative_one_what_was_left() {
+        let later = 5000 * NANO;
+        let next = |flags, same| timer(flags, 0, (10, 7), (0, 0)).next(later, same).map(time);
+        assert_eq!(next(ABSTIME, true), Some((1010, 12)));
+        assert_eq!(next(ABSTIME, false), Some((5010, 7)));
+        assert_eq!(next(0, true), Some((5010, 7)));
+    }
+
+    #[test]
+    fn a_disarmed_timer_stays_disarmed() {
+        for (flags, ticks, interval) in [(0, 0, (0, 0)), (ABSTIME, 1, (0, 0)), (ABSTIME, 0, (3, 0))]
+        {
+            assert_eq!(timer(flags, ticks, (0, 0), interval).next(9, true), None);
+        }
+    }
+
+    #[test]
+    fn a_time_that_passed_meanwhile_is_a_tick_more_and_comes_once() {
+        assert_eq!(catch_up(100, 0, 2, 99), (Some(100), 2));
+        assert_eq!(catch_up(100, 0, 2, 100), (None, 3));
+        assert_eq!(catch_up(100, 10, 2, 100), (Some(110), 3));
+        assert_eq!(catch_up(100, 10, 2, 129), (Some(130), 5));
+    }
+
+    #[test]
+    fn a_round_time_is_found_between_its_bounds() {
+        assert_eq!(roundest(1_999_999_990, 2_000_000_007), 2 * NANO);
+        assert_eq!(roundest(1_234_567_001, 1_234_568_999), 1_234_568_000);
+        assert_eq!(roundest(7, 7), 7);
+        assert_eq!(roundest(0, u64::MAX), 10_u64.pow(19));
+    }
+
+    proptest! {
+        #[test]
+        fn the_roundest_is_between_the_bounds_and_ends_in_the_most_zeroes(
+            low in 1..u64::MAX / 2, more in 0_u64..5000
+        ) {
+            let high = low + more;
+            let found = roundest(low, high);
+            prop_assert!((low..=high).contains(&found));
+            let zeroes = |n: u64| (1..20).take_while(|&d| n % 10_u64.pow(d) == 0).count();
+            prop_assert!((low..=high).all(|n| zeroes(n) <= zeroes(found)));
+        }
+
+        #[test]
+        fn to_catch_up_loses_no_tick_and_adds_none(
+            next in 1..i64::MAX as u64, interval in 0..i64::MAX as u64,
+            ticks in 0..u64::MAX, now in 0..i64::MAX as u64
+        ) {
+            let (then, have) = catch_up(next, interval, ticks, now);
+            prop_assert!(then.is_none_or(|then| then > now));
+            match then {
+                Some(then) => {
+                    let missed = u128::from(then - next).checked_div(interval.into()).unwrap_or(0);
+                    let all = u128::from(ticks) + missed;
+                    prop_assert_eq!(u128::from(have), all.min(u64::MAX.into()));
+                    prop_assert!(then - next <= now.saturating_sub(next) + interval);
+                }
+                None => prop_assert_eq!(have, ticks + 1),
+            }
+        }
+
+        #[test]
+        fn a_time_is_the_same_in_nanoseconds(whole in 0..=i64::MAX as u64) {
+            prop_assert_eq!(nanoseconds(time(whole)), Some(whole));
+        }
+
+        #[test]
+        fn no_record_makes_the_arithmetic_panic(
+            clock in any::<i32>(), flags in any::<u32>(), ticks in any::<u64>(),
+            value in any::<Time>(), interval in any::<Time>(), now in any::<Time>(),
+            clock_now in any::<u64>(), same in any::<bool>()
+        ) {
+            let it = Timerfd { clock, flags, ticks, value, interval, now };
+            if let Some(next) = it.next(clock_now, same) {
+                catch_up(next, nanoseconds(interval).unwrap_or(0), ticks, clock_now);
+            }
+        }
+    }
+}

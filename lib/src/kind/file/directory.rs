@@ -1,0 +1,56 @@
+//! Directories, with the position of readdir(3).
+
+use crate::error::{Error, Result};
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// All that is known of one is known of every file; its flags keep O_DIRECTORY.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Directory {}
+
+impl Kind for Directory {
+    const NAME: &'static str = "directory";
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.link.0.starts_with(b"/")
+            && match it.file_type() {
+                Some(kind) => kind == libc::S_IFDIR,
+                None => it.info.flags & (libc::O_DIRECTORY as u32) != 0,
+            }
+            && !it.is_nowhere()
+    }
+
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(Directory {})
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
+            return Err(Error::unrestorable("the directory was removed"));
+        }
+        site.expect_type(file, libc::S_IFDIR)?;
+        site.foresee(file)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Directory {} = self;
+        site.reopen_typed(file, libc::S_IFDIR)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kind::tests::file_of;
+    use std::fs::File;
+
+    #[test]
+    fn a_directory_is_one_with_and_without_o_directory() {
+        assert_eq!(file_of(File::open("/proc").unwrap()).kind, "directory");
+        assert_ne!(file_of(File::open("/proc/version").unwrap()).kind, "directory");
+    }
+}

@@ -1,0 +1,204 @@
+//! memfd_create(2): a file in memory that only descriptors name. Its name is in the link, its seals
+//! are asked of a copy, and its contents alone can bring it back.
+
+use crate::error::{At, Error, Result, Status};
+use crate::image::{MAX_CHUNK, OpenFile};
+use crate::kind::file::unlinked::{fill, reader};
+use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::proc::Descriptor;
+use crate::site::{Made, SETTABLE, Site};
+use crate::sys::memory;
+use memfd::MemfdOptions;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::sys::uio::pread;
+use nix::unistd::{Whence, ftruncate, lseek};
+use serde::{Deserialize, Serialize};
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A file in memory.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Memfd {
+    /// F_GET_SEALS; F_SEAL_SEAL alone if it was made without MFD_ALLOW_SEALING.
+    seals: u32,
+    /// MFD_HUGETLB: the size of its pages in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    huge: Option<u64>,
+}
+
+/// F_SEAL_EXEC, since Linux 6.3.
+const SEAL_EXEC: u32 = 0x20;
+/// The seals that this version knows.
+const SEALS: u32 = 0x3f;
+/// MFD_EXEC, since Linux 6.3: executable, whatever the sysctl vm.memfd_noexec says.
+const EXEC: u32 = 0x10;
+/// Where the flags of memfd_create(2) have the binary logarithm of the page size.
+const MFD_HUGE_SHIFT: u32 = 26;
+/// As F_GETFL tells it; in libc it is 0 on 64 bit machines.
+const O_LARGEFILE: i32 = 0o100000;
+/// What a name may have beside the six bytes before it (NAME_MAX).
+const NAME_MAX: usize = 249;
+/// What stands before the name, and after it.
+const LINK: (&[u8], &[u8]) = (b"/memfd:", b" (deleted)");
+
+fn name(link: &[u8]) -> Option<&[u8]> {
+    link.strip_prefix(LINK.0)?.strip_suffix(LINK.1)
+}
+
+/// The size of the pages if they are huge ones.
+fn huge(fd: BorrowedFd<'_>) -> Result<Option<u64>> {
+    let found = fstatfs(fd).at(|| "fstatfs")?;
+    Ok((found.filesystem_type() == HUGETLBFS_MAGIC).then(|| found.block_size() as u64))
+}
+
+fn seals(fd: BorrowedFd<'_>) -> nix::Result<u32> {
+    fcntl(fd, FcntlArg::F_GET_SEALS).map(|seals| seals as u32)
+}
+
+impl Kind for Memfd {
+    const NAME: &'static str = "memfd";
+    const SHARES: bool = true;
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        let is_sealable = |copy: &OwnedFd| seals(copy.as_fd()).is_ok();
+        name(&it.link.0).is_some()
+            && it.deleted().is_some()
+            && !it.is_path()
+            && it.copy.as_ref().is_none_or(is_sealable)
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let Some(copy) = &it.copy else { return Ok(Memfd { seals: 0, huge: None }) };
+        let seals = seals(copy.as_fd()).at(|| "F_GET_SEALS")?;
+        Ok(Memfd { seals, huge: huge(copy.as_fd())? })
+    }
+
+    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+        let file = reader(copy)?;
+        let mut ranges = Vec::new();
+        let mut end = 0;
+        loop {
+            let start = match lseek(&file, end, Whence::SeekData) {
+                Err(Errno::ENXIO) => break,
+                start => start.at(|| "SEEK_DATA")?,
+            };
+            end = lseek(&file, start, Whence::SeekHole).at(|| "SEEK_HOLE")?;
+            ranges.push(start..end);
+        }
+        let bytes: u64 = ranges.iter().map(|range| (range.end - range.start) as u64).sum();
+        if bytes > limit {
+            let why = format!("its {bytes} bytes are more than the limit {limit}");
+            return Err(Error::unrestorable(why));
+        }
+        // The kernel takes all of a huge file for data; a page of zeroes costs as much as it can.
+        let skips = huge(file.as_fd())?.is_some();
+        let mut buffer = vec![0; MAX_CHUNK];
+        for mut range in ranges {
+            while !range.is_empty() {
+                let most = buffer.len().min((range.end - range.start) as usize);
+                let count = pread(&file, &mut buffer[..most], range.start).at(|| "read")?;
+                if count == 0 {
+                    break;
+                }
+                if !skips || buffer[..count].iter().any(|&byte| byte != 0) {
+                    to(Piece { offset: range.start, bytes: &buffer[..count], ..Piece::default() })?;
+                }
+                range.start += count as i64;
+            }
+        }
+        // One of nothing but holes is whole too.
+        to(Piece::default())
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        name(&file.link.0)
+            .filter(|name| name.len() <= NAME_MAX && !name.contains(&0))
+            .ok_or_else(|| Error::malformed("the name of a memfd is /memfd:NAME (deleted)"))?;
+        let Some(inode) = &file.inode else {
+            return Err(Error::unrestorable("a passive scan tells neither its size nor its seals"));
+        };
+        if inode.mode & libc::S_IFMT != libc::S_IFREG || inode.size > i64::MAX as u64 {
+            return Err(Error::malformed("no memfd is of this type or size"));
+        }
+        if self.seals & !SEALS != 0 {
+            let unknown = self.seals & !SEALS;
+            return Err(Error::unrestorable(format!("seals {unknown:#x} are not known here")));
+        }
+        if let Some(page) = self.huge {
+            if !page.is_power_of_two() || inode.size % page != 0 {
+                return Err(Error::malformed("huge pages of a size that cannot be"));
+            }
+            let of = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page / 1024);
+            if !std::path::Path::new(&of).exists() {
+                return Err(Error::unrestorable(format!("there are no pages of {page} bytes")));
+            }
+        }
+        if inode.size > 0 && !site.has_contents(file.object) {
+            let why = "its contents are not in the image; scan with --data";
+            return Err(Error::unrestorable(why));
+        }
+        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let mut chunks = chunks.into_iter().flatten();
+        let end = |at: i64, len: usize| (at as u64).saturating_add(len as u64);
+        if chunks.any(|chunk| end(chunk.offset, chunk.len) > inode.size) {
+            return Err(Error::malformed("its contents go past its size"));
+        }
+        Ok(())
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        if let Some(seat) = site.standing(file) {
+            return site.again(seat.as_fd(), file.flags);
+        }
+        let Memfd { seals: sealed, huge } = self;
+        let name = name(&file.link.0).unwrap_or_default();
+        let mut new = create(name, huge, MFdFlags::empty())?;
+        if seals(new.as_fd())? & !sealed & SEAL_EXEC != 0 {
+            new = create(name, huge, MFdFlags::from_bits_retain(EXEC))?;
+        }
+        if let Some(inode) = &file.inode {
+            ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
+        }
+        site.contents(file.object, |chunk, bytes| match huge {
+            Some(page) => memory::write_mapped(new.as_fd(), chunk.offset, bytes, page)
+                .at(|| format!("fill pages of {page} bytes")),
+            None => fill(new.as_fd(), chunk.offset, bytes),
+        })?;
+        site.own(new.as_fd(), file)?;
+        // Only now, since they forbid what was just done; a second description needs nothing of it.
+        let seals = SealFlag::from_bits_retain(sealed as i32);
+        fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
+        let born = (libc::O_RDWR | O_LARGEFILE) as u32;
+        match file.flags & !SETTABLE == born {
+            true => Ok(Made { fd: new, flags: 0 }),
+            false => site.again(new.as_fd(), file.flags),
+        }
+    }
+}
+
+/// Makes an empty one that can be sealed. The crate takes names in UTF-8 and some page sizes; the
+/// kernel takes any.
+fn create(name: &[u8], huge: Option<u64>, more: MFdFlags) -> Result<OwnedFd> {
+    let doing = || "memfd_create";
+    match (std::str::from_utf8(name), huge) {
+        (Ok(name), None) if more.is_empty() => {
+            let options = MemfdOptions::new().allow_sealing(true).close_on_exec(false);
+            let made = options.create(name).map_err(|err| match err {
+                memfd::Error::Create(err) => Error::from(err),
+                other => Error::new(Status::System, other.to_string()),
+            });
+            Ok(made.at(doing)?.into_file().into())
+        }
+        _ => {
+            let pages = huge.map_or(0, |page| libc::MFD_HUGETLB | page.ilog2() << MFD_HUGE_SHIFT);
+            let flags = more | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(pages);
+            let name = CString::new(name).map_err(|_| Error::malformed("a name with a zero"))?;
+            memfd_create(name.as_c_str(), flags).at(doing)
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! O_PATH descriptors of what is neither a regular file nor a directory: symbolic links, sockets,
+//! devices. They are places in the file system; nothing is opened (open(2)).
+
+use crate::error::Result;
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::kind::terminal::pty;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// All that is known of one is known of every file.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Path {}
+
+impl Kind for Path {
+    const NAME: &'static str = "path";
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        it.is_path() && it.link.0.starts_with(b"/") && it.deleted().is_none() && !it.is_nowhere()
+    }
+
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(Path {})
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if pty::will_be(&file.link.0, site) { Ok(()) } else { site.foresee(file) }
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Path {} = self;
+        let link = file.inode.as_ref().is_some_and(|it| it.mode & libc::S_IFMT == libc::S_IFLNK);
+        let nofollow = if link { libc::O_NOFOLLOW as u32 } else { 0 };
+        let fd = site.open(&file.link.0, file.flags | libc::O_PATH as u32 | nofollow)?;
+        Ok(Made { fd, flags: file.flags })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::kind::tests::file_of;
+    use std::fs::File;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    #[test]
+    fn a_place_that_is_neither_file_nor_directory_is_a_path() {
+        let open = |path: &str, flags| {
+            File::options().read(true).custom_flags(nix::libc::O_PATH | flags).open(path).unwrap()
+        };
+        assert_eq!(file_of(open("/proc/self", nix::libc::O_NOFOLLOW)).kind, "path");
+        assert_eq!(file_of(open("/proc/version", 0)).kind, "regular");
+        assert_eq!(file_of(open("/proc", 0)).kind, "directory");
+    }
+}

@@ -1,0 +1,93 @@
+//! Regular files that have a name, if not the one by which they were opened, O_PATH ones too.
+
+use crate::error::Result;
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::kind::file::hardlink::Renamed;
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+/// Path, flags, position and inode are known of every file.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Regular {
+    /// That its name is gone, and which other it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    renamed: Option<Renamed>,
+}
+
+impl Kind for Regular {
+    const NAME: &'static str = "regular";
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        // memfd_secret(2) gives a file that says it has a name, and is deleted all the same.
+        it.link.0.starts_with(b"/")
+            && it.link.0 != b"/secretmem (deleted)"
+            && it.deleted().is_none()
+            && match it.file_type() {
+                Some(kind) => kind == libc::S_IFREG,
+                // Without stat(2) a path may be a directory, but those have a flag of their own
+                // only if O_DIRECTORY was given, and devices are below /dev.
+                None => {
+                    it.info.flags & (libc::O_DIRECTORY as u32) == 0
+                        && !it.link.0.starts_with(b"/dev/")
+                        && !it.is_path()
+                }
+            }
+            && !it.is_nowhere()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Ok(Regular { renamed: Renamed::find(it)? })
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        site.expect_type(file, libc::S_IFREG)?;
+        site.foresee(&*Renamed::living(&self.renamed, file)?)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Regular { renamed } = self;
+        site.reopen_typed(&*Renamed::living(&renamed, file)?, libc::S_IFREG)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::tests::{body_of, file_of};
+    use std::collections::BTreeMap;
+    use std::io::{Seek, SeekFrom};
+
+    #[test]
+    fn a_file_with_a_name_is_regular_and_has_its_position() {
+        let mut file = std::fs::File::open("/proc/self/exe").unwrap();
+        file.seek(SeekFrom::Start(5)).unwrap();
+        let seen = file_of(&file);
+        assert_eq!((seen.kind.as_str(), seen.pos), ("regular", 5));
+        assert!(seen.link.0.starts_with(b"/") && seen.inode.is_some());
+    }
+
+    #[test]
+    fn a_file_that_lost_its_name_is_found_by_another_and_one_that_is_called_deleted_has_not() {
+        let dir = std::env::temp_dir().canonicalize().unwrap();
+        let dir = dir.join(format!("fdkit-regular-{}", std::process::id()));
+        let (name, other) = (dir.join("a"), dir.join("sub/other"));
+        std::fs::create_dir_all(other.parent().unwrap()).unwrap();
+        let file = std::fs::File::create(&name).unwrap();
+        std::fs::hard_link(&name, &other).unwrap();
+        std::fs::remove_file(&name).unwrap();
+        let path = Some(crate::image::Bytes(other.as_os_str().as_encoded_bytes().to_vec()));
+        let renamed = Some(serde_cbor::value::to_value(BTreeMap::from([("path", path)])).unwrap());
+        let seen = serde_cbor::value::to_value(body_of::<Regular>(&file)).unwrap();
+        assert_eq!(
+            seen,
+            serde_cbor::value::to_value(BTreeMap::from([("renamed", renamed)])).unwrap()
+        );
+        let called = std::fs::File::create(dir.join("b (deleted)")).unwrap();
+        assert_eq!(body_of::<Regular>(&called), Regular { renamed: None });
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

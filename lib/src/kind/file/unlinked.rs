@@ -1,0 +1,196 @@
+//! Regular files whose name is gone: unlinked, or made with O_TMPFILE. Only their contents can
+//! bring them back.
+
+use crate::error::{At, Error, Result};
+use crate::image::{MAX_CHUNK, OpenFile};
+use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::proc::Descriptor;
+use crate::site::{Made, SETTABLE, Site};
+use crate::sys;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::libc;
+use nix::sys::stat::Mode;
+use nix::sys::uio::{pread, pwrite};
+use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// A file without a name.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Unlinked {
+    /// Made with O_TMPFILE, so that linkat(2) can still name it.
+    tmpfile: bool,
+}
+
+const TMPFILE: u32 = libc::O_TMPFILE as u32;
+
+impl Kind for Unlinked {
+    const NAME: &'static str = "unlinked";
+    const SHARES: bool = true;
+    const SEEKS: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        // What lives on a file system of the kernel's own (memfd, shared memory) looks alike.
+        const OTHERS: [&[u8]; 4] = [b"/memfd:", b"/SYSV", b"/dev/zero", b"/anon_hugepage"];
+        it.file_type() == Some(libc::S_IFREG)
+            && it.link.0.starts_with(b"/")
+            && it.deleted().is_some()
+            && !it.is_path()
+            && !OTHERS.iter().any(|other| it.link.0.starts_with(other))
+            && !it.link.0.starts_with(b"/secretmem")
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Ok(Unlinked { tmpfile: it.info.flags & TMPFILE == TMPFILE })
+    }
+
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+        let size = scene.inode.size;
+        if size > limit {
+            let why = format!("its {size} bytes are more than the limit {limit}");
+            return Err(Error::unrestorable(why));
+        }
+        let file = reader(copy)?;
+        let mut buffer = vec![0; MAX_CHUNK];
+        let mut at = 0i64;
+        loop {
+            let count = pread(file.as_fd(), &mut buffer, at).at(|| "read")?;
+            if count == 0 {
+                return Ok(());
+            }
+            // Holes and zeroes read alike, and are both restored as holes.
+            if at == 0 || buffer[..count].iter().any(|&byte| byte != 0) {
+                to(Piece { offset: at, bytes: &buffer[..count], ..Piece::default() })?;
+            }
+            at += count as i64;
+        }
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        let size = file.inode.as_ref().map_or(0, |inode| inode.size);
+        if size > 0 && !site.has_contents(file.object) {
+            let why = "its contents are not in the image; scan with --data";
+            return Err(Error::unrestorable(why));
+        }
+        Ok(())
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let Unlinked { tmpfile } = self;
+        if let Some(seat) = site.standing(file) {
+            return site.again(seat.as_fd(), file.flags);
+        }
+        let new = create(site, file, tmpfile)?;
+        if let Some(inode) = &file.inode {
+            ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
+        }
+        site.contents(file.object, |chunk, bytes| fill(new.as_fd(), chunk.offset, bytes))?;
+        let plain = libc::O_RDWR as u32 | libc::O_LARGEFILE as u32 | SETTABLE | TMPFILE;
+        let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
+            && file.flags & !plain & !0o100000 == 0
+        {
+            true => Made { fd: new, flags: 0 },
+            false => site.again(new.as_fd(), file.flags)?,
+        };
+        site.own(made.fd.as_fd(), file)?;
+        Ok(made)
+    }
+}
+
+/// A description of our own, to read from: the position of the one we were lent is not ours to move.
+pub(crate) fn reader(copy: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // Opening it would break the lease of whoever holds it, and wait for that (fcntl(2)).
+    if sys::lock::lease(copy) == Ok(libc::F_WRLCK) {
+        return Err(Error::unrestorable("it has a write lease, which reading it would break"));
+    }
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(path.as_str(), how, Mode::empty()).at(|| "open it for reading")
+}
+
+/// Writes all of it at an offset.
+pub(crate) fn fill(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        done += pwrite(fd, &bytes[done..], offset + done as i64).at(|| "write")?;
+    }
+    Ok(())
+}
+
+/// Makes an empty file whose name, as readlink(2) shows it, is the old one with ` (deleted)`.
+fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd> {
+    let owner = Mode::S_IRUSR | Mode::S_IWUSR;
+    if tmpfile {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+        return openat(folder(site, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
+    }
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
+    nameless(site, file, |dir, name| openat(dir, name, flags, owner))
+}
+
+/// The directory in which a file had its name, and that.
+fn folder<'f>(site: &Site<'_>, file: &'f OpenFile) -> Result<(OwnedFd, &'f [u8])> {
+    let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
+    let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+    let (dir, name) = (&path[..slash.max(1)], path.get(slash + 1..).unwrap_or_default());
+    let dir = site.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
+    Ok((dir, name))
+}
+
+/// Has something made under the name that is gone, or another if that lives again, and takes the
+/// name away. `make` fails with EEXIST if there is such a name.
+pub(crate) fn nameless(
+    site: &mut Site<'_>,
+    file: &OpenFile,
+    make: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    let (dir, name) = folder(site, file)?;
+    let (new, name) = match make(dir.as_fd(), name) {
+        Err(Errno::EEXIST) => {
+            // The name lives again (a rotated log); another's file is not moved aside for us.
+            let mut other = name.to_vec();
+            other.extend(format!(".fdrestore-{}", std::process::id()).bytes());
+            let shown = crate::text::escape(&file.link.0).into_owned();
+            let why = "a new file has its name: the restored one shows another";
+            site.warnings.push(format!("{shown}: {why}"));
+            (make(dir.as_fd(), &other), other)
+        }
+        other => (other, name.to_vec()),
+    };
+    let new = new.at(|| "create it")?;
+    unlinkat(dir.as_fd(), name.as_slice(), UnlinkatFlags::NoRemoveDir).at(|| "unlink it")?;
+    Ok(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::tests::{body_of, contents_of, file_of};
+
+    fn tmpfile() -> OwnedFd {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+        open(&std::env::temp_dir(), flags, Mode::S_IRUSR).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_never_had_a_name_is_told_from_one_that_lost_it() {
+        assert_eq!(body_of::<Unlinked>(tmpfile()), Unlinked { tmpfile: true });
+        let path = std::env::temp_dir().join(format!("fdkit-unlinked-{}", std::process::id()));
+        let file = std::fs::File::create(&path).unwrap();
+        assert_eq!(file_of(&file).kind, "regular");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(body_of::<Unlinked>(&file), Unlinked { tmpfile: false });
+    }
+
+    #[test]
+    fn contents_are_read_from_the_start_without_moving_anybody() {
+        let file = tmpfile();
+        pwrite(&file, b"data", 3).unwrap();
+        let mut seen = Vec::new();
+        let take = |piece: Piece<'_>| seen.push((piece.offset, piece.bytes.to_vec()));
+        contents_of::<Unlinked>(&file, 7, take).unwrap();
+        assert_eq!(seen, [(0, b"\0\0\0data".to_vec())]);
+        assert!(contents_of::<Unlinked>(&file, 6, |_| ()).is_err());
+    }
+}

@@ -1,0 +1,5 @@
+//! Pipes, fifos and POSIX message queues.
+
+pub(super) mod fifo;
+pub(super) mod mqueue;
+pub(super) mod pipe;

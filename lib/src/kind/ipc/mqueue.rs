@@ -1,0 +1,527 @@
+//! mq_overview(7): a queue of messages with priorities, which has a name and lives on without any
+//! descriptor. Its attributes are asked of a copy. There is no way to look at a message but to take
+//! it out.
+
+use crate::error::{At, Error, Result, Status};
+use crate::image::{Chunk, Envelope, MAX_CHUNK, OpenFile};
+use crate::kind::journal::{Log, PATIENCE};
+use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use crate::sys::Seat;
+use crate::sys::mqueue::{self, Attributes};
+use crate::text::escape;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::libc;
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::fstatfs;
+use nix::sys::uio::pread;
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+
+/// A queue; its name is the last part of the link.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Mqueue {
+    /// The most messages; zero if it could not be asked.
+    maxmsg: u64,
+    /// The most bytes of one.
+    msgsize: u64,
+    /// The messages that wait in it.
+    messages: u64,
+    /// Who is told of a message: mq_notify(3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    notify: Option<Notify>,
+}
+
+/// What the file of a queue tells of mq_notify(3).
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Notify {
+    /// SIGEV_SIGNAL 0, SIGEV_NONE 1 or SIGEV_THREAD 2.
+    how: u32,
+    /// The signal.
+    signal: u32,
+    /// The process that asked to be told; zero if it is in another pid namespace.
+    pid: i32,
+}
+
+/// MQUEUE_MAGIC of ipc/mqueue.c
+const MAGIC: u32 = 0x1980_0202;
+/// The size of the file that each queue is: FILENT_SIZE of ipc/mqueue.c.
+const SIZE: u64 = 80;
+/// HARD_MSGMAX and HARD_MSGSIZEMAX of linux/ipc_namespace.h: what root is bound to.
+const HARD: (u64, u64) = (65536, 16 << 20);
+/// MQ_PRIO_MAX
+const PRIORITIES: u32 = 32768;
+/// open(2) adds it and mq_open(3) does not. In libc it is 0 on 64 bit machines.
+const O_LARGEFILE: u32 = 0o100000;
+const ACCESS: u32 = libc::O_ACCMODE as u32;
+const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
+
+/// The text that read(2) gives of a queue, and how many bytes its messages have.
+fn told(text: &str) -> Option<(u64, Option<Notify>)> {
+    let of = |key: &str| text.split_whitespace().find_map(|word| word.strip_prefix(key));
+    let notify = Notify {
+        how: of("NOTIFY:")?.parse().ok()?,
+        signal: of("SIGNO:")?.parse().ok()?,
+        pid: of("NOTIFY_PID:")?.parse().ok()?,
+    };
+    let is_some = (notify.how, notify.signal, notify.pid) != (0, 0, 0);
+    Some((of("QSIZE:")?.parse().ok()?, is_some.then_some(notify)))
+}
+
+/// A description of ours, since theirs may be for one direction, or wait.
+fn ours(copy: BorrowedFd<'_>, access: OFlag) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let flags = access | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(path.as_str(), flags, Mode::empty())
+}
+
+fn ask(queue: BorrowedFd<'_>) -> Result<(u64, Option<Notify>)> {
+    let mut text = [0; SIZE as usize];
+    let len = pread(queue, &mut text, 0).at(|| "read")?;
+    let text = String::from_utf8_lossy(&text[..len]);
+    told(&text).ok_or_else(|| Error::unrestorable("its text is not a queue's"))
+}
+
+fn is_queue(fd: BorrowedFd<'_>) -> bool {
+    fstatfs(fd).is_ok_and(|found| found.filesystem_type().0 as u32 == MAGIC)
+}
+
+/// The name of a queue: the last part of its link.
+fn name(file: &OpenFile) -> &[u8] {
+    let link = match is_unlinked(file) {
+        true => file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0),
+        false => &file.link.0,
+    };
+    link.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
+}
+
+fn is_unlinked(file: &OpenFile) -> bool {
+    file.inode.as_ref().is_some_and(|inode| inode.nlink == 0)
+}
+
+/// Whether it was opened by mq_open(3), and not by the path that it has where queues are mounted.
+fn is_called(file: &OpenFile) -> bool {
+    file.flags & O_LARGEFILE == 0
+}
+
+/// What a queue that stands is called now, by its link.
+fn name_now(seat: Seat) -> Result<Vec<u8>> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", seat.number())).at(|| "readlink")?;
+    let link = link.into_os_string().into_vec();
+    Ok(link.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec())
+}
+
+/// The messages of an image: pieces of each, and its priority.
+fn messages(chunks: &[Chunk]) -> impl Iterator<Item = (&[Chunk], u32)> {
+    let goes_on = |chunk: &Chunk, _: &Chunk| chunk.with.as_ref().is_some_and(|with| with.more);
+    chunks.chunk_by(goes_on).map(|pieces| {
+        let with = pieces.first().and_then(|piece| piece.with.as_ref());
+        (pieces, with.and_then(|with| with.priority).unwrap_or(0))
+    })
+}
+
+impl Mqueue {
+    fn attributes(&self) -> Attributes {
+        let (maxmsg, msgsize) = (self.maxmsg as i64, self.msgsize as i64);
+        Attributes { maxmsg, msgsize, curmsgs: 0 }
+    }
+
+    /// Whether this queue is one that could be the old one.
+    fn fits(&self, found: &Attributes) -> Result<()> {
+        if (Attributes { curmsgs: 0, ..*found }) == self.attributes() {
+            return Ok(());
+        }
+        let (is, was) = ((found.maxmsg, found.msgsize), (self.maxmsg, self.msgsize));
+        Err(Error::unrestorable(format!(
+            "the queue of this name is for {} messages of {} bytes, and was for {} of {}",
+            is.0, is.1, was.0, was.1
+        )))
+    }
+
+    /// Whether this kernel lets us make it.
+    fn allowed(&self) -> Result<()> {
+        const CAP_SYS_RESOURCE: u32 = 24;
+        if crate::proc::own_capabilities() & 1 << CAP_SYS_RESOURCE != 0 {
+            return Ok(());
+        }
+        for (name, wanted) in [("msg_max", self.maxmsg), ("msgsize_max", self.msgsize)] {
+            let text = std::fs::read_to_string(format!("/proc/sys/fs/mqueue/{name}"));
+            let most = text.ok().and_then(|text| text.trim().parse::<u64>().ok());
+            if let Some(most) = most.filter(|most| wanted > *most) {
+                return Err(Error::unrestorable(format!(
+                    "fs.mqueue.{name} is {most} and must be {wanted}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The one that is there by the same name, opened as the old one was.
+    fn existing(&self, file: &OpenFile, site: &Site<'_>) -> Result<Option<OwnedFd>> {
+        let opened = match is_called(file) {
+            true => mqueue::open(name(file), (file.flags & (ACCESS | NONBLOCK)) as i32, None)
+                .at(|| "mq_open"),
+            false => site.open(&file.link.0, file.flags),
+        };
+        let fd = match opened {
+            Err(err) if err.errno() == Some(Errno::ENOENT) => return Ok(None),
+            opened => opened?,
+        };
+        if !is_queue(fd.as_fd()) {
+            return Err(Error::unrestorable("the path now names something else"));
+        }
+        self.fits(&mqueue::attributes(fd.as_fd()).at(|| "mq_getattr")?)?;
+        Ok(Some(fd))
+    }
+
+    /// Makes the queue, by its name if that is free.
+    fn make(&self, file: &OpenFile, site: &mut Site<'_>) -> Result<(OwnedFd, Vec<u8>)> {
+        let mut name = name(file).to_vec();
+        let mut made = mqueue::open(&name, libc::O_RDWR, Some(&self.attributes()));
+        if matches!(made, Err(Errno::EEXIST)) && is_unlinked(file) {
+            // The name is another's by now, who keeps it.
+            name = format!(".fdrestore-{}-{}", std::process::id(), file.id).into_bytes();
+            made = mqueue::open(&name, libc::O_RDWR, Some(&self.attributes()));
+            let shown = escape(&file.link.0).into_owned();
+            let why = "a new queue has its name: the restored one shows another";
+            site.warnings.push(format!("{shown}: {why}"));
+        }
+        let made = made.map_err(|errno| match errno {
+            Errno::EMFILE => {
+                Error::unrestorable("RLIMIT_MSGQUEUE allows no more bytes in queues of this user")
+            }
+            errno => errno.into(),
+        });
+        Ok((made.at(|| "mq_open")?, name))
+    }
+
+    /// A description of a queue by the path that it had, if that leads to it again.
+    fn by_path(&self, queue: BorrowedFd<'_>, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let inode = |fd: BorrowedFd<'_>| fstat(fd).map(|found| (found.st_dev, found.st_ino));
+        if let Ok(Some(fd)) = self.existing(file, site) {
+            if inode(fd.as_fd())? == inode(queue)? {
+                return Ok(Made { fd, flags: file.flags });
+            }
+        }
+        if !is_unlinked(file) {
+            let shown = escape(&file.link.0).into_owned();
+            let why = "no queues are mounted there: the restored one shows its name alone";
+            site.warnings.push(format!("{shown}: {why}"));
+        }
+        site.again(queue, file.flags)
+    }
+
+    /// A description of a queue that stands, with these flags.
+    fn again(&self, queue: Seat, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let name = name_now(queue)?;
+        if is_called(file) && fstat(queue.as_fd())?.st_nlink > 0 {
+            let flags = file.flags & (ACCESS | NONBLOCK);
+            let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
+            return Ok(Made { fd, flags });
+        }
+        self.by_path(queue.as_fd(), file, site)
+    }
+}
+
+impl Kind for Mqueue {
+    const NAME: &'static str = "mqueue";
+    const SHARES: bool = true;
+    const SEEKS: bool = true;
+    const LATE: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        match (&it.copy, &it.inode) {
+            (Some(copy), Some(inode)) => {
+                inode.size == SIZE
+                    && inode.mode & libc::S_IFMT == libc::S_IFREG
+                    && !it.is_path()
+                    && is_queue(copy.as_fd())
+            }
+            // What mq_open(3) opens is on a mount that is nowhere.
+            _ => {
+                let name = it.link.0.strip_prefix(b"/");
+                name.is_some_and(|name| !name.contains(&b'/') && !name.starts_with(b"memfd:"))
+                    && !it.is_path()
+                    && it.process.sees_mount(it.info.mnt) == Some(false)
+            }
+        }
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let Some(copy) = &it.copy else {
+            return Ok(Mqueue { maxmsg: 0, msgsize: 0, messages: 0, notify: None });
+        };
+        let found = mqueue::attributes(copy.as_fd()).at(|| "mq_getattr")?;
+        // To read its text takes a description that can be read, which we may not be allowed.
+        let asked = ours(copy.as_fd(), OFlag::O_RDONLY).map_err(Error::from);
+        let notify = asked.and_then(|queue| ask(queue.as_fd())).ok().and_then(|(_, it)| it);
+        Ok(Mqueue {
+            maxmsg: found.maxmsg as u64,
+            msgsize: found.msgsize as u64,
+            messages: found.curmsgs as u64,
+            notify,
+        })
+    }
+
+    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+        let found = mqueue::attributes(copy).at(|| "mq_getattr")?;
+        if found.curmsgs == 0 {
+            return Ok(());
+        }
+        scene.still()?;
+        let queue = ours(copy, OFlag::O_RDWR).at(|| "open it to read and write")?;
+        let (bytes, notify) = ask(queue.as_fd())?;
+        if bytes > limit {
+            let why = format!("its {bytes} bytes are more than the limit {limit}");
+            return Err(Error::unrestorable(why));
+        }
+        if let Some(notify) = notify {
+            return Err(Error::unrestorable(format!(
+                "process {} would be told of a message that is put back (mq_notify)",
+                notify.pid
+            )));
+        }
+        let (messages, longest) = (found.curmsgs as usize, found.msgsize as usize);
+        let mut log = Log::new(messages, bytes as usize, longest)?;
+        let turned = log.turn_over(|log| turn_over(log, queue.as_fd()))?;
+        hand_on(&log, to)?;
+        turned.map_err(|(errno, lost)| {
+            let why = format!("{lost} messages could not be put back: {}", errno.desc());
+            Error::new(Status::System, why)
+        })
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        let name = name(file);
+        if name.is_empty() || name.len() > 255 || name.contains(&0) {
+            return Err(Error::malformed("a queue has a name of 1 to 255 bytes"));
+        }
+        if file.inode.is_none() {
+            return Err(Error::unrestorable("a passive scan tells nothing of a queue"));
+        }
+        let possible = |value, most| (1..=most).contains(&value);
+        if !possible(self.maxmsg, HARD.0) || !possible(self.msgsize, HARD.1) {
+            return Err(Error::malformed("no queue has such attributes"));
+        }
+        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let chunks = chunks.map_or(&[][..], Vec::as_slice);
+        if messages(chunks).count() as u64 > self.maxmsg {
+            return Err(Error::malformed("it has more messages than it can hold"));
+        }
+        for (pieces, priority) in messages(chunks) {
+            let len: usize = pieces.iter().map(|piece| piece.len).sum();
+            if len as u64 > self.msgsize || priority >= PRIORITIES {
+                return Err(Error::malformed("no message of it has such a length or priority"));
+            }
+        }
+        let is_there = !is_unlinked(file) && self.existing(file, site)?.is_some();
+        if is_there { Ok(()) } else { self.allowed() }
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        if let Some(seat) = site.standing(file) {
+            return self.again(seat, file, site);
+        }
+        let shown = escape(&file.link.0).into_owned();
+        let flags = file.flags & (ACCESS | NONBLOCK);
+        let found = match is_unlinked(file) {
+            true => None,
+            false => self.existing(file, site)?,
+        };
+        let Mqueue { maxmsg: _, msgsize: _, messages, ref notify } = self;
+        if let Some(notify) = notify {
+            let why = "asked to be told of messages (mq_notify), and has to ask again";
+            site.warnings.push(format!("{shown}: process {} {why}", notify.pid));
+        }
+        if let Some(fd) = found {
+            let now = mqueue::attributes(fd.as_fd()).at(|| "mq_getattr")?.curmsgs as u64;
+            if now != messages {
+                let why = "it is still there, and what is in it is left alone";
+                site.warnings
+                    .push(format!("{shown}: it had {messages} messages and has {now}: {why}"));
+            }
+            return Ok(Made { fd, flags });
+        }
+        if messages > 0 && !site.has_contents(file.object) {
+            let why = "are not in the image (scan with --freeze --data): it is restored empty";
+            site.warnings.push(format!("{shown}: the {messages} messages in it {why}"));
+        }
+        let (queue, name) = self.make(file, site)?;
+        let made = (|| {
+            let mut message = Vec::new();
+            site.contents(file.object, |chunk, bytes| {
+                message.extend_from_slice(bytes);
+                let with = chunk.with.as_deref().cloned().unwrap_or_default();
+                if with.more {
+                    return Ok(());
+                }
+                mqueue::send(queue.as_fd(), &message, with.priority.unwrap_or(0))
+                    .at(|| "put back its messages")?;
+                message.clear();
+                Ok(())
+            })?;
+            let made = match flags & ACCESS == libc::O_RDWR as u32 && is_called(file) {
+                true => Made { fd: queue.try_clone().at(|| "dup")?, flags: 0 },
+                false if is_called(file) => {
+                    let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
+                    Made { fd, flags }
+                }
+                false => self.by_path(queue.as_fd(), file, site)?,
+            };
+            site.own(queue.as_fd(), file)?;
+            Ok(made)
+        })();
+        // Other descriptions of it are opened by its name; the last of them to stand takes it away.
+        if made.is_err() || is_unlinked(file) && site.peers(file).is_empty() {
+            mqueue::unlink(&name).at(|| "mq_unlink")?;
+        }
+        made
+    }
+
+    fn late(&self, file: &OpenFile, seat: Seat, _: &mut Site<'_>) -> Result<()> {
+        if is_unlinked(file) && fstat(seat.as_fd())?.st_nlink > 0 {
+            mqueue::unlink(&name_now(seat)?).at(|| "mq_unlink")?;
+        }
+        Ok(())
+    }
+}
+
+/// Takes out all messages and puts them back, in the order in which they come, which is that of
+/// their priorities and then of their age: so they wait again as they did. Or says why not, and how
+/// many remain. At stage 0 they are taken out, at stage n + 1 there are n back.
+fn turn_over(log: &mut Log, queue: BorrowedFd<'_>) -> std::result::Result<(), (Errno, usize)> {
+    if log.stage() == 0 {
+        take(log, queue);
+        log.reach(1);
+    }
+    let taken = log.entries().count();
+    let done = log.stage() - 1;
+    for (nth, (priority, message)) in log.entries().enumerate().skip(done) {
+        let mut tries = 0;
+        while let Err(errno) = mqueue::send(queue, message, priority) {
+            // Memory may be short for a while, or a stranger has filled the queue meanwhile.
+            if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR) || tries == PATIENCE.0
+            {
+                return Err((errno, taken - nth));
+            }
+            tries += 1;
+            std::thread::sleep(PATIENCE.1);
+        }
+        log.reach(nth + 2);
+    }
+    Ok(())
+}
+
+fn take(log: &mut Log, queue: BorrowedFd<'_>) {
+    let receive = |room: &mut [u8]| {
+        let (len, priority) = mqueue::receive(queue, room)?;
+        Ok((priority, len))
+    };
+    while log.add(receive).is_ok() {}
+}
+
+fn hand_on(log: &Log, to: Sink<'_>) -> Result<()> {
+    for (priority, message) in log.entries() {
+        let priority = (priority != 0).then_some(priority);
+        let mut rest = message;
+        loop {
+            let (bytes, after) = rest.split_at(rest.len().min(MAX_CHUNK));
+            let more = !after.is_empty();
+            let with = (more || priority.is_some()).then(|| Envelope {
+                priority,
+                more,
+                ..Envelope::default()
+            });
+            to(Piece { bytes, with, ..Piece::default() })?;
+            rest = after;
+            if !more {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::tests::body_of;
+
+    const SMALL: Attributes = Attributes { maxmsg: 4, msgsize: 100, curmsgs: 0 };
+
+    fn queue(what: &str) -> OwnedFd {
+        let name = format!("fdkit-{what}-{}", std::process::id()).into_bytes();
+        let queue = mqueue::open(&name, libc::O_RDWR | libc::O_NONBLOCK, Some(&SMALL)).unwrap();
+        mqueue::unlink(&name).unwrap();
+        queue
+    }
+
+    #[test]
+    fn the_text_of_a_queue_is_its_bytes_and_who_is_told() {
+        let notify = |how, signal, pid| Some(Notify { how, signal, pid });
+        let text = "QSIZE:5          NOTIFY:0     SIGNO:0     NOTIFY_PID:0     \n";
+        assert_eq!(told(text), Some((5, None)));
+        let text = "QSIZE:0          NOTIFY:0     SIGNO:10    NOTIFY_PID:77    \n";
+        assert_eq!(told(text), Some((0, notify(0, 10, 77))));
+        let text = "QSIZE:0          NOTIFY:1     SIGNO:0     NOTIFY_PID:0     \n";
+        assert_eq!(told(text), Some((0, notify(1, 0, 0))));
+        assert_eq!(told("QSIZE:5 NOTIFY:x"), None);
+    }
+
+    #[test]
+    fn a_queue_has_its_attributes_and_a_count() {
+        let queue = queue("attributes");
+        mqueue::send(queue.as_fd(), b"hello", 3).unwrap();
+        let body = Mqueue { maxmsg: 4, msgsize: 100, messages: 1, notify: None };
+        assert_eq!(body_of::<Mqueue>(&queue), body);
+    }
+
+    #[test]
+    fn messages_that_were_taken_wait_again_in_their_order_whoever_puts_them_back() {
+        let queue = queue("order");
+        let all: [(&[u8], u32); 4] = [(b"first", 1), (b"", 1), (b"urgent", 9), (b"late", 0)];
+        for (message, priority) in all {
+            mqueue::send(queue.as_fd(), message, priority).unwrap();
+        }
+        let mut log = Log::new(4, ask(queue.as_fd()).unwrap().0 as usize, 100).unwrap();
+        take(&mut log, queue.as_fd());
+        assert_eq!(mqueue::attributes(queue.as_fd()).unwrap().curmsgs, 0);
+        // As if the child had ended after the first was back.
+        let (priority, first) = log.entries().next().unwrap();
+        mqueue::send(queue.as_fd(), first, priority).unwrap();
+        log.reach(2);
+        turn_over(&mut log, queue.as_fd()).unwrap();
+        // Done is done.
+        turn_over(&mut log, queue.as_fd()).unwrap();
+        let mut seen = Vec::new();
+        hand_on(&log, &mut |piece| {
+            seen.push((piece.bytes.to_vec(), piece.with.and_then(|with| with.priority)));
+            Ok(())
+        })
+        .unwrap();
+        let mut buffer = [0; 100];
+        let mut received = Vec::new();
+        while let Ok((len, priority)) = mqueue::receive(queue.as_fd(), &mut buffer) {
+            received.push((buffer[..len].to_vec(), (priority > 0).then_some(priority)));
+        }
+        let wanted = [all[2], all[0], all[1], all[3]];
+        let wanted = wanted.map(|(message, p)| (message.to_vec(), (p > 0).then_some(p)));
+        assert_eq!((&received[..], &seen[..]), (&wanted[..], &wanted[..]));
+    }
+
+    #[test]
+    fn what_does_not_fit_in_is_said_and_counted() {
+        let queue = queue("full");
+        mqueue::send(queue.as_fd(), b"mine", 0).unwrap();
+        let mut log = Log::new(1, 4, 100).unwrap();
+        take(&mut log, queue.as_fd());
+        log.reach(1);
+        for _ in 0..4 {
+            mqueue::send(queue.as_fd(), b"a stranger's", 0).unwrap();
+        }
+        assert_eq!(turn_over(&mut log, queue.as_fd()), Err((Errno::EAGAIN, 1)));
+    }
+}

@@ -1,0 +1,4 @@
+//! Descriptors of processes and namespaces.
+
+pub(super) mod ns;
+pub(super) mod pidfd;

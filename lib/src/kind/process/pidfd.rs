@@ -1,0 +1,159 @@
+//! pidfd_open(2): a process, living or gone. A living one must still be there; one that is gone is
+//! replaced by a child that ends the same way.
+
+use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::{Kind, Need, body};
+use crate::proc::{Descriptor, Info, Stat, boot_id, inode_of};
+use crate::site::{Made, Site};
+use crate::sys::process::{self, Ended};
+use serde::{Deserialize, Serialize};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// A process or thread.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pidfd {
+    /// Its id; -1 if it is gone, 0 if it is in a pid namespace that the scan did not see.
+    pid: i32,
+    /// Clock ticks between boot and its start: field 22 of /proc/PID/stat. Zero if it is gone.
+    start: u64,
+    /// How it ended, as wait(2) tells it; none while it lives. Of a process that was waited for the
+    /// kernel tells it since 6.15.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exit: Option<i32>,
+}
+
+/// Where the new descriptor's process comes from.
+#[derive(Debug, PartialEq)]
+enum Source {
+    /// It is there.
+    Living(i32),
+    /// A child that ends so.
+    Ended(i32),
+}
+
+fn parse(info: &Info) -> Result<i32> {
+    let pid = info.get("Pid").and_then(|pid| pid.parse().ok());
+    pid.ok_or_else(|| Error::unrestorable("fdinfo has no Pid"))
+}
+
+impl Pidfd {
+    /// Whether a process is the one that was seen: since 6.9 a pidfd's inode is that of its process.
+    fn is(&self, pid: i32, file: &OpenFile) -> Result<bool> {
+        let fd = process::open(pid, file.flags)?;
+        let found = inode_of(fd.as_fd()).at(|| "stat")?;
+        let same = file.inode.as_ref().is_none_or(|i| (i.dev, i.ino) == (found.dev, found.ino));
+        Ok(same && Stat::of(pid).is_some_and(|stat| stat.field(22) as u64 == self.start))
+    }
+
+    fn source(&self, file: &OpenFile, site: &Site<'_>) -> Result<Source> {
+        let Pidfd { pid, start, exit } = *self;
+        let of_image = || site.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
+        if let Some(heir) = site.heir(1, pid).filter(|_| of_image()) {
+            return Ok(Source::Living(heir));
+        }
+        if pid == 0 {
+            let why = "its process is in a pid namespace that the scan did not see";
+            return Err(Error::unrestorable(why));
+        }
+        if pid < 0 || exit.is_some() {
+            return Ok(Source::Ended(exit.unwrap_or(0)));
+        }
+        match site.image.head.boot == boot_id() && self.is(pid, file).unwrap_or(false) {
+            true => Ok(Source::Living(pid)),
+            false => Err(Error::unrestorable(format!(
+                "process {pid} is not there any more, or is another one by now"
+            ))),
+        }
+    }
+}
+
+impl Kind for Pidfd {
+    const NAME: &'static str = "pidfd";
+    // Of one process, since 6.9; before, all anonymous inodes are one.
+    const SHARES: bool = true;
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        (it.link.0 == b"anon_inode:[pidfd]" || it.link.0.starts_with(b"pidfd:[")) && !it.is_path()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        let mut pid = parse(&it.info)?;
+        while pid > 0 {
+            let stat = Stat::of(pid);
+            // While the descriptor names it, its id is nobody else's.
+            let now = parse(&it.info_now()?)?;
+            if let (true, Some(stat)) = (now == pid, stat) {
+                let start = stat.field(22) as u64;
+                let exit = stat.is_zombie().then(|| stat.field(52) as i32);
+                return Ok(Pidfd { pid, start, exit });
+            }
+            if now == pid {
+                return Err(Error::unrestorable("its process is hidden"));
+            }
+            pid = now;
+        }
+        let exit = it.copy.as_ref().and_then(|copy| process::exit_status(copy.as_fd()));
+        Ok(Pidfd { pid, start: 0, exit })
+    }
+
+    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+        if self.pid < -1 || self.pid > 0 && self.start == 0 {
+            return Err(Error::malformed(format!("no process {} can have been", self.pid)));
+        }
+        if self.exit.is_some_and(|status| !process::is_exit_status(status)) {
+            return Err(Error::malformed("no process ends like that"));
+        }
+        self.source(file, site).map(drop)
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Processes
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        let status = match self.source(file, site)? {
+            Source::Living(pid) => {
+                let fd = process::open(pid, file.flags).at(|| "pidfd_open")?;
+                return Ok(Made { fd, flags: 0 });
+            }
+            Source::Ended(status) => status,
+        };
+        let child = Ended::new(status).at(|| "fork")?;
+        let mut mine = child.open(file.flags).at(|| "pidfd_open")?;
+        // All descriptions of one process, since once it is waited for nobody can open another.
+        for peer in site.peers(file) {
+            let alike = body::<Pidfd>(peer).is_ok_and(|other| other == self);
+            if alike && !site.seats.contains_key(&peer.id) {
+                let fd = child.open(peer.flags).at(|| "pidfd_open")?;
+                mine = site.leave(peer, Made { fd, flags: 0 }, mine)?;
+            }
+        }
+        let Pidfd { pid: _, start: _, exit } = self;
+        let ended = child.reap().at(|| "wait")?;
+        if exit.is_some_and(|exit| exit != ended) {
+            let name = crate::text::escape(&file.link.0).into_owned();
+            site.warnings
+                .push(format!("{name}: its process ended with {status:#x}, now {ended:#x}"));
+        }
+        Ok(Made { fd: mine, flags: 0 })
+    }
+
+    fn null(file: &OpenFile) -> Result<OwnedFd> {
+        let child = Ended::new(0).at(|| "fork")?;
+        child.open(file.flags).at(|| "pidfd_open")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdinfo_is_understood() {
+        let pid = |text: &str| parse(&Info::parse(text.as_bytes())).ok();
+        assert_eq!(pid("pos:\t0\nPid:\t20721\nNSpid:\t20721\t7\n"), Some(20721));
+        assert_eq!(pid("Pid:\t-1\nNSpid:\t-1\n"), Some(-1));
+        assert_eq!(pid("pos:\t0\n"), None);
+    }
+}

@@ -1,0 +1,57 @@
+//! icmp(7): ping sockets, SOCK_DGRAM of IPPROTO_ICMP or IPPROTO_ICMPV6.
+
+use crate::error::{Error, Result};
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::kind::socket::inet;
+use crate::kind::socket::portless::{self, Plain};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+
+/// A ping socket. The port of its address is the identifier of its echo requests.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Icmp(Plain);
+
+fn is_icmp(protocol: i32) -> bool {
+    matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
+}
+
+impl Kind for Icmp {
+    const NAME: &'static str = "icmp";
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        portless::class(it, libc::SOCK_DGRAM).is_some_and(|(_, _, protocol)| is_icmp(protocol))
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Plain::capture(it, "icmp").map(Icmp)
+    }
+
+    fn title(&self, _: &OpenFile) -> Option<String> {
+        Some(self.0.title(Self::NAME))
+    }
+
+    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+        let protocol = self.0.socket.protocol();
+        if !is_icmp(protocol) {
+            return Err(Error::malformed(format!("{protocol} is no protocol of ICMP")));
+        }
+        self.0.socket.check(libc::SOCK_DGRAM, site)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        self.check(file, site)?;
+        let Icmp(plain) = self;
+        plain.make(libc::SOCK_DGRAM, file, site)
+    }
+
+    fn null(file: &OpenFile) -> Result<OwnedFd> {
+        let record = crate::kind::body::<Icmp>(file).ok();
+        // Who may not have a ping socket (ping_group_range) may have one of UDP.
+        inet::null(record.as_ref().map(|it| &it.0.socket), libc::SOCK_DGRAM, 0)
+    }
+}

@@ -1,0 +1,71 @@
+//! raw(7): sockets that see all packets of a protocol.
+
+use crate::error::Result;
+use crate::image::OpenFile;
+use crate::kind::Kind;
+use crate::kind::socket::inet;
+use crate::kind::socket::portless::{self, Plain};
+use crate::proc::Descriptor;
+use crate::site::{Made, Site};
+use nix::libc;
+use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
+
+/// A raw socket. The port of its address is its protocol, as getsockname(2) has it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Raw(Plain);
+
+impl Kind for Raw {
+    const NAME: &'static str = "raw";
+
+    fn claims(it: &Descriptor<'_>) -> bool {
+        portless::class(it, libc::SOCK_RAW).is_some()
+    }
+
+    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+        Plain::capture(it, "raw").map(Raw)
+    }
+
+    fn title(&self, _: &OpenFile) -> Option<String> {
+        Some(self.0.title(Self::NAME))
+    }
+
+    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+        self.0.socket.check(libc::SOCK_RAW, site)
+    }
+
+    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+        self.check(file, site)?;
+        let Raw(plain) = self;
+        plain.make(libc::SOCK_RAW, file, site)
+    }
+
+    fn null(file: &OpenFile) -> Result<OwnedFd> {
+        let record = crate::kind::body::<Raw>(file).ok();
+        // Who may not have a raw socket may have one of UDP.
+        inet::null(record.as_ref().map(|it| &it.0.socket), libc::SOCK_DGRAM, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::tests::title_of;
+    use crate::sys::socket;
+    use nix::errno::Errno;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn who_it_is_connected_to_is_known_although_there_is_no_port() {
+        let raw = match socket::new(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP) {
+            Err(Errno::EPERM) => return,
+            raw => raw.unwrap(),
+        };
+        let title = || title_of(&raw);
+        assert_eq!(title(), "raw 0.0.0.0:1");
+        let to = inet::Address::parse("127.0.0.1:0").unwrap().encode(raw.as_fd()).unwrap();
+        socket::connect(raw.as_fd(), &to).unwrap();
+        assert_eq!(title(), "raw 127.0.0.1:1 -> 127.0.0.1:0");
+    }
+}

@@ -1,0 +1,5 @@
+//! Terminals: pseudo terminals and other tty devices.
+
+pub(super) mod pty;
+pub(super) mod pty_buffer;
+pub(super) mod tty;
