@@ -6,8 +6,8 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Image, OpenFile, Task};
 use crate::kind;
+use crate::kind::context::Fate;
 use crate::proc::Stat;
-use crate::site::Fate;
 use crate::sys::tty;
 use crate::terminal;
 use crate::text::escape;

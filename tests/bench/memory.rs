@@ -8,7 +8,7 @@ mod cgroup;
 mod chart;
 
 use cgroup::Cgroup;
-use fdkit::service::{self, Placement};
+use fdkit::placement::{self, Placement};
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -91,7 +91,7 @@ fn fdsize(pid: &str) -> u64 {
 fn sizes(pids: &[String]) -> Map<String, Value> {
     let sizes: Vec<u64> = pids.iter().map(|pid| fdsize(pid)).collect();
     let child = sizes[1..].iter().max();
-    let bytes: u64 = sizes.iter().map(|&size| service::bytes(size)).sum();
+    let bytes: u64 = sizes.iter().map(|&size| placement::bytes(size)).sum();
     let named = [("parent", json!(sizes[0])), ("child", json!(child)), ("bytes", json!(bytes))];
     named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

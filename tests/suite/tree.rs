@@ -223,7 +223,7 @@ impl Held {
             let numbers = tables.remove(&task.table.id).unwrap_or_default();
             let found: Vec<u32> = open(new).into_iter().map(|(number, _)| number).collect();
             assert_eq!(found, numbers, "the numbers of {}", task.pid);
-            let capacity = fdkit::service::capacity(numbers.last().copied());
+            let capacity = fdkit::placement::capacity(numbers.last().copied());
             assert_eq!(fdsize(new), capacity, "FDSize of {} {numbers:?}", task.pid);
             tables.insert(task.table.id, numbers);
             let title = fs::read(format!("/proc/{new}/cmdline")).expect("its title");

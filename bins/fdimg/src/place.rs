@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use fdkit::cli::{self, Arg, Color};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Image, Task};
-use fdkit::service::{self, Placement, Size};
+use fdkit::placement::{self, Placement, Size};
 use fdkit::text::escape;
 use fdkit::tree::Tree;
 use nix::sys::resource::{Resource, getrlimit};
@@ -63,7 +63,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         Some(limit) => limit,
         None => own_limit(highest)?,
     };
-    let forecasts = Placement::ALL.map(|policy| service::forecast(policy, &courses, limit));
+    let forecasts = Placement::ALL.map(|policy| placement::forecast(policy, &courses, limit));
     let row = |(place, &at): (usize, &usize)| {
         let owner = tree.shape.kin[at].owner;
         let numbers = &courses[courses[place].owner.unwrap_or(place)].numbers;
@@ -72,14 +72,16 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
             shares: (owner != at).then(|| image.tasks[owner].pid),
             descriptors: numbers.len(),
             highest: numbers.last().copied(),
-            needed: service::capacity(numbers.last().copied()),
+            needed: placement::capacity(numbers.last().copied()),
             sizes: forecasts.iter().map(|sizes| sizes[place]).collect(),
         }
     };
     let rows: Vec<Row<'_>> = tree.shape.order.iter().enumerate().map(row).collect();
     let text = match args.json {
         true => document(&rows, limit),
-        false => table(&rows, if args.bytes { service::bytes } else { |slots| slots }, args.color),
+        false => {
+            table(&rows, if args.bytes { placement::bytes } else { |slots| slots }, args.color)
+        }
     };
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)
@@ -160,7 +162,7 @@ fn table(rows: &[Row<'_>], measure: Measure, color: Color) -> String {
 }
 
 fn document(rows: &[Row<'_>], limit: u32) -> String {
-    let table = |slots: u64| json!({"slots": slots, "bytes": service::bytes(slots)});
+    let table = |slots: u64| json!({"slots": slots, "bytes": placement::bytes(slots)});
     let policies = |of: &dyn Fn(usize) -> Value| -> Map<String, Value> {
         let policies = Placement::ALL.iter().enumerate();
         policies.map(|(at, policy)| (policy.name().to_owned(), of(at))).collect()
@@ -180,7 +182,7 @@ fn document(rows: &[Row<'_>], limit: u32) -> String {
     };
     let both = |slots: Option<u64>, bytes: Option<u64>| json!({"slots": slots, "bytes": bytes});
     let (recorded, needed, ends) = sums(rows, |slots| slots);
-    let in_bytes = sums(rows, service::bytes);
+    let in_bytes = sums(rows, placement::bytes);
     let document = json!({
         "limit": limit,
         "tasks": rows.iter().map(task).collect::<Vec<_>>(),

@@ -1,8 +1,8 @@
 //! Where an image comes from: a file, or stdin for `-` and for nothing.
 
+use fdkit::cli::progress::Reading;
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Result};
-use fdkit::progress::Reading;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;

@@ -1,7 +1,7 @@
 //! Plans as tables and as JSON.
 
+use fdkit::kind::context::Fate;
 use fdkit::plan::{Deed, Plan, Step};
-use fdkit::site::Fate;
 use fdkit::text::escape;
 use fdkit::tree::Tree;
 use serde_json::{Value, json};

@@ -3,11 +3,11 @@
 use crate::Policy;
 use argh::FromArgValue;
 use fdkit::cli::Tool;
-use fdkit::count::Counter;
 use fdkit::error::Result;
+use fdkit::placement::{self, Size};
 use fdkit::plan::Plan;
-use fdkit::service::{self, Size};
-use fdkit::stats::{Made, Meter, Row};
+use fdkit::table::stats::{Made, Meter, Row};
+use fdkit::table::syscall_counter::Counter;
 use serde_json::{Value, json};
 
 /// How it is said.
@@ -73,7 +73,7 @@ fn values(row: &Row) -> [Option<u64>; NAMES.len()] {
         Some(row.messages.into()),
         size.map(|size| size.peak),
         size.map(|size| size.end),
-        size.map(|size| service::bytes(size.end)),
+        size.map(|size| placement::bytes(size.end)),
     ]
 }
 
@@ -136,9 +136,9 @@ fn document(rows: &[Row]) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fdkit::count::Calls;
-    use fdkit::service::Size;
-    use fdkit::stats::Made;
+    use fdkit::placement::Size;
+    use fdkit::table::stats::Made;
+    use fdkit::table::syscall_counter::Calls;
 
     fn row(pid: i32, calls: Option<u32>) -> Row {
         let size = Size { peak: 256, end: 128 };

@@ -2,11 +2,11 @@
 
 use crate::place::Place;
 use argh::{ArgsInfo, FromArgs};
+use fdkit::cli::progress::Reading;
 use fdkit::cli::{self, Arg, Tool};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Bytes, Entry, Item, OpenFile, Reader, Writer};
 use fdkit::kind;
-use fdkit::progress::Reading;
 use fdkit::sys::tty;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;

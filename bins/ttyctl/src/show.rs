@@ -4,9 +4,9 @@ use crate::place::Place;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Error, Result, Status};
-use fdkit::holders::{self, Holder};
 use fdkit::image::Inode;
 use fdkit::proc::Process;
+use fdkit::proc::openers::{self, Holder};
 use fdkit::sys::tty;
 use fdkit::terminal::{self, Settings};
 use fdkit::text::escape;
@@ -72,8 +72,8 @@ fn of_place(place: &Place) -> View {
 }
 
 fn view(name: String, device: (u32, u32), node: Option<&Inode>, place: Option<&Place>) -> View {
-    let holders = holders::of(device, node.map(|it| it.dev));
-    let mut settings = holders::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
+    let holders = openers::of(device, node.map(|it| it.dev));
+    let mut settings = openers::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
     // To be the only one that opens a slave, and to close it again, would show at its master.
     let safe = terminal::slave_index(device).is_none() || holders.iter().any(|it| it.member);
     if settings.is_none() && safe {

@@ -3,6 +3,7 @@
 //! A kind is read top to bottom: record, claims, capture, restore, tests. What is the same for all
 //! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
 
+pub mod context;
 mod device;
 mod event;
 mod file;
@@ -15,10 +16,10 @@ mod terminal;
 mod watch;
 
 use crate::error::{At, Error, Result};
-use crate::holders;
 use crate::image::{Bytes, Envelope, Inode, OpenFile, Signals};
+use crate::kind::context::{Made, Site};
+use crate::proc::openers;
 use crate::proc::{CLOEXEC, Descriptor, Info};
-use crate::site::{Made, Site};
 use crate::sys::Seat;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -62,7 +63,7 @@ impl Scene<'_> {
     /// unless everybody who has the inode open stands still.
     pub fn still(&self) -> Result<()> {
         let name = self.link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        self.still_but(|captured| holders::another(self.inode, name, captured))
+        self.still_but(|captured| openers::another(self.inode, name, captured))
     }
 
     /// Likewise where the inode is not all: `another` finds a process which has it open, or may

@@ -3,8 +3,8 @@
 use super::Kind;
 use crate::error::{Error, Result};
 use crate::image::{Bytes, OpenFile};
+use crate::kind::context::{Made, Site};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use serde::{Deserialize, Serialize};
 
 /// What /proc tells, or why it did not.

@@ -1,18 +1,18 @@
 //! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
 #![allow(unsafe_code)]
 
-pub mod board;
+pub mod clone_files;
 pub mod credentials;
 pub mod epoll;
 pub mod fork;
-pub mod lent;
 pub mod lock;
 pub mod memory;
 pub mod mqueue;
 pub mod notify;
 pub mod ns;
+pub mod peek_guard;
 pub mod process;
-pub mod share;
+pub mod shared_mem;
 pub mod signal;
 pub mod socket;
 pub mod start;

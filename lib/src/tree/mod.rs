@@ -2,7 +2,7 @@
 //! on to whom. Decided for all of them before the first is made.
 //!
 //! What one table alone has is made by the task that owns the table. What several have is made once
-//! by fdrestore, waits in the [`store`](crate::store), is taken from there by the topmost task that
+//! by fdrestore, waits in the [`store`](crate::table::fdstore), is taken from there by the topmost task that
 //! has it, and is passed on by fork(2) wherever a child had it at its parent's number.
 
 mod run;
@@ -14,12 +14,12 @@ pub use shape::{Group, Kin, Orphan, Shape};
 use crate::ctty::Heir;
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenFile, Slot, Task};
+use crate::kind::context::{Fate, Heirs};
 use crate::kind::{self, Need};
+use crate::placement::Course;
 use crate::plan::{self, Deed, Home, Inherit, Options, Plan, Step};
-use crate::service::Course;
-use crate::site::{Fate, Heirs};
-use crate::store::MOST;
 use crate::sys::Seat;
+use crate::table::fdstore::MOST;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
 
@@ -229,7 +229,7 @@ impl<'a> Tree<'a> {
         crate::plan::refuse(&self.problems, say)
     }
 
-    /// What the tables are as [`crate::service::forecast`] wants to know it, in the order
+    /// What the tables are as [`crate::placement::forecast`] wants to know it, in the order
     /// [`Shape::order`]; `services` is how many descriptors of our own a task has meanwhile.
     pub fn courses(&self, services: usize) -> Vec<Course> {
         let mut places = vec![0; self.image.tasks.len()];

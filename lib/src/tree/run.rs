@@ -6,23 +6,23 @@
 //! runs its command). Until the last stage whatever dies takes all others along.
 
 use super::{Group, Tree};
-use crate::count::{Calls, Counter};
+use crate::cli::progress::{Progress, Unit};
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Task, Terminal};
+use crate::kind::context::{Fate, Heirs, Site};
+use crate::placement::{self, Placement, Size, Wanted};
 use crate::plan::{Deed, Missing, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
-use crate::progress::{Progress, Unit};
-use crate::restore::{self, With, Work, close_others, place, raise_limit, room, seize};
-use crate::service::{self, Placement, Size, Wanted};
-use crate::shrink;
-use crate::site::{Fate, Heirs, Site};
-use crate::stats::{Made, Meter, Row};
-use crate::store::Store;
-use crate::sys::board::Board;
 use crate::sys::fork::{self, Birth};
+use crate::sys::shared_mem::Board;
 use crate::sys::title::Title;
 use crate::sys::{self, Seat, credentials};
+use crate::table::driver::{self, With, Work, close_others, place, raise_limit, room, seize};
+use crate::table::fdstore::Store;
+use crate::table::shrink;
+use crate::table::stats::{Made, Meter, Row};
+use crate::table::syscall_counter::{Calls, Counter};
 use crate::terminal::Settings;
 use crate::text::escape;
 use nix::errno::Errno;
@@ -410,7 +410,7 @@ impl Crew<'_> {
         work.make(|step| step.passed != last)?;
         let made = work.end(&mut |line| problems.push(line.to_owned()));
         made.map_err(|err| listed(err, &problems))?;
-        let unlocked = restore::late(plan, site)?;
+        let unlocked = driver::late(plan, site)?;
         self.go_without(unlocked, site)?;
         for message in self.tree.messages.iter().filter(|message| message.last == last) {
             let seat = |id: &u32| match site.seats.get(id) {
@@ -424,11 +424,11 @@ impl Crew<'_> {
         Ok(())
     }
 
-    /// Refuses what cannot be locked, or says it: [`restore::go_without`].
+    /// Refuses what cannot be locked, or says it: [`driver::go_without`].
     fn go_without(&self, unlocked: Vec<String>, site: &mut Site<'_>) -> Result<()> {
         let mut problems = Vec::new();
         let mut say = |line: &str| problems.push(line.to_owned());
-        let gone = restore::go_without(unlocked, self.options, &mut site.warnings, &mut say);
+        let gone = driver::go_without(unlocked, self.options, &mut site.warnings, &mut say);
         gone.map_err(|err| listed(err, &problems))
     }
 
@@ -639,21 +639,21 @@ impl Crew<'_> {
         let made = work.end(&mut |line| problems.push(line.to_owned()));
         made.map_err(|err| listed(err, &problems))?;
         work.settle()?;
-        let mut unlocked = restore::late(plan, &mut site)?;
+        let mut unlocked = driver::late(plan, &mut site)?;
         self.foreground(at)?;
         self.surround(at)?;
         services.all().for_each(Seat::close);
         self.fit(at, plan, services, &mut meter)?;
         match leaves_locks(self.mode, self.tree.sharers[at], plan) {
             true => unlocked.push(LEFT.to_owned()),
-            false => unlocked.extend(restore::of_table(plan, true)),
+            false => unlocked.extend(driver::of_table(plan, true)),
         }
         self.go_without(unlocked, &mut site)?;
         site.warnings.iter().for_each(|line| self.board.say(at, line));
         self.arrive(at, RESTORED);
         self.reap_stand_ins(at);
         if self.mode.holds() {
-            let cloexec = plan.steps.iter().filter(|step| step.cloexec && restore::stands(step));
+            let cloexec = plan.steps.iter().filter(|step| step.cloexec && driver::stands(step));
             let cloexec: Vec<RawFd> = cloexec.map(|step| step.fd).collect();
             for (first, last) in ranges(&cloexec) {
                 sys::close_on_exec(first, last).at(|| "FD_CLOEXEC")?;
@@ -705,8 +705,8 @@ impl Crew<'_> {
             sys::close_range(first, last).at(|| "close_range")?;
         }
         let highest = stands.last().map(|&fd| fd as u32);
-        let born = service::capacity(before.services.highest().max(highest));
-        let need = service::capacity(services.highest().max(numbers.last().copied()));
+        let born = placement::capacity(before.services.highest().max(highest));
+        let need = placement::capacity(services.highest().max(numbers.last().copied()));
         if self.options.placement == Placement::Tight && born > need {
             if self.sheet.is_some() {
                 meter.look()?;
@@ -726,11 +726,11 @@ impl Crew<'_> {
         meter: &mut Meter<'_>,
     ) -> Result<()> {
         let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
-        let need = service::capacity(plan.highest());
+        let need = placement::capacity(plan.highest());
         // What is made needs a few numbers for a moment.
         let crowded = need.saturating_sub(wanted.count() as u64) < 4;
         let waited = plan.steps.last().map(|step| step.fd as u32);
-        let grown = service::capacity(services.highest().max(waited)) > need;
+        let grown = placement::capacity(services.highest().max(waited)) > need;
         let alone = self.tree.sharers[at] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
             if self.sheet.is_some() {
@@ -808,7 +808,7 @@ impl Crew<'_> {
             (Fate::Opened(path), _) => {
                 let root = services.root;
                 let site = plan.site(self.source, self, root, self.options.changed);
-                restore::control_by_path(&path.clone(), old.device, &site, steal)
+                driver::control_by_path(&path.clone(), old.device, &site, steal)
             }
             (Fate::Lost(why), _) => {
                 self.board.say(at, why);
@@ -985,7 +985,7 @@ impl Crew<'_> {
         credentials::die_with_parent(false)?;
         let owner = self.tree.shape.kin[at].owner == at;
         let cloexec =
-            plan.steps.iter().filter(|step| owner && step.cloexec && restore::stands(step));
+            plan.steps.iter().filter(|step| owner && step.cloexec && driver::stands(step));
         let cloexec: Vec<String> = cloexec.map(|step| step.fd.to_string()).collect();
         if task.stopped {
             self.stop(at)?;

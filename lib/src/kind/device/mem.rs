@@ -4,8 +4,8 @@
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 

@@ -1,13 +1,13 @@
 //! /dev/net/tun: one queue of a network device whose packets a process reads and writes. What the
 //! descriptor does not tell of the device, rtnetlink(7) does.
 
-use crate::diag;
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet::said_if_elsewhere;
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
+use crate::proc::sock_diag;
 use crate::sys::Seat;
 use crate::sys::socket::{self, device_index};
 use crate::sys::tun::{self, Number};
@@ -140,7 +140,7 @@ impl Device {
         }
         let shown = escape(name);
         let other = || Error::unrestorable(format!("the device {shown} is of another type"));
-        let found = diag::tunnel(name, None).map_err(|_| other())?;
+        let found = sock_diag::tunnel(name, None).map_err(|_| other())?;
         let several = self.flags & MULTI_QUEUE != 0;
         if found.tap != (self.flags & TAP != 0) || found.several != several {
             return Err(other());

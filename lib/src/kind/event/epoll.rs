@@ -3,10 +3,10 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
+use crate::kind::context::{Made, Site};
 use crate::kind::{Kind, Need};
 use crate::proc::{self, Descriptor, Info};
-use crate::site::{Made, Site};
-use crate::sys::{self, Seat, epoll, share};
+use crate::sys::{self, Seat, clone_files, epoll};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
@@ -274,7 +274,7 @@ impl Kind for Epoll {
                 if above {
                     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
                 }
-                let done = share::with_copied_table(|| list.iter().map(add).collect());
+                let done = clone_files::with_copied_table(|| list.iter().map(add).collect());
                 if above {
                     setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
                 }

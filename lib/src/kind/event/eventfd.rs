@@ -3,8 +3,8 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};

@@ -4,8 +4,8 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::proc::{Descriptor, Info};
-use crate::site::{Made, Site};
 use crate::sys;
 use nix::libc;
 use serde::{Deserialize, Serialize};

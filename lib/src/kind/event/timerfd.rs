@@ -4,8 +4,8 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::proc::{Descriptor, Info};
-use crate::site::{Made, Site};
 use crate::sys::{Seat, timer};
 use nix::errno::Errno;
 use nix::libc;

@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 

@@ -3,10 +3,10 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, OpenFile};
+use crate::kind::context::{Made, SETTABLE, Site};
 use crate::kind::file::unlinked::{fill, reader};
 use crate::kind::{Kind, Piece, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, SETTABLE, Site};
 use crate::sys::memory;
 use memfd::MemfdOptions;
 use nix::errno::Errno;

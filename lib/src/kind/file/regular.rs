@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::kind::file::hardlink::Renamed;
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 

@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
+use crate::kind::context::{Made, SETTABLE, Site};
 use crate::kind::{Kind, Piece, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, SETTABLE, Site};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};

@@ -3,12 +3,12 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
+use crate::kind::context::{Made, Site};
 use crate::kind::file::hardlink::Renamed;
 use crate::kind::file::unlinked::nameless;
 use crate::kind::ipc::pipe;
 use crate::kind::{Kind, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};

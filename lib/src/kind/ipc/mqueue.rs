@@ -4,10 +4,10 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Chunk, Envelope, MAX_CHUNK, OpenFile};
+use crate::kind::context::{Made, Site};
 use crate::kind::journal::{Log, PATIENCE};
 use crate::kind::{Kind, Piece, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use crate::sys::Seat;
 use crate::sys::mqueue::{self, Attributes};
 use crate::text::escape;

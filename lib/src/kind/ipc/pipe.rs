@@ -2,9 +2,9 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
+use crate::kind::context::{Made, Site};
 use crate::kind::{Kind, Piece, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, open, tee};

@@ -4,8 +4,8 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::proc::{Descriptor, boot_id, inode_of};
-use crate::site::{Made, Site};
 use crate::sys;
 use nix::fcntl::{OFlag, open};
 use nix::libc;

@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
+use crate::kind::context::{Made, Site};
 use crate::kind::{Kind, Need, body};
 use crate::proc::{Descriptor, Info, Stat, boot_id, inode_of};
-use crate::site::{Made, Site};
 use crate::sys::process::{self, Ended};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};

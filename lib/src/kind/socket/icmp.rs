@@ -3,10 +3,10 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, Plain};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;

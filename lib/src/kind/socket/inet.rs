@@ -3,10 +3,10 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
+use crate::kind::context::Site;
 use crate::kind::socket::multicast::{self, Group};
 use crate::kind::socket::option::{Class, Options, Phase};
 use crate::proc::{Descriptor, boot_id, own_netns};
-use crate::site::Site;
 use crate::sys::socket as sys;
 use crate::text::escape;
 use nix::errno::Errno;

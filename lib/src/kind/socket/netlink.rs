@@ -3,10 +3,10 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
 use crate::kind::socket::option::{Options, Phase};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use crate::sys::socket as sys;
 use crate::text::escape;
 use nix::errno::Errno;

@@ -1,13 +1,13 @@
 //! packet(7): frames of a network device. What getsockopt(2) does not tell of it, sock_diag(7) does.
 
-use crate::diag;
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, OpenFile};
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
 use crate::kind::socket::option::{Options, Phase};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
+use crate::proc::sock_diag;
 use crate::sys::socket as sys;
 use crate::text::escape;
 use nix::errno::Errno;
@@ -101,8 +101,8 @@ fn index(fd: BorrowedFd<'_>, name: &Bytes) -> Result<i32> {
 }
 
 impl Member {
-    fn of(fd: BorrowedFd<'_>, found: diag::Member) -> Result<Member> {
-        let diag::Member { device, count, class, address } = found;
+    fn of(fd: BorrowedFd<'_>, found: sock_diag::Member) -> Result<Member> {
+        let sock_diag::Member { device, count, class, address } = found;
         let name = sys::device_name(fd, device as i32).at(|| format!("device {device}"))?;
         Ok(Member { device: Bytes(name), class, address: Bytes(address), count })
     }

@@ -3,10 +3,10 @@
 
 use crate::error::Result;
 use crate::image::OpenFile;
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::{Class, Phase};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use crate::text::escape;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};

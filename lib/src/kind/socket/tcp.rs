@@ -3,10 +3,10 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
 use crate::sys::{self, Seat};
 use crate::text::escape;
 use nix::errno::Errno;

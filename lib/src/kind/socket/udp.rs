@@ -3,12 +3,12 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, Envelope, MAX_CHUNK, OpenFile};
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::inet::{self, Address, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
 use crate::kind::{Kind, Piece, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
-use crate::sys::lent::PeekOffset;
+use crate::sys::peek_guard::PeekOffset;
 use crate::sys::{Seat, socket};
 use crate::text::escape;
 use nix::errno::Errno;

@@ -3,14 +3,14 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, Envelope, MAX_CHUNK, OpenFile};
+use crate::kind::context::{Made, Site};
 use crate::kind::socket::option::{Class, Options, Phase};
 use crate::kind::{Kind, Piece, Scene, Sink};
 use crate::proc::Descriptor;
-use crate::site::{Made, Site};
-use crate::store::MOST;
-use crate::sys::lent::PeekOffset;
+use crate::sys::peek_guard::PeekOffset;
 use crate::sys::socket::{Parcel, Ucred};
 use crate::sys::{self, Seat};
+use crate::table::fdstore::MOST;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;

@@ -5,12 +5,12 @@
 //! open stand still. Otherwise it is counted, and not kept.
 
 use crate::error::{At, Error, Result};
-use crate::holders::{self, Holder};
 use crate::image::{Chunk, Envelope, Inode, OpenFile, Typed};
+use crate::kind::context::{Made, Site};
 use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
 use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::proc::openers::{self, Holder};
 use crate::proc::{Descriptor, Info};
-use crate::site::{Made, Site};
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
 use nix::errno::Errno;
@@ -176,7 +176,7 @@ impl Kind for Pty {
             return Ok(());
         }
         let device = terminal::slave_device(index as u32);
-        let holders = holders::of(device, Some((major, minor)));
+        let holders = openers::of(device, Some((major, minor)));
         let captured = |it: &&Holder| scene.captured.contains(&it.pid);
         let mut masters = holders.iter().filter(captured);
         let Some((pid, fd)) = masters.find_map(|it| Some((it.pid, *it.masters.first()?))) else {
@@ -189,7 +189,7 @@ impl Kind for Pty {
         }
         let counted = sys::readable(copy)? + sys::readable(master.as_fd())?;
         let stranger = stranger(&holders, scene.captured);
-        let hidden = stranger.is_none().then(|| holders::hidden(scene.captured)).flatten();
+        let hidden = stranger.is_none().then(|| openers::hidden(scene.captured)).flatten();
         if counted == 0 && hidden.is_some() {
             // Who is not root never knows, and most often there is nothing to know.
             return Ok(());

@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
+use crate::kind::context::{Fate, Made, Site};
 use crate::kind::{Kind, Need};
 use crate::proc::Descriptor;
-use crate::site::{Fate, Made, Site};
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
 use nix::errno::Errno;

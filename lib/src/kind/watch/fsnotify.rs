@@ -3,8 +3,8 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Inode};
+use crate::kind::context::{Changed, Numbers, Site};
 use crate::proc::{self, Descriptor, Info, Process, device, hex_word, inode_of};
-use crate::site::{Changed, Numbers, Site};
 use crate::sys::{self, Seat, notify};
 use nix::fcntl::{OFlag, open};
 use nix::libc;

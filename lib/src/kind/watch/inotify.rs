@@ -3,10 +3,10 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
+use crate::kind::context::{Made, Site};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
 use crate::proc::{Descriptor, hex_word};
-use crate::site::{Made, Site};
 use crate::sys::{self, Seat, notify};
 use nix::errno::Errno;
 use nix::libc;

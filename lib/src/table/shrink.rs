@@ -19,7 +19,7 @@ pub fn to(capacity: u64) -> Result<()> {
 
 /// Shrinks the table of this process to what is open.
 pub fn now() -> Result<()> {
-    Ok(sys::share::with_shared_table(|| unshare(CloneFlags::CLONE_FILES))??)
+    Ok(sys::clone_files::with_shared_table(|| unshare(CloneFlags::CLONE_FILES))??)
 }
 
 #[cfg(test)]
@@ -44,7 +44,7 @@ mod tests {
                 entry.unwrap().file_name().to_str().unwrap().parse::<u32>().unwrap()
             };
             let highest = open.map(number).max();
-            assert_eq!(proc::own_capacity().unwrap(), crate::service::capacity(highest));
+            assert_eq!(proc::own_capacity().unwrap(), crate::placement::capacity(highest));
             assert!(highest < Some(512));
         })
         .join()

@@ -5,8 +5,8 @@
 //! this process may have no descriptor of its own any more.
 
 use crate::error::{At, Result};
-use crate::sys::board::Board;
 use crate::sys::fork::{self, Birth};
+use crate::sys::shared_mem::Board;
 use crate::sys::trace::{self, Stop};
 use crate::sys::{self, Seat, credentials};
 use nix::errno::Errno;

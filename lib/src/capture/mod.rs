@@ -1,14 +1,16 @@
 //! Walks the tables of processes, finds what dup(2) and fork(2) share, and writes the image.
 
+pub mod freeze;
+
+use crate::capture::freeze::Frozen;
+use crate::cli::progress::{Progress, Unit};
 use crate::error::{Error, Result, Status};
 use crate::filter::{Filter, Subject};
-use crate::freeze::Frozen;
 use crate::image::{
     Bytes, Data, Head, Inode, Item, Lock, OpenFile, Slot, Summary, VERSION, Writer,
 };
 use crate::kind::{Entry, Piece, Scene, Taken};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
-use crate::progress::{Progress, Unit};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

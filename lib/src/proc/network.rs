@@ -1,7 +1,7 @@
 //! What is known of network namespaces, once for all processes that are in them.
 
-use crate::diag::{self, Diag, PacketSocket, Recent, Tunnel, UnixSocket};
 use crate::error::Result;
+use crate::proc::sock_diag::{self, Diag, PacketSocket, Recent, Tunnel, UnixSocket};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -65,7 +65,7 @@ impl Network {
 
     /// What rtnetlink(7) says of a tunnel.
     pub(crate) fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
-        diag::tunnel(name, self.netns())
+        sock_diag::tunnel(name, self.netns())
     }
 
     /// The groups of igmp and igmp6, without those that the kernel alone is in. `read` reads a file

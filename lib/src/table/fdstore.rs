@@ -6,7 +6,7 @@
 //! of a peer's queue (net.unix.max_dgram_qlen) does not count.
 
 use crate::error::{At, Error, Result};
-use crate::sys::board::Board;
+use crate::sys::shared_mem::Board;
 use crate::sys::{self, Seat};
 use nix::errno::Errno;
 use nix::libc;

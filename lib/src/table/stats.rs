@@ -1,10 +1,10 @@
 //! What a restore took, for `--stats`: measured, not derived from the plan.
 
-use crate::count::{Calls, Counter, Place};
 use crate::error::Result;
+use crate::placement::Size;
 use crate::proc;
-use crate::service::Size;
 use crate::sys;
+use crate::table::syscall_counter::{Calls, Counter, Place};
 
 /// Looks on while a table is restored by this process.
 pub struct Meter<'c> {
@@ -45,7 +45,7 @@ impl<'c> Meter<'c> {
     pub fn look(&mut self) -> Result<u64> {
         let before = self.all();
         let pid = nix::unistd::getpid().as_raw();
-        let size = sys::share::with_copied_table(|| proc::capacity_of(pid))??;
+        let size = sys::clone_files::with_copied_table(|| proc::capacity_of(pid))??;
         self.peak = self.peak.max(size);
         let took = self.all() - before;
         self.aside.all += took.all;

@@ -5,8 +5,9 @@
 //! ([`ArgsInfo`]) and put into the one form that argh never mistakes: long options, each with its
 //! value as the next word, then `--`, then the rest.
 
+pub mod progress;
+
 use crate::error::{Error, Result, Status};
-use crate::progress;
 use crate::sys::{start, tty};
 use crate::text::{escape, one_line};
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, FromArgValue, FromArgs};

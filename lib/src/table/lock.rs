@@ -6,8 +6,8 @@
 
 use crate::error::{Error, Result};
 use crate::image::{Lock, OpenFile};
+use crate::kind::context::Site;
 use crate::proc::{self, Held, inode_of};
-use crate::site::Site;
 use crate::sys::{self, Owner, Seat};
 use crate::text::escape;
 use nix::errno::Errno;

@@ -1,9 +1,13 @@
 //! What /proc says of a process and of its descriptors. Parsing is apart from reading.
 
-use crate::diag::{PacketSocket, Tunnel, UnixSocket};
+pub mod network;
+pub mod openers;
+pub mod sock_diag;
+
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Inode, Lock, Signals, Table, Task, Terminal};
-use crate::network::{Network, Networks};
+use crate::proc::network::{Network, Networks};
+use crate::proc::sock_diag::{PacketSocket, Tunnel, UnixSocket};
 use crate::sys;
 use nix::dir::Dir;
 use nix::errno::Errno;

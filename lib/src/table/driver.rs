@@ -4,16 +4,16 @@
 use crate::ctty;
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
+use crate::kind::context::{Fate, Made, Site, set_flags};
 use crate::kind::{self, Need};
-use crate::lock;
+use crate::placement::{self, Placement, Wanted};
 use crate::plan::{Deed, Missing, Myself, Options, Plan, Step, hard_limit, refuse, what};
 use crate::proc::inode_of;
-use crate::service::{self, Placement, Wanted};
-use crate::shrink;
-use crate::site::{Fate, Made, Site, set_flags};
-use crate::stats::Meter;
-use crate::store::Store;
 use crate::sys::{self, Owner, Seat};
+use crate::table::fdstore::Store;
+use crate::table::lock;
+use crate::table::shrink;
+use crate::table::stats::Meter;
 use crate::terminal;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
@@ -77,7 +77,7 @@ fn in_place(
         numbers: &wanted,
         handed: handed.iter().map(|&from| from as u32).max(),
         sharers: 1,
-        floor: service::capacity(wanted.last().copied()),
+        floor: placement::capacity(wanted.last().copied()),
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
     place(services, options.placement, &table)?;
@@ -106,7 +106,7 @@ fn in_place(
     let done = site.root.into_iter().chain(with.handed.into_values());
     done.for_each(Seat::close);
     // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
-    if let Some(err) = err.filter(|err| err.number() as u64 >= service::capacity(highest)) {
+    if let Some(err) = err.filter(|err| err.number() as u64 >= placement::capacity(highest)) {
         if built.is_ok() {
             err.close();
             services[0] = None;
@@ -120,7 +120,7 @@ fn in_place(
         meter.look()?;
     }
     if options.placement == Placement::Tight {
-        shrink::to(service::capacity(highest)).at(|| "shrink the table")?;
+        shrink::to(placement::capacity(highest)).at(|| "shrink the table")?;
     }
     // The exec closes it, and with it would go the locks of a log that COMMAND has locked.
     if let Some(err) = services[0].filter(|err| is_locked(plan, *err)) {
@@ -155,7 +155,7 @@ pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
 
 /// The numbers of so many services; fails with status 6 if a table has no room for them.
 pub(crate) fn room(policy: Placement, table: &Wanted<'_>, count: usize) -> Result<Vec<u32>> {
-    service::numbers(policy, table, count).ok_or_else(|| {
+    placement::numbers(policy, table, count).ok_or_else(|| {
         let limit = table.limit;
         let why = format!("no room for {count} descriptors of our own below the limit {limit}");
         Error::unrestorable(why)
@@ -173,7 +173,7 @@ pub(crate) fn place(
     let held = services.iter().flatten().map(|seat| seat.number() as u32);
     let wanted: Vec<(u32, u32)> = held.zip(numbers).collect();
     let spare = wanted.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
-    for (from, to) in service::moves(&wanted, spare) {
+    for (from, to) in placement::moves(&wanted, spare) {
         let stands = |seat: &&mut Seat| seat.number() as u32 == from;
         if let Some(seat) = services.iter_mut().flatten().find(stands) {
             *seat = seat.oust(to as RawFd).at(|| "place the service descriptors")?;
@@ -450,7 +450,7 @@ impl<'w, 's> Work<'w, 's> {
         let free = |number: &u32| Seat::inherited(*number as RawFd).is_err();
         let spare = (highest + 1..).find(|number| pairs.is_empty() || free(number));
         let spare = spare.unwrap_or(highest + 1);
-        for (from, to) in service::moves(&pairs, spare) {
+        for (from, to) in placement::moves(&pairs, spare) {
             match by_number.get(&from).copied().or(aside) {
                 Some(id) => {
                     let seat = self.site.seats[&id].shift(to as RawFd);

@@ -5,11 +5,11 @@ use crate::ctty::{self, Heir};
 use crate::error::{Error, Result, Status};
 use crate::image::{Image, Lock, OpenFile, Slot, Task};
 use crate::kind;
-use crate::lock;
+use crate::kind::context::{Changed, Fate, Heirs, Site};
+use crate::placement::{self, Placement};
 use crate::proc::{self, Held};
-use crate::service::{self, Placement};
-use crate::site::{Changed, Fate, Heirs, Site};
 use crate::sys::{self, Seat};
+use crate::table::lock;
 use crate::text::escape;
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -546,7 +546,7 @@ pub(crate) fn wait(
     }
     waiting.sort_unstable_by_key(|(id, _)| *id);
     let wanted: Vec<u32> = steps.iter().map(|step| step.fd as u32).collect();
-    let numbers = service::lowest_free(&wanted, waiting.len());
+    let numbers = placement::lowest_free(&wanted, waiting.len());
     steps.extend(numbers.into_iter().zip(waiting).map(|(number, (id, deed))| {
         let fd = number as RawFd;
         Step { fd, file: Some(id), deed, waits: true, ..Step::default() }
