@@ -1,12 +1,12 @@
 //! The controlling terminal: it belongs to a session, not to a descriptor (credentials(7)).
 //!
-//! What becomes of it is decided here, from what the image says of a task and from what its heir
-//! is; a tree has as many heirs as tasks.
+//! What becomes of it is decided here, from what the image says of a task and from what the process
+//! is; a tree has as many of them as tasks.
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Image, OpenFile, Task};
 use crate::kind;
-use crate::kind::context::Fate;
+use crate::kind::context::CttyPlan;
 use crate::proc::Stat;
 use crate::sys::tty;
 use crate::terminal;
@@ -18,19 +18,22 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 /// The process that will be a task of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heir {
+pub struct SessionRole {
     /// Whether it leads its session: only such a one can take a controlling terminal.
     pub leader: bool,
     /// Whether it has one.
     pub has: bool,
 }
 
-impl Heir {
+impl SessionRole {
     /// This very process.
-    pub fn myself() -> Result<Heir> {
+    pub fn myself() -> Result<SessionRole> {
         let stat = std::fs::read("/proc/self/stat").at(|| "/proc/self/stat")?;
         let stat = Stat::parse(&stat).ok_or_else(|| Error::new(Status::System, "stat"))?;
-        Ok(Heir { leader: stat.field(6) == i64::from(std::process::id()), has: stat.field(7) != 0 })
+        Ok(SessionRole {
+            leader: stat.field(6) == i64::from(std::process::id()),
+            has: stat.field(7) != 0,
+        })
     }
 }
 
@@ -42,15 +45,15 @@ pub fn own() -> Option<(u32, u32)> {
 
 /// Decides. `made` says whether a file of the image is restored, `handed` at which number a
 /// descriptor of the caller stands for it.
-pub fn fate(
+pub fn plan(
     image: &Image,
     task: &Task,
-    heir: Heir,
+    role: SessionRole,
     made: impl Fn(u32) -> bool,
     handed: impl Fn(u32) -> Option<RawFd>,
-) -> Fate {
+) -> CttyPlan {
     let Some(old) = &task.terminal else {
-        return if heir.has { Fate::Kept } else { Fate::None };
+        return if role.has { CttyPlan::Kept } else { CttyPlan::None };
     };
     let device = tty::numbers(old.device);
     let leads_to = |file: &&OpenFile| {
@@ -58,27 +61,28 @@ pub fn fate(
     };
     let mut files = image.files.iter().filter(leads_to);
     let of_pair = |file: &OpenFile| file.kind == "pty" && made(file.id);
-    let fate = match &old.path {
-        Some(path) => Some(Fate::Opened(path.0.clone())),
+    let ctty_plan = match &old.path {
+        Some(path) => Some(CttyPlan::FromPath(path.0.clone())),
         None => {
-            let pair = files.clone().find(|file| of_pair(file)).map(|file| Fate::Made(file.id));
-            pair.or_else(|| files.find_map(|file| handed(file.id)).map(Fate::Handed))
+            let pair =
+                files.clone().find(|file| of_pair(file)).map(|file| CttyPlan::FromImage(file.id));
+            pair.or_else(|| files.find_map(|file| handed(file.id)).map(CttyPlan::FromCaller))
         }
     };
     let name = terminal::name(device);
-    match fate {
-        Some(Fate::Made(_)) if heir.has => {
+    match ctty_plan {
+        Some(CttyPlan::FromImage(_)) if role.has => {
             let cure = "run it without a terminal of its own, by setsid(1)";
-            Fate::Lost(format!(
+            CttyPlan::Unavailable(format!(
                 "{name}, restored, cannot control COMMAND, which has another: {cure}"
             ))
         }
-        _ if heir.has => Fate::Kept,
-        Some(_) if !heir.leader => {
-            Fate::Lost(format!("{name} cannot control COMMAND, which leads no session: setsid(1)"))
-        }
-        Some(fate) => fate,
-        None => Fate::Lost(format!(
+        _ if role.has => CttyPlan::Kept,
+        Some(_) if !role.leader => CttyPlan::Unavailable(format!(
+            "{name} cannot control COMMAND, which leads no session: setsid(1)"
+        )),
+        Some(ctty_plan) => ctty_plan,
+        None => CttyPlan::Unavailable(format!(
             "its controlling terminal {name} is outside the image: COMMAND has none"
         )),
     }

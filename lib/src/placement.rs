@@ -188,7 +188,7 @@ pub fn moves(wanted: &[(u32, u32)], spare: u32) -> Vec<(u32, u32)> {
 
 /// A task of a tree as the forecast sees it. Parents come before children.
 #[derive(Clone, Debug, Default)]
-pub struct Course {
+pub struct TablePlan {
     /// Its parent, if that is in the tree.
     pub parent: Option<usize>,
     /// The owner of its table, if it shares another's.
@@ -216,7 +216,7 @@ pub struct Size {
 
 /// What becomes of the tables of a tree, or none for a task whose numbers, or our own beside them,
 /// have no room below the limit.
-pub fn forecast(policy: Placement, tasks: &[Course], limit: u32) -> Vec<Option<Size>> {
+pub fn forecast(policy: Placement, tasks: &[TablePlan], limit: u32) -> Vec<Option<Size>> {
     let mut sizes: Vec<Option<Size>> = Vec::with_capacity(tasks.len());
     // The highest service number of each task, which its children are born with.
     let mut tops: Vec<Option<u32>> = Vec::with_capacity(tasks.len());
@@ -330,13 +330,14 @@ mod tests {
 
     #[test]
     fn the_forecast_says_what_a_big_parent_does_to_its_children() {
-        let parent = Course { numbers: vec![0, 1, 2, 19000], services: 2, ..Course::default() };
-        let child = Course {
+        let parent =
+            TablePlan { numbers: vec![0, 1, 2, 19000], services: 2, ..TablePlan::default() };
+        let child = TablePlan {
             parent: Some(0),
             numbers: vec![0, 1, 2],
             passed: Some(2),
             services: 2,
-            ..Course::default()
+            ..TablePlan::default()
         };
         let child_of =
             |policy| forecast(policy, &[parent.clone(), child.clone()], 20000)[1].unwrap();
@@ -349,7 +350,7 @@ mod tests {
     #[test]
     fn what_waits_for_a_queue_takes_room_and_gives_it_back() {
         let numbers: Vec<u32> = (0..64).collect();
-        let task = Course { numbers, waits: vec![64, 65], services: 1, ..Course::default() };
+        let task = TablePlan { numbers, waits: vec![64, 65], services: 1, ..TablePlan::default() };
         let of = |policy| forecast(policy, std::slice::from_ref(&task), 1024)[0].unwrap();
         assert_eq!(of(Placement::Tight), Size { peak: 128, end: 64 });
         assert_eq!(of(Placement::Late), Size { peak: 128, end: 128 });
@@ -415,12 +416,12 @@ mod tests {
             sets in prop::collection::vec(prop::collection::btree_set(0u32..600, 0..40), 1..6),
             limit in 1000u32..3000,
         ) {
-            let tasks: Vec<Course> = sets.iter().enumerate().map(|(at, set)| Course {
+            let tasks: Vec<TablePlan> = sets.iter().enumerate().map(|(at, set)| TablePlan {
                 parent: at.checked_sub(1),
                 numbers: set.iter().copied().collect(),
                 sharers: 1,
                 services: 2,
-                ..Course::default()
+                ..TablePlan::default()
             }).collect();
             for policy in Placement::ALL {
                 for (task, size) in tasks.iter().zip(forecast(policy, &tasks, limit)) {

@@ -5,7 +5,7 @@ use crate::errors::forged;
 use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, tool};
 use crate::pipelines::python;
 use crate::watch::{refused, restored};
-use fdkit::image::{Bytes, Data, Envelope, Item, OpenFile};
+use fdkit::image::{Bytes, Data, Item, MessageMeta, OpenFile};
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -158,7 +158,7 @@ fn with_message(file: &str, change: impl FnOnce(&mut Data, &mut Vec<OpenFile>)) 
     })
 }
 
-fn with(data: &mut Data) -> &mut Envelope {
+fn with(data: &mut Data) -> &mut MessageMeta {
     data.with.as_mut().expect("an envelope")
 }
 
@@ -290,7 +290,7 @@ fn queues_in_queues_may_go_round_and_be_deep_and_name_one_file_twice() {
             file.inode.as_mut().expect("an inode").ino = ino;
             items.push(Item::File(file));
             let files = vec![if n == 1000 { id } else { id + 1 }];
-            let with = Some(Box::new(Envelope { files, ..Envelope::default() }));
+            let with = Some(Box::new(MessageMeta { files, ..MessageMeta::default() }));
             let bytes = Bytes(b"x".to_vec());
             queues.push(Item::Data(Data { object: 1000 + n, offset: 0, with, bytes }));
         }

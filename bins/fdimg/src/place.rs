@@ -57,16 +57,16 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let name = || source::name(args.file.as_ref());
     let image = Image::load(from).at(name)?;
     let tree = Tree::unchecked(&image).at(name)?;
-    let courses = tree.courses(SERVICES);
-    let highest = courses.iter().filter_map(|course| course.numbers.last().copied()).max();
+    let table_plans = tree.table_plans(SERVICES);
+    let highest = table_plans.iter().filter_map(|course| course.numbers.last().copied()).max();
     let limit = match args.limit {
         Some(limit) => limit,
         None => own_limit(highest)?,
     };
-    let forecasts = Placement::ALL.map(|policy| placement::forecast(policy, &courses, limit));
+    let forecasts = Placement::ALL.map(|policy| placement::forecast(policy, &table_plans, limit));
     let row = |(place, &at): (usize, &usize)| {
-        let owner = tree.shape.kin[at].owner;
-        let numbers = &courses[courses[place].owner.unwrap_or(place)].numbers;
+        let owner = tree.shape.nodes[at].owner;
+        let numbers = &table_plans[table_plans[place].owner.unwrap_or(place)].numbers;
         Row {
             task: &image.tasks[at],
             shares: (owner != at).then(|| image.tasks[owner].pid),

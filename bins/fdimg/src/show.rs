@@ -181,7 +181,7 @@ fn tables(rows: &[Row<'_>], color: bool) -> String {
             if row.slot.cloexec {
                 flags.push("cloexec");
             }
-            let title = kind::named(&row.file.kind).and_then(|kind| (kind.title)(row.file));
+            let title = kind::named(&row.file.kind).and_then(|kind| (kind.describe)(row.file));
             let mut name = match title {
                 Some(title) => escape(title.as_bytes()).into_owned(),
                 None => format!("{}{}", escape(&row.file.link.0), details(row.file)),

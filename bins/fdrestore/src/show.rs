@@ -1,7 +1,7 @@
 //! Plans as tables and as JSON.
 
-use fdkit::kind::context::Fate;
-use fdkit::plan::{Deed, Plan, Step};
+use fdkit::kind::context::CttyPlan;
+use fdkit::plan::{Action, Plan, Step};
 use fdkit::text::escape;
 use fdkit::tree::Tree;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ pub(crate) fn plan(plan: &Plan<'_>, json: bool) -> String {
 
 /// The plans of all tables of a tree.
 pub(crate) fn tree(tree: &Tree<'_>, json: bool) -> String {
-    let owner = |task: usize| &tree.image.tasks[tree.shape.kin[task].owner];
+    let owner = |task: usize| &tree.image.tasks[tree.shape.nodes[task].owner];
     let mut out = String::new();
     let mut tasks = Vec::new();
     for &at in &tree.shape.order {
@@ -39,15 +39,15 @@ pub(crate) fn tree(tree: &Tree<'_>, json: bool) -> String {
 }
 
 fn deed(step: &Step) -> String {
-    match step.deed {
-        Deed::Make => "make".to_owned(),
-        Deed::Share => "dup".to_owned(),
-        Deed::Inherit(from) => format!("inherit {from}"),
-        Deed::Null => "/dev/null".to_owned(),
-        Deed::Skip => "none".to_owned(),
-        Deed::Fetch(_) => "fetch".to_owned(),
-        Deed::Stand => "inherited".to_owned(),
-        Deed::Park => "fill".to_owned(),
+    match step.action {
+        Action::Make => "make".to_owned(),
+        Action::Dup => "dup".to_owned(),
+        Action::Inherit(from) => format!("inherit {from}"),
+        Action::Null => "/dev/null".to_owned(),
+        Action::Skip => "none".to_owned(),
+        Action::FromStore(_) => "fetch".to_owned(),
+        Action::FromParent => "inherited".to_owned(),
+        Action::Park => "fill".to_owned(),
     }
 }
 
@@ -61,16 +61,16 @@ fn what<'p>(plan: &'p Plan<'_>, step: &Step) -> (Cow<'p, str>, Cow<'p, str>) {
 
 fn terminal(plan: &Plan<'_>) -> Option<String> {
     match &plan.terminal {
-        Fate::None => None,
-        Fate::Kept => Some("the caller's own".to_owned()),
-        Fate::Session(leader) => Some(format!("that of session {leader}")),
-        Fate::Made(id) => {
+        CttyPlan::None => None,
+        CttyPlan::Kept => Some("the caller's own".to_owned()),
+        CttyPlan::Session(leader) => Some(format!("that of session {leader}")),
+        CttyPlan::FromImage(id) => {
             let link = plan.image.file(*id).map(|file| escape(&file.link.0).into_owned());
             Some(format!("that of {}", link.unwrap_or_default()))
         }
-        Fate::Handed(fd) => Some(format!("that of {fd}")),
-        Fate::Opened(path) => Some(escape(path).into_owned()),
-        Fate::Lost(why) => Some(format!("none: {why}")),
+        CttyPlan::FromCaller(fd) => Some(format!("that of {fd}")),
+        CttyPlan::FromPath(path) => Some(escape(path).into_owned()),
+        CttyPlan::Unavailable(why) => Some(format!("none: {why}")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::Args;
 use fdkit::cli::{self, End, Tool};
-use fdkit::ctty::Heir;
+use fdkit::ctty::SessionRole;
 use fdkit::error::{At, Result, Status};
 use fdkit::image::Image;
 use fdkit::plan::Options;
@@ -33,7 +33,7 @@ pub(crate) fn restore(
     let path = args.root.as_ref().map(|path| path.as_path().to_owned());
     let dir = root.as_ref().map(AsFd::as_fd);
     let at = || crate::name(args);
-    let mut tree = Tree::new(image, options, dir, Heir::myself()?, args.dry_run).at(at)?;
+    let mut tree = Tree::new(image, options, dir, SessionRole::myself()?, args.dry_run).at(at)?;
     tree::foresee(&mut tree, options, &mode, path.as_deref()).at(at)?;
     if args.dry_run {
         cli::text_stdout()?.write_all(crate::show::tree(&tree, args.json).as_bytes())?;

@@ -1,7 +1,7 @@
 //! Stops tasks while they are looked at: PTRACE_SEIZE and PTRACE_INTERRUPT (ptrace(2)).
 //!
 //! The kernel lets a task go when its tracer ends, however it ends, and a task that a signal had
-//! stopped before stays stopped. What is blocked in epoll_wait(2) and its kin may see EINTR, as it
+//! stopped before stays stopped. What is blocked in epoll_wait(2) and the like may see EINTR, as it
 //! may after SIGCONT (signal(7)).
 
 use crate::error::{At, Result};

@@ -9,7 +9,7 @@ use crate::filter::{Filter, Subject};
 use crate::image::{
     Bytes, Data, Head, Inode, Item, Lock, OpenFile, Slot, Summary, VERSION, Writer,
 };
-use crate::kind::{Entry, Piece, Scene, Taken};
+use crate::kind::{Captured, ContentsContext, KindOps, Piece};
 use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
 use crate::sys;
 use nix::errno::Errno;
@@ -76,7 +76,7 @@ struct Seen {
 struct Holder {
     object: u32,
     source: Source,
-    kind: &'static Entry,
+    kind: &'static KindOps,
     inode: Inode,
     /// What [`kind::Kind::object`] says of it.
     key: (u32, u32, u64),
@@ -355,7 +355,7 @@ impl<W: Write> Scan<'_, W> {
                 }
                 Err((fd, err)) => {
                     self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
-                    self.write(table, at, process, pids, Taken::unreadable(fd, &err), false)
+                    self.write(table, at, process, pids, Captured::unreadable(fd, &err), false)
                 }
             }
         })
@@ -368,10 +368,10 @@ impl<W: Write> Scan<'_, W> {
         process: usize,
         holder: &Process,
         pids: &[i32],
-        taken: Taken,
+        taken: Captured,
         known: bool,
     ) -> Result<()> {
-        let Taken { fd, ref link, ref info, kind, .. } = taken;
+        let Captured { fd, ref link, ref info, kind, .. } = taken;
         let subject = Subject { fd: fd as u32, pids, kind: kind.name, link: &link.0 };
         if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
             return Ok(());
@@ -406,7 +406,7 @@ impl<W: Write> Scan<'_, W> {
     }
 
     /// Writes a file that is not in the image yet.
-    fn file(&mut self, id: u32, taken: Taken, locks: &[Lock], source: Source) -> Result<()> {
+    fn file(&mut self, id: u32, taken: Captured, locks: &[Lock], source: Source) -> Result<()> {
         let object = match (&taken.inode, taken.object) {
             (Some(inode), Some(key)) => {
                 let next = self.objects.len() as u32;
@@ -434,14 +434,14 @@ impl<W: Write> Scan<'_, W> {
     ///
     /// Only descriptions that /proc cannot tell apart are compared, and since kcmp(2) orders them
     /// a search among n takes log n comparisons. Positions are no part of the key: they move.
-    fn identify(&mut self, taken: &Taken, pid: i32, fd: RawFd, known: bool) -> (u32, bool) {
+    fn identify(&mut self, taken: &Captured, pid: i32, fd: RawFd, known: bool) -> (u32, bool) {
         let next = self.files;
         if !known {
             self.files += 1;
             return (next, true);
         }
         let mut hasher = DefaultHasher::new();
-        let Taken { link, info, .. } = taken;
+        let Captured { link, info, .. } = taken;
         // Two eventfds have one inode; only this number is their own.
         (link, info.ino, info.mnt, taken.flags(), info.get("eventfd-id")).hash(&mut hasher);
         let seen = self.seen.entry(hasher.finish()).or_default();
@@ -508,11 +508,11 @@ impl<W: Write> Scan<'_, W> {
     fn queued(&mut self, process: usize, holder: &Process, copy: OwnedFd) -> Result<u32> {
         let ours = std::process::id() as i32;
         let again = copy.try_clone()?;
-        let taken = Descriptor::queued(holder, copy).and_then(Taken::whatever);
+        let taken = Descriptor::queued(holder, copy).and_then(Captured::capture_or_opaque);
         let taken = taken.unwrap_or_else(|err| {
             let line = format!("{}: a queued descriptor: {err}", holder.pid);
             self.trouble(Status::No, line);
-            Taken::unreadable(again.as_raw_fd(), &err)
+            Captured::unreadable(again.as_raw_fd(), &err)
         });
         let (id, new) = self.identify(&taken, ours, again.as_raw_fd(), true);
         if new {
@@ -593,8 +593,8 @@ impl Holder {
             let captured: Vec<i32> = processes.iter().map(|process| process.pid).collect();
             let (link, frozen) = (self.link.0.as_slice(), options.freezes());
             let (inode, object) = (&found, self.key);
-            let scene = Scene { inode, object, link, captured: &captured, frozen };
-            (self.kind.contents)(copy.as_fd(), &scene, limit, to)
+            let cx = ContentsContext { inode, object, link, captured: &captured, frozen };
+            (self.kind.contents)(copy.as_fd(), &cx, limit, to)
         });
         read.map_err(|err| err.at("its contents").at(what).at(process.pid.to_string()))
     }
@@ -605,7 +605,7 @@ const WORTH_A_THREAD: usize = 512;
 /// So many are handed over at once by a thread to the one that writes them.
 const HANDFUL: usize = 128;
 
-type Looked = std::result::Result<Taken, (RawFd, Error)>;
+type Looked = std::result::Result<Captured, (RawFd, Error)>;
 
 /// Looks at numbers of a process, on several processors if they are many, and hands them on in
 /// their order.
@@ -646,6 +646,6 @@ fn look(
     })
 }
 
-fn take(process: &Process, fd: RawFd, fetch: bool, text: &mut Vec<u8>) -> Result<Taken> {
-    Descriptor::read(process, fd, fetch, text).and_then(Taken::whatever)
+fn take(process: &Process, fd: RawFd, fetch: bool, text: &mut Vec<u8>) -> Result<Captured> {
+    Descriptor::read(process, fd, fetch, text).and_then(Captured::capture_or_opaque)
 }

@@ -1,6 +1,6 @@
 //! A whole image in memory, but for its contents, of which only the place is kept.
 
-use super::{Entry, Envelope, Head, Item, OpenFile, Reader, Slot, Task, scan};
+use super::{Entry, Head, Item, MessageMeta, OpenFile, Reader, Slot, Task, scan};
 use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -16,12 +16,12 @@ pub struct Chunk {
     /// The offset in a file.
     pub offset: i64,
     /// What came with it.
-    pub with: Option<Box<Envelope>>,
+    pub with: Option<Box<MessageMeta>>,
 }
 
 /// What the messages of an object carry beside bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Cargo {
+pub struct QueuedFds {
     /// The files queued with them, each once.
     pub files: BTreeSet<u32>,
     /// Whether one says who sent it.
@@ -42,7 +42,7 @@ pub struct Image {
     /// Where the contents of each object stand.
     pub contents: BTreeMap<u32, Vec<Chunk>>,
     /// What their messages carry, of those objects where they carry anything.
-    pub cargo: BTreeMap<u32, Cargo>,
+    pub queued_fds: BTreeMap<u32, QueuedFds>,
     places: OnceLock<Places>,
 }
 
@@ -65,7 +65,7 @@ impl Image {
         let (mut tasks, mut files) = (Vec::new(), Vec::new());
         let mut slots: Vec<Slot> = Vec::new();
         let mut contents: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
-        let mut cargo: BTreeMap<u32, Cargo> = BTreeMap::new();
+        let mut queued_fds: BTreeMap<u32, QueuedFds> = BTreeMap::new();
         while let Some(Entry { item, whole, offset }) = reader.next()? {
             match item {
                 Item::Task(task) => tasks.push(*task),
@@ -77,9 +77,9 @@ impl Image {
                     if let Some(with) =
                         with.filter(|with| !with.files.is_empty() || with.credentials.is_some())
                     {
-                        let cargo = cargo.entry(data.object).or_default();
-                        cargo.files.extend(&with.files);
-                        cargo.credentials |= with.credentials.is_some();
+                        let queued = queued_fds.entry(data.object).or_default();
+                        queued.files.extend(&with.files);
+                        queued.credentials |= with.credentials.is_some();
                     }
                     let value = scan::record(whole).map_or(&[][..], |(_, value)| value);
                     let bytes = scan::field(value, "bytes").unwrap_or_default();
@@ -94,12 +94,12 @@ impl Image {
         }
         slots.sort_by_key(|slot| slot.table);
         let places = OnceLock::new();
-        Ok(Image { head, tasks, files, slots, contents, cargo, places })
+        Ok(Image { head, tasks, files, slots, contents, queued_fds, places })
     }
 
     /// The files that wait in the queue of a file.
     pub fn queued(&self, file: &OpenFile) -> impl Iterator<Item = u32> + '_ {
-        let cargo = file.object.and_then(|object| self.cargo.get(&object));
+        let cargo = file.object.and_then(|object| self.queued_fds.get(&object));
         cargo.into_iter().flat_map(|cargo| cargo.files.iter().copied())
     }
 

@@ -13,10 +13,10 @@ mod tests;
 
 pub use check::Checker;
 pub use file::NewFile;
-pub use load::{Cargo, Chunk, Image};
+pub use load::{Chunk, Image, QueuedFds};
 pub use read::{Entry, Reader, Record, Summary};
 pub use record::{
-    Bytes, Credentials, Data, End, Envelope, Head, Inode, Item, Lock, MAX_CHUNK, OpenFile, Signals,
-    Slot, Table, Task, Terminal, Typed, VERSION,
+    Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, MessageMeta, OpenFile,
+    Signals, Slot, Table, Task, Terminal, Typed, VERSION,
 };
 pub use write::Writer;

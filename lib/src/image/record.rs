@@ -286,14 +286,14 @@ pub struct Data {
     pub offset: i64,
     /// What came with a message, if anything did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub with: Option<Box<Envelope>>,
+    pub with: Option<Box<MessageMeta>>,
     /// At most [`MAX_CHUNK`] bytes.
     pub bytes: Bytes,
 }
 
 /// What a message of a queue has beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Envelope {
+pub struct MessageMeta {
     /// The sender's address, written as the body of the file writes addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Bytes>,

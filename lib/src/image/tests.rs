@@ -171,7 +171,7 @@ fn records_that_do_not_fit_together_are_refused() {
     let data = Item::Data(Data { object: 0, offset: 0, with: None, bytes: Bytes::default() });
     assert!(refused(&begin(&[data])).contains("contents of object 0"));
     let queued = |id| {
-        let with = Some(Box::new(Envelope { files: vec![5, id], ..Envelope::default() }));
+        let with = Some(Box::new(MessageMeta { files: vec![5, id], ..MessageMeta::default() }));
         Item::Data(Data { object: 1, offset: 0, with, bytes: Bytes::default() })
     };
     assert!(read(&write(&begin(&[queued(5)]))).is_ok());

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Chunk, Image, Inode, OpenFile, Task};
 use crate::proc::inode_of;
-use crate::sys::Seat;
+use crate::sys::PlacedFd;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
@@ -41,25 +41,25 @@ pub enum Changed {
 
 /// What becomes of the controlling terminal of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It had none, and neither has its heir.
+pub enum CttyPlan {
+    /// It had none, and neither has the process.
     None,
-    /// The heir has one already, and keeps it.
+    /// The process has one already, and keeps it.
     Kept,
     /// That of its session, which this task leads.
     Session(i32),
     /// The terminal of this file of the image, a slave or a master, once that stands.
-    Made(u32),
+    FromImage(u32),
     /// The caller's descriptor that has this number by then.
-    Handed(RawFd),
+    FromCaller(RawFd),
     /// What is at this path.
-    Opened(Vec<u8>),
+    FromPath(Vec<u8>),
     /// It gets none, for this reason.
-    Lost(String),
+    Unavailable(String),
 }
 
 /// The processes that are, or will be, the tasks of the image.
-pub trait Heirs {
+pub trait PidMap {
     /// The process that is the task with this id now; none if that is not restored. Zero before
     /// there are any.
     fn process(&self, pid: i32) -> Option<i32>;
@@ -71,17 +71,17 @@ pub trait Heirs {
 pub type After<'a> = Box<dyn FnOnce(&mut Vec<String>) -> Result<()> + 'a>;
 
 /// The work in progress.
-pub struct Site<'a> {
+pub struct RestoreContext<'a> {
     /// The image.
     pub image: &'a Image,
     /// The task whose table is restored.
     pub task: &'a Task,
     /// Who its tasks are now.
-    pub heirs: &'a dyn Heirs,
+    pub pids: &'a dyn PidMap,
     /// Its bytes; empty as long as nothing is made.
     pub source: &'a [u8],
     /// The directory below which paths are opened.
-    pub root: Option<Seat>,
+    pub root: Option<PlacedFd>,
     /// Whether nothing will be made.
     pub dry: bool,
     /// Whether descriptors stay where they are born, to be moved or sent away later.
@@ -92,10 +92,10 @@ pub struct Site<'a> {
     pub warnings: Vec<String>,
     /// The lowest number of each file that is restored.
     pub lowest: &'a HashMap<u32, RawFd>,
-    /// The numbers where closed ends stand for a while, and their ids among the seats.
+    /// The numbers where closed ends stand for a while, and their ids among the placed.
     pub parks: &'a HashMap<u32, (u32, RawFd)>,
     /// What stands for files that are not made: the caller's.
-    pub handed: HashMap<u32, Seat>,
+    pub handed: HashMap<u32, PlacedFd>,
     /// The files of each object that are restored.
     pub objects: &'a HashMap<u32, Vec<u32>>,
     /// The sockets that are restored, by inode.
@@ -103,11 +103,11 @@ pub struct Site<'a> {
     /// The numbers of the table, ascending; those left out by `--missing skip` too.
     pub numbers: &'a [RawFd],
     /// What stands already.
-    pub seats: HashMap<u32, Seat>,
+    pub placed_fds: HashMap<u32, PlacedFd>,
     /// What is done when all queues are filled.
     pub after: Vec<After<'a>>,
     /// What becomes of the controlling terminal.
-    pub terminal: &'a Fate,
+    pub terminal: &'a CttyPlan,
     /// Paths of the image that are others now.
     pub moved: HashMap<Vec<u8>, Vec<u8>>,
     /// The files of sockets by their addresses, for each question of who has one.
@@ -118,7 +118,7 @@ pub struct Site<'a> {
     pub dressed: HashSet<(u32, u32)>,
 }
 
-impl<'a> Site<'a> {
+impl<'a> RestoreContext<'a> {
     /// Opens a path of the image below the root. It is never created nor truncated, and no magic
     /// link of /proc is followed (openat2(2), Linux 5.6).
     pub fn open(&self, path: &[u8], flags: u32) -> Result<OwnedFd> {
@@ -158,7 +158,7 @@ impl<'a> Site<'a> {
         Ok(Made { fd, flags: flags & !ASYNC })
     }
 
-    /// [`Site::reopen`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
+    /// [`RestoreContext::reopen`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
     ///
     /// Where devices are, or if nothing was recorded to hold it against, it is looked at first.
     pub fn reopen_typed(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Made> {
@@ -212,7 +212,7 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// [`Site::probe`] for a dry run only: a real one finds out by opening.
+    /// [`RestoreContext::probe`] for a dry run only: a real one finds out by opening.
     pub fn foresee(&self, file: &OpenFile) -> Result<()> {
         if self.dry { self.probe(file) } else { Ok(()) }
     }
@@ -258,19 +258,19 @@ impl<'a> Site<'a> {
 
     /// The process (kind 0 or 1: a thread or a process) or group (2) that an id of the image means
     /// now, if it is restored.
-    pub fn heir(&self, kind: i32, id: i32) -> Option<i32> {
+    pub fn current_id(&self, kind: i32, id: i32) -> Option<i32> {
         match kind {
-            0 | 1 => self.heirs.process(id),
-            2 => self.heirs.group(id),
+            0 | 1 => self.pids.process(id),
+            2 => self.pids.group(id),
             _ => None,
         }
     }
 
     /// Puts a new descriptor at its number, or keeps it where it is.
-    pub fn seat(&self, fd: OwnedFd, number: RawFd) -> Result<Seat> {
+    pub fn place(&self, fd: OwnedFd, number: RawFd) -> Result<PlacedFd> {
         match self.anywhere {
-            true => Ok(Seat::here(fd)),
-            false => Seat::take(fd, number).at(|| format!("put it at {number}")),
+            true => Ok(PlacedFd::here(fd)),
+            false => PlacedFd::take(fd, number).at(|| format!("put it at {number}")),
         }
     }
 
@@ -306,29 +306,29 @@ impl<'a> Site<'a> {
     }
 
     /// What stands for a file, made or not.
-    pub fn stands(&self, file: u32) -> Option<Seat> {
-        self.seats.get(&file).or_else(|| self.handed.get(&file)).copied()
+    pub fn stands(&self, file: u32) -> Option<PlacedFd> {
+        self.placed_fds.get(&file).or_else(|| self.handed.get(&file)).copied()
     }
 
     /// Puts aside an end that leads to a file and that nobody has, until the queue is filled. `mine`
-    /// is given back as [`Site::leave`] does.
+    /// is given back as [`RestoreContext::leave`] does.
     pub fn park(&mut self, file: &OpenFile, end: OwnedFd, mine: OwnedFd) -> Result<OwnedFd> {
         let (id, number) = *self.parks.get(&file.id).ok_or(Errno::EBADF)?;
         let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
         let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
-        let seat = self.seat(end, number)?;
-        self.seats.insert(id, seat);
+        let placed = self.place(end, number)?;
+        self.placed_fds.insert(id, placed);
         Ok(mine)
     }
 
     /// The end that was put aside for a file.
-    pub fn parked(&self, file: u32) -> Option<Seat> {
-        self.seats.get(&self.parks.get(&file)?.0).copied()
+    pub fn parked(&self, file: u32) -> Option<PlacedFd> {
+        self.placed_fds.get(&self.parks.get(&file)?.0).copied()
     }
 
     /// One of the files of the same object that stands already.
-    pub fn standing(&self, file: &OpenFile) -> Option<Seat> {
-        self.peers(file).iter().find_map(|peer| self.seats.get(&peer.id).copied())
+    pub fn standing(&self, file: &OpenFile) -> Option<PlacedFd> {
+        self.peers(file).iter().find_map(|peer| self.placed_fds.get(&peer.id).copied())
     }
 
     /// Puts at its number what was made ahead of its turn: the other end of a pipe. `mine`, made
@@ -338,12 +338,12 @@ impl<'a> Site<'a> {
         let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
         let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
         set_flags(made.fd.as_fd(), made.flags, file.flags)?;
-        let seat = self.seat(made.fd, number)?;
-        self.seats.insert(file.id, seat);
+        let placed = self.place(made.fd, number)?;
+        self.placed_fds.insert(file.id, placed);
         Ok(mine)
     }
 
-    /// [`Site::leave`] for any number of ends that were made together; what becomes of `mine`.
+    /// [`RestoreContext::leave`] for any number of ends that were made together; what becomes of `mine`.
     pub fn leave_all(
         &mut self,
         mut ends: Vec<(&OpenFile, OwnedFd)>,
@@ -381,7 +381,7 @@ impl<'a> Site<'a> {
     }
 }
 
-/// What [`Site::numbers_of`] found.
+/// What [`RestoreContext::numbers_of`] found.
 pub struct Numbers<'a> {
     table: &'a [RawFd],
     /// From the numbers of another table.

@@ -16,11 +16,11 @@ mod terminal;
 mod watch;
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Envelope, Inode, OpenFile, Signals};
-use crate::kind::context::{Made, Site};
+use crate::image::{Bytes, Inode, MessageMeta, OpenFile, Signals};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::openers;
 use crate::proc::{CLOEXEC, Descriptor, Info};
-use crate::sys::Seat;
+use crate::sys::PlacedFd;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
@@ -38,14 +38,14 @@ pub struct Piece<'a> {
     /// At most [`crate::image::MAX_CHUNK`] bytes.
     pub bytes: &'a [u8],
     /// What came with a message.
-    pub with: Option<Envelope>,
+    pub with: Option<MessageMeta>,
     /// Copies of the descriptors that wait with it.
     pub fds: Vec<OwnedFd>,
 }
 
 /// Where contents are read.
 #[derive(Debug)]
-pub struct Scene<'a> {
+pub struct ContentsContext<'a> {
     /// What is open, as stat(2) says it now.
     pub inode: &'a Inode,
     /// What [`Kind::object`] said of it.
@@ -58,17 +58,17 @@ pub struct Scene<'a> {
     pub frozen: bool,
 }
 
-impl Scene<'_> {
+impl ContentsContext<'_> {
     /// For contents whose reading would be noticed, as when they are taken out for a moment: fails
     /// unless everybody who has the inode open stands still.
-    pub fn still(&self) -> Result<()> {
+    pub fn require_frozen(&self) -> Result<()> {
         let name = self.link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        self.still_but(|captured| openers::another(self.inode, name, captured))
+        self.require_frozen_by(|captured| openers::another(self.inode, name, captured))
     }
 
     /// Likewise where the inode is not all: `another` finds a process which has it open, or may
     /// have, and is not among those that are captured.
-    pub fn still_but(&self, another: impl FnOnce(&[i32]) -> Option<i32>) -> Result<()> {
+    pub fn require_frozen_by(&self, another: impl FnOnce(&[i32]) -> Option<i32>) -> Result<()> {
         if !self.frozen {
             let why = "to read them would disturb it: that takes --freeze";
             return Err(Error::unrestorable(why));
@@ -130,7 +130,7 @@ pub trait Kind: Serialize + DeserializeOwned {
     /// one of its descriptions; its position is not ours and must not be moved.
     fn contents(
         _copy: BorrowedFd<'_>,
-        _scene: &Scene<'_>,
+        _scene: &ContentsContext<'_>,
         _limit: u64,
         _to: Sink<'_>,
     ) -> Result<()> {
@@ -138,7 +138,7 @@ pub trait Kind: Serialize + DeserializeOwned {
     }
 
     /// What it is, as lsof(8) and ss(8) say it, where that is more than readlink(2) shows.
-    fn title(&self, _: &OpenFile) -> Option<String> {
+    fn describe(&self, _: &OpenFile) -> Option<String> {
         None
     }
 
@@ -148,7 +148,7 @@ pub trait Kind: Serialize + DeserializeOwned {
     }
 
     /// Says why a description cannot be restored here, before anything is touched.
-    fn check(&self, _file: &OpenFile, _site: &Site<'_>) -> Result<()> {
+    fn check(&self, _file: &OpenFile, _site: &RestoreContext<'_>) -> Result<()> {
         Ok(())
     }
 
@@ -163,16 +163,21 @@ pub trait Kind: Serialize + DeserializeOwned {
     }
 
     /// Whether an end that nobody has any more must stand until the queue is filled:
-    /// [`Site::park`].
+    /// [`RestoreContext::park`].
     fn parks(&self) -> bool {
         false
     }
 
     /// Makes the description anew. Takes the record apart by name, so that no field is forgotten.
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made>;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made>;
 
-    /// What can be done only when all numbers of the table stand. `seat` is its lowest number.
-    fn late(&self, _file: &OpenFile, _seat: Seat, _site: &mut Site<'_>) -> Result<()> {
+    /// What can be done only when all numbers of the table stand. `placed` is its lowest number.
+    fn late(
+        &self,
+        _file: &OpenFile,
+        _seat: PlacedFd,
+        _site: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -184,7 +189,7 @@ pub trait Kind: Serialize + DeserializeOwned {
 }
 
 /// A kind without its type.
-pub struct Entry {
+pub struct KindOps {
     /// [`Kind::NAME`]
     pub name: &'static str,
     /// [`Kind::object`]
@@ -196,13 +201,13 @@ pub struct Entry {
     /// [`Kind::capture`], as the encoded body.
     pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
     /// [`Kind::contents`]
-    pub contents: fn(BorrowedFd<'_>, &Scene<'_>, u64, Sink<'_>) -> Result<()>,
-    /// [`Kind::title`], from the encoded body.
-    pub title: fn(&OpenFile) -> Option<String>,
+    pub contents: fn(BorrowedFd<'_>, &ContentsContext<'_>, u64, Sink<'_>) -> Result<()>,
+    /// [`Kind::describe`], from the encoded body.
+    pub describe: fn(&OpenFile) -> Option<String>,
     /// [`Kind::terminal`], from the encoded body.
     pub terminal: fn(&OpenFile) -> Option<(u32, u32)>,
     /// [`Kind::check`], from the encoded body.
-    pub check: fn(&OpenFile, &Site<'_>) -> Result<()>,
+    pub check: fn(&OpenFile, &RestoreContext<'_>) -> Result<()>,
     /// [`Kind::need`], from the encoded body.
     pub need: fn(&OpenFile) -> Need,
     /// [`Kind::peers`], from the encoded body.
@@ -210,7 +215,7 @@ pub struct Entry {
     /// [`Kind::parks`], from the encoded body.
     pub parks: fn(&OpenFile) -> bool,
     /// [`Kind::restore`], from the encoded body.
-    pub restore: fn(&OpenFile, &mut Site<'_>) -> Result<Made>,
+    pub restore: fn(&OpenFile, &mut RestoreContext<'_>) -> Result<Made>,
     /// [`Kind::EARLY`]
     pub is_early: bool,
     /// [`Kind::LATE`]
@@ -218,13 +223,13 @@ pub struct Entry {
     /// [`Kind::CARRIES`]
     pub carries: bool,
     /// [`Kind::late`], from the encoded body.
-    pub late: fn(&OpenFile, Seat, &mut Site<'_>) -> Result<()>,
+    pub late: fn(&OpenFile, PlacedFd, &mut RestoreContext<'_>) -> Result<()>,
     /// [`Kind::null`]
     pub null: fn(&OpenFile) -> Result<OwnedFd>,
 }
 
-const fn entry<K: Kind>() -> Entry {
-    Entry {
+const fn ops<K: Kind>() -> KindOps {
+    KindOps {
         name: K::NAME,
         object: K::object,
         seeks: K::SEEKS,
@@ -233,17 +238,17 @@ const fn entry<K: Kind>() -> Entry {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
         contents: K::contents,
-        title: |file| body::<K>(file).ok()?.title(file),
+        describe: |file| body::<K>(file).ok()?.describe(file),
         terminal: |file| body::<K>(file).ok()?.terminal(),
-        check: |file, site| body::<K>(file)?.check(file, site),
+        check: |file, cx| body::<K>(file)?.check(file, cx),
         need: |file| body::<K>(file).map_or(Need::Nothing, |it| it.need(file)),
         peers: |file| body::<K>(file).map(|it| it.peers()).unwrap_or_default(),
         parks: |file| body::<K>(file).is_ok_and(|it| it.parks()),
-        restore: |file, site| body::<K>(file)?.restore(file, site),
+        restore: |file, cx| body::<K>(file)?.restore(file, cx),
         is_early: K::EARLY,
         is_late: K::LATE,
         carries: K::CARRIES,
-        late: |file, seat, site| body::<K>(file)?.late(file, seat, site),
+        late: |file, placed, cx| body::<K>(file)?.late(file, placed, cx),
         null: K::null,
     }
 }
@@ -254,40 +259,40 @@ fn body<K: Kind>(file: &OpenFile) -> Result<K> {
 }
 
 /// All kinds. The first that claims a descriptor has it; `opaque` claims whatever is left.
-pub static KINDS: &[Entry] = &[
-    entry::<ipc::mqueue::Mqueue>(),
-    entry::<file::regular::Regular>(),
-    entry::<file::unlinked::Unlinked>(),
-    entry::<file::memfd::Memfd>(),
-    entry::<file::directory::Directory>(),
-    entry::<ipc::pipe::Pipe>(),
-    entry::<ipc::fifo::Fifo>(),
-    entry::<terminal::pty::Pty>(),
-    entry::<terminal::tty::Tty>(),
-    entry::<event::eventfd::Eventfd>(),
-    entry::<event::signalfd::Signalfd>(),
-    entry::<event::timerfd::Timerfd>(),
-    entry::<event::epoll::Epoll>(),
-    entry::<watch::inotify::Inotify>(),
-    entry::<watch::fanotify::Fanotify>(),
-    entry::<process::pidfd::Pidfd>(),
-    entry::<process::ns::Ns>(),
-    entry::<device::mem::Mem>(),
-    entry::<device::chardev::Chardev>(),
-    entry::<device::tun::Tun>(),
-    entry::<socket::unix::Unix>(),
-    entry::<socket::tcp::Tcp>(),
-    entry::<socket::udp::Udp>(),
-    entry::<socket::raw::Raw>(),
-    entry::<socket::icmp::Icmp>(),
-    entry::<socket::netlink::Netlink>(),
-    entry::<socket::packet::Packet>(),
-    entry::<file::path::Path>(),
-    entry::<opaque::Opaque>(),
+pub static KINDS: &[KindOps] = &[
+    ops::<ipc::mqueue::Mqueue>(),
+    ops::<file::regular::Regular>(),
+    ops::<file::unlinked::Unlinked>(),
+    ops::<file::memfd::Memfd>(),
+    ops::<file::directory::Directory>(),
+    ops::<ipc::pipe::Pipe>(),
+    ops::<ipc::fifo::Fifo>(),
+    ops::<terminal::pty::Pty>(),
+    ops::<terminal::tty::Tty>(),
+    ops::<event::eventfd::Eventfd>(),
+    ops::<event::signalfd::Signalfd>(),
+    ops::<event::timerfd::Timerfd>(),
+    ops::<event::epoll::Epoll>(),
+    ops::<watch::inotify::Inotify>(),
+    ops::<watch::fanotify::Fanotify>(),
+    ops::<process::pidfd::Pidfd>(),
+    ops::<process::ns::Ns>(),
+    ops::<device::mem::Mem>(),
+    ops::<device::chardev::Chardev>(),
+    ops::<device::tun::Tun>(),
+    ops::<socket::unix::Unix>(),
+    ops::<socket::tcp::Tcp>(),
+    ops::<socket::udp::Udp>(),
+    ops::<socket::raw::Raw>(),
+    ops::<socket::icmp::Icmp>(),
+    ops::<socket::netlink::Netlink>(),
+    ops::<socket::packet::Packet>(),
+    ops::<file::path::Path>(),
+    ops::<opaque::Opaque>(),
 ];
 
 /// The kind with this name.
-pub fn named(name: &str) -> Option<&'static Entry> {
+pub fn named(name: &str) -> Option<&'static KindOps> {
     KINDS.iter().find(|kind| kind.name == name)
 }
 
@@ -308,7 +313,7 @@ pub fn is_master(file: &OpenFile) -> bool {
 }
 
 /// A descriptor as its kind has taken it, without what cannot leave its thread.
-pub struct Taken {
+pub struct Captured {
     /// Its number.
     pub fd: RawFd,
     /// What readlink(2) shows of it.
@@ -320,32 +325,32 @@ pub struct Taken {
     /// Whom it signals.
     pub signals: Option<Signals>,
     /// Its kind.
-    pub kind: &'static Entry,
+    pub kind: &'static KindOps,
     /// What is the same for all descriptions of its object.
     pub object: Option<(u32, u32, u64)>,
     body: Vec<u8>,
 }
 
-impl Taken {
+impl Captured {
     /// By its kind. What a kind does not understand is kept as it is.
-    pub fn whatever(it: Descriptor<'_>) -> Result<Taken> {
+    pub fn capture_or_opaque(it: Descriptor<'_>) -> Result<Captured> {
         let kind = of(&it);
         let opaque = &KINDS[KINDS.len() - 1];
         match (kind.capture)(&it) {
-            Ok(body) => Ok(Taken::by(kind, it, body)),
-            Err(_) => (opaque.capture)(&it).map(|body| Taken::by(opaque, it, body)),
+            Ok(body) => Ok(Captured::by(kind, it, body)),
+            Err(_) => (opaque.capture)(&it).map(|body| Captured::by(opaque, it, body)),
         }
     }
 
-    fn by(kind: &'static Entry, it: Descriptor<'_>, body: Vec<u8>) -> Taken {
+    fn by(kind: &'static KindOps, it: Descriptor<'_>, body: Vec<u8>) -> Captured {
         let object = (kind.object)(&it);
         let Descriptor { fd, link, info, inode, signals, .. } = it;
-        Taken { fd, link, info, inode, signals, kind, object, body }
+        Captured { fd, link, info, inode, signals, kind, object, body }
     }
 
     /// What an image has of one that could not be looked at.
-    pub fn unreadable(fd: RawFd, err: &Error) -> Taken {
-        Taken {
+    pub fn unreadable(fd: RawFd, err: &Error) -> Captured {
+        Captured {
             fd,
             link: Bytes::default(),
             info: Info::default(),
@@ -386,11 +391,11 @@ impl Taken {
 pub fn record(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
     let kind = of(&it);
     let body = (kind.capture)(&it)?;
-    Ok(Taken::by(kind, it, body).file(id))
+    Ok(Captured::by(kind, it, body).file(id))
 }
 
 /// The kind that claims a descriptor.
-pub fn of(it: &Descriptor<'_>) -> &'static Entry {
+pub fn of(it: &Descriptor<'_>) -> &'static KindOps {
     KINDS.iter().find(|kind| (kind.claims)(it)).unwrap_or(&KINDS[KINDS.len() - 1])
 }
 
@@ -422,17 +427,17 @@ pub(crate) mod tests {
     ) -> Result<()> {
         let inode = &inode_of(fd.as_fd()).unwrap();
         let object = (0, 0, 0);
-        let scene = Scene { inode, object, link: b"", captured: &[], frozen: false };
-        K::contents(fd.as_fd(), &scene, limit, &mut |piece| {
+        let cx = ContentsContext { inode, object, link: b"", captured: &[], frozen: false };
+        K::contents(fd.as_fd(), &cx, limit, &mut |piece| {
             take(piece);
             Ok(())
         })
     }
 
     /// What a descriptor is, as `fdimg show` says it.
-    pub(crate) fn title_of(fd: impl AsFd) -> String {
+    pub(crate) fn describe_of(fd: impl AsFd) -> String {
         let file = file_of(fd);
-        (named(&file.kind).unwrap().title)(&file).unwrap()
+        (named(&file.kind).unwrap().describe)(&file).unwrap()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Kind;
 use crate::error::{Error, Result};
 use crate::image::{Bytes, OpenFile};
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::Descriptor;
 use serde::{Deserialize, Serialize};
 
@@ -33,16 +33,16 @@ impl Kind for Opaque {
         Ok(Opaque { info: it.info.rest.as_bytes().into(), errno: None })
     }
 
-    fn check(&self, _: &OpenFile, _: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         Err(Error::unrestorable(match self.errno {
             Some(errno) => format!("it could not be read when it was scanned (errno {errno})"),
             None => "no kind of this version restores it".to_owned(),
         }))
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Opaque { info: _, errno: _ } = &self;
-        self.check(file, site)?;
+        self.check(file, cx)?;
         Err(Error::unrestorable("opaque"))
     }
 }

@@ -1,14 +1,14 @@
 //! What will become of each number of a table, and why some of it cannot: decided from an image
 //! and from what the caller asks for, before anything is touched.
 
-use crate::ctty::{self, Heir};
+use crate::ctty::{self, SessionRole};
 use crate::error::{Error, Result, Status};
 use crate::image::{Image, Lock, OpenFile, Slot, Task};
 use crate::kind;
-use crate::kind::context::{Changed, Fate, Heirs, Site};
+use crate::kind::context::{Changed, CttyPlan, PidMap, RestoreContext};
 use crate::placement::{self, Placement};
 use crate::proc::{self, Held};
-use crate::sys::{self, Seat};
+use crate::sys::{self, PlacedFd};
 use crate::table::lock;
 use crate::text::escape;
 use nix::sys::resource::{Resource, getrlimit};
@@ -55,12 +55,12 @@ pub struct Options {
 
 /// What becomes of a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Deed {
+pub enum Action {
     /// The description is made.
     #[default]
     Make,
     /// It stands already at another number, or will as the other end of a pipe: dup(2) or nothing.
-    Share,
+    Dup,
     /// The caller's descriptor.
     Inherit(RawFd),
     /// /dev/null.
@@ -68,18 +68,18 @@ pub enum Deed {
     /// Nothing.
     Skip,
     /// It comes from the fdstore of a tree, where it was made for several tasks: which message.
-    Fetch(u32),
+    FromStore(u32),
     /// It is there already: the parent had it there.
-    Stand,
+    FromParent,
     /// The number is kept for an end that nobody has any more, until the queue is filled that it
     /// leads to: that of the file.
     Park,
 }
 
-impl Deed {
+impl Action {
     /// Whether the description of the image stands there in the end, and is no second number of it.
     fn is_of_image(self) -> bool {
-        matches!(self, Deed::Make | Deed::Fetch(_) | Deed::Stand)
+        matches!(self, Action::Make | Action::FromStore(_) | Action::FromParent)
     }
 }
 
@@ -91,7 +91,7 @@ pub struct Step {
     /// The file it names in the image; none for one of the caller's that the image does not have.
     pub file: Option<u32>,
     /// What becomes of it.
-    pub deed: Deed,
+    pub action: Action,
     /// Whether it was close-on-exec.
     pub cloexec: bool,
     /// Whether children of a tree are born with it, so that it is made before them.
@@ -121,7 +121,7 @@ pub struct Plan<'a> {
     /// What cannot be restored, a line each.
     pub problems: Vec<String>,
     /// What becomes of the controlling terminal.
-    pub terminal: Fate,
+    pub terminal: CttyPlan,
     /// Where else files are at home.
     pub(crate) homes: HashMap<u32, Home<'a>>,
     /// What was made elsewhere and is at home here.
@@ -129,7 +129,7 @@ pub struct Plan<'a> {
     /// The numbers of this table, then of others at home.
     pub(crate) numbers: Vec<Vec<RawFd>>,
     pub(crate) lowest: HashMap<u32, RawFd>,
-    /// The numbers of [`Deed::Park`] by the files, and ids that no file has for what stands there.
+    /// The numbers of [`Action::Park`] by the files, and ids that no file has for what stands there.
     pub(crate) parks: HashMap<u32, (u32, RawFd)>,
     objects: HashMap<u32, Vec<u32>>,
     sockets: HashMap<u64, u32>,
@@ -143,7 +143,7 @@ pub(crate) fn what(file: &OpenFile) -> String {
 /// This process as the only task that is restored.
 pub(crate) struct Myself<'a>(pub(crate) &'a Task);
 
-impl Heirs for Myself<'_> {
+impl PidMap for Myself<'_> {
     fn process(&self, pid: i32) -> Option<i32> {
         (pid == self.0.pid).then(|| nix::unistd::getpid().as_raw())
     }
@@ -159,7 +159,7 @@ impl Options {
         for inherit in &self.inherit {
             let (Inherit::Own(fd) | Inherit::Key(_, fd)) = inherit;
             if (0..3).contains(fd) && sys::start::closed_at_start(*fd)
-                || Seat::inherited(*fd).is_err()
+                || PlacedFd::inherited(*fd).is_err()
             {
                 return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
             }
@@ -218,11 +218,11 @@ impl<'a> Plan<'a> {
         options.look_at_handed()?;
         let steps = lay_out(image, task, options)?;
         let mut plan = Plan::of(image, task, steps);
-        let heir = Heir::myself()?;
-        plan.terminal = plan.fate(heir);
+        let role = SessionRole::myself()?;
+        plan.terminal = plan.plan_ctty(role);
         plan.check(options, &Myself(task), root, dry, &proc::locks())?;
         // What controls COMMAND may be among what was refused.
-        plan.terminal = plan.fate(heir);
+        plan.terminal = plan.plan_ctty(role);
         Ok(plan)
     }
 
@@ -233,7 +233,7 @@ impl<'a> Plan<'a> {
             task,
             steps,
             problems: Vec::new(),
-            terminal: Fate::None,
+            terminal: CttyPlan::None,
             homes: HashMap::new(),
             guests: HashSet::new(),
             numbers: Vec::new(),
@@ -245,12 +245,12 @@ impl<'a> Plan<'a> {
         let lasting = plan.steps.iter().filter(|step| !step.waits);
         plan.numbers.push(lasting.map(|step| step.fd).collect());
         let unused = (0..=u32::MAX).rev().filter(|id| image.file(*id).is_none());
-        let parks = plan.steps.iter().filter(|step| step.deed == Deed::Park);
+        let parks = plan.steps.iter().filter(|step| step.action == Action::Park);
         plan.parks =
             parks.zip(unused).filter_map(|(step, id)| Some((step.file?, (id, step.fd)))).collect();
         for step in &plan.steps {
             let Some(file) = step.file.and_then(|id| image.file(id)) else { continue };
-            if !step.deed.is_of_image() || plan.lowest.contains_key(&file.id) {
+            if !step.action.is_of_image() || plan.lowest.contains_key(&file.id) {
                 continue;
             }
             plan.lowest.insert(file.id, step.fd);
@@ -265,19 +265,20 @@ impl<'a> Plan<'a> {
         plan
     }
 
-    pub(crate) fn fate(&self, heir: Heir) -> Fate {
+    pub(crate) fn plan_ctty(&self, role: SessionRole) -> CttyPlan {
         let handed = |id| {
-            let of = |step: &&Step| step.file == Some(id) && matches!(step.deed, Deed::Inherit(_));
+            let of =
+                |step: &&Step| step.file == Some(id) && matches!(step.action, Action::Inherit(_));
             self.steps.iter().find(of).map(|step| step.fd)
         };
-        ctty::fate(self.image, self.task, heir, |id| self.lowest.contains_key(&id), handed)
+        ctty::plan(self.image, self.task, role, |id| self.lowest.contains_key(&id), handed)
     }
 
     /// Asks each kind whether it can restore what is wanted of it. `held` are the locks of others.
     pub(crate) fn check(
         &mut self,
         options: &Options,
-        heirs: &dyn Heirs,
+        pids: &dyn PidMap,
         root: Option<BorrowedFd<'_>>,
         dry: bool,
         held: &[Held],
@@ -285,27 +286,29 @@ impl<'a> Plan<'a> {
         if let Some(step) = self.steps.last() {
             within_limit(step.fd as u32)?;
         }
-        let mut failed: HashMap<u32, Deed> = HashMap::new();
+        let mut failed: HashMap<u32, Action> = HashMap::new();
         let mut steps = std::mem::take(&mut self.steps);
         let mut problems = Vec::new();
         {
-            let root = root.map(|root| Seat::known(root.as_raw_fd()));
-            let mut site = self.site(&[], heirs, root, options.changed);
-            site.dry = dry;
+            let root = root.map(|root| PlacedFd::known(root.as_raw_fd()));
+            let mut cx = self.cx(&[], pids, root, options.changed);
+            cx.dry = dry;
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
-                if step.deed == Deed::Share {
-                    step.deed = failed.get(&id).copied().unwrap_or(Deed::Share);
+                if step.action == Action::Dup {
+                    step.action = failed.get(&id).copied().unwrap_or(Action::Dup);
                     continue;
                 }
-                let (Deed::Make, Some(file)) = (step.deed, self.image.file(id)) else { continue };
-                self.enter(&mut site, id);
+                let (Action::Make, Some(file)) = (step.action, self.image.file(id)) else {
+                    continue;
+                };
+                self.enter(&mut cx, id);
                 let checked = match kind::named(&file.kind) {
                     Some(kind) if !kind.carries && self.image.queued(file).next().is_some() => {
                         Err(Error::malformed("descriptors are queued in it, and it has no queue"))
                     }
                     Some(kind) => {
-                        (kind.check)(file, &site).and_then(|()| lock::may_open(file, held, &site))
+                        (kind.check)(file, &cx).and_then(|()| lock::may_open(file, held, &cx))
                     }
                     None => {
                         let why =
@@ -317,15 +320,15 @@ impl<'a> Plan<'a> {
                     if err.status() == Status::Malformed {
                         return Err(err.at(self.number(step)));
                     }
-                    step.deed = match options.missing {
+                    step.action = match options.missing {
                         Missing::Fail => {
                             problems.push(format!("{}: {err}", self.name(step)));
-                            Deed::Skip
+                            Action::Skip
                         }
-                        Missing::Null => Deed::Null,
-                        Missing::Skip => Deed::Skip,
+                        Missing::Null => Action::Null,
+                        Missing::Skip => Action::Skip,
                     };
-                    failed.insert(id, step.deed);
+                    failed.insert(id, step.action);
                 }
             }
             // Where the numbers are those of a table, everything is at home.
@@ -334,7 +337,7 @@ impl<'a> Plan<'a> {
                 if of_table && !own {
                     continue;
                 }
-                let line = lock::foresee(lock, file, of_table, held, &site)
+                let line = lock::foresee(lock, file, of_table, held, &cx)
                     .map_err(|err| err.at(format!("fd {}", step.fd)))?;
                 let line = line.map(|line| format!("{}: {line}", self.name(step)));
                 problems.extend(line.filter(|_| options.missing == Missing::Fail));
@@ -362,7 +365,7 @@ impl<'a> Plan<'a> {
         let of_table = self.image.slots_of(table).iter().flat_map(move |slot| {
             let at = steps.binary_search_by_key(&(slot.fd as RawFd), |step| step.fd);
             let step = at.ok().map(|at| &steps[at]).filter(|step| {
-                let kept = !matches!(step.deed, Deed::Inherit(_) | Deed::Null | Deed::Skip);
+                let kept = !matches!(step.action, Action::Inherit(_) | Action::Null | Action::Skip);
                 kept && step.file == Some(slot.file)
             });
             let both = step.and_then(|step| Some((step, self.image.file(step.file?)?)));
@@ -370,7 +373,7 @@ impl<'a> Plan<'a> {
                 .iter()
                 .filter_map(move |lock| both.map(|(step, file)| (step, file, lock, true)))
         });
-        let made = steps.iter().filter(|step| step.deed == Deed::Make);
+        let made = steps.iter().filter(|step| step.action == Action::Make);
         let made = made.filter_map(|step| Some((step, self.image.file(step.file?)?)));
         let of_files = made
             .flat_map(|(step, file)| file.locks.iter().map(move |lock| (step, file, lock, false)));
@@ -378,17 +381,17 @@ impl<'a> Plan<'a> {
     }
 
     /// Where the plan is carried out, or looked into.
-    pub(crate) fn site<'b>(
+    pub(crate) fn cx<'b>(
         &'b self,
         source: &'b [u8],
-        heirs: &'b dyn Heirs,
-        root: Option<Seat>,
+        pids: &'b dyn PidMap,
+        root: Option<PlacedFd>,
         changed: Changed,
-    ) -> Site<'b> {
-        Site {
+    ) -> RestoreContext<'b> {
+        RestoreContext {
             image: self.image,
             task: self.task,
-            heirs,
+            pids,
             source,
             root,
             dry: false,
@@ -401,7 +404,7 @@ impl<'a> Plan<'a> {
             objects: &self.objects,
             sockets: &self.sockets,
             numbers: &self.numbers[0],
-            seats: HashMap::new(),
+            placed_fds: HashMap::new(),
             after: Vec::new(),
             terminal: &self.terminal,
             moved: HashMap::new(),
@@ -411,11 +414,11 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Turns to a file: what the site says of its task and its numbers is of that file's home.
-    pub(crate) fn enter<'b>(&'b self, site: &mut Site<'b>, file: u32) {
+    /// Turns to a file: what the context says of its task and its numbers is of that file's home.
+    pub(crate) fn enter<'b>(&'b self, cx: &mut RestoreContext<'b>, file: u32) {
         let home = self.homes.get(&file);
-        site.task = home.map_or(self.task, |home| home.task);
-        site.numbers = &self.numbers[home.map_or(0, |home| home.numbers)];
+        cx.task = home.map_or(self.task, |home| home.task);
+        cx.numbers = &self.numbers[home.map_or(0, |home| home.numbers)];
     }
 
     /// A step, as messages name it.
@@ -444,13 +447,13 @@ impl<'a> Plan<'a> {
 
     /// The highest number that the table has in the end.
     pub(crate) fn highest(&self) -> Option<u32> {
-        let lasting = |step: &&Step| !step.waits && step.deed != Deed::Skip;
+        let lasting = |step: &&Step| !step.waits && step.action != Action::Skip;
         self.steps.iter().rev().find(lasting).map(|step| step.fd as u32)
     }
 
     /// How many descriptors the table will have.
     pub fn descriptors(&self) -> usize {
-        self.steps.iter().filter(|step| !step.waits && step.deed != Deed::Skip).count()
+        self.steps.iter().filter(|step| !step.waits && step.action != Action::Skip).count()
     }
 
     /// The refusal that lists all problems, if there are any. Each is said by `say`.
@@ -486,29 +489,29 @@ fn lay_out(image: &Image, task: &Task, options: &Options) -> Result<Vec<Step>> {
         let Some(file) = image.file(slot.file) else { continue };
         let fd = slot.fd as RawFd;
         let handed = options.handed(task.pid, slot, file);
-        let deed = match handed {
-            _ if own.remove(&fd) => Deed::Inherit(fd),
+        let action = match handed {
+            _ if own.remove(&fd) => Action::Inherit(fd),
             Some(at) => {
                 used[at] = true;
                 match &options.inherit[at] {
-                    Inherit::Key(_, from) | Inherit::Own(from) => Deed::Inherit(*from),
+                    Inherit::Key(_, from) | Inherit::Own(from) => Action::Inherit(*from),
                 }
             }
-            None if made.insert(file.id) => Deed::Make,
-            None => Deed::Share,
+            None if made.insert(file.id) => Action::Make,
+            None => Action::Dup,
         };
-        let step = Step { fd, file: Some(file.id), deed, ..Step::default() };
+        let step = Step { fd, file: Some(file.id), action, ..Step::default() };
         steps.push(Step { cloexec: slot.cloexec, ..step });
     }
     for fd in own {
-        steps.push(Step { fd, deed: Deed::Inherit(fd), ..Step::default() });
+        steps.push(Step { fd, action: Action::Inherit(fd), ..Step::default() });
     }
     steps.sort_by_key(|step| step.fd);
     wait(image, &mut steps, &mut |file| {
-        let Some(at) = options.named(file) else { return Some(Deed::Make) };
+        let Some(at) = options.named(file) else { return Some(Action::Make) };
         used[at] = true;
         match &options.inherit[at] {
-            Inherit::Key(_, from) | Inherit::Own(from) => Some(Deed::Inherit(*from)),
+            Inherit::Key(_, from) | Inherit::Own(from) => Some(Action::Inherit(*from)),
         }
     });
     options.all_used(&used)?;
@@ -521,23 +524,23 @@ fn lay_out(image: &Image, task: &Task, options: &Options) -> Result<Vec<Step>> {
 pub(crate) fn wait(
     image: &Image,
     steps: &mut Vec<Step>,
-    how: &mut dyn FnMut(&OpenFile) -> Option<Deed>,
+    how: &mut dyn FnMut(&OpenFile) -> Option<Action>,
 ) {
     let mut known: HashSet<u32> = steps.iter().filter_map(|step| step.file).collect();
-    let made = steps.iter().filter(|step| step.deed == Deed::Make);
+    let made = steps.iter().filter(|step| step.action == Action::Make);
     let mut todo: Vec<u32> = made.filter_map(|step| step.file).collect();
     let mut waiting = Vec::new();
     while let Some(file) = todo.pop().and_then(|id| image.file(id)) {
         let Some(kind) = kind::named(&file.kind).filter(|kind| kind.carries) else { continue };
         let mut queued = image.queued(file).peekable();
         if queued.peek().is_some() && (kind.parks)(file) {
-            waiting.push((file.id, Deed::Park));
+            waiting.push((file.id, Action::Park));
         }
         for inside in queued.filter_map(|id| image.file(id)) {
             if known.insert(inside.id) {
-                let deed = how(inside);
-                waiting.extend(deed.map(|deed| (inside.id, deed)));
-                todo.extend((deed == Some(Deed::Make)).then_some(inside.id));
+                let action = how(inside);
+                waiting.extend(action.map(|action| (inside.id, action)));
+                todo.extend((action == Some(Action::Make)).then_some(inside.id));
             }
         }
     }
@@ -547,9 +550,9 @@ pub(crate) fn wait(
     waiting.sort_unstable_by_key(|(id, _)| *id);
     let wanted: Vec<u32> = steps.iter().map(|step| step.fd as u32).collect();
     let numbers = placement::lowest_free(&wanted, waiting.len());
-    steps.extend(numbers.into_iter().zip(waiting).map(|(number, (id, deed))| {
+    steps.extend(numbers.into_iter().zip(waiting).map(|(number, (id, action))| {
         let fd = number as RawFd;
-        Step { fd, file: Some(id), deed, waits: true, ..Step::default() }
+        Step { fd, file: Some(id), action, waits: true, ..Step::default() }
     }));
     steps.sort_by_key(|step| step.fd);
 }
@@ -573,7 +576,7 @@ fn within_limit(highest: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Bytes, Data, Envelope, Item, Writer};
+    use crate::image::{Bytes, Data, Item, MessageMeta, Writer};
     use crate::proc::Process;
     use nix::time::{ClockId, clock_gettime};
     use std::os::unix::net::UnixStream;
@@ -587,7 +590,7 @@ mod tests {
         let task = Task { pid: 700, ..myself.task(0, None).unwrap() };
         let mut carrier = kind::tests::file_of(&socket);
         carrier.object = Some(0);
-        let unread = kind::Taken::unreadable(0, &nix::errno::Errno::EIO.into());
+        let unread = kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
         let opaque = OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unread.file(0) };
         let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
         let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
@@ -598,7 +601,7 @@ mod tests {
         }));
         let queued: Vec<u32> = (count + 1..=2 * count).collect();
         items.extend(queued.chunks(250).map(|files| {
-            let with = Envelope { files: files.to_vec(), ..Envelope::default() };
+            let with = MessageMeta { files: files.to_vec(), ..MessageMeta::default() };
             let bytes = Bytes(b"x".to_vec());
             Item::Data(Data { object: 0, offset: 0, with: Some(with.into()), bytes })
         }));

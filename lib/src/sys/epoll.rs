@@ -101,10 +101,10 @@ pub fn lend<T>(
     number: RawFd,
     work: impl FnOnce() -> nix::Result<T>,
 ) -> nix::Result<T> {
-    let aside = match super::Seat::inherited(number) {
-        Ok(seat) => {
+    let aside = match super::PlacedFd::inherited(number) {
+        Ok(placed) => {
             // SAFETY: dup returned a new descriptor that nobody else owns.
-            let copy = unsafe { Errno::result(libc::dup(seat.number()))? };
+            let copy = unsafe { Errno::result(libc::dup(placed.number()))? };
             // SAFETY: as above.
             Some(unsafe { OwnedFd::from_raw_fd(copy) })
         }

@@ -19,7 +19,7 @@ pub fn fork() -> nix::Result<Option<Pid>> {
 
 /// How a child is made that is to be a task of a tree.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Birth {
+pub struct CloneArgs {
     /// It shares the descriptor table: CLONE_FILES.
     pub share: bool,
     /// Its parent is this process's parent: CLONE_PARENT.
@@ -49,7 +49,7 @@ struct Args {
 /// nor any lock that knows its owner may be used in the child.
 ///
 /// Fails with EDEADLK in a process of several threads, and with EEXIST if the id is taken.
-pub fn birth(how: Birth) -> nix::Result<Option<Pid>> {
+pub fn birth(how: CloneArgs) -> nix::Result<Option<Pid>> {
     be_alone()?;
     let pid = how.pid;
     let mut args = Args { exit_signal: libc::SIGCHLD as u64, ..Args::default() };

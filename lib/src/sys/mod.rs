@@ -165,65 +165,65 @@ pub fn close_on_exec(first: RawFd, last: RawFd) -> nix::Result<()> {
 /// A descriptor that stands at its number for as long as the process runs: a restored one, or one
 /// that the caller handed down. Nobody closes it but an exec or [`close_range`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seat(RawFd);
+pub struct PlacedFd(RawFd);
 
-impl Seat {
+impl PlacedFd {
     /// The descriptor which the caller of this process left open at this number.
-    pub fn inherited(number: RawFd) -> nix::Result<Seat> {
+    pub fn inherited(number: RawFd) -> nix::Result<PlacedFd> {
         // SAFETY: F_GETFD takes no pointer and changes nothing, whatever the number means.
         Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-        Ok(Seat(number))
+        Ok(PlacedFd(number))
     }
 
     /// Puts a descriptor at this number, or fails with EBUSY and leaves whoever stands there.
     ///
     /// No system call if it is there already, two otherwise.
-    pub fn take(fd: OwnedFd, number: RawFd) -> nix::Result<Seat> {
+    pub fn take(fd: OwnedFd, number: RawFd) -> nix::Result<PlacedFd> {
         if fd.as_raw_fd() == number {
-            return Ok(Seat(fd.into_raw_fd()));
+            return Ok(PlacedFd(fd.into_raw_fd()));
         }
-        Seat::copy(fd.as_fd(), number)
+        PlacedFd::copy(fd.as_fd(), number)
     }
 
     /// The descriptor that is known to be at this number: this process's parent had it there.
-    pub fn known(number: RawFd) -> Seat {
-        Seat(number)
+    pub fn known(number: RawFd) -> PlacedFd {
+        PlacedFd(number)
     }
 
     /// Leaves a descriptor where it is.
-    pub fn here(fd: OwnedFd) -> Seat {
-        Seat(fd.into_raw_fd())
+    pub fn here(fd: OwnedFd) -> PlacedFd {
+        PlacedFd(fd.into_raw_fd())
     }
 
     /// Moves it to another number, which is free, with two system calls.
-    pub fn shift(self, number: RawFd) -> nix::Result<Seat> {
-        let there = Seat::copy(self.as_fd(), number)?;
+    pub fn shift(self, number: RawFd) -> nix::Result<PlacedFd> {
+        let there = PlacedFd::copy(self.as_fd(), number)?;
         self.close();
         Ok(there)
     }
 
     /// Moves it to another number with close-on-exec set, and closes whoever stands there.
-    pub fn oust(self, number: RawFd) -> nix::Result<Seat> {
+    pub fn oust(self, number: RawFd) -> nix::Result<PlacedFd> {
         if self.0 != number {
             // SAFETY: dup3 takes integers; the restorer chose the number among those it does not own.
             Errno::result(unsafe { libc::dup3(self.0, number, libc::O_CLOEXEC) })?;
             self.close();
         }
-        Ok(Seat(number))
+        Ok(PlacedFd(number))
     }
 
     /// Closes it: it was only on its way.
     pub fn close(self) {
-        // SAFETY: nobody else closes what a Seat stands for, see its words.
+        // SAFETY: nobody else closes what a PlacedFd stands for, see its words.
         unsafe { libc::close(self.0) };
     }
 
     /// Makes a second number of the same description, with one system call.
-    pub fn copy(fd: BorrowedFd<'_>, number: RawFd) -> nix::Result<Seat> {
+    pub fn copy(fd: BorrowedFd<'_>, number: RawFd) -> nix::Result<PlacedFd> {
         // SAFETY: fcntl returned a new descriptor that nobody else owns.
         let new = unsafe { OwnedFd::from_raw_fd(fcntl(fd, FcntlArg::F_DUPFD(number))?) };
         match new.as_raw_fd() {
-            there if there == number => Ok(Seat(new.into_raw_fd())),
+            there if there == number => Ok(PlacedFd(new.into_raw_fd())),
             _ => Err(Errno::EBUSY),
         }
     }
@@ -234,9 +234,9 @@ impl Seat {
     }
 }
 
-impl AsFd for Seat {
+impl AsFd for PlacedFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: a Seat is open until the exec, see its words.
+        // SAFETY: a PlacedFd is open until the exec, see its words.
         unsafe { BorrowedFd::borrow_raw(self.0) }
     }
 }

@@ -13,22 +13,22 @@ const TEXT: usize = 4096;
 
 /// What is shared with all children made from now on. It has no descriptor, and its pages take
 /// memory only once they are written to.
-pub struct Board {
+pub struct SharedMem {
     at: NonNull<u8>,
     cells: usize,
     texts: usize,
 }
 
-impl Board {
+impl SharedMem {
     /// Makes one with so many numbers, all zero, and texts, all empty.
-    pub fn new(cells: usize, texts: usize) -> nix::Result<Board> {
-        let size = Board::texts_at(cells) + texts * TEXT;
+    pub fn new(cells: usize, texts: usize) -> nix::Result<SharedMem> {
+        let size = SharedMem::texts_at(cells) + texts * TEXT;
         let size = NonZeroUsize::new(size).ok_or(Errno::EINVAL)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE;
         // SAFETY: a new mapping, at an address that the kernel chooses, which is never unmapped.
         let at = unsafe { mmap_anonymous(None, size, access, flags)? };
-        Ok(Board { at: at.cast(), cells, texts })
+        Ok(SharedMem { at: at.cast(), cells, texts })
     }
 
     fn texts_at(cells: usize) -> usize {
@@ -83,7 +83,7 @@ impl Board {
         assert!(who < self.texts, "there is no such text");
         // SAFETY: the mapping has so many texts behind its cells, each aligned to a page.
         unsafe {
-            let at = self.at.add(Board::texts_at(self.cells) + who * TEXT);
+            let at = self.at.add(SharedMem::texts_at(self.cells) + who * TEXT);
             (at.cast::<AtomicUsize>().as_ref(), at.add(size_of::<AtomicUsize>()))
         }
     }
@@ -122,17 +122,17 @@ mod tests {
 
     #[test]
     fn numbers_count_and_text_that_does_not_fit_is_cut() {
-        let board = Board::new(2000, 2).unwrap();
-        board.set(1999, 7);
+        let shared = SharedMem::new(2000, 2).unwrap();
+        shared.set(1999, 7);
         // It is another number already, so nobody waits.
-        board.wait(1999, 0, None);
-        board.wait(0, 0, Some(Duration::from_millis(1)));
-        assert_eq!((board.add(0), board.add(0)), (1, 2));
-        assert_eq!(board.said(1), "");
+        shared.wait(1999, 0, None);
+        shared.wait(0, 0, Some(Duration::from_millis(1)));
+        assert_eq!((shared.add(0), shared.add(0)), (1, 2));
+        assert_eq!(shared.said(1), "");
         for _ in 0..1000 {
-            board.say(1, "a line");
+            shared.say(1, "a line");
         }
-        assert_eq!(board.said(1).len(), TEXT - size_of::<AtomicUsize>());
-        assert!(board.said(1).starts_with("a line\na line\n") && board.said(0).is_empty());
+        assert_eq!(shared.said(1).len(), TEXT - size_of::<AtomicUsize>());
+        assert!(shared.said(1).starts_with("a line\na line\n") && shared.said(0).is_empty());
     }
 }

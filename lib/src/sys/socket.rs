@@ -255,7 +255,7 @@ pub type Ucred = (i32, u32, u32);
 
 /// What comes with a message beside its bytes.
 #[derive(Debug, Default)]
-pub struct Parcel {
+pub struct Ancillary {
     /// Descriptors of ours: SCM_RIGHTS of unix(7).
     pub fds: Vec<OwnedFd>,
     /// Process, user and group of the sender: SCM_CREDENTIALS.
@@ -324,11 +324,11 @@ pub fn peek_message(
     from: BorrowedFd<'_>,
     into: &mut [u8],
     cloexec: bool,
-) -> nix::Result<(usize, Vec<u8>, Parcel)> {
+) -> nix::Result<(usize, Vec<u8>, Ancillary)> {
     let mut control = Control([0; CONTROL]);
     let mut name = vec![0; ADDRESS];
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let mut parcel = Parcel::default();
+    let mut parcel = Ancillary::default();
     // SAFETY: msghdr is plain data, for which zeroes are a value; the kernel writes at most as much
     // as it is told, and CMSG_NXTHDR stays within that. What SCM_RIGHTS and SCM_PIDFD bring are new
     // descriptors that nobody else owns.

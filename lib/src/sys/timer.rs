@@ -1,4 +1,4 @@
-//! timerfd_create(2) and its kin, where nix wants an owner and a clock it knows.
+//! timerfd_create(2) and the like, where nix wants an owner and a clock it knows.
 
 use nix::errno::Errno;
 use nix::libc;

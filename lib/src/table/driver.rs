@@ -4,12 +4,12 @@
 use crate::ctty;
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
-use crate::kind::context::{Fate, Made, Site, set_flags};
+use crate::kind::context::{CttyPlan, Made, RestoreContext, set_flags};
 use crate::kind::{self, Need};
 use crate::placement::{self, Placement, Wanted};
-use crate::plan::{Deed, Missing, Myself, Options, Plan, Step, hard_limit, refuse, what};
+use crate::plan::{Action, Missing, Myself, Options, Plan, Step, hard_limit, refuse, what};
 use crate::proc::inode_of;
-use crate::sys::{self, Owner, Seat};
+use crate::sys::{self, Owner, PlacedFd};
 use crate::table::fdstore::Store;
 use crate::table::lock;
 use crate::table::shrink;
@@ -25,11 +25,11 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 #[derive(Default)]
 pub(crate) struct With<'a> {
     /// Descriptors that the caller hands down to another number than theirs.
-    pub handed: HashMap<RawFd, Seat>,
+    pub handed: HashMap<RawFd, PlacedFd>,
     /// What was made for several tasks of a tree.
     pub store: Option<&'a Store<'a>>,
     /// Any open descriptor, which holds numbers for a while.
-    pub filler: Option<Seat>,
+    pub filler: Option<PlacedFd>,
 }
 
 /// Makes the table of this process what the plan says. `source` is the image.
@@ -42,12 +42,12 @@ pub fn restore(
     source: &[u8],
     root: Option<OwnedFd>,
     meter: Option<&mut Meter<'_>>,
-) -> (Option<Seat>, Result<Vec<RawFd>>) {
+) -> (Option<PlacedFd>, Result<Vec<RawFd>>) {
     let err = match sys::start::closed_at_start(2) {
         true => None,
         false => std::io::stderr().as_fd().try_clone_to_owned().ok(),
     };
-    let mut services = vec![err.map(Seat::here), root.map(Seat::here)];
+    let mut services = vec![err.map(PlacedFd::here), root.map(PlacedFd::here)];
     let made = in_place(plan, options, source, &mut services, meter);
     (services[0], made)
 }
@@ -57,16 +57,16 @@ fn in_place(
     plan: &Plan<'_>,
     options: &Options,
     source: &[u8],
-    services: &mut Vec<Option<Seat>>,
+    services: &mut Vec<Option<PlacedFd>>,
     mut meter: Option<&mut Meter<'_>>,
 ) -> Result<Vec<RawFd>> {
     let mut handed: Vec<RawFd> = Vec::new();
     for step in &plan.steps {
         // One that stays at its number needs no place; another waits among the services.
-        let Deed::Inherit(from) = step.deed else { continue };
+        let Action::Inherit(from) = step.action else { continue };
         if from != step.fd && !handed.contains(&from) {
-            let copy = Seat::inherited(from)?.as_fd().try_clone_to_owned()?;
-            services.push(Some(Seat::here(copy)));
+            let copy = PlacedFd::inherited(from)?.as_fd().try_clone_to_owned()?;
+            services.push(Some(PlacedFd::here(copy)));
             handed.push(from);
         }
     }
@@ -84,9 +84,9 @@ fn in_place(
     if let Some(meter) = &mut meter {
         meter.placed();
     }
-    let stays = |step: &&Step| step.deed == Deed::Inherit(step.fd);
+    let stays = |step: &&Step| step.action == Action::Inherit(step.fd);
     let mut keep: Vec<RawFd> = plan.steps.iter().filter(stays).map(|step| step.fd).collect();
-    keep.extend(services.iter().flatten().map(|seat| seat.number()));
+    keep.extend(services.iter().flatten().map(|placed| placed.number()));
     keep.sort_unstable();
     close_others(&keep)?;
     let err = services[0];
@@ -96,15 +96,15 @@ fn in_place(
         store: None,
         filler: err,
     };
-    let heirs = Myself(plan.task);
-    let mut site = plan.site(source, &heirs, services[1], options.changed);
-    site.anywhere = options.placement == Placement::Late;
-    let built = build(plan, options, &mut site, &with, &mut |line| say(err, line));
-    for warning in &site.warnings {
+    let pids = Myself(plan.task);
+    let mut cx = plan.cx(source, &pids, services[1], options.changed);
+    cx.anywhere = options.placement == Placement::Late;
+    let built = build(plan, options, &mut cx, &with, &mut |line| say(err, line));
+    for warning in &cx.warnings {
         say(err, warning);
     }
-    let done = site.root.into_iter().chain(with.handed.into_values());
-    done.for_each(Seat::close);
+    let done = cx.root.into_iter().chain(with.handed.into_values());
+    done.for_each(PlacedFd::close);
     // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
     if let Some(err) = err.filter(|err| err.number() as u64 >= placement::capacity(highest)) {
         if built.is_ok() {
@@ -135,7 +135,7 @@ fn in_place(
 }
 
 /// Says a line where stderr was.
-fn say(err: Option<Seat>, line: &str) {
+fn say(err: Option<PlacedFd>, line: &str) {
     if let Some(err) = err {
         let _ = nix::unistd::write(err.as_fd(), format!("fdrestore: {line}\n").as_bytes());
     }
@@ -165,18 +165,18 @@ pub(crate) fn room(policy: Placement, table: &Wanted<'_>, count: usize) -> Resul
 /// Moves the services to their numbers. Whoever else stands there is closed: nobody that is kept
 /// does, since service numbers are not wanted ones.
 pub(crate) fn place(
-    services: &mut [Option<Seat>],
+    services: &mut [Option<PlacedFd>],
     policy: Placement,
     table: &Wanted<'_>,
 ) -> Result<()> {
     let numbers = room(policy, table, services.iter().flatten().count())?;
-    let held = services.iter().flatten().map(|seat| seat.number() as u32);
+    let held = services.iter().flatten().map(|placed| placed.number() as u32);
     let wanted: Vec<(u32, u32)> = held.zip(numbers).collect();
     let spare = wanted.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
     for (from, to) in placement::moves(&wanted, spare) {
-        let stands = |seat: &&mut Seat| seat.number() as u32 == from;
-        if let Some(seat) = services.iter_mut().flatten().find(stands) {
-            *seat = seat.oust(to as RawFd).at(|| "place the service descriptors")?;
+        let stands = |placed: &&mut PlacedFd| placed.number() as u32 == from;
+        if let Some(placed) = services.iter_mut().flatten().find(stands) {
+            *placed = placed.oust(to as RawFd).at(|| "place the service descriptors")?;
         }
     }
     Ok(())
@@ -198,19 +198,19 @@ pub(crate) fn close_others(keep: &[RawFd]) -> Result<()> {
 fn build<'s>(
     plan: &'s Plan<'s>,
     options: &Options,
-    site: &mut Site<'s>,
+    cx: &mut RestoreContext<'s>,
     with: &With<'_>,
     say: &mut dyn FnMut(&str),
 ) -> Result<Vec<RawFd>> {
-    let mut work = Work::new(plan, options, site, with);
+    let mut work = Work::new(plan, options, cx, with);
     work.early();
-    control(plan, options, work.site, &with.handed)?;
+    control(plan, options, work.cx, &with.handed)?;
     work.make(|step| !step.passed)?;
     work.end(say)?;
     work.settle()?;
-    let mut unlocked = late(plan, site)?;
+    let mut unlocked = late(plan, cx)?;
     unlocked.extend(of_table(plan, false));
-    go_without(unlocked, options, &mut site.warnings, say)?;
+    go_without(unlocked, options, &mut cx.warnings, say)?;
     Ok(plan.steps.iter().filter(|step| step.cloexec && stands(step)).map(|step| step.fd).collect())
 }
 
@@ -231,19 +231,19 @@ pub(crate) fn go_without(
 /// Whether what stands there was restored, and is not the caller's.
 pub(crate) fn stands(step: &Step) -> bool {
     !step.waits
-        && !matches!(step.deed, Deed::Skip | Deed::Inherit(_))
-        && Seat::inherited(step.fd).is_ok()
+        && !matches!(step.action, Action::Skip | Action::Inherit(_))
+        && PlacedFd::inherited(step.fd).is_ok()
 }
 
 /// A table on the way.
 pub(crate) struct Work<'w, 's> {
     plan: &'s Plan<'s>,
     options: &'w Options,
-    pub(crate) site: &'w mut Site<'s>,
+    pub(crate) cx: &'w mut RestoreContext<'s>,
     with: &'w With<'w>,
     problems: Vec<String>,
     /// What became of files that could not be made.
-    lost: HashMap<u32, Deed>,
+    lost: HashMap<u32, Action>,
     /// What became of files that others lead to.
     early: HashMap<u32, Result<()>>,
     /// Numbers that are held only for a while.
@@ -258,27 +258,27 @@ impl<'w, 's> Work<'w, 's> {
     pub(crate) fn new(
         plan: &'s Plan<'s>,
         options: &'w Options,
-        site: &'w mut Site<'s>,
+        cx: &'w mut RestoreContext<'s>,
         with: &'w With<'w>,
     ) -> Self {
-        for step in plan.steps.iter().filter(|step| step.deed == Deed::Stand) {
+        for step in plan.steps.iter().filter(|step| step.action == Action::FromParent) {
             if let Some(id) = step.file {
-                site.seats.entry(id).or_insert(Seat::known(step.fd));
+                cx.placed_fds.entry(id).or_insert(PlacedFd::known(step.fd));
             }
         }
         let (early, lost) = (HashMap::new(), HashMap::new());
         let (problems, fillers, unsettled) = (Vec::new(), Vec::new(), Vec::new());
-        let done = plan.steps.iter().map(|step| step.deed == Deed::Stand).collect();
-        Work { plan, options, site, with, problems, lost, early, fillers, unsettled, done }
+        let done = plan.steps.iter().map(|step| step.action == Action::FromParent).collect();
+        Work { plan, options, cx, with, problems, lost, early, fillers, unsettled, done }
     }
 
     /// Makes what others lead to.
     pub(crate) fn early(&mut self) {
-        for step in self.plan.steps.iter().filter(|step| step.deed == Deed::Make) {
+        for step in self.plan.steps.iter().filter(|step| step.action == Action::Make) {
             let Some(file) = step.file.and_then(|id| self.plan.image.file(id)) else { continue };
             if kind::named(&file.kind).is_some_and(|kind| kind.is_early) {
-                self.plan.enter(self.site, file.id);
-                let outcome = make(file, step.fd, self.site);
+                self.plan.enter(self.cx, file.id);
+                let outcome = make(file, step.fd, self.cx);
                 self.early.insert(file.id, outcome);
             }
         }
@@ -294,13 +294,13 @@ impl<'w, 's> Work<'w, 's> {
                 expected = if self.done[at - 1] { step.fd + 1 } else { expected };
                 continue;
             }
-            if !self.site.anywhere {
+            if !self.cx.anywhere {
                 self.fill_hole(at - 1, expected)?;
             }
             expected = step.fd + 1;
-            match step.deed {
-                Deed::Fetch(message) => {
-                    let of = |step: &&Step| step.deed == Deed::Fetch(message);
+            match step.action {
+                Action::FromStore(message) => {
+                    let of = |step: &&Step| step.action == Action::FromStore(message);
                     let run = &self.plan.steps[at - 1..];
                     let run = &run[..run.iter().take_while(of).count()];
                     self.fetch(message, run)?;
@@ -308,9 +308,9 @@ impl<'w, 's> Work<'w, 's> {
                     at += run.len() - 1;
                     expected = step.fd + run.len() as RawFd;
                 }
-                deed => {
+                action => {
                     self.done[at - 1] = true;
-                    self.one(step, deed)?;
+                    self.one(step, action)?;
                 }
             }
         }
@@ -323,57 +323,57 @@ impl<'w, 's> Work<'w, 's> {
         let fds = store.get(message, run.len()).at(|| "the fdstore")?;
         // From the end: what came too low may stand where an earlier one of the run belongs.
         for (fd, step) in fds.into_iter().zip(run).rev() {
-            let seat = self.site.seat(fd, step.fd)?;
+            let placed = self.cx.place(fd, step.fd)?;
             if let Some(id) = step.file {
-                self.unsettled.extend(self.site.anywhere.then_some((id, step.fd)));
-                self.site.seats.insert(id, seat);
+                self.unsettled.extend(self.cx.anywhere.then_some((id, step.fd)));
+                self.cx.placed_fds.insert(id, placed);
             }
         }
         Ok(())
     }
 
-    fn one(&mut self, step: &Step, mut deed: Deed) -> Result<()> {
+    fn one(&mut self, step: &Step, mut action: Action) -> Result<()> {
         let fd = step.fd;
         let file = step.file.and_then(|id| self.plan.image.file(id));
-        if let (Deed::Share, Some(file)) = (deed, file) {
-            deed = self.lost.get(&file.id).copied().unwrap_or(deed);
+        if let (Action::Dup, Some(file)) = (action, file) {
+            action = self.lost.get(&file.id).copied().unwrap_or(action);
         }
-        if let (Deed::Make, Some(file)) = (deed, file) {
-            self.plan.enter(self.site, file.id);
-            let made = self.early.remove(&file.id).unwrap_or_else(|| make(file, fd, self.site));
+        if let (Action::Make, Some(file)) = (action, file) {
+            self.plan.enter(self.cx, file.id);
+            let made = self.early.remove(&file.id).unwrap_or_else(|| make(file, fd, self.cx));
             if let Err(why) = made {
                 if self.options.missing == Missing::Fail {
                     self.problems.push(format!("{}: {why}", self.plan.name(step)));
                 }
-                deed = match self.options.missing {
-                    Missing::Null => Deed::Null,
-                    _ => Deed::Skip,
+                action = match self.options.missing {
+                    Missing::Null => Action::Null,
+                    _ => Action::Skip,
                 };
-                self.lost.insert(file.id, deed);
+                self.lost.insert(file.id, action);
             }
         }
-        match (deed, file) {
-            (Deed::Make, Some(file)) => {
-                self.unsettled.extend(self.site.anywhere.then_some((file.id, fd)));
+        match (action, file) {
+            (Action::Make, Some(file)) => {
+                self.unsettled.extend(self.cx.anywhere.then_some((file.id, fd)));
             }
-            (Deed::Share, Some(file)) if self.site.anywhere => self.unsettled.push((file.id, fd)),
-            (Deed::Share, Some(file)) => {
-                if let Some(seat) = self.site.seats.get(&file.id) {
-                    Seat::copy(seat.as_fd(), fd).at(|| format!("dup to {fd}"))?;
+            (Action::Dup, Some(file)) if self.cx.anywhere => self.unsettled.push((file.id, fd)),
+            (Action::Dup, Some(file)) => {
+                if let Some(placed) = self.cx.placed_fds.get(&file.id) {
+                    PlacedFd::copy(placed.as_fd(), fd).at(|| format!("dup to {fd}"))?;
                 }
             }
-            (Deed::Inherit(from), file) => {
+            (Action::Inherit(from), file) => {
                 if let Some(copy) = self.with.handed.get(&from).filter(|_| from != fd) {
-                    Seat::copy(copy.as_fd(), fd).at(|| format!("dup {from} to {fd}"))?;
+                    PlacedFd::copy(copy.as_fd(), fd).at(|| format!("dup {from} to {fd}"))?;
                 }
-                self.site.handed.extend(file.map(|file| (file.id, Seat::known(fd))));
+                self.cx.handed.extend(file.map(|file| (file.id, PlacedFd::known(fd))));
             }
-            (Deed::Null, Some(file)) => {
+            (Action::Null, Some(file)) => {
                 let kind = kind::named(&file.kind).unwrap_or(&kind::KINDS[kind::KINDS.len() - 1]);
-                let seat = self.site.seat((kind.null)(file)?, fd)?;
-                self.site.seats.insert(file.id, seat);
-                self.site.stand_ins.insert(file.id);
-                self.unsettled.extend(self.site.anywhere.then_some((file.id, fd)));
+                let placed = self.cx.place((kind.null)(file)?, fd)?;
+                self.cx.placed_fds.insert(file.id, placed);
+                self.cx.stand_ins.insert(file.id);
+                self.unsettled.extend(self.cx.anywhere.then_some((file.id, fd)));
             }
             _ => (),
         }
@@ -388,18 +388,18 @@ impl<'w, 's> Work<'w, 's> {
         if hole == 0 {
             return Ok(());
         }
-        let makes = |step: &&Step| matches!(step.deed, Deed::Make | Deed::Fetch(_));
+        let makes = |step: &&Step| matches!(step.action, Action::Make | Action::FromStore(_));
         let run = self.plan.steps[at..].iter().take(hole).filter(makes).count();
-        let standing = self.site.seats.values().next().copied();
+        let standing = self.cx.placed_fds.values().next().copied();
         let Some(filler) = standing.or(self.with.filler).filter(|_| hole < 2 * run) else {
             return Ok(());
         };
         for number in expected..fd {
             // A service may stand in the hole; it fills its number as well.
-            match Seat::copy(filler.as_fd(), number) {
-                Ok(seat) => match self.fillers.last_mut() {
-                    Some((_, last)) if *last + 1 == seat.number() => *last = seat.number(),
-                    _ => self.fillers.push((seat.number(), seat.number())),
+            match PlacedFd::copy(filler.as_fd(), number) {
+                Ok(placed) => match self.fillers.last_mut() {
+                    Some((_, last)) if *last + 1 == placed.number() => *last = placed.number(),
+                    _ => self.fillers.push((placed.number(), placed.number())),
                 },
                 Err(nix::errno::Errno::EBUSY) => (),
                 Err(errno) => return Err(errno).at(|| format!("hold number {number}")),
@@ -422,48 +422,48 @@ impl<'w, 's> Work<'w, 's> {
         refuse(&self.problems, say)
     }
 
-    /// Moves what stands where it was born. The first number of a file is its seat's.
+    /// Moves what stands where it was born. The first number of a file is where it is placed.
     pub(crate) fn settle(&mut self) -> Result<()> {
         let mut unsettled = std::mem::take(&mut self.unsettled);
-        if self.site.anywhere {
+        if self.cx.anywhere {
             unsettled.extend(self.plan.parks.values());
         }
         let mut moved: HashMap<u32, RawFd> = HashMap::new();
         let mut copies = Vec::new();
         for (id, fd) in unsettled {
-            match self.site.seats.get(&id) {
-                Some(seat) if seat.number() != fd && !moved.contains_key(&id) => {
+            match self.cx.placed_fds.get(&id) {
+                Some(placed) if placed.number() != fd && !moved.contains_key(&id) => {
                     moved.insert(id, fd);
                 }
-                Some(seat) if seat.number() != fd => copies.push((id, fd)),
+                Some(placed) if placed.number() != fd => copies.push((id, fd)),
                 _ => (),
             }
         }
         let by_number: HashMap<u32, u32> =
-            moved.keys().map(|id| (self.site.seats[id].number() as u32, *id)).collect();
+            moved.keys().map(|id| (self.cx.placed_fds[id].number() as u32, *id)).collect();
         let mut pairs: Vec<(u32, u32)> =
             by_number.iter().map(|(from, id)| (*from, moved[id] as u32)).collect();
         pairs.sort_unstable();
         let highest = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0);
         let mut aside = None;
         // What stands where it belongs is moved by nobody, and is in nobody's way.
-        let free = |number: &u32| Seat::inherited(*number as RawFd).is_err();
+        let free = |number: &u32| PlacedFd::inherited(*number as RawFd).is_err();
         let spare = (highest + 1..).find(|number| pairs.is_empty() || free(number));
         let spare = spare.unwrap_or(highest + 1);
         for (from, to) in placement::moves(&pairs, spare) {
             match by_number.get(&from).copied().or(aside) {
                 Some(id) => {
-                    let seat = self.site.seats[&id].shift(to as RawFd);
-                    let seat = seat.at(|| format!("move {from} to {to}"))?;
-                    self.site.seats.insert(id, seat);
+                    let placed = self.cx.placed_fds[&id].shift(to as RawFd);
+                    let placed = placed.at(|| format!("move {from} to {to}"))?;
+                    self.cx.placed_fds.insert(id, placed);
                     aside = if to > highest { Some(id) } else { aside };
                 }
                 None => return Err(nix::errno::Errno::EBADF.into()),
             }
         }
         for (id, fd) in copies {
-            let seat = self.site.seats[&id];
-            Seat::copy(seat.as_fd(), fd).at(|| format!("dup to {fd}"))?;
+            let placed = self.cx.placed_fds[&id];
+            PlacedFd::copy(placed.as_fd(), fd).at(|| format!("dup to {fd}"))?;
         }
         Ok(())
     }
@@ -474,39 +474,39 @@ impl<'w, 's> Work<'w, 's> {
 fn control(
     plan: &Plan<'_>,
     options: &Options,
-    site: &mut Site<'_>,
-    handed: &HashMap<RawFd, Seat>,
+    cx: &mut RestoreContext<'_>,
+    handed: &HashMap<RawFd, PlacedFd>,
 ) -> Result<()> {
     let Some(old) = &plan.task.terminal else { return Ok(()) };
     let name = terminal::name(sys::tty::numbers(old.device));
     let taken = match &plan.terminal {
-        Fate::None | Fate::Kept | Fate::Session(_) => return Ok(()),
-        Fate::Lost(why) => {
-            site.warnings.push(why.clone());
+        CttyPlan::None | CttyPlan::Kept | CttyPlan::Session(_) => return Ok(()),
+        CttyPlan::Unavailable(why) => {
+            cx.warnings.push(why.clone());
             return Ok(());
         }
-        Fate::Made(id) => match site.seats.get(id) {
-            Some(seat) => seize(*seat, options.steal),
+        CttyPlan::FromImage(id) => match cx.placed_fds.get(id) {
+            Some(placed) => seize(*placed, options.steal),
             None => return Ok(()),
         },
-        Fate::Handed(fd) => {
-            let from = plan.steps.iter().find(|step| step.fd == *fd).map(|step| step.deed);
+        CttyPlan::FromCaller(fd) => {
+            let from = plan.steps.iter().find(|step| step.fd == *fd).map(|step| step.action);
             match from {
-                Some(Deed::Inherit(from)) if from != *fd => match handed.get(&from) {
+                Some(Action::Inherit(from)) if from != *fd => match handed.get(&from) {
                     Some(copy) => ctty::take(copy.as_fd(), options.steal),
                     None => return Ok(()),
                 },
-                _ => ctty::take(Seat::inherited(*fd)?.as_fd(), options.steal),
+                _ => ctty::take(PlacedFd::inherited(*fd)?.as_fd(), options.steal),
             }
         }
-        Fate::Opened(path) => control_by_path(path, old.device, site, options.steal),
+        CttyPlan::FromPath(path) => control_by_path(path, old.device, cx, options.steal),
     };
     if let Err(why) = taken {
-        site.warnings.push(format!("{name}, its controlling terminal, is not COMMAND's: {why}"));
-    } else if old.foreground > 0 && site.heir(2, old.foreground).is_none() {
+        cx.warnings.push(format!("{name}, its controlling terminal, is not COMMAND's: {why}"));
+    } else if old.foreground > 0 && cx.current_id(2, old.foreground).is_none() {
         // A session leader that takes a terminal is its foreground group too.
         let why = "is not restored: COMMAND is in the foreground";
-        site.warnings.push(format!("{name}: its foreground group {} {why}", old.foreground));
+        cx.warnings.push(format!("{name}: its foreground group {} {why}", old.foreground));
     }
     Ok(())
 }
@@ -515,29 +515,29 @@ fn control(
 pub(crate) fn control_by_path(
     path: &[u8],
     device: u32,
-    site: &Site<'_>,
+    cx: &RestoreContext<'_>,
     steal: bool,
 ) -> Result<()> {
-    let place = site.open(path, libc::O_PATH as u32)?;
+    let place = cx.open(path, libc::O_PATH as u32)?;
     let node = crate::proc::inode_of(place.as_fd())?;
     if !terminal::is_node(&node) || node.rdev != Some(sys::tty::numbers(device)) {
         return Err(Error::unrestorable("the path now names something else"));
     }
-    let fd = site.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
+    let fd = cx.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
     ctty::take(fd.as_fd(), steal)
 }
 
 /// Makes the terminal of a slave, or of a master, the controlling one of this process.
-pub(crate) fn seize(seat: Seat, steal: bool) -> Result<()> {
+pub(crate) fn seize(placed: PlacedFd, steal: bool) -> Result<()> {
     // Through a master it would be the master's; the slave is opened for the moment.
-    match sys::tty::index(seat) {
-        Ok(_) => slave(seat).and_then(|fd| ctty::take(fd.as_fd(), steal)),
-        Err(_) => ctty::take(seat.as_fd(), steal),
+    match sys::tty::index(placed) {
+        Ok(_) => slave(placed).and_then(|fd| ctty::take(fd.as_fd(), steal)),
+        Err(_) => ctty::take(placed.as_fd(), steal),
     }
 }
 
 /// The slave of a master, unlocked for the moment if it must be.
-fn slave(master: Seat) -> Result<OwnedFd> {
+fn slave(master: PlacedFd) -> Result<OwnedFd> {
     let locked = sys::tty::locked(master)?;
     if locked {
         sys::tty::set_locked(master, false)?;
@@ -550,26 +550,26 @@ fn slave(master: Seat) -> Result<OwnedFd> {
 }
 
 /// Makes a description at its number, unless it stands there already as another's other end.
-fn make(file: &OpenFile, fd: RawFd, site: &mut Site<'_>) -> Result<()> {
-    if site.seats.contains_key(&file.id) {
-        return seek(file, site);
+fn make(file: &OpenFile, fd: RawFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+    if cx.placed_fds.contains_key(&file.id) {
+        return seek(file, cx);
     }
     let kind = kind::named(&file.kind)
         .ok_or_else(|| Error::unrestorable(format!("kind {} is not known here", file.kind)))?;
-    let Made { fd: new, flags } = (kind.restore)(file, site)?;
+    let Made { fd: new, flags } = (kind.restore)(file, cx)?;
     set_flags(new.as_fd(), flags, file.flags)?;
-    let seat = site.seat(new, fd)?;
-    site.seats.insert(file.id, seat);
-    if kind.seeks { seek(file, site) } else { Ok(()) }
+    let placed = cx.place(new, fd)?;
+    cx.placed_fds.insert(file.id, placed);
+    if kind.seeks { seek(file, cx) } else { Ok(()) }
 }
 
-fn seek(file: &OpenFile, site: &Site<'_>) -> Result<()> {
+fn seek(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
     let path = file.flags & libc::O_PATH as u32 != 0;
     if file.pos == 0 || path || !kind::named(&file.kind).is_some_and(|kind| kind.seeks) {
         return Ok(());
     }
     let whence = nix::unistd::Whence::SeekSet;
-    nix::unistd::lseek(site.seats[&file.id].as_fd(), file.pos, whence).at(|| "lseek").map(drop)
+    nix::unistd::lseek(cx.placed_fds[&file.id].as_fd(), file.pos, whence).at(|| "lseek").map(drop)
 }
 
 /// What can be done only when all numbers stand: what kinds left for then, owners, O_ASYNC. F_SETFL
@@ -578,42 +578,43 @@ fn seek(file: &OpenFile, site: &Site<'_>) -> Result<()> {
 /// What was made for several tasks is finished where it was made, but for what names numbers or
 /// processes, which is left to the task where it is at home. So are locks, last of all; gives a line
 /// for each that cannot be had.
-pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<Vec<String>> {
+pub(crate) fn late(plan: &Plan<'_>, cx: &mut RestoreContext<'_>) -> Result<Vec<String>> {
     let mut locked = Vec::new();
     for step in &plan.steps {
         let file = step.file.and_then(|id| plan.image.file(id));
-        let Some(file) = file.filter(|file| !site.stand_ins.contains(&file.id)) else { continue };
-        let Some(seat) = site.seats.get(&file.id).copied() else { continue };
+        let Some(file) = file.filter(|file| !cx.stand_ins.contains(&file.id)) else { continue };
+        let Some(placed) = cx.placed_fds.get(&file.id).copied() else { continue };
         let kind = kind::named(&file.kind);
         let of_numbers = kind.is_some_and(|kind| (kind.need)(file) == Need::Numbers);
-        let (made, home) = match step.deed {
-            Deed::Make => (true, !plan.homes.contains_key(&file.id)),
-            Deed::Fetch(_) | Deed::Stand => (false, plan.guests.contains(&file.id)),
+        let (made, home) = match step.action {
+            Action::Make => (true, !plan.homes.contains_key(&file.id)),
+            Action::FromStore(_) | Action::FromParent => (false, plan.guests.contains(&file.id)),
             _ => continue,
         };
         let due = if of_numbers { home } else { made };
         if let Some(kind) = kind.filter(|kind| kind.is_late && due) {
-            (kind.late)(file, seat, site).at(|| format!("fd {}: {}", seat.number(), what(file)))?;
+            (kind.late)(file, placed, cx)
+                .at(|| format!("fd {}: {}", placed.number(), what(file)))?;
         }
         if home && plan.lowest.get(&file.id) == Some(&step.fd) {
-            signals(file, seat, site)?;
+            signals(file, placed, cx)?;
             if !file.locks.is_empty() {
-                locked.push((step, file, seat));
+                locked.push((step, file, placed));
             }
         }
     }
-    for left in std::mem::take(&mut site.after) {
-        left(&mut site.warnings)?;
+    for left in std::mem::take(&mut cx.after) {
+        left(&mut cx.warnings)?;
     }
     // A lease is broken by whoever opens the file after it was taken.
-    let take = |(step, file, seat)| lock::of_description(file, seat, &plan.name(step), site);
+    let take = |(step, file, placed)| lock::of_description(file, placed, &plan.name(step), cx);
     let unlocked = locked.into_iter().flat_map(take).collect();
     for step in plan.steps.iter().filter(|step| step.waits) {
         let parked = step.file.and_then(|id| plan.parks.get(&id)).map(|(id, _)| *id);
-        let id = if step.deed == Deed::Park { parked } else { step.file };
-        let seat = id.and_then(|id| site.seats.remove(&id).or_else(|| site.handed.remove(&id)));
-        if let Some(seat) = seat {
-            seat.close();
+        let id = if step.action == Action::Park { parked } else { step.file };
+        let placed = id.and_then(|id| cx.placed_fds.remove(&id).or_else(|| cx.handed.remove(&id)));
+        if let Some(placed) = placed {
+            placed.close();
         }
     }
     Ok(unlocked)
@@ -624,43 +625,43 @@ pub(crate) fn late(plan: &Plan<'_>, site: &mut Site<'_>) -> Result<Vec<String>> 
 pub(crate) fn of_table(plan: &Plan<'_>, really: bool) -> Vec<String> {
     let of_table = plan.locks(&plan.steps).filter(|(.., of_table)| *of_table);
     let line = |(step, file, lock, _): (&Step, &OpenFile, &Lock, bool)| {
-        let seat = Seat::inherited(step.fd).ok()?;
-        let line = lock::of_table(file, lock, seat, really)?;
+        let placed = PlacedFd::inherited(step.fd).ok()?;
+        let line = lock::of_table(file, lock, placed, really)?;
         Some(format!("{}: {line}", plan.name(step)))
     };
     of_table.filter_map(line).collect()
 }
 
 /// Whether to close this descriptor drops a POSIX lock of the plan's table.
-fn is_locked(plan: &Plan<'_>, fd: Seat) -> bool {
-    let key = |fd: Seat| inode_of(fd.as_fd()).map(|it| (it.dev, it.ino)).ok();
+fn is_locked(plan: &Plan<'_>, fd: PlacedFd) -> bool {
+    let key = |fd: PlacedFd| inode_of(fd.as_fd()).map(|it| (it.dev, it.ino)).ok();
     let its = key(fd);
     let mut locks = plan.locks(&plan.steps);
     locks.any(|(step, .., of_table)| {
-        of_table && Seat::inherited(step.fd).is_ok_and(|seat| key(seat) == its)
+        of_table && PlacedFd::inherited(step.fd).is_ok_and(|placed| key(placed) == its)
     })
 }
 
 /// Who is told that it is ready, and by which signal.
-fn signals(file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+fn signals(file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
     if let Some(signals) = &file.signals {
         if signals.signal != 0 {
-            sys::set_signal(seat.as_fd(), signals.signal).at(|| "F_SETSIG")?;
+            sys::set_signal(placed.as_fd(), signals.signal).at(|| "F_SETSIG")?;
         }
-        match site.heir(signals.kind, signals.id) {
-            Some(id) => sys::set_owner(seat.as_fd(), Owner { kind: signals.kind, id })
+        match cx.current_id(signals.kind, signals.id) {
+            Some(id) => sys::set_owner(placed.as_fd(), Owner { kind: signals.kind, id })
                 .at(|| "F_SETOWN_EX")?,
             None if signals.id != 0 => {
                 let id = signals.id;
-                let line = format!("fd {}: its owner {id} is not restored", seat.number());
-                site.warnings.push(line);
+                let line = format!("fd {}: its owner {id} is not restored", placed.number());
+                cx.warnings.push(line);
             }
             None => (),
         }
     }
     if file.flags & libc::O_ASYNC as u32 != 0 {
         let flags = OFlag::from_bits_retain(file.flags as i32);
-        fcntl(seat.as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
+        fcntl(placed.as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
     }
     Ok(())
 }

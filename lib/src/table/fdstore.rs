@@ -6,8 +6,8 @@
 //! of a peer's queue (net.unix.max_dgram_qlen) does not count.
 
 use crate::error::{At, Error, Result};
-use crate::sys::shared_mem::Board;
-use crate::sys::{self, Seat};
+use crate::sys::shared_mem::SharedMem;
+use crate::sys::{self, PlacedFd};
 use nix::errno::Errno;
 use nix::libc;
 use std::cell::Cell;
@@ -19,15 +19,15 @@ pub const MOST: usize = 253;
 
 /// A store, as one process sees it.
 pub struct Store<'b> {
-    socket: Seat,
-    lock: (&'b Board, usize),
+    socket: PlacedFd,
+    lock: (&'b SharedMem, usize),
     messages: Cell<u32>,
 }
 
 impl<'b> Store<'b> {
     /// An empty one. `lock` is a cell that all readers share: they take turns, for what is read
     /// next is a state of the socket.
-    pub fn new(lock: (&'b Board, usize)) -> Result<Store<'b>> {
+    pub fn new(lock: (&'b SharedMem, usize)) -> Result<Store<'b>> {
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
         let socket = sys::socket::new(libc::AF_UNIX, kind, 0).at(|| "the fdstore")?;
         // A name of no bytes has the kernel choose an abstract one that is free.
@@ -35,7 +35,7 @@ impl<'b> Store<'b> {
         sys::socket::bind(socket.as_fd(), &family).at(|| "the fdstore")?;
         let name = sys::socket::name(socket.as_fd()).at(|| "the fdstore")?;
         sys::socket::connect(socket.as_fd(), &name).at(|| "the fdstore")?;
-        let store = Store { socket: Seat::here(socket), lock, messages: Cell::new(0) };
+        let store = Store { socket: PlacedFd::here(socket), lock, messages: Cell::new(0) };
         // Each message takes some hundred bytes of the buffer; what is beyond wmem_max takes root.
         for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
             let _ = store.set(buffer, i32::MAX / 2);
@@ -73,7 +73,7 @@ impl<'b> Store<'b> {
     }
 
     /// The store again, where its socket stands now.
-    pub fn seated(socket: Seat, lock: (&'b Board, usize)) -> Store<'b> {
+    pub fn seated(socket: PlacedFd, lock: (&'b SharedMem, usize)) -> Store<'b> {
         Store { socket, lock, messages: Cell::new(0) }
     }
 
@@ -83,7 +83,7 @@ impl<'b> Store<'b> {
     }
 
     /// Where its socket stands.
-    pub fn seat(&self) -> Seat {
+    pub fn place(&self) -> PlacedFd {
         self.socket
     }
 }
@@ -95,17 +95,17 @@ impl AsFd for Store<'_> {
 }
 
 /// A lock among processes: 0 free, 1 held, 2 held and waited for.
-struct Held<'a>(&'a Board, usize);
+struct Held<'a>(&'a SharedMem, usize);
 
 impl<'a> Held<'a> {
-    fn take(board: &'a Board, at: usize) -> Held<'a> {
-        let cell = board.cell(at);
+    fn take(shared: &'a SharedMem, at: usize) -> Held<'a> {
+        let cell = shared.cell(at);
         if cell.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             while cell.swap(2, Ordering::Acquire) != 0 {
-                board.wait(at, 2, None);
+                shared.wait(at, 2, None);
             }
         }
-        Held(board, at)
+        Held(shared, at)
     }
 }
 
@@ -128,8 +128,8 @@ mod tests {
 
     #[test]
     fn what_was_put_is_taken_any_number_of_times_in_any_order() {
-        let board = Board::new(1, 0).unwrap();
-        let mut store = Store::new((&board, 0)).unwrap();
+        let shared = SharedMem::new(1, 0).unwrap();
+        let mut store = Store::new((&shared, 0)).unwrap();
         let pipes: Vec<OwnedFd> = (0..1000).map(|_| nix::unistd::pipe().unwrap().0).collect();
         let runs: Vec<&[OwnedFd]> = pipes.chunks(100).collect();
         for (at, run) in runs.iter().enumerate() {

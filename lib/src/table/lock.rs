@@ -6,9 +6,9 @@
 
 use crate::error::{Error, Result};
 use crate::image::{Lock, OpenFile};
-use crate::kind::context::Site;
+use crate::kind::context::RestoreContext;
 use crate::proc::{self, Held, inode_of};
-use crate::sys::{self, Owner, Seat};
+use crate::sys::{self, Owner, PlacedFd};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -88,12 +88,12 @@ fn taken(pid: i32) -> Error {
 /// The locks that others have on what the path of a file leads to.
 ///
 /// A record of another machine may have the same numbers: the path tells.
-fn elsewhere<'h>(file: &OpenFile, held: &'h [Held], site: &Site<'_>) -> Vec<&'h Held> {
+fn elsewhere<'h>(file: &OpenFile, held: &'h [Held], cx: &RestoreContext<'_>) -> Vec<&'h Held> {
     let Some(inode) = &file.inode else { return Vec::new() };
     let key = (inode.dev.0, inode.dev.1, inode.ino);
     let mut found: Vec<&Held> = held.iter().filter(|held| held.inode == key).collect();
     if !found.is_empty() {
-        let now = site.open(&file.link.0, libc::O_PATH as u32).ok();
+        let now = cx.open(&file.link.0, libc::O_PATH as u32).ok();
         let now = now.and_then(|fd| inode_of(fd.as_fd()).ok());
         if now.is_none_or(|now| (now.dev.0, now.dev.1, now.ino) != key) {
             found.clear();
@@ -104,7 +104,7 @@ fn elsewhere<'h>(file: &OpenFile, held: &'h [Held], site: &Site<'_>) -> Vec<&'h 
 
 /// Fails with status 6 if somebody has a lease that opening this file would break, after a signal
 /// to its holder and up to 45 seconds of waiting (/proc/sys/fs/lease-break-time).
-pub(crate) fn may_open(file: &OpenFile, held: &[Held], site: &Site<'_>) -> Result<()> {
+pub(crate) fn may_open(file: &OpenFile, held: &[Held], cx: &RestoreContext<'_>) -> Result<()> {
     let flags = file.flags as i32;
     if flags & libc::O_PATH != 0 {
         return Ok(());
@@ -113,7 +113,7 @@ pub(crate) fn may_open(file: &OpenFile, held: &[Held], site: &Site<'_>) -> Resul
         let lease = it.lock.class == "LEASE";
         lease && (it.lock.write || flags & libc::O_ACCMODE != libc::O_RDONLY)
     };
-    match elsewhere(file, held, site).into_iter().find(breaks) {
+    match elsewhere(file, held, cx).into_iter().find(breaks) {
         None => Ok(()),
         Some(held) => {
             let (who, lease) = (who(held.pid), name(&held.lock));
@@ -132,10 +132,10 @@ pub(crate) fn foresee(
     file: &OpenFile,
     of_table: bool,
     held: &[Held],
-    site: &Site<'_>,
+    cx: &RestoreContext<'_>,
 ) -> Result<Option<String>> {
     look(lock, file, of_table)?;
-    let others = elsewhere(file, held, site);
+    let others = elsewhere(file, held, cx);
     let other = others.into_iter().find(|other| exclude(lock, &other.lock));
     Ok(other.map(|other| format!("{}: {}", name(lock), taken(other.pid))))
 }
@@ -200,22 +200,23 @@ fn is_of(file: &OpenFile, fd: BorrowedFd<'_>) -> bool {
 /// `called` is what lines begin with.
 pub(crate) fn of_description(
     file: &OpenFile,
-    seat: Seat,
+    placed: PlacedFd,
     called: &str,
-    site: &mut Site<'_>,
+    cx: &mut RestoreContext<'_>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for lock in file.locks.iter().filter(|_| is_of(file, seat.as_fd())) {
+    for lock in file.locks.iter().filter(|_| is_of(file, placed.as_fd())) {
         let line = |why: &str| format!("{called}: {}: {why}", name(lock));
         // What a lease was before, and who waits for its end, is not known; or we know no such lock.
         if lock.breaking || !["FLOCK", "OFDLCK", "LEASE"].contains(&lock.class.as_str()) {
-            site.warnings.push(line("it is not taken again"));
-        } else if let Err(why) = take(seat.as_fd(), lock) {
+            cx.warnings.push(line("it is not taken again"));
+        } else if let Err(why) = take(placed.as_fd(), lock) {
             problems.push(line(&why.to_string()));
         } else if lock.class == "LEASE" {
-            let owner = file.signals.as_ref().and_then(|it| site.heir(it.kind, it.id));
+            let owner = file.signals.as_ref().and_then(|it| cx.current_id(it.kind, it.id));
             // The kernel makes whoever takes it the owner, if the description has none.
-            if owner.is_none() && sys::set_owner(seat.as_fd(), Owner { kind: 1, id: 0 }).is_err() {
+            if owner.is_none() && sys::set_owner(placed.as_fd(), Owner { kind: 1, id: 0 }).is_err()
+            {
                 problems.push(line("its owner is this process"));
             }
         }
@@ -225,11 +226,16 @@ pub(crate) fn of_description(
 
 /// Takes a POSIX lock for the table of this process, or looks whether it can be had; a line if not.
 /// Once it is taken no descriptor of the inode may be closed any more, nor the table be copied.
-pub(crate) fn of_table(file: &OpenFile, lock: &Lock, seat: Seat, really: bool) -> Option<String> {
-    if !is_of(file, seat.as_fd()) {
+pub(crate) fn of_table(
+    file: &OpenFile,
+    lock: &Lock,
+    placed: PlacedFd,
+    really: bool,
+) -> Option<String> {
+    if !is_of(file, placed.as_fd()) {
         return None;
     }
-    let done = if really { take(seat.as_fd(), lock) } else { ask(seat.as_fd(), lock) };
+    let done = if really { take(placed.as_fd(), lock) } else { ask(placed.as_fd(), lock) };
     done.err().map(|why| format!("{}: {why}", name(lock)))
 }
 

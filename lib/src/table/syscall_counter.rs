@@ -5,10 +5,10 @@
 //! this process may have no descriptor of its own any more.
 
 use crate::error::{At, Result};
-use crate::sys::fork::{self, Birth};
-use crate::sys::shared_mem::Board;
+use crate::sys::fork::{self, CloneArgs};
+use crate::sys::shared_mem::SharedMem;
 use crate::sys::trace::{self, Stop};
-use crate::sys::{self, Seat, credentials};
+use crate::sys::{self, PlacedFd, credentials};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 pub struct Calls {
     /// All system calls.
     pub all: u32,
-    /// Those that make a second number of a descriptor: dup(2) and its kin, F_DUPFD.
+    /// Those that make a second number of a descriptor: dup(2) and the like, F_DUPFD.
     pub dups: u32,
 }
 
@@ -49,7 +49,7 @@ pub struct Place(usize);
 
 /// A count that goes on until it is told to end.
 pub struct Counter {
-    board: Board,
+    shared: SharedMem,
     places: usize,
     tracer: Pid,
     of: Pid,
@@ -62,17 +62,17 @@ impl Counter {
     pub fn start(processes: usize) -> Result<Counter> {
         // Half of the places stay empty, so that each is found at once.
         let places = (2 * processes + 64).next_power_of_two();
-        let board = Board::new(1 + EACH * places, 1).at(|| "shared memory")?;
+        let shared = SharedMem::new(1 + EACH * places, 1).at(|| "shared memory")?;
         let of = getpid();
-        let mut counter = Counter { board, places, tracer: of, of, refused: None };
-        match fork::birth(Birth::default()).at(|| "clone3")? {
+        let mut counter = Counter { shared, places, tracer: of, of, refused: None };
+        match fork::birth(CloneArgs::default()).at(|| "clone3")? {
             None => counter.trace(),
             Some(tracer) => counter.tracer = tracer,
         }
         trace::allow(counter.tracer);
         loop {
-            match counter.board.cell(STATE).load(Ordering::Acquire) {
-                0 => counter.board.wait(STATE, 0, None),
+            match counter.shared.cell(STATE).load(Ordering::Acquire) {
+                0 => counter.shared.wait(STATE, 0, None),
                 COUNTING => return Ok(counter),
                 errno => {
                     counter.refused = Some(Errno::from_raw(-errno));
@@ -86,7 +86,7 @@ impl Counter {
     fn place(&self, pid: Pid) -> Option<usize> {
         let first = pid.as_raw() as usize;
         (0..self.places).map(|step| 1 + EACH * ((first + step) % self.places)).find(|&at| {
-            let cell = self.board.cell(at);
+            let cell = self.shared.cell(at);
             let new = || {
                 cell.compare_exchange(0, pid.as_raw(), Ordering::AcqRel, Ordering::Acquire).is_ok()
             };
@@ -101,7 +101,7 @@ impl Counter {
 
     /// What a process has called since the count began, or since it was made. It takes no call.
     pub fn calls(&self, of: Place) -> Calls {
-        let count = |at: usize| self.board.cell(of.0 + at).load(Ordering::Acquire) as u32;
+        let count = |at: usize| self.shared.cell(of.0 + at).load(Ordering::Acquire) as u32;
         Calls { all: count(1), dups: count(2) }
     }
 
@@ -113,13 +113,13 @@ impl Counter {
 
     /// Has this said once the count has ended.
     pub fn say(&self, text: &str) {
-        self.board.say(0, text);
+        self.shared.say(0, text);
     }
 
     /// Lets all go, and waits until they are: nothing of it is left.
     pub fn end(&self) {
-        if getpid() == self.of && self.board.cell(STATE).load(Ordering::Acquire) != ENOUGH {
-            self.board.set(STATE, ENOUGH);
+        if getpid() == self.of && self.shared.cell(STATE).load(Ordering::Acquire) != ENOUGH {
+            self.shared.set(STATE, ENOUGH);
             while waitpid(self.tracer, None) == Err(Errno::EINTR) {}
         }
     }
@@ -130,14 +130,14 @@ impl Counter {
         let _ = credentials::die_with_parent(true);
         let _ = sys::close_range(0, 1).and(sys::close_range(3, RawFd::MAX));
         if let Err(errno) = self.seize() {
-            self.board.set(STATE, -(errno as i32));
-            while self.board.cell(STATE).load(Ordering::Acquire) != ENOUGH {
-                self.board.wait(STATE, -(errno as i32), None);
+            self.shared.set(STATE, -(errno as i32));
+            while self.shared.cell(STATE).load(Ordering::Acquire) != ENOUGH {
+                self.shared.wait(STATE, -(errno as i32), None);
             }
         } else {
             self.follow();
         }
-        let _ = nix::unistd::write(Seat::known(2), self.board.said(0).as_bytes());
+        let _ = nix::unistd::write(PlacedFd::known(2), self.shared.said(0).as_bytes());
         fork::end(0)
     }
 
@@ -175,7 +175,7 @@ impl Counter {
                 }
                 _ => drop(tracees.insert(pid)),
             }
-            if !ending && self.board.cell(STATE).load(Ordering::Acquire) == ENOUGH {
+            if !ending && self.shared.cell(STATE).load(Ordering::Acquire) == ENOUGH {
                 ending = true;
                 tracees.iter().filter(|&&other| other != pid).for_each(|&other| {
                     let _ = ptrace::interrupt(other);
@@ -191,8 +191,8 @@ impl Counter {
                 (_, Stop::Group) => trace::listen(pid),
                 _ => trace::go_on(pid, signal),
             };
-            if pid == self.of && self.board.cell(STATE).load(Ordering::Acquire) == 0 {
-                self.board.set(STATE, COUNTING);
+            if pid == self.of && self.shared.cell(STATE).load(Ordering::Acquire) == 0 {
+                self.shared.set(STATE, COUNTING);
             }
             if ending && tracees.is_empty() {
                 break;
@@ -204,7 +204,7 @@ impl Counter {
         let (Ok(Some((number, args))), Some(place)) = (trace::call(pid), self.place(pid)) else {
             return;
         };
-        let add = |at: usize| self.board.cell(at).fetch_add(1, Ordering::AcqRel);
+        let add = |at: usize| self.shared.cell(at).fetch_add(1, Ordering::AcqRel);
         add(place + 1);
         if makes_a_second_number(number, args) {
             add(place + 2);
@@ -235,9 +235,9 @@ mod tests {
 
     #[test]
     fn places_are_found_again_and_end() {
-        let board = Board::new(1 + EACH * 4, 0).unwrap();
+        let shared = SharedMem::new(1 + EACH * 4, 0).unwrap();
         let none = Pid::from_raw(0);
-        let counter = Counter { board, places: 4, tracer: none, of: none, refused: None };
+        let counter = Counter { shared, places: 4, tracer: none, of: none, refused: None };
         let at = |pid| counter.place(Pid::from_raw(pid));
         assert_eq!((at(5), at(9), at(5), at(9)), (Some(4), Some(7), Some(4), Some(7)));
         assert_eq!((at(2), at(4)), (Some(10), Some(1)));

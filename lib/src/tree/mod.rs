@@ -9,16 +9,16 @@ mod run;
 mod shape;
 
 pub use run::{Grown, Mode, foresee, grow};
-pub use shape::{Group, Kin, Orphan, Shape};
+pub use shape::{Group, LeaderlessGroup, Node, Shape};
 
-use crate::ctty::Heir;
+use crate::ctty::SessionRole;
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenFile, Slot, Task};
-use crate::kind::context::{Fate, Heirs};
+use crate::kind::context::{CttyPlan, PidMap};
 use crate::kind::{self, Need};
-use crate::placement::Course;
-use crate::plan::{self, Deed, Home, Inherit, Options, Plan, Step};
-use crate::sys::Seat;
+use crate::placement::TablePlan;
+use crate::plan::{self, Action, Home, Inherit, Options, Plan, Step};
+use crate::sys::PlacedFd;
 use crate::table::fdstore::MOST;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
@@ -34,7 +34,7 @@ pub struct Message {
 
 /// How a description comes about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Origin {
     /// One table has it, and makes it.
     Private,
     /// Made once, for the store.
@@ -65,7 +65,7 @@ pub struct Tree<'a> {
     /// How many tasks share the table that each owns.
     pub sharers: Vec<u32>,
     /// What becomes of the controlling terminal of each task.
-    pub fates: Vec<Fate>,
+    pub ctty_plans: Vec<CttyPlan>,
     /// Where in the store that is: message, and place in it.
     controls: Vec<Option<(u32, usize)>>,
     /// The files that the caller's descriptors stand for.
@@ -82,7 +82,7 @@ fn slots_of<'a>(image: &'a Image, task: &Task) -> &'a [Slot] {
 /// The tasks of an image before there are processes.
 struct Unborn<'a>(&'a HashMap<i32, usize>);
 
-impl Heirs for Unborn<'_> {
+impl PidMap for Unborn<'_> {
     fn process(&self, pid: i32) -> Option<i32> {
         self.0.contains_key(&pid).then_some(0)
     }
@@ -100,7 +100,7 @@ impl<'a> Tree<'a> {
         image: &'a Image,
         options: &Options,
         root: Option<BorrowedFd<'_>>,
-        ours: Heir,
+        ours: SessionRole,
         dry: bool,
     ) -> Result<Tree<'a>> {
         options.look_at_handed()?;
@@ -118,14 +118,14 @@ impl<'a> Tree<'a> {
     /// Fails with status 3 or 6 as [`Shape::of`] does.
     pub fn unchecked(image: &'a Image) -> Result<Tree<'a>> {
         // Whether we have a terminal moves no number.
-        let nobody = Heir { leader: false, has: false };
+        let nobody = SessionRole { leader: false, has: false };
         Tree::planned(image, &Options::default(), (nobody, None), |_| Ok(()))
     }
 
     fn planned(
         image: &'a Image,
         options: &Options,
-        (ours, own): (Heir, Option<(u32, u32)>),
+        (ours, own): (SessionRole, Option<(u32, u32)>),
         mut check: impl FnMut(&mut Plan<'a>) -> Result<()>,
     ) -> Result<Tree<'a>> {
         if image.tasks.is_empty() {
@@ -138,7 +138,7 @@ impl<'a> Tree<'a> {
             shape = Shape::of(&image.tasks, &joined)?;
         }
         let owners: Vec<usize> =
-            shape.order.iter().copied().filter(|&at| shape.kin[at].owner == at).collect();
+            shape.order.iter().copied().filter(|&at| shape.nodes[at].owner == at).collect();
         // The first owner of a table that has each file, and where it has it.
         let mut homes: HashMap<u32, (usize, RawFd)> = HashMap::new();
         for &owner in &owners {
@@ -146,26 +146,27 @@ impl<'a> Tree<'a> {
                 homes.entry(slot.file).or_insert((owner, slot.fd as RawFd));
             }
         }
-        let mut ways = ways(image, &handed, &owners);
-        let fates = terminals(image, &shape, ours, &handed, &mut ways);
-        let mut common = common(image, &ways, &homes);
+        let mut origins = origins(image, &handed, &owners);
+        let ctty_plans = terminals(image, &shape, ours, &handed, &mut origins);
+        let mut common = common(image, &origins, &homes);
         check(&mut common)?;
-        let lost: HashMap<u32, Deed> = common
+        let lost: HashMap<u32, Action> = common
             .steps
             .iter()
-            .filter(|step| matches!(step.deed, Deed::Null | Deed::Skip))
-            .filter_map(|step| Some((step.file?, step.deed)))
+            .filter(|step| matches!(step.action, Action::Null | Action::Skip))
+            .filter_map(|step| Some((step.file?, step.action)))
             .collect();
         let mut problems = std::mem::take(&mut common.problems);
-        let laid = Layout { image, shape: &shape, ways: &ways, lost: &lost };
+        let laid = Layout { image, shape: &shape, origins: &origins, lost: &lost };
         let (mut steps, passed) = laid.steps(&owners);
-        let messages = laid.messages(&owners, &mut steps, &fates);
+        let messages = laid.messages(&owners, &mut steps, &ctty_plans);
         let mut plans: Vec<Option<Plan<'a>>> = image.tasks.iter().map(|_| None).collect();
         for &owner in &owners {
             let task = &image.tasks[owner];
             let mut plan = Plan::of(image, task, std::mem::take(&mut steps[owner]));
-            plan.terminal = fates[owner].clone();
-            let away = |step: &&Step| matches!(step.deed, Deed::Fetch(_) | Deed::Stand);
+            plan.terminal = ctty_plans[owner].clone();
+            let away =
+                |step: &&Step| matches!(step.action, Action::FromStore(_) | Action::FromParent);
             let at_home = |id: &u32| {
                 homes.get(id).is_some_and(|home| home.0 == owner) && !handed.contains_key(id)
             };
@@ -189,19 +190,19 @@ impl<'a> Tree<'a> {
                 it.files.iter().enumerate().map(place)
             })
             .collect();
-        let control = |fate: &Fate| match fate {
-            Fate::Made(id) => places.get(id).copied(),
-            Fate::Handed(from) => {
+        let control = |ctty_plan: &CttyPlan| match ctty_plan {
+            CttyPlan::FromImage(id) => places.get(id).copied(),
+            CttyPlan::FromCaller(from) => {
                 let of_caller = handed.iter().filter(|(_, given)| *given == from);
                 of_caller.filter_map(|(id, _)| places.get(id)).next().copied()
             }
             _ => None,
         };
-        let controls = fates.iter().map(control).collect();
+        let controls = ctty_plans.iter().map(control).collect();
         let tables = plans;
         let reached = reached(&mut shape, &tables, &passed);
-        let mut sharers = vec![0; shape.kin.len()];
-        shape.kin.iter().for_each(|kin| sharers[kin.owner] += 1);
+        let mut sharers = vec![0; shape.nodes.len()];
+        shape.nodes.iter().for_each(|nodes| sharers[nodes.owner] += 1);
         Ok(Tree {
             image,
             shape,
@@ -211,7 +212,7 @@ impl<'a> Tree<'a> {
             passed,
             reached,
             sharers,
-            fates,
+            ctty_plans,
             controls,
             handed,
             problems,
@@ -220,8 +221,8 @@ impl<'a> Tree<'a> {
 
     /// The highest number that stands in the maker's table when it makes this task.
     fn before(&self, task: usize) -> Option<RawFd> {
-        let maker = self.shape.kin[task].maker?;
-        self.passed[self.shape.kin[maker].owner].max(self.reached[task])
+        let maker = self.shape.nodes[task].maker?;
+        self.passed[self.shape.nodes[maker].owner].max(self.reached[task])
     }
 
     /// The refusal that lists all problems, if there are any. Each is said by `say`.
@@ -231,20 +232,20 @@ impl<'a> Tree<'a> {
 
     /// What the tables are as [`crate::placement::forecast`] wants to know it, in the order
     /// [`Shape::order`]; `services` is how many descriptors of our own a task has meanwhile.
-    pub fn courses(&self, services: usize) -> Vec<Course> {
+    pub fn table_plans(&self, services: usize) -> Vec<TablePlan> {
         let mut places = vec![0; self.image.tasks.len()];
         let order = &self.shape.order;
         order.iter().enumerate().for_each(|(place, &at)| places[at] = place);
         let course = |&at: &usize| {
-            let kin = &self.shape.kin[at];
+            let nodes = &self.shape.nodes[at];
             let plan = self.tables[at].as_ref();
             let steps = plan.into_iter().flat_map(|plan| &plan.steps);
-            let steps = steps.filter(|it| it.deed != Deed::Skip);
+            let steps = steps.filter(|it| it.action != Action::Skip);
             let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|it| it.waits);
             let numbers = |steps: Vec<&Step>| steps.iter().map(|it| it.fd as u32).collect();
-            Course {
-                parent: kin.maker.map(|maker| places[maker]),
-                owner: (kin.owner != at).then(|| places[kin.owner]),
+            TablePlan {
+                parent: nodes.maker.map(|maker| places[maker]),
+                owner: (nodes.owner != at).then(|| places[nodes.owner]),
                 numbers: numbers(steps),
                 waits: numbers(waits),
                 passed: self.before(at).map(|fd| fd as u32),
@@ -265,22 +266,22 @@ fn reached(
 ) -> Vec<Option<RawFd>> {
     let mut reached = vec![None; tables.len()];
     for task in 0..tables.len() {
-        let mut makes = std::mem::take(&mut shape.kin[task].makes);
+        let mut makes = std::mem::take(&mut shape.nodes[task].makes);
         makes.sort_by_key(|&child| {
-            let kin = &shape.kin[child];
-            (!kin.before, kin.owner != child, passed[child], child)
+            let nodes = &shape.nodes[child];
+            (!nodes.before, nodes.owner != child, passed[child], child)
         });
-        let owner = shape.kin[task].owner;
+        let owner = shape.nodes[task].owner;
         let all = tables[owner].iter().flat_map(|plan| &plan.steps).filter(|step| step.passed);
         let all = all.map(|step| step.fd).next_back();
         let mut highest = None;
         for &child in &makes {
             highest = highest.max(passed[child]);
             // One that shares a table has what its owner passes on to anybody.
-            let shares = owner != task || shape.kin[child].owner != child;
+            let shares = owner != task || shape.nodes[child].owner != child;
             reached[child] = if shares { all } else { highest };
         }
-        shape.kin[task].makes = makes;
+        shape.nodes[task].makes = makes;
     }
     reached
 }
@@ -317,7 +318,7 @@ fn handed(image: &Image, options: &Options, shape: &Shape) -> Result<HashMap<u32
         }
     }
     // What waits in queues has no number by which it could be meant.
-    for id in image.cargo.values().flat_map(|cargo| &cargo.files) {
+    for id in image.queued_fds.values().flat_map(|cargo| &cargo.files) {
         let named = image.file(*id).and_then(|file| options.named(file));
         if let Some(Inherit::Key(_, from)) = named.map(|at| &options.inherit[at]) {
             named.into_iter().for_each(|at| used[at] = true);
@@ -330,8 +331,8 @@ fn handed(image: &Image, options: &Options, shape: &Shape) -> Result<HashMap<u32
 
 /// How each file comes about. What belongs together (an object, the ends of a connection) is made
 /// in one place.
-fn ways(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> HashMap<u32, Way> {
-    let mut kin = Together((0..image.files.len()).collect());
+fn origins(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> HashMap<u32, Origin> {
+    let mut nodes = UnionFind((0..image.files.len()).collect());
     let index: HashMap<u32, usize> =
         image.files.iter().enumerate().map(|(at, file)| (file.id, at)).collect();
     let mut objects: HashMap<u32, usize> = HashMap::new();
@@ -345,20 +346,20 @@ fn ways(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> HashMa
     for (at, file) in image.files.iter().enumerate() {
         if let Some(object) = file.object {
             let first = *objects.entry(object).or_insert(at);
-            kin.join(first, at);
+            nodes.join(first, at);
         }
         let others = file.refs.iter().filter_map(|id| index.get(id)).copied();
         let peers = kind::named(&file.kind).map(|kind| (kind.peers)(file)).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
         let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
-        others.chain(peers).chain(queued).for_each(|other| kin.join(other, at));
+        others.chain(peers).chain(queued).for_each(|other| nodes.join(other, at));
     }
     // The one table that has all of a group, if one has.
     let mut tables_of: HashMap<usize, Option<usize>> = HashMap::new();
     for &owner in owners {
         for slot in slots_of(image, &image.tasks[owner]) {
             let Some(&at) = index.get(&slot.file) else { continue };
-            let group = kin.of(at);
+            let group = nodes.of(at);
             let only = tables_of.entry(group).or_insert(Some(owner));
             *only = only.filter(|&only| only == owner);
         }
@@ -370,37 +371,37 @@ fn ways(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> HashMa
     let placed: HashSet<u32> = image.slots.iter().map(|slot| slot.file).collect();
     let mut queues: HashMap<usize, bool> = HashMap::new();
     for (at, file) in image.files.iter().enumerate() {
-        if let Some(cargo) = file.object.and_then(|object| image.cargo.get(&object)) {
-            *queues.entry(kin.of(at)).or_default() |= cargo.credentials;
+        if let Some(cargo) = file.object.and_then(|object| image.queued_fds.get(&object)) {
+            *queues.entry(nodes.of(at)).or_default() |= cargo.credentials;
         }
     }
     for (at, file) in image.files.iter().enumerate() {
-        if let Some(last) = queues.get_mut(&kin.of(at)) {
+        if let Some(last) = queues.get_mut(&nodes.of(at)) {
             let told = file.signals.is_some() && !placed.contains(&file.id);
             *last |= told || need(file) == Need::Processes;
         }
     }
-    let way = |(at, file): (usize, &OpenFile)| {
-        let need = match queues.get(&kin.of(at)) {
+    let origin = |(at, file): (usize, &OpenFile)| {
+        let need = match queues.get(&nodes.of(at)) {
             Some(true) => Need::Processes,
             _ => need(file),
         };
-        let shared = tables_of.get(&kin.of(at)).is_some_and(Option::is_none);
-        let way = match (handed.get(&file.id), shared, need) {
-            (Some(&from), ..) => Way::Handed(from),
-            (None, false, _) => Way::Private,
-            (None, true, Need::Session) => Way::Session,
-            (None, true, need) => Way::Common { last: need == Need::Processes },
+        let shared = tables_of.get(&nodes.of(at)).is_some_and(Option::is_none);
+        let origin = match (handed.get(&file.id), shared, need) {
+            (Some(&from), ..) => Origin::Handed(from),
+            (None, false, _) => Origin::Private,
+            (None, true, Need::Session) => Origin::Session,
+            (None, true, need) => Origin::Common { last: need == Need::Processes },
         };
-        (file.id, way)
+        (file.id, origin)
     };
-    image.files.iter().enumerate().map(way).collect()
+    image.files.iter().enumerate().map(origin).collect()
 }
 
 /// Sets that grow together.
-struct Together(Vec<usize>);
+struct UnionFind(Vec<usize>);
 
-impl Together {
+impl UnionFind {
     fn of(&self, mut at: usize) -> usize {
         while self.0[at] != at {
             at = self.0[at];
@@ -428,12 +429,12 @@ fn joined(
     use std::os::unix::ffi::OsStrExt;
     let Some(own) = own.filter(|_| !steal) else { return HashSet::new() };
     let is_ours = |task: &&Task| {
-        let heir = Heir { leader: true, has: false };
+        let role = SessionRole { leader: true, has: false };
         let made = |id| !handed.contains_key(&id);
-        let found = match crate::ctty::fate(image, task, heir, made, |id| handed.get(&id).copied())
+        let found = match crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied())
         {
-            Fate::Opened(path) => stat(std::ffi::OsStr::from_bytes(&path)),
-            Fate::Handed(fd) => fstat(Seat::known(fd)),
+            CttyPlan::FromPath(path) => stat(std::ffi::OsStr::from_bytes(&path)),
+            CttyPlan::FromCaller(fd) => fstat(PlacedFd::known(fd)),
             _ => return false,
         };
         let device = found.map(|it| (major(it.st_rdev) as u32, minor(it.st_rdev) as u32));
@@ -449,62 +450,62 @@ fn joined(
 fn terminals(
     image: &Image,
     shape: &Shape,
-    ours: Heir,
+    ours: SessionRole,
     handed: &HashMap<u32, RawFd>,
-    ways: &mut HashMap<u32, Way>,
-) -> Vec<Fate> {
-    let mut fates = vec![Fate::None; image.tasks.len()];
+    origins: &mut HashMap<u32, Origin>,
+) -> Vec<CttyPlan> {
+    let mut ctty_plans = vec![CttyPlan::None; image.tasks.len()];
     let mut led: HashMap<i32, bool> = HashMap::new();
     for &at in &shape.order {
         let task = &image.tasks[at];
-        let leads = shape.kin[at].leads;
+        let leads = shape.nodes[at].leads;
         let has = match led.get(&task.sid) {
             Some(&has) => has,
             None if leads => false,
             None => ours.has,
         };
-        let made = |id: u32| !matches!(ways.get(&id), None | Some(Way::Handed(_)));
-        let heir = Heir { leader: leads, has };
-        let fate = match led.get(&task.sid) {
-            Some(true) if task.terminal.is_some() => Fate::Session(task.sid),
-            _ => crate::ctty::fate(image, task, heir, made, |id| handed.get(&id).copied()),
+        let made = |id: u32| !matches!(origins.get(&id), None | Some(Origin::Handed(_)));
+        let role = SessionRole { leader: leads, has };
+        let ctty_plan = match led.get(&task.sid) {
+            Some(true) if task.terminal.is_some() => CttyPlan::Session(task.sid),
+            _ => crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied()),
         };
         if leads {
-            led.insert(task.sid, !matches!(fate, Fate::None | Fate::Lost(_)));
+            led.insert(task.sid, !matches!(ctty_plan, CttyPlan::None | CttyPlan::Unavailable(_)));
         }
-        if let Fate::Made(id) = fate {
+        if let CttyPlan::FromImage(id) = ctty_plan {
             let object = image.file(id).and_then(|file| file.object);
             for file in image
                 .files
                 .iter()
                 .filter(|file| file.id == id || object.is_some() && file.object == object)
             {
-                if ways.get(&file.id) == Some(&Way::Private) {
-                    ways.insert(file.id, Way::Common { last: false });
+                if origins.get(&file.id) == Some(&Origin::Private) {
+                    origins.insert(file.id, Origin::Common { last: false });
                 }
             }
         }
-        fates[at] = fate;
+        ctty_plans[at] = ctty_plan;
     }
-    fates
+    ctty_plans
 }
 
 /// The plan of what is made for the store, each file as its home knows it.
 fn common<'a>(
     image: &'a Image,
-    ways: &HashMap<u32, Way>,
+    origins: &HashMap<u32, Origin>,
     homes: &HashMap<u32, (usize, RawFd)>,
 ) -> Plan<'a> {
-    let is_common = |file: &&OpenFile| matches!(ways.get(&file.id), Some(Way::Common { .. }));
+    let is_common = |file: &&OpenFile| matches!(origins.get(&file.id), Some(Origin::Common { .. }));
     let step = |(at, file): (usize, &OpenFile)| {
-        let last = ways.get(&file.id) == Some(&Way::Common { last: true });
-        let deed = Deed::Make;
+        let last = origins.get(&file.id) == Some(&Origin::Common { last: true });
+        let action = Action::Make;
         // Where they stand in fdrestore does not matter.
-        Step { fd: at as RawFd, file: Some(file.id), deed, passed: !last, ..Step::default() }
+        Step { fd: at as RawFd, file: Some(file.id), action, passed: !last, ..Step::default() }
     };
     let mut steps: Vec<Step> = image.files.iter().filter(is_common).enumerate().map(step).collect();
-    let handed = |file: &OpenFile| matches!(ways.get(&file.id), Some(Way::Handed(_)));
-    plan::wait(image, &mut steps, &mut |file| (!handed(file)).then_some(Deed::Make));
+    let handed = |file: &OpenFile| matches!(origins.get(&file.id), Some(Origin::Handed(_)));
+    plan::wait(image, &mut steps, &mut |file| (!handed(file)).then_some(Action::Make));
     let mut plan = Plan::of(image, &image.tasks[0], steps);
     for step in &plan.steps {
         let file = step.file.filter(|id| !homes.contains_key(id)).and_then(|id| image.file(id));
@@ -534,9 +535,9 @@ fn common<'a>(
 struct Layout<'l, 'a> {
     image: &'a Image,
     shape: &'l Shape,
-    ways: &'l HashMap<u32, Way>,
+    origins: &'l HashMap<u32, Origin>,
     /// What could not be made for the store.
-    lost: &'l HashMap<u32, Deed>,
+    lost: &'l HashMap<u32, Action>,
 }
 
 impl Layout<'_, '_> {
@@ -548,7 +549,7 @@ impl Layout<'_, '_> {
         let mut passed: Vec<Option<RawFd>> = vec![None; count];
         for &owner in owners {
             let task = &self.image.tasks[owner];
-            let above = self.shape.kin[owner].maker.map(|maker| self.shape.kin[maker].owner);
+            let above = self.shape.nodes[owner].maker.map(|maker| self.shape.nodes[maker].owner);
             let above = above.map(|above| slots_of(self.image, &self.image.tasks[above]));
             let of_parent = |fd: u32| {
                 let slots = above.unwrap_or_default();
@@ -556,29 +557,31 @@ impl Layout<'_, '_> {
                 Some(slots[at].file)
             };
             for slot in slots_of(self.image, task) {
-                let way = self.ways.get(&slot.file).copied().unwrap_or(Way::Private);
-                let passes = !matches!(way, Way::Private | Way::Common { last: true });
+                let origin = self.origins.get(&slot.file).copied().unwrap_or(Origin::Private);
+                let passes = !matches!(origin, Origin::Private | Origin::Common { last: true });
                 let there = of_parent(slot.fd) == Some(slot.file);
-                let deed = match self.lost.get(&slot.file) {
-                    Some(Deed::Skip) => Deed::Skip,
-                    _ if passes && there => Deed::Stand,
+                let action = match self.lost.get(&slot.file) {
+                    Some(Action::Skip) => Action::Skip,
+                    _ if passes && there => Action::FromParent,
                     // Its message is found later.
-                    _ if !matches!(way, Way::Private | Way::Session) => Deed::Fetch(u32::MAX),
-                    _ => Deed::Make,
+                    _ if !matches!(origin, Origin::Private | Origin::Session) => {
+                        Action::FromStore(u32::MAX)
+                    }
+                    _ => Action::Make,
                 };
-                if deed == Deed::Stand {
+                if action == Action::FromParent {
                     passed[owner] = Some(slot.fd as RawFd);
                 }
                 let fd = slot.fd as RawFd;
                 let (file, cloexec) = (Some(slot.file), slot.cloexec);
-                steps[owner].push(Step { fd, file, deed, cloexec, ..Step::default() });
+                steps[owner].push(Step { fd, file, action, cloexec, ..Step::default() });
             }
         }
         // What a child is born with must be there before it.
         for &owner in owners {
-            let Some(maker) = self.shape.kin[owner].maker else { continue };
-            let above = self.shape.kin[maker].owner;
-            let there = steps[owner].iter().filter(|step| step.deed == Deed::Stand);
+            let Some(maker) = self.shape.nodes[owner].maker else { continue };
+            let above = self.shape.nodes[maker].owner;
+            let there = steps[owner].iter().filter(|step| step.action == Action::FromParent);
             let there: Vec<RawFd> = there.map(|step| step.fd).collect();
             for fd in there {
                 if let Ok(at) = steps[above].binary_search_by_key(&fd, |step| step.fd) {
@@ -588,26 +591,33 @@ impl Layout<'_, '_> {
         }
         for steps in &mut steps {
             share(steps);
-            plan::wait(self.image, steps, &mut |file| match self.ways.get(&file.id) {
-                Some(Way::Private) | None => Some(Deed::Make),
+            plan::wait(self.image, steps, &mut |file| match self.origins.get(&file.id) {
+                Some(Origin::Private) | None => Some(Action::Make),
                 // Its message is found later.
-                Some(_) => Some(Deed::Fetch(u32::MAX)),
+                Some(_) => Some(Action::FromStore(u32::MAX)),
             });
         }
         (steps, passed)
     }
 
     /// Finds runs of numbers that are alike wherever they are fetched: they are one message.
-    fn messages(&self, owners: &[usize], steps: &mut [Vec<Step>], fates: &[Fate]) -> Vec<Message> {
+    fn messages(
+        &self,
+        owners: &[usize],
+        steps: &mut [Vec<Step>],
+        ctty_plans: &[CttyPlan],
+    ) -> Vec<Message> {
         // Who fetches each file, at which number, before or after its children.
         let mut takers: HashMap<u32, Vec<(usize, RawFd, bool)>> = HashMap::new();
         for &owner in owners {
-            for step in steps[owner].iter().filter(|step| matches!(step.deed, Deed::Fetch(_))) {
+            for step in
+                steps[owner].iter().filter(|step| matches!(step.action, Action::FromStore(_)))
+            {
                 let Some(id) = step.file else { continue };
                 takers.entry(id).or_default().push((owner, step.fd, step.passed));
             }
         }
-        let is_last = |id: u32| self.ways.get(&id) == Some(&Way::Common { last: true });
+        let is_last = |id: u32| self.origins.get(&id) == Some(&Origin::Common { last: true });
         let follows = |last: u32, next: u32| {
             let (last_by, next_by) = (&takers[&last], &takers[&next]);
             is_last(last) == is_last(next)
@@ -622,7 +632,7 @@ impl Layout<'_, '_> {
         for &owner in owners {
             let mut before: Option<(RawFd, u32)> = None;
             for step in &steps[owner] {
-                let (Deed::Fetch(_), Some(id)) = (step.deed, step.file) else { continue };
+                let (Action::FromStore(_), Some(id)) = (step.action, step.file) else { continue };
                 if known.contains_key(&id) {
                     continue;
                 }
@@ -639,8 +649,8 @@ impl Layout<'_, '_> {
             }
         }
         // A controlling terminal may be in no table at all.
-        for fate in fates {
-            let Fate::Made(id) = fate else { continue };
+        for ctty_plan in ctty_plans {
+            let CttyPlan::FromImage(id) = ctty_plan else { continue };
             if !known.contains_key(id) && !self.lost.contains_key(id) {
                 known.insert(*id, messages.len() as u32);
                 messages.push(Message { files: vec![*id], last: false });
@@ -652,7 +662,7 @@ impl Layout<'_, '_> {
         let mut places = vec![0; messages.len()];
         order.iter().enumerate().for_each(|(place, &at)| places[at] = place as u32);
         for step in steps.iter_mut().flatten() {
-            if let (Deed::Fetch(message), Some(id)) = (&mut step.deed, step.file) {
+            if let (Action::FromStore(message), Some(id)) = (&mut step.action, step.file) {
                 *message = places[known[&id] as usize];
             }
         }
@@ -667,16 +677,16 @@ fn share(steps: &mut [Step]) {
     for round in [0, 1, 2] {
         for (at, step) in steps.iter_mut().enumerate() {
             let of_round = match round {
-                0 => step.deed == Deed::Stand,
+                0 => step.action == Action::FromParent,
                 1 => step.passed,
                 _ => true,
             };
-            let Some(id) = step.file.filter(|_| of_round && step.deed != Deed::Skip) else {
+            let Some(id) = step.file.filter(|_| of_round && step.action != Action::Skip) else {
                 continue;
             };
             let leader = *first.entry(id).or_insert(at);
-            if leader != at && step.deed != Deed::Stand {
-                step.deed = Deed::Share;
+            if leader != at && step.action != Action::FromParent {
+                step.action = Action::Dup;
             }
         }
     }

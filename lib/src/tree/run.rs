@@ -10,14 +10,14 @@ use crate::cli::progress::{Progress, Unit};
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Task, Terminal};
-use crate::kind::context::{Fate, Heirs, Site};
+use crate::kind::context::{CttyPlan, PidMap, RestoreContext};
 use crate::placement::{self, Placement, Size, Wanted};
-use crate::plan::{Deed, Missing, Options, Plan, Step, hard_limit};
+use crate::plan::{Action, Missing, Options, Plan, Step, hard_limit};
 use crate::proc::Process;
-use crate::sys::fork::{self, Birth};
-use crate::sys::shared_mem::Board;
+use crate::sys::fork::{self, CloneArgs};
+use crate::sys::shared_mem::SharedMem;
 use crate::sys::title::Title;
-use crate::sys::{self, Seat, credentials};
+use crate::sys::{self, PlacedFd, credentials};
 use crate::table::driver::{self, With, Work, close_others, place, raise_limit, room, seize};
 use crate::table::fdstore::Store;
 use crate::table::shrink;
@@ -60,7 +60,7 @@ impl Mode {
     }
 }
 
-/// The cells of the board before those of the tasks.
+/// The cells of the shared memory before those of the tasks.
 const STAGE: usize = 0;
 const ARRIVED: usize = 1;
 const LOCK: usize = 2;
@@ -90,16 +90,16 @@ const BREATH: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a process of the tree knows.
-struct Crew<'a> {
+struct TreeRestore<'a> {
     tree: &'a Tree<'a>,
     options: &'a Options,
     mode: &'a Mode,
     source: &'a [u8],
-    board: &'a Board,
+    shared: &'a SharedMem,
     by_pid: HashMap<i32, usize>,
     groups: HashMap<i32, Group>,
     /// Process and group of fdrestore.
-    chief: (Pid, Pid),
+    coordinator: (Pid, Pid),
     /// The soft limit of open files before and now.
     limits: (u64, u64),
     /// The signals that were blocked when we were started.
@@ -110,7 +110,7 @@ struct Crew<'a> {
     moved: RefCell<HashMap<Vec<u8>, Vec<u8>>>,
     title: Option<Title>,
     root: Option<PathBuf>,
-    sheet: Option<Sheet>,
+    stats_page: Option<StatsPage>,
     /// Those that we have waited for, whose numbers may be those of others by now.
     ended: RefCell<HashSet<i32>>,
     /// How many the kernel had killed for want of memory when we began.
@@ -118,33 +118,33 @@ struct Crew<'a> {
 }
 
 /// Where the tasks put down what they took, for `--stats`.
-struct Sheet {
+struct StatsPage {
     counter: Counter,
-    /// For each task [`SHEET`] cells.
-    board: Board,
+    /// For each task [`STATS_CELLS`] cells.
+    shared: SharedMem,
 }
 
 /// Of a task: system calls, dups, messages, and the largest table that it saw itself.
-const SHEET: usize = 4;
+const STATS_CELLS: usize = 4;
 
 /// Our own descriptors in a table.
 #[derive(Clone, Copy, Debug, Default)]
 struct Services {
-    store: Option<Seat>,
-    root: Option<Seat>,
+    store: Option<PlacedFd>,
+    root: Option<PlacedFd>,
 }
 
 impl Services {
-    fn all(self) -> impl Iterator<Item = Seat> {
+    fn all(self) -> impl Iterator<Item = PlacedFd> {
         [self.store, self.root].into_iter().flatten()
     }
 
     fn highest(self) -> Option<u32> {
-        self.all().map(|seat| seat.number() as u32).max()
+        self.all().map(|placed| placed.number() as u32).max()
     }
 
     fn has(self, number: RawFd) -> bool {
-        self.all().any(|seat| seat.number() == number)
+        self.all().any(|placed| placed.number() == number)
     }
 }
 
@@ -156,7 +156,7 @@ struct Before<'b> {
     stands: &'b [RawFd],
 }
 
-impl Crew<'_> {
+impl TreeRestore<'_> {
     fn pid_cell(&self, task: usize) -> usize {
         FIXED + 2 * task
     }
@@ -165,25 +165,27 @@ impl Crew<'_> {
         FIXED + 2 * task + 1
     }
 
-    fn orphan_cell(&self, orphan: usize) -> usize {
-        FIXED + 2 * self.tree.image.tasks.len() + orphan
+    fn orphan_cell(&self, group_index: usize) -> usize {
+        FIXED + 2 * self.tree.image.tasks.len() + group_index
     }
 
     fn pid(&self, task: usize) -> i32 {
-        self.board.cell(self.pid_cell(task)).load(Ordering::Acquire)
+        self.shared.cell(self.pid_cell(task)).load(Ordering::Acquire)
     }
 
     fn leader(&self, group: Group) -> i32 {
         match group {
             Group::Own => 0,
             Group::Of(task) => self.pid(task),
-            Group::Ours => self.chief.1.as_raw(),
-            Group::Orphan(at) => self.board.cell(self.orphan_cell(at)).load(Ordering::Acquire),
+            Group::Ours => self.coordinator.1.as_raw(),
+            Group::LeaderlessGroup(at) => {
+                self.shared.cell(self.orphan_cell(at)).load(Ordering::Acquire)
+            }
         }
     }
 }
 
-impl Heirs for Crew<'_> {
+impl PidMap for TreeRestore<'_> {
     fn process(&self, pid: i32) -> Option<i32> {
         self.by_pid.get(&pid).map(|&task| self.pid(task))
     }
@@ -220,8 +222,8 @@ pub fn grow(
     ready: &mut dyn FnMut(&Grown) -> Result<()>,
 ) -> Result<Option<WaitStatus>> {
     let count = tree.image.tasks.len();
-    let cells = FIXED + 2 * count + tree.shape.orphans.len();
-    let board = Board::new(cells, count + 1).at(|| "shared memory")?;
+    let cells = FIXED + 2 * count + tree.shape.leaderless.len();
+    let shared = SharedMem::new(cells, count + 1).at(|| "shared memory")?;
     let index = |(at, task): (usize, &Task)| (task.pid, at);
     let (root, path) = root.map_or((None, None), |(root, path)| (Some(root), Some(path)));
     let tasks = &tree.image.tasks;
@@ -231,50 +233,54 @@ pub fn grow(
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited()), Some(&mut mask))?;
     fork::wait_for_children();
     credentials::adopt_orphans().at(|| "PR_SET_CHILD_SUBREAPER")?;
-    let sheet = match mode.stats {
+    let stats_page = match mode.stats {
         true => {
-            let board = Board::new(SHEET * count, 0).at(|| "shared memory")?;
-            Some(Sheet { counter: Counter::start(count + tree.shape.orphans.len())?, board })
+            let shared = SharedMem::new(STATS_CELLS * count, 0).at(|| "shared memory")?;
+            Some(StatsPage {
+                counter: Counter::start(count + tree.shape.leaderless.len())?,
+                shared,
+            })
         }
         false => None,
     };
-    let crew = Crew {
+    let restore = TreeRestore {
         tree,
         options,
         mode,
         source,
-        board: &board,
+        shared: &shared,
         by_pid: tasks.iter().enumerate().map(index).collect(),
-        groups: tasks.iter().zip(&tree.shape.kin).map(|(task, kin)| (task.pgid, kin.group)).fold(
-            HashMap::new(),
-            |mut groups, (pgid, group)| {
+        groups: tasks
+            .iter()
+            .zip(&tree.shape.nodes)
+            .map(|(task, nodes)| (task.pgid, nodes.group))
+            .fold(HashMap::new(), |mut groups, (pgid, group)| {
                 groups.entry(pgid).or_insert(group);
                 groups
-            },
-        ),
-        chief: (getpid(), getpgrp()),
+            }),
+        coordinator: (getpid(), getpgrp()),
         limits: raise_limit(highest)?,
         mask,
         credentials: ours()?,
         moved: RefCell::default(),
         title: Title::find(),
         root: path,
-        sheet,
+        stats_page,
         ended: RefCell::default(),
         killed: killed_for_memory(),
     };
-    let joins = |at: usize| tasks[at].sid == tasks[at].pid && !tree.shape.kin[at].leads;
-    let front = (0..count).any(joins) && ctty::is_foreground(crew.chief.1);
+    let joins = |at: usize| tasks[at].sid == tasks[at].pid && !tree.shape.nodes[at].leads;
+    let front = (0..count).any(joins) && ctty::is_foreground(restore.coordinator.1);
     let terminal = || std::fs::File::open("/dev/tty").ok();
     let settings = front.then(terminal).flatten().and_then(|it| Settings::read(it).ok());
-    let outcome = crew.lead(root, ready);
+    let outcome = restore.lead(root, ready);
     if outcome.is_err() {
-        crew.end_all();
+        restore.end_all();
     }
     // Programs that were part of our session had our terminal.
     if front {
-        if !ctty::is_foreground(crew.chief.1) {
-            let _ = ctty::set_foreground(crew.chief.1);
+        if !ctty::is_foreground(restore.coordinator.1) {
+            let _ = ctty::set_foreground(restore.coordinator.1);
         }
         if let (Some(settings), Some(terminal)) = (settings, terminal()) {
             let _ = settings.apply(terminal.as_fd(), false);
@@ -283,7 +289,7 @@ pub fn grow(
     outcome
 }
 
-impl Crew<'_> {
+impl TreeRestore<'_> {
     /// What fdrestore itself does.
     fn lead(
         &self,
@@ -292,29 +298,29 @@ impl Crew<'_> {
     ) -> Result<Option<WaitStatus>> {
         let tree = self.tree;
         let meter = self.meter();
-        let root = root.map(Seat::here);
-        let mut store = Store::new((self.board, LOCK))?;
-        let mut site = tree.common.site(self.source, self, root, self.options.changed);
-        site.anywhere = true;
-        self.stock(&mut store, &mut site, false)?;
-        self.moved.replace(site.moved.clone());
-        let services = Services { store: Some(store.seat()), root };
+        let root = root.map(PlacedFd::here);
+        let mut store = Store::new((self.shared, LOCK))?;
+        let mut cx = tree.common.cx(self.source, self, root, self.options.changed);
+        cx.anywhere = true;
+        self.stock(&mut store, &mut cx, false)?;
+        self.moved.replace(cx.moved.clone());
+        let services = Services { store: Some(store.place()), root };
         // What our caller left open would make the tables of all larger.
         let mut keep = vec![0, 1, 2];
-        keep.extend(services.all().map(Seat::number));
+        keep.extend(services.all().map(PlacedFd::number));
         keep.sort_unstable();
         close_others(&keep)?;
-        let ours = Expendable::children();
-        for &at in tree.shape.order.iter().filter(|&&at| tree.shape.kin[at].maker.is_none()) {
+        let ours = OomGuard::children();
+        for &at in tree.shape.order.iter().filter(|&&at| tree.shape.nodes[at].maker.is_none()) {
             self.make(at, Before { services, stands: &[0, 1, 2] })?;
         }
         let usual = ours.end();
         self.wait_for(BORN)?;
-        self.stock(&mut store, &mut site, true)?;
-        let mut said = std::mem::take(&mut site.warnings);
-        said.extend(self.sheet.as_ref().and_then(|sheet| sheet.counter.why_not()));
-        services.all().for_each(Seat::close);
-        self.board.set(STAGE, BORN);
+        self.stock(&mut store, &mut cx, true)?;
+        let mut said = std::mem::take(&mut cx.warnings);
+        said.extend(self.stats_page.as_ref().and_then(|stats_page| stats_page.counter.why_not()));
+        services.all().for_each(PlacedFd::close);
+        self.shared.set(STAGE, BORN);
         self.wait_for(RESTORED)?;
         if let Some(usual) = usual {
             for at in 0..tree.image.tasks.len() {
@@ -328,31 +334,31 @@ impl Crew<'_> {
             }
         }
         for (at, task) in tree.image.tasks.iter().enumerate() {
-            let lines = self.board.said(at);
+            let lines = self.shared.said(at);
             said.extend(lines.lines().map(|line| format!("task {}: {line}", task.pid)));
         }
         let pids = tree.image.tasks.iter().enumerate().map(|(at, task)| (task.pid, self.pid(at)));
         let mut grown = Grown { pids: pids.collect(), said, stats: None };
-        if let Some(sheet) = &self.sheet {
-            self.board.set(STAGE, RESTORED);
+        if let Some(stats_page) = &self.stats_page {
+            self.shared.set(STAGE, RESTORED);
             self.wait_for(GONE_ON)?;
-            grown.stats = Some(self.stats(sheet, &store, meter.calls())?);
-            sheet.counter.end();
+            grown.stats = Some(self.stats(stats_page, &store, meter.calls())?);
+            stats_page.counter.end();
         }
         if self.mode.holds() {
-            self.board.set(STAGE, RESTORED);
+            self.shared.set(STAGE, RESTORED);
             self.wait_for(GONE_ON)?;
             ready(&grown)?;
             return self.hold();
         }
         ready(&grown)?;
-        self.board.set(STAGE, GONE_ON);
+        self.shared.set(STAGE, GONE_ON);
         self.follow(Pid::from_raw(self.pid(tree.shape.order[0]))).map(Some)
     }
 
     /// What counts for this process.
     fn meter(&self) -> Meter<'_> {
-        Meter::from_birth(self.sheet.as_ref().map(|sheet| &sheet.counter))
+        Meter::from_birth(self.stats_page.as_ref().map(|stats_page| &stats_page.counter))
     }
 
     /// FDSize of each task, as it is now.
@@ -363,10 +369,16 @@ impl Crew<'_> {
 
     /// What all took. A table was larger than it is only before it was made smaller, when its task
     /// looked.
-    fn stats(&self, sheet: &Sheet, store: &Store<'_>, calls: Option<Calls>) -> Result<Vec<Row>> {
+    fn stats(
+        &self,
+        stats_page: &StatsPage,
+        store: &Store<'_>,
+        calls: Option<Calls>,
+    ) -> Result<Vec<Row>> {
         let ends = self.sizes()?;
-        let cell =
-            |at: usize, which: usize| sheet.board.cell(SHEET * at + which).load(Ordering::Acquire);
+        let cell = |at: usize, which: usize| {
+            stats_page.shared.cell(STATS_CELLS * at + which).load(Ordering::Acquire)
+        };
         let row = |at: &usize| {
             let at = *at;
             let [all, dups, messages, seen] = [0, 1, 2, 3].map(|which| cell(at, which) as u32);
@@ -387,55 +399,60 @@ impl Crew<'_> {
 
     /// Puts down what a task took.
     fn put_down(&self, at: usize, meter: &Meter<'_>, messages: u32) {
-        let Some(sheet) = &self.sheet else { return };
+        let Some(stats_page) = &self.stats_page else { return };
         let Calls { all, dups } = meter.calls().unwrap_or_default();
         let values = [all, dups, messages, meter.peak as u32];
         for (which, value) in values.into_iter().enumerate() {
-            sheet.board.cell(SHEET * at + which).store(value as i32, Ordering::Release);
+            stats_page.shared.cell(STATS_CELLS * at + which).store(value as i32, Ordering::Release);
         }
     }
 
     /// Makes what several tasks have, as far as it can be made by now, and puts it into the store.
-    fn stock<'s>(&'s self, store: &mut Store<'_>, site: &mut Site<'s>, last: bool) -> Result<()> {
+    fn stock<'s>(
+        &'s self,
+        store: &mut Store<'_>,
+        cx: &mut RestoreContext<'s>,
+        last: bool,
+    ) -> Result<()> {
         let plan = &self.tree.common;
         let with = With::default();
         let mut problems = Vec::new();
         for (id, from) in &self.tree.handed {
-            site.handed.insert(*id, Seat::inherited(*from)?);
+            cx.handed.insert(*id, PlacedFd::inherited(*from)?);
         }
-        let mut work = Work::new(plan, self.options, site, &with);
+        let mut work = Work::new(plan, self.options, cx, &with);
         if !last {
             work.early();
         }
         work.make(|step| step.passed != last)?;
         let made = work.end(&mut |line| problems.push(line.to_owned()));
         made.map_err(|err| listed(err, &problems))?;
-        let unlocked = driver::late(plan, site)?;
-        self.go_without(unlocked, site)?;
+        let unlocked = driver::late(plan, cx)?;
+        self.go_without(unlocked, cx)?;
         for message in self.tree.messages.iter().filter(|message| message.last == last) {
-            let seat = |id: &u32| match site.seats.get(id) {
-                Some(seat) => Ok(*seat),
+            let placed = |id: &u32| match cx.placed_fds.get(id) {
+                Some(placed) => Ok(*placed),
                 None => self.handed(*id),
             };
-            let seats = message.files.iter().map(seat).collect::<Result<Vec<Seat>>>()?;
-            store.put(&seats.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+            let placed_fds = message.files.iter().map(placed).collect::<Result<Vec<PlacedFd>>>()?;
+            store.put(&placed_fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
         }
-        site.seats.drain().for_each(|(_, seat)| seat.close());
+        cx.placed_fds.drain().for_each(|(_, placed)| placed.close());
         Ok(())
     }
 
     /// Refuses what cannot be locked, or says it: [`driver::go_without`].
-    fn go_without(&self, unlocked: Vec<String>, site: &mut Site<'_>) -> Result<()> {
+    fn go_without(&self, unlocked: Vec<String>, cx: &mut RestoreContext<'_>) -> Result<()> {
         let mut problems = Vec::new();
         let mut say = |line: &str| problems.push(line.to_owned());
-        let gone = driver::go_without(unlocked, self.options, &mut site.warnings, &mut say);
+        let gone = driver::go_without(unlocked, self.options, &mut cx.warnings, &mut say);
         gone.map_err(|err| listed(err, &problems))
     }
 
     /// The caller's descriptor that stands for a file.
-    fn handed(&self, id: u32) -> Result<Seat> {
+    fn handed(&self, id: u32) -> Result<PlacedFd> {
         let from = self.tree.handed.get(&id).copied().ok_or(Errno::EBADF)?;
-        Ok(Seat::inherited(from)?)
+        Ok(PlacedFd::inherited(from)?)
     }
 
     /// Waits until all tasks have come to a stage; fails if one has died.
@@ -444,26 +461,26 @@ impl Crew<'_> {
         let mut progress = Progress::new("fdrestore", Unit::Of("tasks"), u64::try_from(count).ok());
         let mut told = count * (stage - 1);
         loop {
-            let arrived = self.board.cell(ARRIVED).load(Ordering::Acquire);
+            let arrived = self.shared.cell(ARRIVED).load(Ordering::Acquire);
             progress.add(u64::try_from(arrived - told).unwrap_or(0));
             told = told.max(arrived);
-            let failed = self.board.cell(FAILED).load(Ordering::Acquire);
+            let failed = self.shared.cell(FAILED).load(Ordering::Acquire);
             if failed != 0 {
                 return Err(self.failure(failed as usize - 1));
             }
             if arrived >= count * stage {
                 return Ok(());
             }
-            self.board.wait(ARRIVED, arrived, Some(PATIENCE));
-            if self.board.cell(ARRIVED).load(Ordering::Acquire) != arrived {
+            self.shared.wait(ARRIVED, arrived, Some(PATIENCE));
+            if self.shared.cell(ARRIVED).load(Ordering::Acquire) != arrived {
                 continue;
             }
             let dead = (0..count as usize).find(|&at| {
-                let reached = self.board.cell(self.reached_cell(at)).load(Ordering::Acquire);
+                let reached = self.shared.cell(self.reached_cell(at)).load(Ordering::Acquire);
                 reached < stage && self.has_died(at)
             });
             // One that fails says why before it ends, and those below it die of that.
-            if self.board.cell(FAILED).load(Ordering::Acquire) != 0 {
+            if self.shared.cell(FAILED).load(Ordering::Acquire) != 0 {
                 continue;
             }
             if let Some(signal) = sys::signal::taken(&enders()) {
@@ -490,7 +507,7 @@ impl Crew<'_> {
 
     /// The error that a task has left behind: its last line, with the status before it.
     fn failure(&self, task: usize) -> Error {
-        let text = self.board.said(task);
+        let text = self.shared.said(task);
         let pid = self.tree.image.tasks[task].pid;
         let last = text.lines().last().unwrap_or_default();
         let (status, why) = last.split_once(' ').unwrap_or(("7", last));
@@ -505,15 +522,15 @@ impl Crew<'_> {
 
     /// Ends all processes of the tree, and waits until nothing is left of them.
     fn end_all(&self) {
-        let orphans = 0..self.tree.shape.orphans.len();
+        let leaderless = 0..self.tree.shape.leaderless.len();
         let cells = self.tree.shape.order.iter().map(|&at| self.pid_cell(at));
-        let cells: Vec<usize> = cells.chain(orphans.map(|at| self.orphan_cell(at))).collect();
+        let cells: Vec<usize> = cells.chain(leaderless.map(|at| self.orphan_cell(at))).collect();
         let mut ended = self.ended.borrow_mut();
         let mut killed: HashSet<i32> = HashSet::new();
         // Orphans come to us, so that in the end all are our children. Who was just being made has
         // its cell soon, or dies with its maker.
         loop {
-            let living = cells.iter().map(|&cell| self.board.cell(cell).load(Ordering::Acquire));
+            let living = cells.iter().map(|&cell| self.shared.cell(cell).load(Ordering::Acquire));
             for pid in living.filter(|pid| *pid > 0 && !ended.contains(pid)) {
                 if killed.insert(pid) {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -545,7 +562,7 @@ impl Crew<'_> {
                 }
                 signal => {
                     self.end_all();
-                    return Ok(Some(WaitStatus::Signaled(self.chief.0, signal, false)));
+                    return Ok(Some(WaitStatus::Signaled(self.coordinator.0, signal, false)));
                 }
             }
         }
@@ -572,11 +589,11 @@ impl Crew<'_> {
 
     /// Makes a child that is to be a task, of a table with this in it.
     fn make(&self, at: usize, before: Before<'_>) -> Result<()> {
-        let kin = &self.tree.shape.kin[at];
+        let nodes = &self.tree.shape.nodes[at];
         let pid = self.tree.image.tasks[at].pid;
-        let how = Birth {
-            share: kin.owner != at,
-            sibling: kin.maker != kin.parent,
+        let how = CloneArgs {
+            share: nodes.owner != at,
+            sibling: nodes.maker != nodes.parent,
             pid: if self.mode.same_pids { pid } else { 0 },
         };
         let made = fork::birth(how).map_err(|errno| match errno {
@@ -586,7 +603,7 @@ impl Crew<'_> {
         });
         match made.at(|| format!("task {pid}"))? {
             // It says so itself as well, but it may be killed before it does.
-            Some(child) => self.board.set(self.pid_cell(at), child.as_raw()),
+            Some(child) => self.shared.set(self.pid_cell(at), child.as_raw()),
             None => {
                 let Err(why) = self.live(at, before);
                 self.fail(at, &why)
@@ -597,22 +614,22 @@ impl Crew<'_> {
 
     /// Says why, and ends this process; fdrestore ends the others.
     fn fail(&self, at: usize, why: &Error) -> ! {
-        self.board.say(at, &format!("{} {why}", why.status() as u8));
-        self.board.set(FAILED, at as i32 + 1);
-        self.board.wake(ARRIVED);
+        self.shared.say(at, &format!("{} {why}", why.status() as u8));
+        self.shared.set(FAILED, at as i32 + 1);
+        self.shared.wake(ARRIVED);
         fork::end(1)
     }
 
     /// What a process of the tree does; it returns only to fail.
     fn live(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
-        let kin = &self.tree.shape.kin[at];
-        self.board.set(self.pid_cell(at), getpid().as_raw());
+        let nodes = &self.tree.shape.nodes[at];
+        self.shared.set(self.pid_cell(at), getpid().as_raw());
         credentials::die_with_parent(true).at(|| "PR_SET_PDEATHSIG")?;
         if getppid().as_raw() != self.parent(at) {
             fork::end(1);
         }
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None)?;
-        match kin.owner == at {
+        match nodes.owner == at {
             true => self.own(at, before),
             false => self.share(at, before),
         }
@@ -624,32 +641,32 @@ impl Crew<'_> {
         let mut meter = self.meter();
         let services = self.newborn(plan, before, &mut meter)?;
         meter.placed();
-        let store = services.store.map(|seat| Store::seated(seat, (self.board, LOCK)));
-        let mut site = plan.site(self.source, self, services.root, self.options.changed);
-        site.moved = self.moved.borrow().clone();
+        let store = services.store.map(|placed| Store::seated(placed, (self.shared, LOCK)));
+        let mut cx = plan.cx(self.source, self, services.root, self.options.changed);
+        cx.moved = self.moved.borrow().clone();
         let with = With { handed: HashMap::new(), store: store.as_ref(), filler: services.store };
-        let mut work = Work::new(plan, self.options, &mut site, &with);
+        let mut work = Work::new(plan, self.options, &mut cx, &with);
         self.children(at, services, &with, Some(&mut work))?;
         self.arrive(at, BORN);
         self.join(at)?;
-        work.site.anywhere = self.options.placement == Placement::Late;
+        work.cx.anywhere = self.options.placement == Placement::Late;
         work.early();
         work.make(|_| true)?;
         let mut problems = Vec::new();
         let made = work.end(&mut |line| problems.push(line.to_owned()));
         made.map_err(|err| listed(err, &problems))?;
         work.settle()?;
-        let mut unlocked = driver::late(plan, &mut site)?;
+        let mut unlocked = driver::late(plan, &mut cx)?;
         self.foreground(at)?;
         self.surround(at)?;
-        services.all().for_each(Seat::close);
+        services.all().for_each(PlacedFd::close);
         self.fit(at, plan, services, &mut meter)?;
         match leaves_locks(self.mode, self.tree.sharers[at], plan) {
             true => unlocked.push(LEFT.to_owned()),
             false => unlocked.extend(driver::of_table(plan, true)),
         }
-        self.go_without(unlocked, &mut site)?;
-        site.warnings.iter().for_each(|line| self.board.say(at, line));
+        self.go_without(unlocked, &mut cx)?;
+        cx.warnings.iter().for_each(|line| self.shared.say(at, line));
         self.arrive(at, RESTORED);
         self.reap_stand_ins(at);
         if self.mode.holds() {
@@ -665,9 +682,10 @@ impl Crew<'_> {
 
     /// One that shares the table of another, who restores it.
     fn share(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
-        let plan = self.tree.tables[self.tree.shape.kin[at].owner].as_ref().ok_or(Errno::EBADF)?;
+        let plan =
+            self.tree.tables[self.tree.shape.nodes[at].owner].as_ref().ok_or(Errno::EBADF)?;
         let meter = self.meter();
-        let store = before.services.store.map(|seat| Store::seated(seat, (self.board, LOCK)));
+        let store = before.services.store.map(|placed| Store::seated(placed, (self.shared, LOCK)));
         let with = With { handed: HashMap::new(), store: store.as_ref(), filler: None };
         self.children(at, before.services, &with, None)?;
         self.arrive(at, BORN);
@@ -698,7 +716,7 @@ impl Crew<'_> {
         let services = Services { store: placed[0], root: placed[1] };
         let stays = |fd: &RawFd| {
             let step = plan.steps.binary_search_by_key(fd, |step| step.fd);
-            step.is_ok_and(|at| plan.steps[at].deed == Deed::Stand) || services.has(*fd)
+            step.is_ok_and(|at| plan.steps[at].action == Action::FromParent) || services.has(*fd)
         };
         let strays: Vec<RawFd> = stands.iter().copied().filter(|fd| !stays(fd)).collect();
         for (first, last) in ranges(&strays) {
@@ -708,7 +726,7 @@ impl Crew<'_> {
         let born = placement::capacity(before.services.highest().max(highest));
         let need = placement::capacity(services.highest().max(numbers.last().copied()));
         if self.options.placement == Placement::Tight && born > need {
-            if self.sheet.is_some() {
+            if self.stats_page.is_some() {
                 meter.look()?;
             }
             shrink::now().at(|| "shrink the table")?;
@@ -725,7 +743,7 @@ impl Crew<'_> {
         services: Services,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
-        let wanted = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
+        let wanted = plan.steps.iter().filter(|step| step.action != Action::Skip);
         let need = placement::capacity(plan.highest());
         // What is made needs a few numbers for a moment.
         let crowded = need.saturating_sub(wanted.count() as u64) < 4;
@@ -733,7 +751,7 @@ impl Crew<'_> {
         let grown = placement::capacity(services.highest().max(waited)) > need;
         let alone = self.tree.sharers[at] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
-            if self.sheet.is_some() {
+            if self.stats_page.is_some() {
                 meter.look()?;
             }
             shrink::now().at(|| "shrink the table")?;
@@ -750,16 +768,16 @@ impl Crew<'_> {
         with: &With<'_>,
         mut work: Option<&mut Work<'_, '_>>,
     ) -> Result<()> {
-        let kin = &self.tree.shape.kin[at];
-        let plan = self.tree.tables[kin.owner].as_ref().ok_or(Errno::EBADF)?;
-        if kin.group == Group::Own && !kin.leads {
+        let nodes = &self.tree.shape.nodes[at];
+        let plan = self.tree.tables[nodes.owner].as_ref().ok_or(Errno::EBADF)?;
+        if nodes.group == Group::Own && !nodes.leads {
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")?;
         }
-        let mut leaves = kin.leads;
+        let mut leaves = nodes.leads;
         let mut made: Option<Option<RawFd>> = None;
         let mut stands: Vec<RawFd> = Vec::new();
-        for &child in &kin.makes {
-            if leaves && !self.tree.shape.kin[child].before {
+        for &child in &nodes.makes {
+            if leaves && !self.tree.shape.nodes[child].before {
                 leaves = false;
                 self.leave_session(at, services, with)?;
             }
@@ -771,8 +789,8 @@ impl Crew<'_> {
                     work.let_go()?;
                 }
                 let there = |step: &&Step| {
-                    step.deed == Deed::Stand
-                        || step.passed && Some(step.fd) <= reached && step.deed != Deed::Skip
+                    step.action == Action::FromParent
+                        || step.passed && Some(step.fd) <= reached && step.action != Action::Skip
                 };
                 stands = plan.steps.iter().filter(there).map(|step| step.fd).collect();
             }
@@ -781,8 +799,8 @@ impl Crew<'_> {
         if leaves {
             self.leave_session(at, services, with)?;
         }
-        for (index, orphan) in self.tree.shape.orphans.iter().enumerate() {
-            if orphan.first == at {
+        for (index, group_index) in self.tree.shape.leaderless.iter().enumerate() {
+            if group_index.first == at {
                 self.stand_in(index)?;
             }
         }
@@ -792,55 +810,56 @@ impl Crew<'_> {
     /// Becomes the leader of a new session, and takes its controlling terminal.
     fn leave_session(&self, at: usize, services: Services, with: &With<'_>) -> Result<()> {
         setsid().at(|| "setsid")?;
-        let owner = self.tree.shape.kin[at].owner;
+        let owner = self.tree.shape.nodes[at].owner;
         let plan = self.tree.tables[owner].as_ref().ok_or(Errno::EBADF)?;
         let task = &self.tree.image.tasks[at];
         let Some(old) = &task.terminal else { return Ok(()) };
         let name = crate::terminal::name(sys::tty::numbers(old.device));
         let steal = self.options.steal;
-        let taken = match (&self.tree.fates[at], self.tree.controls[at]) {
+        let taken = match (&self.tree.ctty_plans[at], self.tree.controls[at]) {
             (_, Some((message, place))) => {
                 let store = with.store.ok_or(Errno::EBADF)?;
                 let count = self.tree.messages[message as usize].files.len();
                 let fds = store.get(message, count).at(|| "the fdstore")?;
-                seize(Seat::known(fds[place].as_raw_fd()), steal)
+                seize(PlacedFd::known(fds[place].as_raw_fd()), steal)
             }
-            (Fate::Opened(path), _) => {
+            (CttyPlan::FromPath(path), _) => {
                 let root = services.root;
-                let site = plan.site(self.source, self, root, self.options.changed);
-                driver::control_by_path(&path.clone(), old.device, &site, steal)
+                let cx = plan.cx(self.source, self, root, self.options.changed);
+                driver::control_by_path(&path.clone(), old.device, &cx, steal)
             }
-            (Fate::Lost(why), _) => {
-                self.board.say(at, why);
+            (CttyPlan::Unavailable(why), _) => {
+                self.shared.say(at, why);
                 return Ok(());
             }
             _ => return Ok(()),
         };
         if let Err(why) = taken {
-            self.board.say(at, &format!("{name}, its controlling terminal, is not its own: {why}"));
+            self.shared
+                .say(at, &format!("{name}, its controlling terminal, is not its own: {why}"));
         }
         Ok(())
     }
 
     /// Makes the process that leads a group whose leader is gone, until all have joined it.
-    fn stand_in(&self, orphan: usize) -> Result<()> {
-        let cell = self.orphan_cell(orphan);
+    fn stand_in(&self, group_index: usize) -> Result<()> {
+        let cell = self.orphan_cell(group_index);
         // The id of a group outlives its leader; if that was no task it may be another's by now.
-        let old = self.tree.shape.orphans[orphan].pgid;
+        let old = self.tree.shape.leaderless[group_index].pgid;
         let pid = if self.mode.same_pids && !is_taken(old) { old } else { 0 };
-        let made = match fork::birth(Birth { pid, ..Birth::default() }) {
-            Err(Errno::EEXIST) => fork::birth(Birth::default()),
+        let made = match fork::birth(CloneArgs { pid, ..CloneArgs::default() }) {
+            Err(Errno::EEXIST) => fork::birth(CloneArgs::default()),
             made => made,
         };
         match made.at(|| "clone3")? {
             Some(child) => {
                 setpgid(child, child).at(|| "setpgid")?;
-                self.board.set(cell, child.as_raw());
+                self.shared.set(cell, child.as_raw());
                 Ok(())
             }
             None => {
                 let _ = credentials::die_with_parent(true);
-                if getppid().as_raw() != self.pid(self.tree.shape.orphans[orphan].first) {
+                if getppid().as_raw() != self.pid(self.tree.shape.leaderless[group_index].first) {
                     fork::end(1);
                 }
                 let _ = close_others(&[]);
@@ -851,46 +870,46 @@ impl Crew<'_> {
     }
 
     fn reap_stand_ins(&self, at: usize) {
-        for (index, orphan) in self.tree.shape.orphans.iter().enumerate() {
-            if orphan.first == at {
+        for (index, group_index) in self.tree.shape.leaderless.iter().enumerate() {
+            if group_index.first == at {
                 let cell = self.orphan_cell(index);
-                let pid = self.board.cell(cell).load(Ordering::Acquire);
+                let pid = self.shared.cell(cell).load(Ordering::Acquire);
                 let _ = waitpid(Pid::from_raw(pid), None);
-                self.board.set(cell, GONE);
+                self.shared.set(cell, GONE);
             }
         }
     }
 
     /// Says that it has come to a stage, and waits until all may go on.
     fn arrive(&self, at: usize, stage: i32) {
-        self.board.cell(self.reached_cell(at)).store(stage, Ordering::Release);
-        self.board.add(ARRIVED);
+        self.shared.cell(self.reached_cell(at)).store(stage, Ordering::Release);
+        self.shared.add(ARRIVED);
         self.await_stage(stage);
     }
 
     fn await_stage(&self, stage: i32) {
         loop {
-            let now = self.board.cell(STAGE).load(Ordering::Acquire);
+            let now = self.shared.cell(STAGE).load(Ordering::Acquire);
             if now >= stage {
                 return;
             }
-            self.board.wait(STAGE, now, None);
+            self.shared.wait(STAGE, now, None);
         }
     }
 
     /// Joins its process group.
     fn join(&self, at: usize) -> Result<()> {
-        let kin = &self.tree.shape.kin[at];
-        if kin.group == Group::Own {
+        let nodes = &self.tree.shape.nodes[at];
+        if nodes.group == Group::Own {
             return Ok(());
         }
-        setpgid(Pid::from_raw(0), Pid::from_raw(self.leader(kin.group))).at(|| "setpgid")
+        setpgid(Pid::from_raw(0), Pid::from_raw(self.leader(nodes.group))).at(|| "setpgid")
     }
 
     /// The controlling terminal that it had, if it led its session and has one again.
     fn governs(&self, at: usize) -> Option<&Terminal> {
         let task = &self.tree.image.tasks[at];
-        let has = !matches!(self.tree.fates[at], Fate::None | Fate::Lost(_));
+        let has = !matches!(self.tree.ctty_plans[at], CttyPlan::None | CttyPlan::Unavailable(_));
         task.terminal.as_ref().filter(|_| has && task.sid == task.pid)
     }
 
@@ -898,8 +917,8 @@ impl Crew<'_> {
     /// is given only to a program, and if it is ours to give.
     fn foreground(&self, at: usize) -> Result<()> {
         let Some(old) = self.governs(at) else { return Ok(()) };
-        let joins = !self.tree.shape.kin[at].leads;
-        if joins && (self.mode.holds() || !ctty::is_foreground(self.chief.1)) {
+        let joins = !self.tree.shape.nodes[at].leads;
+        if joins && (self.mode.holds() || !ctty::is_foreground(self.coordinator.1)) {
             return Ok(());
         }
         let name = crate::terminal::name(sys::tty::numbers(old.device));
@@ -910,12 +929,12 @@ impl Crew<'_> {
             None => {
                 let line =
                     format!("{name}: its foreground group {} is not restored", old.foreground);
-                self.board.say(at, &line);
+                self.shared.say(at, &line);
                 Ok(())
             }
             Some(group) => {
                 if let Err(why) = ctty::set_foreground(Pid::from_raw(group)) {
-                    self.board.say(at, &format!("{name}: {why}"));
+                    self.shared.say(at, &format!("{name}: {why}"));
                 }
                 Ok(())
             }
@@ -979,11 +998,11 @@ impl Crew<'_> {
                 nix::unistd::pause();
             }
         };
-        if self.sheet.is_some() {
+        if self.stats_page.is_some() {
             self.arrive(at, GONE_ON);
         }
         credentials::die_with_parent(false)?;
-        let owner = self.tree.shape.kin[at].owner == at;
+        let owner = self.tree.shape.nodes[at].owner == at;
         let cloexec =
             plan.steps.iter().filter(|step| owner && step.cloexec && driver::stands(step));
         let cloexec: Vec<String> = cloexec.map(|step| step.fd.to_string()).collect();
@@ -994,23 +1013,23 @@ impl Crew<'_> {
         sys::start::sigpipe_as_inherited();
         if let Err(why) = awaited {
             let line = format!("fdrestore: task {}: {why}\n", task.pid);
-            let _ = nix::unistd::write(Seat::known(2), line.as_bytes());
+            let _ = nix::unistd::write(PlacedFd::known(2), line.as_bytes());
         }
         let why = command.run(&cloexec);
         let line = format!("fdrestore: task {}: {}: {}\n", task.pid, command.name(), why.desc());
-        let _ = nix::unistd::write(Seat::known(2), line.as_bytes());
+        let _ = nix::unistd::write(PlacedFd::known(2), line.as_bytes());
         fork::end(if why == Errno::ENOENT { 127 } else { 126 })
     }
 
     /// Stops this process, once what stood in for the leader of its group is gone: its end may
     /// orphan the group, and then the kernel ends those in it that are stopped (SIGHUP, setpgid(2)).
     fn stop(&self, at: usize) -> Result<()> {
-        if let Group::Orphan(orphan) = self.tree.shape.kin[at].group {
-            let cell = self.orphan_cell(orphan);
+        if let Group::LeaderlessGroup(group_index) = self.tree.shape.nodes[at].group {
+            let cell = self.orphan_cell(group_index);
             loop {
-                match self.board.cell(cell).load(Ordering::Acquire) {
+                match self.shared.cell(cell).load(Ordering::Acquire) {
                     GONE => break,
-                    pid => self.board.wait(cell, pid, None),
+                    pid => self.shared.wait(cell, pid, None),
                 }
             }
         }
@@ -1019,15 +1038,15 @@ impl Crew<'_> {
 
     /// Who is to be its parent.
     fn parent(&self, at: usize) -> i32 {
-        let parent = self.tree.shape.kin[at].parent;
-        parent.map_or(self.chief.0.as_raw(), |parent| self.pid(parent))
+        let parent = self.tree.shape.nodes[at].parent;
+        parent.map_or(self.coordinator.0.as_raw(), |parent| self.pid(parent))
     }
 
     /// Whether the end of its parent may not end this one: PR_SET_PDEATHSIG is sent with the rights
     /// of that parent (kill(2)).
     fn may_outlive(&self, at: usize) -> bool {
         let tasks = &self.tree.image.tasks;
-        let Some(parent) = self.tree.shape.kin[at].parent else { return false };
+        let Some(parent) = self.tree.shape.nodes[at].parent else { return false };
         let (theirs, ours) = (&tasks[parent].credentials, &tasks[at].credentials);
         let same = |uid: u32| uid == ours.uids[0] || uid == ours.uids[2];
         !theirs.uids[..2].iter().copied().any(same) && theirs.caps[2] & CAP_KILL == 0
@@ -1041,7 +1060,7 @@ impl Crew<'_> {
             setrlimit(Resource::RLIMIT_NOFILE, soft.min(hard).min(ours), hard.min(ours))
                 .at(|| "RLIMIT_NOFILE")?;
             if soft > ours {
-                self.board.say(at, &format!("its limit of open files was {soft} and is {ours}"));
+                self.shared.say(at, &format!("its limit of open files was {soft} and is {ours}"));
             }
         }
         Ok(())
@@ -1062,7 +1081,7 @@ impl Crew<'_> {
         let amiss = |what: String, why: Error| match self.mode.respawn {
             true => Err(why.at(what)),
             false => {
-                self.board.say(at, &format!("{what}: {why}"));
+                self.shared.say(at, &format!("{what}: {why}"));
                 Ok(())
             }
         };
@@ -1081,11 +1100,11 @@ impl Crew<'_> {
             let more = self.credentials.caps[1] & !task.credentials.caps[1];
             match become_them(&task.credentials, &self.credentials) {
                 Err(why) if more != 0 => amiss("it cannot run as before".to_owned(), why)?,
-                Err(why) => self.board.say(at, &format!("it does not run as before: {why}")),
+                Err(why) => self.shared.say(at, &format!("it does not run as before: {why}")),
                 Ok(0) => (),
                 Ok(lack) => {
                     let line = format!("it runs without capabilities {lack:x}, which we have not");
-                    self.board.say(at, &line);
+                    self.shared.say(at, &line);
                 }
             }
             credentials::set_dumpable(true)?;
@@ -1104,8 +1123,8 @@ impl Crew<'_> {
     }
 
     fn reached(&self, at: usize, stage: i32) {
-        self.board.cell(self.reached_cell(at)).store(stage, Ordering::Release);
-        self.board.add(ARRIVED);
+        self.shared.cell(self.reached_cell(at)).store(stage, Ordering::Release);
+        self.shared.add(ARRIVED);
     }
 
     /// A path of the image as it is here.
@@ -1125,7 +1144,7 @@ fn below_root(root: Option<&Path>, path: &[u8]) -> PathBuf {
 
 /// The numbers that a table will have.
 fn numbers(plan: &Plan<'_>) -> Vec<u32> {
-    let stays = plan.steps.iter().filter(|step| step.deed != Deed::Skip);
+    let stays = plan.steps.iter().filter(|step| step.action != Action::Skip);
     stays.map(|step| step.fd as u32).collect()
 }
 
@@ -1144,15 +1163,15 @@ fn killed_for_memory() -> u64 {
 
 /// As long as it is there, what this process makes is what the kernel kills first for want of
 /// memory: somebody must be left to say so, and to end the rest (proc(5), oom_score_adj).
-struct Expendable(Option<String>);
+struct OomGuard(Option<String>);
 
 const ADJUST: &str = "/proc/self/oom_score_adj";
 
-impl Expendable {
-    fn children() -> Expendable {
+impl OomGuard {
+    fn children() -> OomGuard {
         let usual = std::fs::read_to_string(ADJUST).ok();
         // Without it all goes on as well.
-        Expendable(usual.filter(|_| std::fs::write(ADJUST, "1000").is_ok()))
+        OomGuard(usual.filter(|_| std::fs::write(ADJUST, "1000").is_ok()))
     }
 
     /// What is usual, for those that were made meanwhile.
@@ -1163,7 +1182,7 @@ impl Expendable {
     }
 }
 
-impl Drop for Expendable {
+impl Drop for OomGuard {
     fn drop(&mut self) {
         if let Some(usual) = self.0.take() {
             let _ = std::fs::write(ADJUST, usual);

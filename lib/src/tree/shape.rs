@@ -15,21 +15,21 @@ pub enum Group {
     /// That of fdrestore: it was outside the image, as was the first task's.
     Ours,
     /// One whose leader has ended, by its index.
-    Orphan(usize),
+    LeaderlessGroup(usize),
 }
 
 /// A process group without a leader in the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Orphan {
+pub struct LeaderlessGroup {
     /// Its id in the image.
     pub pgid: i32,
     /// Its first member.
     pub first: usize,
 }
 
-/// A task among its kin.
+/// A task among the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kin {
+pub struct Node {
     /// Its parent, if that is in the image; fdrestore otherwise.
     pub parent: Option<usize>,
     /// Who makes it: the parent, or a sibling whose table it shares (CLONE_PARENT).
@@ -51,9 +51,9 @@ pub struct Kin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Each task.
-    pub kin: Vec<Kin>,
+    pub nodes: Vec<Node>,
     /// The groups whose leaders are gone.
-    pub orphans: Vec<Orphan>,
+    pub leaderless: Vec<LeaderlessGroup>,
     /// All tasks, makers before those that they make.
     pub order: Vec<usize>,
 }
@@ -92,7 +92,7 @@ impl Shape {
         }
         let parents: Vec<Option<usize>> =
             tasks.iter().map(|task| by_pid.get(&task.ppid).copied()).collect();
-        let mut shape = Shape { kin: Vec::new(), orphans: Vec::new(), order: Vec::new() };
+        let mut shape = Shape { nodes: Vec::new(), leaderless: Vec::new(), order: Vec::new() };
         let mut owners: HashMap<u32, Vec<usize>> = HashMap::new();
         for at in from_the_top(tasks, &parents)? {
             owners.entry(tasks[at].table.id).or_default().push(at);
@@ -107,7 +107,7 @@ impl Shape {
             if leads && task.pgid != task.pid {
                 return contradicts(task.pid, "it leads its session, but not its group");
             }
-            shape.kin.push(Kin {
+            shape.nodes.push(Node {
                 parent: parents[at],
                 maker,
                 owner,
@@ -118,21 +118,21 @@ impl Shape {
             });
         }
         for at in 0..tasks.len() {
-            if let Some(maker) = shape.kin[at].maker {
-                shape.kin[maker].makes.push(at);
+            if let Some(maker) = shape.nodes[at].maker {
+                shape.nodes[maker].makes.push(at);
             }
         }
-        let makers: Vec<Option<usize>> = shape.kin.iter().map(|kin| kin.maker).collect();
+        let makers: Vec<Option<usize>> = shape.nodes.iter().map(|nodes| nodes.maker).collect();
         shape.order = from_the_top(tasks, &makers)?;
         shape.sessions(tasks, &sids, &by_pid)?;
         shape.groups(tasks, &sids, &by_pid)?;
         for at in 0..tasks.len() {
-            let mut makes = std::mem::take(&mut shape.kin[at].makes);
+            let mut makes = std::mem::take(&mut shape.nodes[at].makes);
             makes.sort_by_key(|&child| {
-                let kin = &shape.kin[child];
-                (!kin.before, kin.owner != child, child)
+                let nodes = &shape.nodes[child];
+                (!nodes.before, nodes.owner != child, child)
             });
-            shape.kin[at].makes = makes;
+            shape.nodes[at].makes = makes;
         }
         Ok(shape)
     }
@@ -148,28 +148,30 @@ impl Shape {
         let mut born: Vec<Option<i32>> = vec![None; tasks.len()];
         for &at in self.order.iter().rev() {
             let (pid, sid) = (tasks[at].pid, sids[at]);
-            let mut need = (!self.kin[at].leads).then_some(sid);
-            for child in self.kin[at].makes.clone() {
+            let mut need = (!self.nodes[at].leads).then_some(sid);
+            for child in self.nodes[at].makes.clone() {
                 let Some(of_child) = born[child].filter(|&of_child| of_child != sid) else {
                     continue;
                 };
                 // Born before its maker left that session, so that is where the maker was born.
-                if !self.kin[at].leads || need.is_some_and(|need| need != of_child) {
+                if !self.nodes[at].leads || need.is_some_and(|need| need != of_child) {
                     let why =
                         format!("it cannot be born in session {of_child}, where {pid} is not");
                     return refused(tasks[child].pid, why);
                 }
                 need = Some(of_child);
-                self.kin[child].before = true;
+                self.nodes[child].before = true;
             }
             born[at] = need;
         }
-        let ours = tasks.first().and_then(|_| self.kin.iter().position(|kin| kin.maker.is_none()));
+        let ours =
+            tasks.first().and_then(|_| self.nodes.iter().position(|nodes| nodes.maker.is_none()));
         let ours = ours.and_then(|first| born[first]);
-        for (at, kin) in self.kin.iter().enumerate().filter(|(_, kin)| kin.maker.is_none()) {
+        for (at, nodes) in self.nodes.iter().enumerate().filter(|(_, nodes)| nodes.maker.is_none())
+        {
             let Some(sid) = born[at] else { continue };
-            debug_assert!(kin.parent.is_none());
-            if by_pid.get(&sid).is_some_and(|&leader| self.kin[leader].leads) {
+            debug_assert!(nodes.parent.is_none());
+            if by_pid.get(&sid).is_some_and(|&leader| self.nodes[leader].leads) {
                 let why = format!("it is in the session of {sid}, but no descendant of it");
                 return refused(tasks[at].pid, why);
             }
@@ -183,12 +185,12 @@ impl Shape {
 
     fn groups(&mut self, tasks: &[Task], sids: &[i32], by_pid: &HashMap<i32, usize>) -> Result<()> {
         let first = self.order.first().map(|&at| (tasks[at].pgid, sids[at]));
-        let mut orphans: HashMap<i32, usize> = HashMap::new();
+        let mut leaderless: HashMap<i32, usize> = HashMap::new();
         for &at in &self.order {
             let (pid, pgid, sid) = (tasks[at].pid, tasks[at].pgid, sids[at]);
             let leader = by_pid.get(&pgid).copied().filter(|&it| tasks[it].pgid == pgid);
             let outside = first == Some((pgid, sid)) && !by_pid.contains_key(&sid);
-            self.kin[at].group = match leader {
+            self.nodes[at].group = match leader {
                 _ if pgid == pid => Group::Own,
                 Some(leader) if sids[leader] == sid => Group::Of(leader),
                 Some(_) => {
@@ -196,14 +198,14 @@ impl Shape {
                 }
                 None if outside => Group::Ours,
                 None => {
-                    let next = self.orphans.len();
-                    let index = *orphans.entry(pgid).or_insert(next);
+                    let next = self.leaderless.len();
+                    let index = *leaderless.entry(pgid).or_insert(next);
                     if index == next {
-                        self.orphans.push(Orphan { pgid, first: at });
-                    } else if sids[self.orphans[index].first] != sid {
+                        self.leaderless.push(LeaderlessGroup { pgid, first: at });
+                    } else if sids[self.leaderless[index].first] != sid {
                         return contradicts(pid, "its group is that of another session");
                     }
-                    Group::Orphan(index)
+                    Group::LeaderlessGroup(index)
                 }
             };
         }
@@ -316,11 +318,11 @@ mod tests {
             task(32, 10, 30, 10, 4),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        let groups: Vec<Group> = shape.kin.iter().map(|kin| kin.group).collect();
-        use Group::{Of, Orphan, Own};
-        assert_eq!(groups, [Own, Own, Of(1), Orphan(0), Orphan(0)]);
-        assert!(shape.kin[0].leads && shape.kin[0].makes == [1, 2, 3, 4]);
-        assert_eq!(shape.orphans, [super::Orphan { pgid: 30, first: 3 }]);
+        let groups: Vec<Group> = shape.nodes.iter().map(|nodes| nodes.group).collect();
+        use Group::{LeaderlessGroup, Of, Own};
+        assert_eq!(groups, [Own, Own, Of(1), LeaderlessGroup(0), LeaderlessGroup(0)]);
+        assert!(shape.nodes[0].leads && shape.nodes[0].makes == [1, 2, 3, 4]);
+        assert_eq!(shape.leaderless, [super::LeaderlessGroup { pgid: 30, first: 3 }]);
     }
 
     #[test]
@@ -333,19 +335,19 @@ mod tests {
             task(12, 10, 10, 10, 3),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        assert!(shape.kin[2].before && !shape.kin[3].before);
-        assert_eq!(shape.kin[1].makes, [2, 3]);
-        assert_eq!(shape.kin[2].group, Group::Of(0));
+        assert!(shape.nodes[2].before && !shape.nodes[3].before);
+        assert_eq!(shape.nodes[1].makes, [2, 3]);
+        assert_eq!(shape.nodes[2].group, Group::Of(0));
     }
 
     #[test]
     fn the_session_and_group_of_the_first_task_may_be_outside_no_other() {
         let job = [task(20, 7, 20, 3, 0), task(21, 20, 20, 3, 1)];
-        assert_eq!(Shape::of(&job, &HashSet::new()).unwrap().kin[1].group, Group::Of(0));
+        assert_eq!(Shape::of(&job, &HashSet::new()).unwrap().nodes[1].group, Group::Of(0));
         let member = [task(20, 7, 9, 3, 0), task(21, 20, 9, 3, 1), task(22, 20, 8, 3, 2)];
         let shape = Shape::of(&member, &HashSet::new()).unwrap();
-        assert_eq!(shape.kin[1].group, Group::Ours);
-        assert_eq!(shape.kin[2].group, Group::Orphan(0));
+        assert_eq!(shape.nodes[1].group, Group::Ours);
+        assert_eq!(shape.nodes[2].group, Group::LeaderlessGroup(0));
         assert_eq!(status(&[task(20, 7, 20, 3, 0), task(30, 7, 30, 4, 1)]), 6);
         assert_eq!(status(&[task(20, 7, 20, 20, 0), task(30, 7, 30, 20, 1)]), 6);
     }
@@ -360,10 +362,10 @@ mod tests {
             task(14, 11, 10, 10, 2),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        assert_eq!((shape.kin[2].maker, shape.kin[2].parent), (Some(1), Some(0)));
-        assert_eq!((shape.kin[3].maker, shape.kin[3].owner), (Some(1), 1));
+        assert_eq!((shape.nodes[2].maker, shape.nodes[2].parent), (Some(1), Some(0)));
+        assert_eq!((shape.nodes[3].maker, shape.nodes[3].owner), (Some(1), 1));
         // Those that share come last, so that the others are born of a smaller table.
-        assert_eq!(shape.kin[1].makes, [4, 2, 3]);
+        assert_eq!(shape.nodes[1].makes, [4, 2, 3]);
         let across = [
             task(10, 1, 10, 10, 0),
             task(11, 10, 10, 10, 1),
@@ -402,16 +404,16 @@ mod tests {
             // Each is made once, after its maker; each is in the session that it was in.
             let mut made: Vec<usize> = Vec::new();
             for &at in &shape.order {
-                let kin = &shape.kin[at];
-                prop_assert!(kin.maker.is_none_or(|maker| made.contains(&maker)));
-                prop_assert!(kin.owner == at || made.contains(&kin.owner));
+                let nodes = &shape.nodes[at];
+                prop_assert!(nodes.maker.is_none_or(|maker| made.contains(&maker)));
+                prop_assert!(nodes.owner == at || made.contains(&nodes.owner));
                 prop_assert!(!made.contains(&at));
                 made.push(at);
             }
             prop_assert_eq!(made.len(), tasks.len());
             prop_assert_eq!(
-                shape.kin.iter().map(|kin| kin.makes.len()).sum::<usize>(),
-                shape.kin.iter().filter(|kin| kin.maker.is_some()).count()
+                shape.nodes.iter().map(|nodes| nodes.makes.len()).sum::<usize>(),
+                shape.nodes.iter().filter(|nodes| nodes.maker.is_some()).count()
             );
         }
     }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -81,16 +81,16 @@ impl Kind for Chardev {
         Ok(Chardev {})
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if !file.inode.as_ref().is_some_and(|inode| is_known(inode, file.flags)) {
             return Err(Error::unrestorable("no device that this version opens"));
         }
-        site.probe(file)
+        cx.probe(file)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Chardev {} = self;
-        site.reopen_if(file, |found| is_known(found, file.flags))
+        cx.reopen_if(file, |found| is_known(found, file.flags))
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -38,19 +38,19 @@ impl Kind for Mem {
         Ok(Mem {})
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if !is_known(file.inode.as_ref(), &file.link.0) {
             return Err(Error::malformed("it is no memory device"));
         }
-        site.foresee(file)
+        cx.foresee(file)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Mem {} = self;
         // The path could name any device by now, so its number is looked at before it is opened. A
         // place held meanwhile would be in the way of the lowest number.
-        site.probe(file)?;
-        site.reopen(file)
+        cx.probe(file)?;
+        cx.reopen(file)
     }
 }
 

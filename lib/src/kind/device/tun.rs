@@ -4,11 +4,11 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet::said_if_elsewhere;
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
-use crate::sys::Seat;
+use crate::sys::PlacedFd;
 use crate::sys::socket::{self, device_index};
 use crate::sys::tun::{self, Number};
 use crate::text::escape;
@@ -167,25 +167,25 @@ impl Kind for Tun {
         Ok(Tun { device: Device::capture(it, copy.as_fd())? })
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
+    fn describe(&self, _: &OpenFile) -> Option<String> {
         let device = self.device.as_ref()?;
         let class = if device.flags & TAP != 0 { "tap" } else { "tun" };
         Some(format!("{class} {}", escape(&device.name.0)))
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if !file.inode.as_ref().is_some_and(is_tun) {
             return Err(Error::malformed("it is no tunnel"));
         }
         self.device.as_ref().map_or(Ok(()), Device::check)?;
-        site.probe(file)
+        cx.probe(file)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        self.check(file, site)?;
-        let made = site.reopen_if(file, is_tun)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        self.check(file, cx)?;
+        let made = cx.reopen_if(file, is_tun)?;
         let Tun { device: Some(device) } = self else { return Ok(made) };
-        said_if_elsewhere(site);
+        said_if_elsewhere(cx);
         let Device {
             name,
             flags,
@@ -215,7 +215,7 @@ impl Kind for Tun {
                 tun::set_hardware(fd, *class, bytes).at(|| "SIOCSIFHWADDR")?;
             }
             let why = "the device is made anew: it is down, and has no addresses or routes";
-            site.warnings.push(format!("{shown}: {why}"));
+            cx.warnings.push(format!("{shown}: {why}"));
         }
         let wanted = [
             (Number::Sndbuf, sndbuf, "TUNSETSNDBUF"),
@@ -231,15 +231,15 @@ impl Kind for Tun {
             tun::set_queue(fd, DETACH_QUEUE).at(|| "TUNSETQUEUE")?;
         }
         if waiting {
-            site.warnings.push(format!("{shown}: packets that were not read are lost"));
+            cx.warnings.push(format!("{shown}: packets that were not read are lost"));
         }
         Ok(made)
     }
 
     /// Nothing of it is left if what comes before this fails.
-    fn late(&self, _: &OpenFile, seat: Seat, _: &mut Site<'_>) -> Result<()> {
+    fn late(&self, _: &OpenFile, placed: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
         match &self.device {
-            Some(device) if device.persist => tun::persist(seat.as_fd()).at(|| "TUNSETPERSIST"),
+            Some(device) if device.persist => tun::persist(placed.as_fd()).at(|| "TUNSETPERSIST"),
             _ => Ok(()),
         }
     }

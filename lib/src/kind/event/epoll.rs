@@ -3,10 +3,10 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::{Kind, Need};
 use crate::proc::{self, Descriptor, Info};
-use crate::sys::{self, Seat, clone_files, epoll};
+use crate::sys::{self, PlacedFd, clone_files, epoll};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
@@ -104,7 +104,7 @@ impl Member {
         if from == self.fd as RawFd {
             return self.add(epoll);
         }
-        epoll::lend(Seat::inherited(from)?.as_fd(), self.fd as RawFd, || self.add(epoll))
+        epoll::lend(PlacedFd::inherited(from)?.as_fd(), self.fd as RawFd, || self.add(epoll))
     }
 }
 
@@ -195,8 +195,8 @@ impl Kind for Epoll {
         Ok(Epoll { pid: it.process.pid, members, busy })
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        let numbers = site.numbers_of(self.pid)?;
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let mut seen = HashSet::new();
         for member in &self.members {
@@ -233,29 +233,29 @@ impl Kind for Epoll {
         if self.busy.as_ref().is_some_and(|busy| busy.usecs > i32::MAX as u32) {
             return Err(Error::malformed("it polls longer than can be"));
         }
-        nesting(file, site)
+        nesting(file, cx)
     }
 
     fn need(&self, _: &OpenFile) -> Need {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Epoll { pid: _, members: _, busy } = self;
         let new = nix::sys::epoll::Epoll::new(EpollCreateFlags::empty()).at(|| "epoll_create1")?;
         if let Some(Busy { usecs, budget, prefer }) = busy {
             let set = epoll::set_busy(new.0.as_fd(), epoll::Busy::new(usecs, budget, prefer));
             if let Err(errno) = set {
-                let fd = site.lowest[&file.id];
+                let fd = cx.lowest[&file.id];
                 let why = errno.desc();
-                site.warnings.push(format!("fd {fd}: it does not poll network devices: {why}"));
+                cx.warnings.push(format!("fd {fd}: it does not poll network devices: {why}"));
             }
         }
         Ok(Made { fd: new.0, flags: 0 })
     }
 
-    fn late(&self, _: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
-        let numbers = site.numbers_of(self.pid)?;
+    fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
         let place = |member| -> Option<(RawFd, &Member)> {
             let from = numbers.get(Member::source(member))?;
             Some((from, member))
@@ -263,7 +263,7 @@ impl Kind for Epoll {
         let mut list: Vec<(RawFd, &Member)> = self.members.iter().filter_map(place).collect();
         // Those that have fired must be alone when they fire again.
         list.sort_by_key(|(_, member)| !member.fired());
-        let add = |(from, member): &(RawFd, &Member)| member.add_from(*from, seat.as_fd());
+        let add = |(from, member): &(RawFd, &Member)| member.add_from(*from, placed.as_fd());
         let moved = |(from, member): &&(RawFd, &Member)| *from != member.fd as RawFd;
         let outcome: Vec<nix::Result<()>> = match list.iter().filter(moved).map(|(_, m)| m.fd).max()
         {
@@ -292,17 +292,18 @@ impl Kind for Epoll {
                 Err(Errno::EPERM) => "what stands at its number cannot be waited for",
                 Err(errno) => return Err(errno).at(|| format!("add its member {}", member.fd)),
             };
-            let line = format!("fd {}: its member {} is left out: {why}", seat.number(), member.fd);
-            site.warnings.push(line);
+            let line =
+                format!("fd {}: its member {} is left out: {why}", placed.number(), member.fd);
+            cx.warnings.push(line);
         }
-        compare(seat, &added, site);
+        compare(placed, &added, cx);
         Ok(())
     }
 }
 
 /// Tells of members that are not what they were: what the kernel took is in our own fdinfo.
-fn compare(seat: Seat, added: &[&Member], site: &mut Site<'_>) {
-    let text = std::fs::read(format!("/proc/self/fdinfo/{}", seat.number())).unwrap_or_default();
+fn compare(placed: PlacedFd, added: &[&Member], cx: &mut RestoreContext<'_>) {
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", placed.number())).unwrap_or_default();
     let is = members(&Info::parse(&text).rest).unwrap_or_default();
     let is: HashSet<_> = is.iter().map(|member| (member.fd, member.events, member.data)).collect();
     for member in added {
@@ -315,24 +316,24 @@ fn compare(seat: Seat, added: &[&Member], site: &mut Site<'_>) {
                 "has other events: EPOLLWAKEUP takes CAP_BLOCK_SUSPEND and a kernel that suspends"
             }
         };
-        let line = format!("fd {}: its member {} {why}", seat.number(), member.fd);
-        site.warnings.push(line);
+        let line = format!("fd {}: its member {} {why}", placed.number(), member.fd);
+        cx.warnings.push(line);
     }
 }
 
 /// Refuses an epoll that is inside itself, or in which others nest deeper than they can.
-fn nesting(file: &OpenFile, site: &Site<'_>) -> Result<()> {
+fn nesting(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
     let mut level = HashSet::from([file.id]);
     for _ in 0..DEPTH {
         let mut next = HashSet::new();
-        for outer in level.iter().filter_map(|&id| site.image.file(id)) {
+        for outer in level.iter().filter_map(|&id| cx.image.file(id)) {
             let Epoll { pid, members, busy: _ } = crate::kind::body(outer)?;
-            let Some(task) = site.image.tasks.iter().find(|task| task.pid == pid) else { continue };
+            let Some(task) = cx.image.tasks.iter().find(|task| task.pid == pid) else { continue };
             let wanted: HashSet<u32> = members.iter().map(Member::source).collect();
-            let slots = site.image.slots_of(task.table.id).iter();
+            let slots = cx.image.slots_of(task.table.id).iter();
             next.extend(slots.filter(|slot| wanted.contains(&slot.fd)).map(|slot| slot.file));
         }
-        next.retain(|&id| site.image.file(id).is_some_and(|file| file.kind == Epoll::NAME));
+        next.retain(|&id| cx.image.file(id).is_some_and(|file| file.kind == Epoll::NAME));
         if next.contains(&file.id) {
             return Err(Error::malformed("it is a member of itself"));
         }

@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -34,7 +34,7 @@ impl Kind for Eventfd {
         })
     }
 
-    fn restore(self, file: &OpenFile, _: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Made> {
         let Eventfd { count, semaphore } = self;
         let mut flags = EfdFlags::empty();
         flags.set(EfdFlags::EFD_SEMAPHORE, semaphore);

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::{Descriptor, Info};
 use crate::sys;
 use nix::libc;
@@ -35,14 +35,14 @@ impl Kind for Signalfd {
         parse(&it.info).ok_or_else(|| Error::unrestorable("fdinfo has no sigmask"))
     }
 
-    fn check(&self, _: &OpenFile, _: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         match [libc::SIGKILL, libc::SIGSTOP].iter().any(|n| self.mask & 1 << (n - 1) != 0) {
             true => Err(Error::malformed("SIGKILL and SIGSTOP cannot be read")),
             false => Ok(()),
         }
     }
 
-    fn restore(self, file: &OpenFile, _: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Made> {
         let Signalfd { mask } = self;
         let nonblock = file.flags & NONBLOCK;
         let fd = sys::signal::signalfd(mask, nonblock != 0).at(|| "signalfd")?;

@@ -4,9 +4,9 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::{Descriptor, Info};
-use crate::sys::{Seat, timer};
+use crate::sys::{PlacedFd, timer};
 use nix::errno::Errno;
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
@@ -163,7 +163,7 @@ impl Kind for Timerfd {
         Ok(timer)
     }
 
-    fn check(&self, file: &OpenFile, _: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         let times = [self.value, self.interval, self.now];
         if times.into_iter().any(|time| nanoseconds(time).is_none()) {
             return Err(Error::malformed("a time that no clock shows"));
@@ -183,19 +183,19 @@ impl Kind for Timerfd {
         }
     }
 
-    fn restore(self, file: &OpenFile, _: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Made> {
         let nonblock = file.flags & NONBLOCK;
         let fd = timer::create(self.clock, nonblock != 0).at(|| "timerfd_create")?;
         Ok(Made { fd, flags: nonblock })
     }
 
-    fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
         let Timerfd { clock, flags, ticks, value: _, interval, now: _ } = *self;
         let of_the_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
-        let same_clock = of_the_day || site.image.head.boot == crate::proc::boot_id();
+        let same_clock = of_the_day || cx.image.head.boot == crate::proc::boot_id();
         let mut warn = |why: &str| {
             let name = crate::text::escape(&file.link.0).into_owned();
-            site.warnings.push(format!("fd {} ({name}): {why}", seat.number()));
+            cx.warnings.push(format!("fd {} ({name}): {why}", placed.number()));
         };
         if self.stands_still() {
             warn("when it would have ticked next is not known: an interval from now");
@@ -218,11 +218,11 @@ impl Kind for Timerfd {
                 Some(next) => next,
                 None => 0,
             };
-            timer::set(seat.as_fd(), flags, value, interval).at(|| "timerfd_settime")?;
+            timer::set(placed.as_fd(), flags, value, interval).at(|| "timerfd_settime")?;
             if ticks == 0 {
                 break;
             }
-            match timer::set_ticks(seat.as_fd(), ticks) {
+            match timer::set_ticks(placed.as_fd(), ticks) {
                 Err(Errno::ENOTTY) => {
                     warn("its ticks are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE");
                     break;

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -29,17 +29,17 @@ impl Kind for Directory {
         Ok(Directory {})
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
             return Err(Error::unrestorable("the directory was removed"));
         }
-        site.expect_type(file, libc::S_IFDIR)?;
-        site.foresee(file)
+        cx.expect_type(file, libc::S_IFDIR)?;
+        cx.foresee(file)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Directory {} = self;
-        site.reopen_typed(file, libc::S_IFDIR)
+        cx.reopen_typed(file, libc::S_IFDIR)
     }
 }
 

@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, SETTABLE, Site};
+use crate::kind::context::{Made, RestoreContext, SETTABLE};
 use crate::kind::file::unlinked::{fill, reader};
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::memory;
 use memfd::MemfdOptions;
@@ -78,7 +78,12 @@ impl Kind for Memfd {
         Ok(Memfd { seals, huge: huge(copy.as_fd())? })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        _: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
         let file = reader(copy)?;
         let mut ranges = Vec::new();
         let mut end = 0;
@@ -115,7 +120,7 @@ impl Kind for Memfd {
         to(Piece::default())
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         name(&file.link.0)
             .filter(|name| name.len() <= NAME_MAX && !name.contains(&0))
             .ok_or_else(|| Error::malformed("the name of a memfd is /memfd:NAME (deleted)"))?;
@@ -138,11 +143,11 @@ impl Kind for Memfd {
                 return Err(Error::unrestorable(format!("there are no pages of {page} bytes")));
             }
         }
-        if inode.size > 0 && !site.has_contents(file.object) {
+        if inode.size > 0 && !cx.has_contents(file.object) {
             let why = "its contents are not in the image; scan with --data";
             return Err(Error::unrestorable(why));
         }
-        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
         let mut chunks = chunks.into_iter().flatten();
         let end = |at: i64, len: usize| (at as u64).saturating_add(len as u64);
         if chunks.any(|chunk| end(chunk.offset, chunk.len) > inode.size) {
@@ -151,9 +156,9 @@ impl Kind for Memfd {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        if let Some(seat) = site.standing(file) {
-            return site.again(seat.as_fd(), file.flags);
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        if let Some(placed) = cx.standing(file) {
+            return cx.again(placed.as_fd(), file.flags);
         }
         let Memfd { seals: sealed, huge } = self;
         let name = name(&file.link.0).unwrap_or_default();
@@ -164,19 +169,19 @@ impl Kind for Memfd {
         if let Some(inode) = &file.inode {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
         }
-        site.contents(file.object, |chunk, bytes| match huge {
+        cx.contents(file.object, |chunk, bytes| match huge {
             Some(page) => memory::write_mapped(new.as_fd(), chunk.offset, bytes, page)
                 .at(|| format!("fill pages of {page} bytes")),
             None => fill(new.as_fd(), chunk.offset, bytes),
         })?;
-        site.own(new.as_fd(), file)?;
+        cx.own(new.as_fd(), file)?;
         // Only now, since they forbid what was just done; a second description needs nothing of it.
         let seals = SealFlag::from_bits_retain(sealed as i32);
         fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
         let born = (libc::O_RDWR | O_LARGEFILE) as u32;
         match file.flags & !SETTABLE == born {
             true => Ok(Made { fd: new, flags: 0 }),
-            false => site.again(new.as_fd(), file.flags),
+            false => cx.again(new.as_fd(), file.flags),
         }
     }
 }

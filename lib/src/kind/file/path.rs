@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::terminal::pty;
 use crate::proc::Descriptor;
 use nix::libc;
@@ -25,15 +25,15 @@ impl Kind for Path {
         Ok(Path {})
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        if pty::will_be(&file.link.0, site) { Ok(()) } else { site.foresee(file) }
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        if pty::will_be(&file.link.0, cx) { Ok(()) } else { cx.foresee(file) }
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Path {} = self;
         let link = file.inode.as_ref().is_some_and(|it| it.mode & libc::S_IFMT == libc::S_IFLNK);
         let nofollow = if link { libc::O_NOFOLLOW as u32 } else { 0 };
-        let fd = site.open(&file.link.0, file.flags | libc::O_PATH as u32 | nofollow)?;
+        let fd = cx.open(&file.link.0, file.flags | libc::O_PATH as u32 | nofollow)?;
         Ok(Made { fd, flags: file.flags })
     }
 }

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::file::hardlink::Renamed;
 use crate::proc::Descriptor;
 use nix::libc;
@@ -43,14 +43,14 @@ impl Kind for Regular {
         Ok(Regular { renamed: Renamed::find(it)? })
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        site.expect_type(file, libc::S_IFREG)?;
-        site.foresee(&*Renamed::living(&self.renamed, file)?)
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        cx.expect_type(file, libc::S_IFREG)?;
+        cx.foresee(&*Renamed::living(&self.renamed, file)?)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Regular { renamed } = self;
-        site.reopen_typed(&*Renamed::living(&renamed, file)?, libc::S_IFREG)
+        cx.reopen_typed(&*Renamed::living(&renamed, file)?, libc::S_IFREG)
     }
 }
 

@@ -3,8 +3,8 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, SETTABLE, Site};
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::context::{Made, RestoreContext, SETTABLE};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
 use nix::errno::Errno;
@@ -45,8 +45,13 @@ impl Kind for Unlinked {
         Ok(Unlinked { tmpfile: it.info.flags & TMPFILE == TMPFILE })
     }
 
-    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
-        let size = scene.inode.size;
+    fn contents(
+        copy: BorrowedFd<'_>,
+        cx: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
+        let size = cx.inode.size;
         if size > limit {
             let why = format!("its {size} bytes are more than the limit {limit}");
             return Err(Error::unrestorable(why));
@@ -67,33 +72,33 @@ impl Kind for Unlinked {
         }
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let size = file.inode.as_ref().map_or(0, |inode| inode.size);
-        if size > 0 && !site.has_contents(file.object) {
+        if size > 0 && !cx.has_contents(file.object) {
             let why = "its contents are not in the image; scan with --data";
             return Err(Error::unrestorable(why));
         }
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Unlinked { tmpfile } = self;
-        if let Some(seat) = site.standing(file) {
-            return site.again(seat.as_fd(), file.flags);
+        if let Some(placed) = cx.standing(file) {
+            return cx.again(placed.as_fd(), file.flags);
         }
-        let new = create(site, file, tmpfile)?;
+        let new = create(cx, file, tmpfile)?;
         if let Some(inode) = &file.inode {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
         }
-        site.contents(file.object, |chunk, bytes| fill(new.as_fd(), chunk.offset, bytes))?;
+        cx.contents(file.object, |chunk, bytes| fill(new.as_fd(), chunk.offset, bytes))?;
         let plain = libc::O_RDWR as u32 | libc::O_LARGEFILE as u32 | SETTABLE | TMPFILE;
         let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
             && file.flags & !plain & !0o100000 == 0
         {
             true => Made { fd: new, flags: 0 },
-            false => site.again(new.as_fd(), file.flags)?,
+            false => cx.again(new.as_fd(), file.flags)?,
         };
-        site.own(made.fd.as_fd(), file)?;
+        cx.own(made.fd.as_fd(), file)?;
         Ok(made)
     }
 }
@@ -119,33 +124,33 @@ pub(crate) fn fill(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> 
 }
 
 /// Makes an empty file whose name, as readlink(2) shows it, is the old one with ` (deleted)`.
-fn create(site: &mut Site<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd> {
+fn create(cx: &mut RestoreContext<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd> {
     let owner = Mode::S_IRUSR | Mode::S_IWUSR;
     if tmpfile {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
-        return openat(folder(site, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
+        return openat(folder(cx, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
     }
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
-    nameless(site, file, |dir, name| openat(dir, name, flags, owner))
+    nameless(cx, file, |dir, name| openat(dir, name, flags, owner))
 }
 
 /// The directory in which a file had its name, and that.
-fn folder<'f>(site: &Site<'_>, file: &'f OpenFile) -> Result<(OwnedFd, &'f [u8])> {
+fn folder<'f>(cx: &RestoreContext<'_>, file: &'f OpenFile) -> Result<(OwnedFd, &'f [u8])> {
     let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
     let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
     let (dir, name) = (&path[..slash.max(1)], path.get(slash + 1..).unwrap_or_default());
-    let dir = site.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
+    let dir = cx.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
     Ok((dir, name))
 }
 
 /// Has something made under the name that is gone, or another if that lives again, and takes the
 /// name away. `make` fails with EEXIST if there is such a name.
 pub(crate) fn nameless(
-    site: &mut Site<'_>,
+    cx: &mut RestoreContext<'_>,
     file: &OpenFile,
     make: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<OwnedFd>,
 ) -> Result<OwnedFd> {
-    let (dir, name) = folder(site, file)?;
+    let (dir, name) = folder(cx, file)?;
     let (new, name) = match make(dir.as_fd(), name) {
         Err(Errno::EEXIST) => {
             // The name lives again (a rotated log); another's file is not moved aside for us.
@@ -153,7 +158,7 @@ pub(crate) fn nameless(
             other.extend(format!(".fdrestore-{}", std::process::id()).bytes());
             let shown = crate::text::escape(&file.link.0).into_owned();
             let why = "a new file has its name: the restored one shows another";
-            site.warnings.push(format!("{shown}: {why}"));
+            cx.warnings.push(format!("{shown}: {why}"));
             (make(dir.as_fd(), &other), other)
         }
         other => (other, name.to_vec()),

@@ -3,11 +3,11 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::file::hardlink::Renamed;
 use crate::kind::file::unlinked::nameless;
 use crate::kind::ipc::pipe;
-use crate::kind::{Kind, Scene, Sink};
+use crate::kind::{ContentsContext, Kind, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
 use nix::errno::Errno;
@@ -58,40 +58,45 @@ impl Kind for Fifo {
         Ok(Fifo { size, queued, unlinked, renamed })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        _: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
         pipe::peek(copy, limit, to)
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if file.inode.is_none() {
             return Err(Error::malformed("a fifo is known by its inode, which is not there"));
         }
-        site.expect_type(file, libc::S_IFIFO)?;
+        cx.expect_type(file, libc::S_IFIFO)?;
         match &self.unlinked {
-            Some(Unlinked { alone }) => pipe::other_end(file, *alone, site),
-            None => site.foresee(&*Renamed::living(&self.renamed, file)?),
+            Some(Unlinked { alone }) => pipe::other_end(file, *alone, cx),
+            None => cx.foresee(&*Renamed::living(&self.renamed, file)?),
         }
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Fifo { size, queued, unlinked, renamed } = self;
-        let standing = site.standing(file);
+        let standing = cx.standing(file);
         let (both, made) = match (unlinked, standing) {
             (None, _) => {
                 let file = Renamed::living(&renamed, file)?;
-                site.probe(&file)?;
-                let both = site.open(&file.link.0, BOTH as u32)?;
-                (both, site.reopen(&file)?)
+                cx.probe(&file)?;
+                let both = cx.open(&file.link.0, BOTH as u32)?;
+                (both, cx.reopen(&file)?)
             }
             (Some(Unlinked { alone: _ }), stands) => {
                 let both = match stands {
-                    Some(seat) => site.again(seat.as_fd(), BOTH as u32)?.fd,
-                    None => nameless(site, file, create)?,
+                    Some(placed) => cx.again(placed.as_fd(), BOTH as u32)?.fd,
+                    None => nameless(cx, file, create)?,
                 };
-                let made = site.again(both.as_fd(), file.flags)?;
+                let made = cx.again(both.as_fd(), file.flags)?;
                 if stands.is_none() {
                     resize(both.as_fd(), size)?;
-                    site.own(both.as_fd(), file)?;
+                    cx.own(both.as_fd(), file)?;
                 }
                 (both, made)
             }
@@ -99,13 +104,13 @@ impl Kind for Fifo {
         if standing.is_none() && queued > 0 {
             let name = crate::text::escape(&file.link.0).into_owned();
             if sys::readable(both.as_fd())? > 0 {
-                site.warnings.push(format!("{name}: others have written to it: left as it is"));
-            } else if !site.has_contents(file.object) {
+                cx.warnings.push(format!("{name}: others have written to it: left as it is"));
+            } else if !cx.has_contents(file.object) {
                 let why = "are not in the image (scan with --data): it is restored empty";
-                site.warnings.push(format!("{name}: the {queued} bytes in it {why}"));
+                cx.warnings.push(format!("{name}: the {queued} bytes in it {why}"));
             } else {
                 resize(both.as_fd(), size)?;
-                pipe::fill(site, file, both.as_fd(), libc::O_NONBLOCK as u32)?;
+                pipe::fill(cx, file, both.as_fd(), libc::O_NONBLOCK as u32)?;
             }
         }
         Ok(made)

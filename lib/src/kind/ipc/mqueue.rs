@@ -3,12 +3,12 @@
 //! it out.
 
 use crate::error::{At, Error, Result, Status};
-use crate::image::{Chunk, Envelope, MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, Site};
+use crate::image::{Chunk, MAX_CHUNK, MessageMeta, OpenFile};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::journal::{Log, PATIENCE};
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
-use crate::sys::Seat;
+use crate::sys::PlacedFd;
 use crate::sys::mqueue::{self, Attributes};
 use crate::text::escape;
 use nix::errno::Errno;
@@ -108,8 +108,9 @@ fn is_called(file: &OpenFile) -> bool {
 }
 
 /// What a queue that stands is called now, by its link.
-fn name_now(seat: Seat) -> Result<Vec<u8>> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", seat.number())).at(|| "readlink")?;
+fn name_now(placed: PlacedFd) -> Result<Vec<u8>> {
+    let link =
+        std::fs::read_link(format!("/proc/self/fd/{}", placed.number())).at(|| "readlink")?;
     let link = link.into_os_string().into_vec();
     Ok(link.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec())
 }
@@ -160,11 +161,11 @@ impl Mqueue {
     }
 
     /// The one that is there by the same name, opened as the old one was.
-    fn existing(&self, file: &OpenFile, site: &Site<'_>) -> Result<Option<OwnedFd>> {
+    fn existing(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Option<OwnedFd>> {
         let opened = match is_called(file) {
             true => mqueue::open(name(file), (file.flags & (ACCESS | NONBLOCK)) as i32, None)
                 .at(|| "mq_open"),
-            false => site.open(&file.link.0, file.flags),
+            false => cx.open(&file.link.0, file.flags),
         };
         let fd = match opened {
             Err(err) if err.errno() == Some(Errno::ENOENT) => return Ok(None),
@@ -178,7 +179,7 @@ impl Mqueue {
     }
 
     /// Makes the queue, by its name if that is free.
-    fn make(&self, file: &OpenFile, site: &mut Site<'_>) -> Result<(OwnedFd, Vec<u8>)> {
+    fn make(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<(OwnedFd, Vec<u8>)> {
         let mut name = name(file).to_vec();
         let mut made = mqueue::open(&name, libc::O_RDWR, Some(&self.attributes()));
         if matches!(made, Err(Errno::EEXIST)) && is_unlinked(file) {
@@ -187,7 +188,7 @@ impl Mqueue {
             made = mqueue::open(&name, libc::O_RDWR, Some(&self.attributes()));
             let shown = escape(&file.link.0).into_owned();
             let why = "a new queue has its name: the restored one shows another";
-            site.warnings.push(format!("{shown}: {why}"));
+            cx.warnings.push(format!("{shown}: {why}"));
         }
         let made = made.map_err(|errno| match errno {
             Errno::EMFILE => {
@@ -199,9 +200,14 @@ impl Mqueue {
     }
 
     /// A description of a queue by the path that it had, if that leads to it again.
-    fn by_path(&self, queue: BorrowedFd<'_>, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn by_path(
+        &self,
+        queue: BorrowedFd<'_>,
+        file: &OpenFile,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<Made> {
         let inode = |fd: BorrowedFd<'_>| fstat(fd).map(|found| (found.st_dev, found.st_ino));
-        if let Ok(Some(fd)) = self.existing(file, site) {
+        if let Ok(Some(fd)) = self.existing(file, cx) {
             if inode(fd.as_fd())? == inode(queue)? {
                 return Ok(Made { fd, flags: file.flags });
             }
@@ -209,20 +215,20 @@ impl Mqueue {
         if !is_unlinked(file) {
             let shown = escape(&file.link.0).into_owned();
             let why = "no queues are mounted there: the restored one shows its name alone";
-            site.warnings.push(format!("{shown}: {why}"));
+            cx.warnings.push(format!("{shown}: {why}"));
         }
-        site.again(queue, file.flags)
+        cx.again(queue, file.flags)
     }
 
     /// A description of a queue that stands, with these flags.
-    fn again(&self, queue: Seat, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn again(&self, queue: PlacedFd, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let name = name_now(queue)?;
         if is_called(file) && fstat(queue.as_fd())?.st_nlink > 0 {
             let flags = file.flags & (ACCESS | NONBLOCK);
             let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
             return Ok(Made { fd, flags });
         }
-        self.by_path(queue.as_fd(), file, site)
+        self.by_path(queue.as_fd(), file, cx)
     }
 }
 
@@ -266,12 +272,17 @@ impl Kind for Mqueue {
         })
     }
 
-    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        cx: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
         let found = mqueue::attributes(copy).at(|| "mq_getattr")?;
         if found.curmsgs == 0 {
             return Ok(());
         }
-        scene.still()?;
+        cx.require_frozen()?;
         let queue = ours(copy, OFlag::O_RDWR).at(|| "open it to read and write")?;
         let (bytes, notify) = ask(queue.as_fd())?;
         if bytes > limit {
@@ -294,7 +305,7 @@ impl Kind for Mqueue {
         })
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let name = name(file);
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
             return Err(Error::malformed("a queue has a name of 1 to 255 bytes"));
@@ -306,7 +317,7 @@ impl Kind for Mqueue {
         if !possible(self.maxmsg, HARD.0) || !possible(self.msgsize, HARD.1) {
             return Err(Error::malformed("no queue has such attributes"));
         }
-        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
         let chunks = chunks.map_or(&[][..], Vec::as_slice);
         if messages(chunks).count() as u64 > self.maxmsg {
             return Err(Error::malformed("it has more messages than it can hold"));
@@ -317,42 +328,42 @@ impl Kind for Mqueue {
                 return Err(Error::malformed("no message of it has such a length or priority"));
             }
         }
-        let is_there = !is_unlinked(file) && self.existing(file, site)?.is_some();
+        let is_there = !is_unlinked(file) && self.existing(file, cx)?.is_some();
         if is_there { Ok(()) } else { self.allowed() }
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        if let Some(seat) = site.standing(file) {
-            return self.again(seat, file, site);
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        if let Some(placed) = cx.standing(file) {
+            return self.again(placed, file, cx);
         }
         let shown = escape(&file.link.0).into_owned();
         let flags = file.flags & (ACCESS | NONBLOCK);
         let found = match is_unlinked(file) {
             true => None,
-            false => self.existing(file, site)?,
+            false => self.existing(file, cx)?,
         };
         let Mqueue { maxmsg: _, msgsize: _, messages, ref notify } = self;
         if let Some(notify) = notify {
             let why = "asked to be told of messages (mq_notify), and has to ask again";
-            site.warnings.push(format!("{shown}: process {} {why}", notify.pid));
+            cx.warnings.push(format!("{shown}: process {} {why}", notify.pid));
         }
         if let Some(fd) = found {
             let now = mqueue::attributes(fd.as_fd()).at(|| "mq_getattr")?.curmsgs as u64;
             if now != messages {
                 let why = "it is still there, and what is in it is left alone";
-                site.warnings
+                cx.warnings
                     .push(format!("{shown}: it had {messages} messages and has {now}: {why}"));
             }
             return Ok(Made { fd, flags });
         }
-        if messages > 0 && !site.has_contents(file.object) {
+        if messages > 0 && !cx.has_contents(file.object) {
             let why = "are not in the image (scan with --freeze --data): it is restored empty";
-            site.warnings.push(format!("{shown}: the {messages} messages in it {why}"));
+            cx.warnings.push(format!("{shown}: the {messages} messages in it {why}"));
         }
-        let (queue, name) = self.make(file, site)?;
+        let (queue, name) = self.make(file, cx)?;
         let made = (|| {
             let mut message = Vec::new();
-            site.contents(file.object, |chunk, bytes| {
+            cx.contents(file.object, |chunk, bytes| {
                 message.extend_from_slice(bytes);
                 let with = chunk.with.as_deref().cloned().unwrap_or_default();
                 if with.more {
@@ -369,21 +380,21 @@ impl Kind for Mqueue {
                     let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
                     Made { fd, flags }
                 }
-                false => self.by_path(queue.as_fd(), file, site)?,
+                false => self.by_path(queue.as_fd(), file, cx)?,
             };
-            site.own(queue.as_fd(), file)?;
+            cx.own(queue.as_fd(), file)?;
             Ok(made)
         })();
         // Other descriptions of it are opened by its name; the last of them to stand takes it away.
-        if made.is_err() || is_unlinked(file) && site.peers(file).is_empty() {
+        if made.is_err() || is_unlinked(file) && cx.peers(file).is_empty() {
             mqueue::unlink(&name).at(|| "mq_unlink")?;
         }
         made
     }
 
-    fn late(&self, file: &OpenFile, seat: Seat, _: &mut Site<'_>) -> Result<()> {
-        if is_unlinked(file) && fstat(seat.as_fd())?.st_nlink > 0 {
-            mqueue::unlink(&name_now(seat)?).at(|| "mq_unlink")?;
+    fn late(&self, file: &OpenFile, placed: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
+        if is_unlinked(file) && fstat(placed.as_fd())?.st_nlink > 0 {
+            mqueue::unlink(&name_now(placed)?).at(|| "mq_unlink")?;
         }
         Ok(())
     }
@@ -430,10 +441,10 @@ fn hand_on(log: &Log, to: Sink<'_>) -> Result<()> {
         loop {
             let (bytes, after) = rest.split_at(rest.len().min(MAX_CHUNK));
             let more = !after.is_empty();
-            let with = (more || priority.is_some()).then(|| Envelope {
+            let with = (more || priority.is_some()).then(|| MessageMeta {
                 priority,
                 more,
-                ..Envelope::default()
+                ..MessageMeta::default()
             });
             to(Piece { bytes, with, ..Piece::default() })?;
             rest = after;

@@ -2,8 +2,8 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, Site};
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::context::{Made, RestoreContext};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
 use nix::errno::Errno;
@@ -89,21 +89,26 @@ impl Kind for Pipe {
         Ok(Pipe { size, queued, alone })
     }
 
-    fn contents(copy: BorrowedFd<'_>, _: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        _: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
         peek(copy, limit, to)
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        other_end(file, self.alone, site)
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        other_end(file, self.alone, cx)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Pipe { size, queued, alone: _ } = self;
-        if let Some(seat) = site.standing(file) {
-            return site.again(seat.as_fd(), file.flags);
+        if let Some(placed) = cx.standing(file) {
+            return cx.again(placed.as_fd(), file.flags);
         }
         let ours = file.flags & ACCESS;
-        let other = site.peers(file).into_iter().find(|peer| {
+        let other = cx.peers(file).into_iter().find(|peer| {
             ours <= WRONLY && peer.flags & ACCESS <= WRONLY && peer.flags & ACCESS != ours
         });
         // Packet mode is a flag of the writer; a lone reader's packets still have bounds.
@@ -116,28 +121,28 @@ impl Kind for Pipe {
         if size != 0 && size != has && (size > USUAL || size < has || has < USUAL) {
             fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "set its size")?;
         }
-        if queued > 0 && !site.has_contents(file.object) {
+        if queued > 0 && !cx.has_contents(file.object) {
             let name = crate::text::escape(&file.link.0).into_owned();
             let why = "bytes in it are not in the image (scan with --data): it is restored empty";
-            site.warnings.push(format!("{name}: the {queued} {why}"));
+            cx.warnings.push(format!("{name}: the {queued} {why}"));
         }
-        fill(site, file, writer.as_fd(), born)?;
+        fill(cx, file, writer.as_fd(), born)?;
         if ours > WRONLY {
-            return site.again(reader.as_fd(), file.flags);
+            return cx.again(reader.as_fd(), file.flags);
         }
         let (mut mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
         if let Some(other) = other {
-            mine = site.leave(other, Made { fd: theirs, flags: born }, mine)?;
+            mine = cx.leave(other, Made { fd: theirs, flags: born }, mine)?;
         }
         Ok(Made { fd: mine, flags: born })
     }
 }
 
 /// Fails if the other end of what has no name is outside the image. It may be nowhere: `alone`.
-pub(crate) fn other_end(file: &OpenFile, alone: bool, site: &Site<'_>) -> Result<()> {
+pub(crate) fn other_end(file: &OpenFile, alone: bool, cx: &RestoreContext<'_>) -> Result<()> {
     let ours = file.flags & ACCESS;
     let answers = |peer: &&OpenFile| ours > WRONLY || peer.flags & ACCESS != ours;
-    if ours > WRONLY || alone || site.peers(file).iter().any(answers) {
+    if ours > WRONLY || alone || cx.peers(file).iter().any(answers) {
         return Ok(());
     }
     let other = if ours == RDONLY { "write" } else { "read" };
@@ -147,20 +152,20 @@ pub(crate) fn other_end(file: &OpenFile, alone: bool, site: &Site<'_>) -> Result
 /// Writes the contents of the object into a pipe, each piece that is no full one as a packet if
 /// packets were seen.
 pub(crate) fn fill(
-    site: &Site<'_>,
+    cx: &RestoreContext<'_>,
     file: &OpenFile,
     writer: BorrowedFd<'_>,
     born: u32,
 ) -> Result<()> {
-    if !site.has_contents(file.object) {
+    if !cx.has_contents(file.object) {
         return Ok(());
     }
     // A stream comes back from read(2) in full pieces but for the last; packets never do.
-    let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+    let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
     let short = |chunks: &Vec<crate::image::Chunk>| {
         chunks.iter().rev().skip(1).any(|chunk| chunk.len < MAX_CHUNK)
     };
-    let mut peers = site.peers(file);
+    let mut peers = cx.peers(file);
     peers.push(file);
     let direct = libc::O_DIRECT as u32;
     let packets = chunks.is_some_and(short) || peers.iter().any(|end| end.flags & direct != 0);
@@ -169,7 +174,7 @@ pub(crate) fn fill(
         fcntl(writer, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags as i32))).at(|| "F_SETFL")
     };
     set(flags)?;
-    site.contents(file.object, |_, bytes: &[u8]| match write(writer, bytes).at(|| "fill it")? {
+    cx.contents(file.object, |_, bytes: &[u8]| match write(writer, bytes).at(|| "fill it")? {
         count if count == bytes.len() => Ok(()),
         _ => Err(Error::unrestorable("its contents do not fit")),
     })?;

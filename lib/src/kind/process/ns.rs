@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::proc::{Descriptor, boot_id, inode_of};
 use crate::sys;
 use nix::fcntl::{OFlag, open};
@@ -92,10 +92,10 @@ impl Ns {
 
     /// Finds it with a thread that is in it, our own first, or else where it is mounted: then
     /// readlink(2) shows that place, which is given, too.
-    fn find(&self, file: &OpenFile, site: &Site<'_>) -> Result<(OwnedFd, Option<PathBuf>)> {
+    fn find(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<(OwnedFd, Option<PathBuf>)> {
         let link = &file.link.0;
         let (name, ino) = parse(link).ok_or_else(|| Error::malformed("it names no namespace"))?;
-        if ino >= DYNAMIC && site.image.head.boot != boot_id() {
+        if ino >= DYNAMIC && cx.image.head.boot != boot_id() {
             let why = "it was of another boot, and its number means nothing now";
             return Err(Error::unrestorable(why));
         }
@@ -132,20 +132,20 @@ impl Kind for Ns {
         Ok(Ns { id: it.copy.as_ref().and_then(|copy| sys::ns::id(copy.as_fd())) })
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
-        self.find(file, site).map(drop)
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        self.find(file, cx).map(drop)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        let (fd, place) = self.find(file, site)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        let (fd, place) = self.find(file, cx)?;
         let Ns { id: _ } = self;
         if let Some(place) = place {
             let (name, place) = (&file.link.0, place.as_os_str().as_bytes());
             let (name, place) = (crate::text::escape(name), crate::text::escape(place));
-            site.warnings
+            cx.warnings
                 .push(format!("{name}: opened as {place}, which its link shows from now on"));
         }
-        site.again(fd.as_fd(), file.flags & (libc::O_ACCMODE | libc::O_PATH) as u32)
+        cx.again(fd.as_fd(), file.flags & (libc::O_ACCMODE | libc::O_PATH) as u32)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::{Kind, Need, body};
 use crate::proc::{Descriptor, Info, Stat, boot_id, inode_of};
 use crate::sys::process::{self, Ended};
@@ -46,11 +46,11 @@ impl Pidfd {
         Ok(same && Stat::of(pid).is_some_and(|stat| stat.field(22) as u64 == self.start))
     }
 
-    fn source(&self, file: &OpenFile, site: &Site<'_>) -> Result<Source> {
+    fn source(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Source> {
         let Pidfd { pid, start, exit } = *self;
-        let of_image = || site.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
-        if let Some(heir) = site.heir(1, pid).filter(|_| of_image()) {
-            return Ok(Source::Living(heir));
+        let of_image = || cx.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
+        if let Some(role) = cx.current_id(1, pid).filter(|_| of_image()) {
+            return Ok(Source::Living(role));
         }
         if pid == 0 {
             let why = "its process is in a pid namespace that the scan did not see";
@@ -59,7 +59,7 @@ impl Pidfd {
         if pid < 0 || exit.is_some() {
             return Ok(Source::Ended(exit.unwrap_or(0)));
         }
-        match site.image.head.boot == boot_id() && self.is(pid, file).unwrap_or(false) {
+        match cx.image.head.boot == boot_id() && self.is(pid, file).unwrap_or(false) {
             true => Ok(Source::Living(pid)),
             false => Err(Error::unrestorable(format!(
                 "process {pid} is not there any more, or is another one by now"
@@ -97,22 +97,22 @@ impl Kind for Pidfd {
         Ok(Pidfd { pid, start: 0, exit })
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if self.pid < -1 || self.pid > 0 && self.start == 0 {
             return Err(Error::malformed(format!("no process {} can have been", self.pid)));
         }
         if self.exit.is_some_and(|status| !process::is_exit_status(status)) {
             return Err(Error::malformed("no process ends like that"));
         }
-        self.source(file, site).map(drop)
+        self.source(file, cx).map(drop)
     }
 
     fn need(&self, _: &OpenFile) -> Need {
         Need::Processes
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        let status = match self.source(file, site)? {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        let status = match self.source(file, cx)? {
             Source::Living(pid) => {
                 let fd = process::open(pid, file.flags).at(|| "pidfd_open")?;
                 return Ok(Made { fd, flags: 0 });
@@ -122,19 +122,18 @@ impl Kind for Pidfd {
         let child = Ended::new(status).at(|| "fork")?;
         let mut mine = child.open(file.flags).at(|| "pidfd_open")?;
         // All descriptions of one process, since once it is waited for nobody can open another.
-        for peer in site.peers(file) {
+        for peer in cx.peers(file) {
             let alike = body::<Pidfd>(peer).is_ok_and(|other| other == self);
-            if alike && !site.seats.contains_key(&peer.id) {
+            if alike && !cx.placed_fds.contains_key(&peer.id) {
                 let fd = child.open(peer.flags).at(|| "pidfd_open")?;
-                mine = site.leave(peer, Made { fd, flags: 0 }, mine)?;
+                mine = cx.leave(peer, Made { fd, flags: 0 }, mine)?;
             }
         }
         let Pidfd { pid: _, start: _, exit } = self;
         let ended = child.reap().at(|| "wait")?;
         if exit.is_some_and(|exit| exit != ended) {
             let name = crate::text::escape(&file.link.0).into_owned();
-            site.warnings
-                .push(format!("{name}: its process ended with {status:#x}, now {ended:#x}"));
+            cx.warnings.push(format!("{name}: its process ended with {status:#x}, now {ended:#x}"));
         }
         Ok(Made { fd: mine, flags: 0 })
     }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, Plain};
 use crate::proc::Descriptor;
@@ -31,22 +31,22 @@ impl Kind for Icmp {
         Plain::capture(it, "icmp").map(Icmp)
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
-        Some(self.0.title(Self::NAME))
+    fn describe(&self, _: &OpenFile) -> Option<String> {
+        Some(self.0.describe(Self::NAME))
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let protocol = self.0.socket.protocol();
         if !is_icmp(protocol) {
             return Err(Error::malformed(format!("{protocol} is no protocol of ICMP")));
         }
-        self.0.socket.check(libc::SOCK_DGRAM, site)
+        self.0.socket.check(libc::SOCK_DGRAM, cx)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        self.check(file, site)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        self.check(file, cx)?;
         let Icmp(plain) = self;
-        plain.make(libc::SOCK_DGRAM, file, site)
+        plain.make(libc::SOCK_DGRAM, file, cx)
     }
 
     fn null(file: &OpenFile) -> Result<OwnedFd> {

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::Site;
+use crate::kind::context::RestoreContext;
 use crate::kind::socket::multicast::{self, Group};
 use crate::kind::socket::option::{Class, Options, Phase};
 use crate::proc::{Descriptor, boot_id, own_netns};
@@ -217,7 +217,7 @@ impl Inet {
     }
 
     /// Says why a socket of this type cannot be made here. A dry run also tries its address.
-    pub(crate) fn check(&self, kind: i32, site: &Site<'_>) -> Result<()> {
+    pub(crate) fn check(&self, kind: i32, cx: &RestoreContext<'_>) -> Result<()> {
         if !matches!(self.family, libc::AF_INET | libc::AF_INET6) {
             let family = self.family;
             return Err(Error::malformed(format!("{family} is no family of an internet socket")));
@@ -228,12 +228,12 @@ impl Inet {
             let probe = self.fresh(kind, 0)?;
             self.groups.iter().try_for_each(|group| group.check(&probe))?;
         }
-        is_at_home(self.netns, site)?;
+        is_at_home(self.netns, cx)?;
         // To try an address that others have too could take a message away from them.
         let alone = kind == libc::SOCK_STREAM || !self.shares_its_address();
-        if let (true, Some(local)) = (site.dry && alone, local) {
+        if let (true, Some(local)) = (cx.dry && alone, local) {
             let probe = self.fresh(kind, 0)?;
-            self.options.set(probe.as_fd(), Phase::Birth, &mut drop)?;
+            self.options.set(probe.as_fd(), Phase::CloneArgs, &mut drop)?;
             self.bind_to(&probe, &local)?;
         }
         Ok(())
@@ -244,14 +244,19 @@ impl Inet {
     }
 
     /// A new socket with its options, bound to its address.
-    pub(crate) fn make(&self, kind: i32, file: &OpenFile, site: &mut Site<'_>) -> Result<OwnedFd> {
+    pub(crate) fn make(
+        &self,
+        kind: i32,
+        file: &OpenFile,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<OwnedFd> {
         let Inet { family: _, protocol: _, local: _, remote: _, netns, options: _, groups } = self;
         if netns.is_none() {
-            said_if_elsewhere(site);
+            said_if_elsewhere(cx);
         }
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
         let made = self.fresh(kind, nonblock)?;
-        self.set(Phase::Birth, made.as_fd(), file, site)?;
+        self.set(Phase::CloneArgs, made.as_fd(), file, cx)?;
         groups.iter().try_for_each(|group| group.join(made.as_fd()))?;
         if let Some(local) = self.local()? {
             self.bind_to(&made, &local)?;
@@ -265,10 +270,10 @@ impl Inet {
         phase: Phase,
         fd: BorrowedFd<'_>,
         file: &OpenFile,
-        site: &mut Site<'_>,
+        cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         let name = escape(&file.link.0);
-        self.options.set(fd, phase, &mut |line| site.warnings.push(format!("{name}: {line}")))
+        self.options.set(fd, phase, &mut |line| cx.warnings.push(format!("{name}: {line}")))
     }
 
     /// Whether other sockets may be bound to its address too.
@@ -282,12 +287,12 @@ impl Inet {
         &self,
         fd: BorrowedFd<'_>,
         file: &OpenFile,
-        site: &mut Site<'_>,
+        cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         let unspec = (libc::AF_UNSPEC as u16).to_ne_bytes();
         sys::connect(fd, &[&unspec[..], &[0; 14]].concat()).at(|| "disconnect")?;
         // That has also taken its device away.
-        self.set(Phase::Birth, fd, file, site)?;
+        self.set(Phase::CloneArgs, fd, file, cx)?;
         let processor = self.options.int("SO_INCOMING_CPU").unwrap_or(-1);
         sys::set_option(fd, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, processor as i32)
             .at(|| "SO_INCOMING_CPU")?;
@@ -392,15 +397,15 @@ pub(crate) fn null(inet: Option<&Inet>, kind: i32, protocol: i32) -> Result<Owne
 }
 
 /// Whether the image is of this boot, so that inodes of namespaces mean what they meant.
-fn same_boot(site: &Site<'_>) -> bool {
+fn same_boot(cx: &RestoreContext<'_>) -> bool {
     static BOOT: OnceLock<String> = OnceLock::new();
-    site.image.head.boot == *BOOT.get_or_init(boot_id)
+    cx.image.head.boot == *BOOT.get_or_init(boot_id)
 }
 
 /// Fails if a socket was of another network namespace than its process, and ours is not that one.
-pub(crate) fn is_at_home(netns: Option<u64>, site: &Site<'_>) -> Result<()> {
+pub(crate) fn is_at_home(netns: Option<u64>, cx: &RestoreContext<'_>) -> Result<()> {
     match netns {
-        Some(netns) if netns == 0 || !same_boot(site) || own_netns() != Some(netns) => {
+        Some(netns) if netns == 0 || !same_boot(cx) || own_netns() != Some(netns) => {
             let which = if netns == 0 { "another".into() } else { format!("net:[{netns}]") };
             let why = format!("it is of {which}, not of its process's network namespace");
             Err(Error::unrestorable(why))
@@ -410,15 +415,15 @@ pub(crate) fn is_at_home(netns: Option<u64>, site: &Site<'_>) -> Result<()> {
 }
 
 /// Says once if the sockets of the task were of another network namespace than they are now.
-pub(crate) fn said_if_elsewhere(site: &mut Site<'_>) {
+pub(crate) fn said_if_elsewhere(cx: &mut RestoreContext<'_>) {
     static OURS: OnceLock<Option<u64>> = OnceLock::new();
     let ours = *OURS.get_or_init(own_netns);
-    let theirs = site.task.namespaces.get("net").copied();
+    let theirs = cx.task.namespaces.get("net").copied();
     let (Some(ours), Some(theirs)) = (ours, theirs) else { return };
-    if ours != theirs && same_boot(site) {
+    if ours != theirs && same_boot(cx) {
         let line = format!("sockets of network namespace net:[{theirs}] are made in net:[{ours}]");
-        if !site.warnings.contains(&line) {
-            site.warnings.push(line);
+        if !cx.warnings.contains(&line) {
+            cx.warnings.push(line);
         }
     }
 }

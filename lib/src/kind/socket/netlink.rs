@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
 use crate::kind::socket::option::{Options, Phase};
 use crate::proc::Descriptor;
@@ -132,26 +132,26 @@ impl Kind for Netlink {
         })
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
+    fn describe(&self, _: &OpenFile) -> Option<String> {
         let name = usize::try_from(self.protocol).ok().and_then(|at| NAMES.get(at));
-        let mut title = match name.filter(|name| !name.is_empty()) {
+        let mut text = match name.filter(|name| !name.is_empty()) {
             Some(name) => format!("netlink {name}"),
             None => format!("netlink {}", self.protocol),
         };
         if let Some(port) = self.port {
-            title += &format!(" port={port}");
+            text += &format!(" port={port}");
         }
         if !self.groups.is_empty() {
             let groups: Vec<String> = self.groups.iter().map(u32::to_string).collect();
-            title += &format!(" groups={}", groups.join(","));
+            text += &format!(" groups={}", groups.join(","));
         }
         if self.queued > 0 {
-            title += &format!(" queued={}", self.queued);
+            text += &format!(" queued={}", self.queued);
         }
-        Some(title)
+        Some(text)
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let protocol = usize::try_from(self.protocol).is_ok_and(|number| number < PROTOCOLS);
         if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) || !protocol {
             return Err(Error::malformed("no netlink socket is of such a type or protocol"));
@@ -160,22 +160,22 @@ impl Kind for Netlink {
         if self.port == Some(0) || !self.groups.iter().all(possible) {
             return Err(Error::malformed("no netlink socket has such a port id or group"));
         }
-        is_at_home(self.netns, site)?;
+        is_at_home(self.netns, cx)?;
         self.options.check((libc::AF_NETLINK, self.class, self.protocol))
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Netlink { class, protocol, port, groups, peer, queued, netns, options } = self;
         if netns.is_none() {
-            said_if_elsewhere(site);
+            said_if_elsewhere(cx);
         }
         let shown = escape(&file.link.0).into_owned();
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
         let made = sys::new(libc::AF_NETLINK, class | nonblock, protocol).at(|| "socket")?;
         let fd = made.as_fd();
         // The filter comes before the groups, so that nothing slips in before it.
-        for phase in [Phase::Birth, Phase::Last] {
-            options.set(fd, phase, &mut |line| site.warnings.push(format!("{shown}: {line}")))?;
+        for phase in [Phase::CloneArgs, Phase::Last] {
+            options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         if let Some(port) = port {
             match sys::bind(fd, &address(port, 0)) {
@@ -183,7 +183,7 @@ impl Kind for Netlink {
                     sys::bind(fd, &address(0, 0)).at(|| "bind")?;
                     let now = parse(&sys::name(fd)?).map_or(0, |(port, _)| port);
                     let line = format!("{shown}: port id {port} is in use, and it has {now}");
-                    site.warnings.push(line);
+                    cx.warnings.push(line);
                 }
                 bound => bound.at(|| format!("bind to port id {port}"))?,
             }
@@ -202,7 +202,7 @@ impl Kind for Netlink {
         }
         if queued > 0 {
             let why = "bytes of messages that were not read are lost";
-            site.warnings.push(format!("{shown}: {queued} {why}"));
+            cx.warnings.push(format!("{shown}: {queued} {why}"));
         }
         Ok(Made { fd: made, flags: file.flags & NONBLOCK })
     }
@@ -211,7 +211,7 @@ impl Kind for Netlink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::tests::{body_of, title_of};
+    use crate::kind::tests::{body_of, describe_of};
 
     #[test]
     fn groups_are_the_bits_of_words() {
@@ -231,6 +231,6 @@ mod tests {
         assert!(body.port.is_some());
         assert_eq!((body.groups.as_slice(), body.peer), (&[1][..], Some((7, 0))));
         let title = format!("netlink usersock port={} groups=1", body.port.unwrap());
-        assert_eq!(title_of(&socket), title);
+        assert_eq!(describe_of(&socket), title);
     }
 }

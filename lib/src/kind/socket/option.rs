@@ -35,7 +35,7 @@ pub(crate) struct Options(BTreeMap<String, Value>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// On a new socket: some have a say in bind(2).
-    Birth,
+    CloneArgs,
     /// When it is bound, connected and filled: what would keep its queue from being filled.
     Last,
 }
@@ -86,7 +86,7 @@ struct Row {
 use Form::{Int, Linger, Long, Name, Time};
 
 const fn row(name: &'static str, level: i32, number: i32, form: Form) -> Row {
-    Row { name, level, number, form, phase: Phase::Birth, need: Need::Must }
+    Row { name, level, number, form, phase: Phase::CloneArgs, need: Need::Must }
 }
 
 impl Row {
@@ -674,7 +674,7 @@ mod tests {
         wanted.check(class).unwrap();
         let one = socket(class);
         let mut said = Vec::new();
-        for phase in [Phase::Birth, Phase::Last] {
+        for phase in [Phase::CloneArgs, Phase::Last] {
             wanted.set(one.as_fd(), phase, &mut |line| said.push(line)).unwrap();
         }
         assert_eq!(said, Vec::<String>::new());
@@ -754,7 +754,7 @@ mod tests {
         // Of the connection, which kind tcp leaves out.
         read.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
         let fresh = socket(class);
-        for phase in [Phase::Birth, Phase::Last] {
+        for phase in [Phase::CloneArgs, Phase::Last] {
             read.set(fresh.as_fd(), phase, &mut |line| panic!("{line}")).unwrap();
         }
         assert_eq!((read.int("IP_MULTICAST_TTL"), read.bytes("IP_MULTICAST_IF")), (None, None));

@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
 use crate::kind::socket::option::{Options, Phase};
 use crate::proc::Descriptor;
@@ -154,18 +154,18 @@ impl Kind for Packet {
         })
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
-        let mut title = format!("packet protocol={:#06x}", self.protocol);
+    fn describe(&self, _: &OpenFile) -> Option<String> {
+        let mut text = format!("packet protocol={:#06x}", self.protocol);
         if let Some(device) = &self.device {
-            title += &format!(" device={}", escape(&device.name.0));
+            text += &format!(" device={}", escape(&device.name.0));
         }
         if self.queued > 0 {
-            title += &format!(" queued={}", self.queued);
+            text += &format!(" queued={}", self.queued);
         }
-        Some(title)
+        Some(text)
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) {
             return Err(Error::malformed("no packet socket is of such a type"));
         }
@@ -191,7 +191,7 @@ impl Kind for Packet {
         if self.fanout.is_some_and(|fanout| PROGRAMS.contains(&((fanout >> 16) as u8))) {
             return Err(Error::unrestorable("the program that shares its packets cannot be read"));
         }
-        is_at_home(self.netns, site)?;
+        is_at_home(self.netns, cx)?;
         let probe = sys::new(libc::AF_PACKET, self.class | libc::SOCK_CLOEXEC, 0);
         let probe = probe.at(|| "socket")?;
         let named = self.device.iter().map(|device| &device.name);
@@ -201,19 +201,19 @@ impl Kind for Packet {
         self.options.check((libc::AF_PACKET, self.class, 0))
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Packet { class, protocol, device, members, fanout, rings: _, queued, netns, options } =
             self;
         if netns.is_none() {
-            said_if_elsewhere(site);
+            said_if_elsewhere(cx);
         }
         let shown = escape(&file.link.0).into_owned();
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
         // Without a protocol it gets nothing before it is bound, when all its options are set.
         let made = sys::new(libc::AF_PACKET, class | nonblock, 0).at(|| "socket")?;
         let fd = made.as_fd();
-        for phase in [Phase::Birth, Phase::Last] {
-            options.set(fd, phase, &mut |line| site.warnings.push(format!("{shown}: {line}")))?;
+        for phase in [Phase::CloneArgs, Phase::Last] {
+            options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         let device = match device {
             Some(Device { index: _, name }) => index(fd, &name)?,
@@ -234,7 +234,7 @@ impl Kind for Packet {
         }
         if queued > 0 {
             let why = "bytes of packets that were not read are lost";
-            site.warnings.push(format!("{shown}: {queued} {why}"));
+            cx.warnings.push(format!("{shown}: {queued} {why}"));
         }
         Ok(Made { fd: made, flags: file.flags & NONBLOCK })
     }
@@ -243,7 +243,7 @@ impl Kind for Packet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::tests::{body_of, title_of};
+    use crate::kind::tests::{body_of, describe_of};
 
     #[test]
     fn an_address_goes_both_ways() {
@@ -269,6 +269,6 @@ mod tests {
         assert_eq!(body.device, Some(Device { index: device, name: lo }));
         assert_eq!(body.members, [member]);
         assert_eq!((body.fanout, body.rings), (None, (false, false)));
-        assert_eq!(title_of(&socket), "packet protocol=0x88b5 device=lo");
+        assert_eq!(describe_of(&socket), "packet protocol=0x88b5 device=lo");
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::image::OpenFile;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::{Class, Phase};
 use crate::proc::Descriptor;
@@ -34,20 +34,25 @@ impl Plain {
         Ok(Plain { socket, queued, shutdown })
     }
 
-    pub(crate) fn title(&self, name: &str) -> String {
+    pub(crate) fn describe(&self, name: &str) -> String {
         let queued = self.queued.map_or(String::new(), |bytes| format!(" queued={bytes}"));
         format!("{name} {}{queued}", self.socket.ends())
     }
 
-    pub(crate) fn make(self, kind: i32, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    pub(crate) fn make(
+        self,
+        kind: i32,
+        file: &OpenFile,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<Made> {
         let Plain { socket, queued, shutdown } = self;
-        let made = socket.make(kind, file, site)?;
-        socket.set(Phase::Last, made.as_fd(), file, site)?;
+        let made = socket.make(kind, file, cx)?;
+        socket.set(Phase::Last, made.as_fd(), file, cx)?;
         socket.connect(made.as_fd())?;
         socket.shut(made.as_fd(), shutdown)?;
         if queued.is_some() {
             let why = "the messages in its queue cannot be looked at, and are lost";
-            site.warnings.push(format!("{}: {why}", escape(&file.link.0)));
+            cx.warnings.push(format!("{}: {why}", escape(&file.link.0)));
         }
         Ok(Made { fd: made, flags: file.flags & NONBLOCK })
     }

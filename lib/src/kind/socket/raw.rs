@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, Plain};
 use crate::proc::Descriptor;
@@ -27,18 +27,18 @@ impl Kind for Raw {
         Plain::capture(it, "raw").map(Raw)
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
-        Some(self.0.title(Self::NAME))
+    fn describe(&self, _: &OpenFile) -> Option<String> {
+        Some(self.0.describe(Self::NAME))
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
-        self.0.socket.check(libc::SOCK_RAW, site)
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        self.0.socket.check(libc::SOCK_RAW, cx)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        self.check(file, site)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        self.check(file, cx)?;
         let Raw(plain) = self;
-        plain.make(libc::SOCK_RAW, file, site)
+        plain.make(libc::SOCK_RAW, file, cx)
     }
 
     fn null(file: &OpenFile) -> Result<OwnedFd> {
@@ -51,7 +51,7 @@ impl Kind for Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::tests::title_of;
+    use crate::kind::tests::describe_of;
     use crate::sys::socket;
     use nix::errno::Errno;
     use std::os::fd::AsFd;
@@ -62,7 +62,7 @@ mod tests {
             Err(Errno::EPERM) => return,
             raw => raw.unwrap(),
         };
-        let title = || title_of(&raw);
+        let title = || describe_of(&raw);
         assert_eq!(title(), "raw 0.0.0.0:1");
         let to = inet::Address::parse("127.0.0.1:0").unwrap().encode(raw.as_fd()).unwrap();
         socket::connect(raw.as_fd(), &to).unwrap();

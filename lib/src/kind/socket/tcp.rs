@@ -3,11 +3,11 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
 use crate::proc::Descriptor;
-use crate::sys::{self, Seat};
+use crate::sys::{self, PlacedFd};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
@@ -160,24 +160,24 @@ impl Kind for Tcp {
         Ok(tcp)
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
-        let mut title = format!("{} {} {}", Self::NAME, self.socket.ends(), self.state());
+    fn describe(&self, _: &OpenFile) -> Option<String> {
+        let mut text = format!("{} {} {}", Self::NAME, self.socket.ends(), self.state());
         if let Some((backlog, pending)) = self.listens {
-            title += &format!(" backlog={backlog}");
+            text += &format!(" backlog={backlog}");
             if pending > 0 {
-                title += &format!(" pending={pending}");
+                text += &format!(" pending={pending}");
             }
         }
         if let Some(Connection { queued, unsent, .. }) = self.connection {
             let queues = [("queued", queued), ("unsent", unsent)];
             for (name, bytes) in queues.iter().filter(|(_, bytes)| *bytes > 0) {
-                title += &format!(" {name}={bytes}");
+                text += &format!(" {name}={bytes}");
             }
         }
-        Some(title)
+        Some(text)
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if !matches!(self.socket.protocol(), libc::IPPROTO_TCP | IPPROTO_MPTCP) {
             let protocol = self.socket.protocol();
             return Err(Error::malformed(format!("{protocol} is no protocol of TCP")));
@@ -199,19 +199,19 @@ impl Kind for Tcp {
                 self.state()
             ))),
             (false, Some(_)) => Err(Error::malformed("it is connected in a state without")),
-            (false, None) => self.socket.check(libc::SOCK_STREAM, site),
+            (false, None) => self.socket.check(libc::SOCK_STREAM, cx),
         }
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        self.check(file, site)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        self.check(file, cx)?;
         let Tcp { socket, state: _, listens, connection: _, ended } = &self;
-        let made = socket.make(libc::SOCK_STREAM, file, site)?;
+        let made = socket.make(libc::SOCK_STREAM, file, cx)?;
         // Its queue is filled by none of ours.
-        socket.set(Phase::Last, made.as_fd(), file, site)?;
+        socket.set(Phase::Last, made.as_fd(), file, cx)?;
         let mut lost = |count: u32, what: &str| {
             if count > 0 {
-                site.warnings.push(format!("{}: {count} {what} lost", escape(&file.link.0)));
+                cx.warnings.push(format!("{}: {count} {what} lost", escape(&file.link.0)));
             }
         };
         if let Some(unread) = *ended {
@@ -226,10 +226,10 @@ impl Kind for Tcp {
 
     /// Nobody connects before all stands; and what listens keeps others from binding to its port,
     /// whatever they share (SO_REUSEADDR).
-    fn late(&self, _: &OpenFile, seat: Seat, _: &mut Site<'_>) -> Result<()> {
+    fn late(&self, _: &OpenFile, placed: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
         let Some((backlog, _)) = self.listens else { return Ok(()) };
         let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX));
-        match listen(&seat, backlog.unwrap_or(Backlog::MAXCONN)) {
+        match listen(&placed, backlog.unwrap_or(Backlog::MAXCONN)) {
             Err(Errno::EADDRINUSE) => {
                 Err(Error::unrestorable("another socket has come to listen at its address"))
             }
@@ -246,7 +246,7 @@ impl Kind for Tcp {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::tests::{body_of, file_of, title_of};
+    use crate::kind::tests::{body_of, describe_of, file_of};
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
 
@@ -259,7 +259,7 @@ mod tests {
         let tcp: Tcp = body_of(&listener);
         assert_eq!((tcp.state, tcp.listens, tcp.ended), (LISTEN, Some((7, 1)), None));
         let title = format!("tcp {address} LISTEN backlog=7 pending=1");
-        assert_eq!(title_of(&listener), title);
+        assert_eq!(describe_of(&listener), title);
     }
 
     #[test]
@@ -271,7 +271,7 @@ mod tests {
         let tcp: Tcp = body_of(&client);
         assert_eq!(tcp.connection.as_ref().unwrap().queued, 5);
         let ends = format!("{from} -> {}", listener.local_addr().unwrap());
-        assert_eq!(title_of(&client), format!("tcp {ends} ESTABLISHED queued=5"));
+        assert_eq!(describe_of(&client), format!("tcp {ends} ESTABLISHED queued=5"));
         // A close with unread bytes resets the connection.
         client.write_all(b"never read").unwrap();
         drop(server);

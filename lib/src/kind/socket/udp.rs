@@ -2,14 +2,14 @@
 //! the name of its senders.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Chunk, Envelope, MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, Site};
+use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::inet::{self, Address, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::peek_guard::PeekOffset;
-use crate::sys::{Seat, socket};
+use crate::sys::{PlacedFd, socket};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
@@ -52,7 +52,12 @@ impl Kind for Udp {
         Ok(Udp { socket, queued, unsent, shutdown })
     }
 
-    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        cx: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
         let ready = socket::ready(copy).at(|| "poll")?;
         if ready & libc::POLLERR != 0 {
             // Whoever reads next is told of it, and nobody else.
@@ -63,61 +68,61 @@ impl Kind for Udp {
         }
         if socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? >= 0 {
             // A program that has set it itself would look at another message.
-            scene.still()?;
+            cx.require_frozen()?;
         }
         for (from, bytes) in &queue(copy, limit, false)? {
             let from = from.as_ref().map(|from| Bytes(from.to_string().into_bytes()));
-            let with = Some(Envelope { from, ..Envelope::default() });
+            let with = Some(MessageMeta { from, ..MessageMeta::default() });
             to(Piece { bytes, with, ..Piece::default() })?;
         }
         Ok(())
     }
 
-    fn title(&self, _: &OpenFile) -> Option<String> {
+    fn describe(&self, _: &OpenFile) -> Option<String> {
         let Udp { socket, queued, unsent, shutdown: _ } = self;
         let name = if socket.protocol() == UDPLITE { "udplite" } else { Self::NAME };
-        let mut title = format!("{name} {}", socket.ends());
+        let mut text = format!("{name} {}", socket.ends());
         if let Some(bytes) = queued {
-            title += &format!(" queued={bytes}");
+            text += &format!(" queued={bytes}");
         }
         if *unsent > 0 {
-            title += &format!(" unsent={unsent}");
+            text += &format!(" unsent={unsent}");
         }
-        Some(title)
+        Some(text)
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if !matches!(self.socket.protocol(), libc::IPPROTO_UDP | UDPLITE) {
             let protocol = self.socket.protocol();
             return Err(Error::malformed(format!("{protocol} is no protocol of UDP")));
         }
-        self.socket.check(libc::SOCK_DGRAM, site)
+        self.socket.check(libc::SOCK_DGRAM, cx)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        self.check(file, site)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        self.check(file, cx)?;
         let Udp { socket, queued, unsent, shutdown: _ } = &self;
-        let made = socket.make(libc::SOCK_DGRAM, file, site)?;
+        let made = socket.make(libc::SOCK_DGRAM, file, cx)?;
         socket.connect(made.as_fd())?;
         let shown = escape(&file.link.0);
         if *unsent > 0 {
             let why = "bytes that waited to be sent are lost";
-            site.warnings.push(format!("{shown}: {unsent} {why}"));
+            cx.warnings.push(format!("{shown}: {unsent} {why}"));
         }
-        if queued.is_some() && !site.has_contents(file.object) {
+        if queued.is_some() && !cx.has_contents(file.object) {
             let why = "are not in the image (scan with --data): it is restored empty";
-            site.warnings.push(format!("{shown}: the messages in its queue {why}"));
+            cx.warnings.push(format!("{shown}: the messages in its queue {why}"));
         }
         Ok(Made { fd: made, flags: file.flags & NONBLOCK })
     }
 
     /// Senders are restored too by now, perhaps.
-    fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
-        if site.has_contents(file.object) {
-            self.fill(file, seat, site)?;
+    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+        if cx.has_contents(file.object) {
+            self.fill(file, placed, cx)?;
         }
-        self.socket.shut(seat.as_fd(), self.shutdown)?;
-        self.socket.set(Phase::Last, seat.as_fd(), file, site)
+        self.socket.shut(placed.as_fd(), self.shutdown)?;
+        self.socket.set(Phase::Last, placed.as_fd(), file, cx)
     }
 
     fn null(file: &OpenFile) -> Result<OwnedFd> {
@@ -180,9 +185,9 @@ fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Message>> {
 
 impl Udp {
     /// Sends what waited in its queue to it once more, and looks what came of it.
-    fn fill(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
+    fn fill(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
         let mut messages: Vec<Message> = Vec::new();
-        site.contents(file.object, |chunk: &Chunk, bytes| {
+        cx.contents(file.object, |chunk: &Chunk, bytes| {
             let from = chunk.with.as_ref().and_then(|with| with.from.as_ref());
             let from = from.and_then(|from| std::str::from_utf8(&from.0).ok());
             messages.push((from.and_then(Address::parse), bytes.to_vec()));
@@ -195,18 +200,18 @@ impl Udp {
             moved: false,
         };
         for (from, bytes) in &messages {
-            post.send(seat.as_fd(), from.as_ref(), bytes, site);
+            post.send(placed.as_fd(), from.as_ref(), bytes, cx);
         }
         if post.moved {
-            self.socket.reconnect(seat.as_fd(), file, site)?;
+            self.socket.reconnect(placed.as_fd(), file, cx)?;
         }
-        let there = queue(seat.as_fd(), u64::MAX, true)?;
+        let there = queue(placed.as_fd(), u64::MAX, true)?;
         let (lost, nameless) = compared(&messages, &there);
         for (count, what) in [(lost, "are lost"), (nameless, "lose their senders")] {
             if count > 0 {
                 let name = escape(&file.link.0);
                 let line = format!("{name}: {count} of {} messages in its queue", messages.len());
-                site.warnings.push(format!("{line} {what}"));
+                cx.warnings.push(format!("{line} {what}"));
             }
         }
         Ok(())
@@ -245,10 +250,10 @@ struct Post<'a> {
 }
 
 /// The restored socket of this protocol that has this address.
-fn standing(site: &mut Site<'_>, protocol: i32, address: &Address) -> Option<Seat> {
-    let (sockets, image) = (site.sockets, site.image);
+fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Option<PlacedFd> {
+    let (sockets, image) = (cx.sockets, cx.image);
     let name = |protocol: i32, address: &str| format!("{protocol} {address}").into_bytes();
-    let all = site.addresses.entry(Udp::NAME).or_insert_with(|| {
+    let all = cx.addresses.entry(Udp::NAME).or_insert_with(|| {
         let file = |id: &u32| image.file(*id).filter(|file| file.kind == Udp::NAME);
         let address = |file: &OpenFile| {
             let body = crate::kind::body::<Udp>(file).ok()?;
@@ -258,7 +263,7 @@ fn standing(site: &mut Site<'_>, protocol: i32, address: &Address) -> Option<Sea
         Rc::new(sockets.values().filter_map(file).filter_map(address).collect())
     });
     let id = all.get(&name(protocol, &address.to_string()))?;
-    site.seats.get(id).copied()
+    cx.placed_fds.get(id).copied()
 }
 
 impl Post<'_> {
@@ -268,7 +273,7 @@ impl Post<'_> {
         to: BorrowedFd<'_>,
         from: Option<&Address>,
         bytes: &[u8],
-        site: &mut Site<'_>,
+        cx: &mut RestoreContext<'_>,
     ) {
         if let Some(from) = from.filter(|_| self.inet.shares_its_address()) {
             let there = from.encode(to).and_then(|from| socket::connect(to, &from));
@@ -278,7 +283,7 @@ impl Post<'_> {
         let Some(name) = name else { return };
         let to = destination(&name, from);
         if let Some(from) = from {
-            if self.forge(from, &to, bytes) || self.by_bound(from, &to, bytes, site) {
+            if self.forge(from, &to, bytes) || self.by_bound(from, &to, bytes, cx) {
                 return;
             }
         }
@@ -308,7 +313,7 @@ impl Post<'_> {
         from: &Address,
         to: &Address,
         bytes: &[u8],
-        site: &mut Site<'_>,
+        cx: &mut RestoreContext<'_>,
     ) -> bool {
         let bound = self.bound.entry(Some(from.clone())).or_insert_with(|| {
             let made = self.inet.another(from.ip.is_ipv6())?;
@@ -317,11 +322,11 @@ impl Post<'_> {
             socket::bind(made.as_fd(), &from.encode(made.as_fd()).ok()?).ok()?;
             Some(made)
         });
-        let seat = match bound {
+        let placed = match bound {
             Some(_) => None,
-            None => standing(site, self.inet.protocol(), from),
+            None => standing(cx, self.inet.protocol(), from),
         };
-        let fd = bound.as_ref().map(AsFd::as_fd).or(seat.as_ref().map(AsFd::as_fd));
+        let fd = bound.as_ref().map(AsFd::as_fd).or(placed.as_ref().map(AsFd::as_fd));
         let Some(fd) = fd else { return false };
         to.encode(fd).is_ok_and(|to| socket::send_to(fd, bytes, &to).is_ok())
     }
@@ -391,7 +396,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::tests::{body_of, contents_of, title_of};
+    use crate::kind::tests::{body_of, contents_of, describe_of};
     use nix::sys::socket::Shutdown;
     use std::net::UdpSocket;
 
@@ -447,7 +452,7 @@ mod tests {
         let udp: Udp = body_of(&a);
         assert_eq!((udp.queued, udp.shutdown), (Some(5), 0));
         let title = format!("udp {} queued=5", a.local_addr().unwrap());
-        assert_eq!(title_of(&a), title);
+        assert_eq!(describe_of(&a), title);
         inet::end(b.as_fd(), Shutdown::Read).unwrap();
         let udp: Udp = body_of(&b);
         assert_eq!((udp.queued, udp.shutdown), (None, 1));

@@ -2,14 +2,14 @@
 //! queue is written again through the other end.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Chunk, Envelope, MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, Site};
+use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::socket::option::{Class, Options, Phase};
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::peek_guard::PeekOffset;
-use crate::sys::socket::{Parcel, Ucred};
-use crate::sys::{self, Seat};
+use crate::sys::socket::{Ancillary, Ucred};
+use crate::sys::{self, PlacedFd};
 use crate::table::fdstore::MOST;
 use crate::text::escape;
 use nix::errno::Errno;
@@ -80,8 +80,8 @@ impl Unix {
     }
 
     /// The record of the socket that it is connected to, if that is restored too.
-    fn other<'a>(&self, site: &Site<'a>) -> Option<(&'a OpenFile, Unix)> {
-        let file = site.socket(self.peer.filter(|&peer| peer != 0)?)?;
+    fn other<'a>(&self, cx: &RestoreContext<'a>) -> Option<(&'a OpenFile, Unix)> {
+        let file = cx.socket(self.peer.filter(|&peer| peer != 0)?)?;
         Some((file, crate::kind::body(file).ok()?))
     }
 
@@ -138,7 +138,12 @@ impl Kind for Unix {
         })
     }
 
-    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        cx: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
         let option = |name| sys::socket::option(copy, libc::SOL_SOCKET, name);
         if option(libc::SO_ACCEPTCONN)? != 0 {
             return Ok(());
@@ -148,12 +153,12 @@ impl Kind for Unix {
         if waits && option(libc::SO_PEEK_OFF)? >= 0 {
             // A program that has set it itself would look at another message, or go on from an
             // offset that what it took meanwhile did not lower.
-            scene.still()?;
+            cx.require_frozen()?;
         }
         peek(copy, option(libc::SO_TYPE)?, limit, to)
     }
 
-    fn title(&self, file: &OpenFile) -> Option<String> {
+    fn describe(&self, file: &OpenFile) -> Option<String> {
         let class = match i32::from(self.class) {
             libc::SOCK_STREAM => "stream",
             libc::SOCK_DGRAM => "dgram",
@@ -162,32 +167,32 @@ impl Kind for Unix {
         };
         // The link is how its peer, and --inherit, call it.
         let link = String::from_utf8_lossy(&file.link.0);
-        let mut title = format!("unix {class} {link}");
+        let mut text = format!("unix {class} {link}");
         match self.name.as_ref().map(|name| name.0.as_slice()) {
-            Some([0, name @ ..]) => title += &format!(" @{}", String::from_utf8_lossy(name)),
-            Some(name) => title += &format!(" {}", String::from_utf8_lossy(name)),
+            Some([0, name @ ..]) => text += &format!(" @{}", String::from_utf8_lossy(name)),
+            Some(name) => text += &format!(" {}", String::from_utf8_lossy(name)),
             None => (),
         }
         match self.peer {
-            Some(0) => title += " -> closed",
-            Some(peer) => title += &format!(" -> socket:[{peer}]"),
+            Some(0) => text += " -> closed",
+            Some(peer) => text += &format!(" -> socket:[{peer}]"),
             None => (),
         }
         if let Some(backlog) = self.backlog {
-            title += &format!(" LISTEN backlog={backlog}");
+            text += &format!(" LISTEN backlog={backlog}");
         }
         for (name, count) in [("pending", self.pending), ("queued", self.queued)] {
             if count > 0 {
-                title += &format!(" {name}={count}");
+                text += &format!(" {name}={count}");
             }
         }
-        Some(title)
+        Some(text)
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.class()?;
         self.options.check(options_of(self.class))?;
-        self.check_queue(file, site)?;
+        self.check_queue(file, cx)?;
         if let Some(name) = &self.name {
             address(&name.0)?;
         }
@@ -196,12 +201,12 @@ impl Kind for Unix {
             None => self.peer.is_none(),
         };
         let path = self.name.as_ref().filter(|name| !name.0.starts_with(&[0]));
-        if bound && path.is_some() && site.root.is_some() {
+        if bound && path.is_some() && cx.root.is_some() {
             return Err(Error::unrestorable("a socket cannot get its name below --root"));
         }
         match self.peer {
             None | Some(0) => Ok(()),
-            Some(peer) => match self.other(site) {
+            Some(peer) => match self.other(cx) {
                 Some(other) if self.is_pair(file, &other) => Ok(()),
                 Some((_, other)) if other.name.is_some() && !self.streams() => Ok(()),
                 _ => Err(Error::unrestorable(format!(
@@ -219,28 +224,28 @@ impl Kind for Unix {
         self.peer == Some(0)
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
-        self.check(file, site)?;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+        self.check(file, cx)?;
         let class = self.class()?;
-        let pair = self.other(site).filter(|other| self.is_pair(file, other));
+        let pair = self.other(cx).filter(|other| self.is_pair(file, other));
         let Unix { class: _, name, node, peer, backlog, pending, urgent, .. } = &self;
         let made = match (&pair, peer) {
             (Some((theirs, record)), _) => {
                 let both = file.flags & theirs.flags & NONBLOCK;
                 let (mine, other) = new_pair(class, both)?;
-                record.set_options(other.as_fd(), theirs, site)?;
-                record.keep_name(&other, theirs, site);
-                self.keep_name(&mine, file, site);
-                let mine = site.leave(theirs, Made { fd: other, flags: both }, mine)?;
+                record.set_options(other.as_fd(), theirs, cx)?;
+                record.keep_name(&other, theirs, cx);
+                self.keep_name(&mine, file, cx);
+                let mine = cx.leave(theirs, Made { fd: other, flags: both }, mine)?;
                 Made { fd: mine, flags: both }
             }
             (None, Some(0)) => {
                 let both = file.flags & NONBLOCK;
                 let (mut mine, gone) = new_pair(class, both)?;
-                self.keep_name(&mine, file, site);
-                match site.parks.contains_key(&file.id) {
-                    true => mine = site.park(file, gone, mine)?,
-                    false => self.fill(file, gone.as_fd(), site)?,
+                self.keep_name(&mine, file, cx);
+                match cx.parks.contains_key(&file.id) {
+                    true => mine = cx.park(file, gone, mine)?,
+                    false => self.fill(file, gone.as_fd(), cx)?,
                 }
                 Made { fd: mine, flags: both }
             }
@@ -249,12 +254,12 @@ impl Kind for Unix {
                 let made =
                     socket(AddressFamily::Unix, class, birth(flags), None).at(|| "socket")?;
                 if let Some(name) = name {
-                    self.bind(&made, name, *node, site)?;
+                    self.bind(&made, name, *node, cx)?;
                 }
                 Made { fd: made, flags }
             }
         };
-        self.set_options(made.fd.as_fd(), file, site)?;
+        self.set_options(made.fd.as_fd(), file, cx)?;
         if let Some(backlog) = backlog {
             let backlog = Backlog::new(i32::try_from(*backlog).unwrap_or(i32::MAX));
             listen(&made.fd, backlog.unwrap_or(Backlog::MAXCONN)).at(|| "listen")?;
@@ -262,33 +267,33 @@ impl Kind for Unix {
         let shown = || escape(&file.link.0).into_owned();
         if *pending > 0 {
             let why = "connections that waited to be accepted are lost";
-            site.warnings.push(format!("{}: {pending} {why}", shown()));
+            cx.warnings.push(format!("{}: {pending} {why}", shown()));
         }
         if *urgent {
-            site.warnings.push(format!("{}: a byte out of band (MSG_OOB) is lost", shown()));
+            cx.warnings.push(format!("{}: a byte out of band (MSG_OOB) is lost", shown()));
         }
         Ok(made)
     }
 
-    fn late(&self, file: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
-        if let Some(gone) = site.parked(file.id) {
-            self.fill(file, gone.as_fd(), site)?;
-        } else if let Some(other) = self.other(site) {
-            let there = site.seats.get(&other.0.id).copied().ok_or(Errno::ENOTCONN)?;
+    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+        if let Some(gone) = cx.parked(file.id) {
+            self.fill(file, gone.as_fd(), cx)?;
+        } else if let Some(other) = self.other(cx) {
+            let there = cx.placed_fds.get(&other.0.id).copied().ok_or(Errno::ENOTCONN)?;
             if self.is_pair(file, &other) {
-                self.fill(file, there.as_fd(), site)?;
+                self.fill(file, there.as_fd(), cx)?;
             } else if let Some(name) = &other.1.name {
-                connect_seat(seat, &address(&name.0)?).at(|| "connect")?;
-                self.lost(file, site);
+                connect_seat(placed, &address(&name.0)?).at(|| "connect")?;
+                self.lost(file, cx);
             }
         } else if self.peer.is_none() && self.backlog.is_none() {
-            self.fill_bound(file, site)?;
+            self.fill_bound(file, cx)?;
         }
         if !self.options.is_empty() {
             let (options, name) = (self.options.clone(), escape(&file.link.0).into_owned());
-            site.after.push(Box::new(move |warnings| {
+            cx.after.push(Box::new(move |warnings| {
                 let mut warn = |line| warnings.push(format!("{name}: {line}"));
-                options.set(seat.as_fd(), Phase::Last, &mut warn)
+                options.set(placed.as_fd(), Phase::Last, &mut warn)
             }));
         }
         let how = match self.shutdown & 3 {
@@ -301,9 +306,9 @@ impl Kind for Unix {
         match self.peer {
             Some(0) => Ok(()),
             _ => {
-                site.after.push(Box::new(move |_| {
+                cx.after.push(Box::new(move |_| {
                     use std::os::fd::AsRawFd;
-                    shutdown(seat.as_fd().as_raw_fd(), how).at(|| "shutdown")
+                    shutdown(placed.as_fd().as_raw_fd(), how).at(|| "shutdown")
                 }));
                 Ok(())
             }
@@ -324,33 +329,36 @@ fn new_pair(class: SockType, flags: u32) -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, class, None, birth(flags)).at(|| "socketpair")
 }
 
-fn connect_seat(seat: Seat, to: &UnixAddr) -> nix::Result<()> {
+fn connect_seat(placed: PlacedFd, to: &UnixAddr) -> nix::Result<()> {
     use std::os::fd::AsRawFd;
-    connect(seat.as_fd().as_raw_fd(), to)
+    connect(placed.as_fd().as_raw_fd(), to)
 }
 
 impl Unix {
     /// Sets those of its options whose turn it is.
-    fn set_options(&self, fd: BorrowedFd<'_>, file: &OpenFile, site: &mut Site<'_>) -> Result<()> {
+    fn set_options(
+        &self,
+        fd: BorrowedFd<'_>,
+        file: &OpenFile,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         let name = escape(&file.link.0);
-        let mut warn = |line| site.warnings.push(format!("{name}: {line}"));
-        self.options.set(fd, Phase::Birth, &mut warn)
+        let mut warn = |line| cx.warnings.push(format!("{name}: {line}"));
+        self.options.set(fd, Phase::CloneArgs, &mut warn)
     }
 
     /// Binds an end of a connection to the name that it had, or says that it could not be: what was
     /// accepted has its listener's.
-    fn keep_name(&self, fd: &OwnedFd, file: &OpenFile, site: &mut Site<'_>) {
+    fn keep_name(&self, fd: &OwnedFd, file: &OpenFile, cx: &mut RestoreContext<'_>) {
         let Some(name) = &self.name else { return };
         let bound = match name.0.starts_with(&[0]) {
-            _ if listeners(site).contains_key(&name.0) => {
-                Err(Error::unrestorable("its listener's"))
-            }
-            false if site.root.is_some() => Err(Error::unrestorable("not below --root")),
-            _ => self.bind(fd, name, self.node, site),
+            _ if listeners(cx).contains_key(&name.0) => Err(Error::unrestorable("its listener's")),
+            false if cx.root.is_some() => Err(Error::unrestorable("not below --root")),
+            _ => self.bind(fd, name, self.node, cx),
         };
         if let Err(why) = bound {
             let (link, name) = (escape(&file.link.0), escape(&name.0));
-            site.warnings.push(format!("{link}: it had the name {name}: {why}"));
+            cx.warnings.push(format!("{link}: it had the name {name}: {why}"));
         }
     }
 
@@ -360,7 +368,7 @@ impl Unix {
         fd: &OwnedFd,
         name: &Bytes,
         node: Option<(u32, u32, u32)>,
-        site: &mut Site<'_>,
+        cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         use std::os::fd::AsRawFd;
         let at = address(&name.0)?;
@@ -375,7 +383,7 @@ impl Unix {
         }
         let path = Path::new(std::ffi::OsStr::from_bytes(&name.0));
         let here = std::env::current_dir().ok();
-        let cwd = site.task.cwd.as_ref().map(|cwd| Path::new(std::ffi::OsStr::from_bytes(&cwd.0)));
+        let cwd = cx.task.cwd.as_ref().map(|cwd| Path::new(std::ffi::OsStr::from_bytes(&cwd.0)));
         let moved = path.is_relative() && here.as_deref() != cwd;
         if moved {
             let cwd = cwd.ok_or_else(|| Error::unrestorable("its folder is not known"))?;
@@ -409,7 +417,7 @@ impl Unix {
             let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
             if (uid, gid) != ours && std::os::unix::fs::lchown(path, Some(uid), Some(gid)).is_err()
             {
-                site.warnings.push(format!("{shown}: its owner {uid}:{gid} was not put back"));
+                cx.warnings.push(format!("{shown}: its owner {uid}:{gid} was not put back"));
             }
             let mode = Mode::from_bits_truncate(mode);
             nix::sys::stat::fchmodat(
@@ -426,18 +434,18 @@ impl Unix {
         bound
     }
 
-    fn lost(&self, file: &OpenFile, site: &mut Site<'_>) {
-        if self.queued > 0 && !site.has_contents(file.object) {
+    fn lost(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
+        if self.queued > 0 && !cx.has_contents(file.object) {
             let name = escape(&file.link.0).into_owned();
             let why = "in its queue are not in the image (scan with --data): it is restored empty";
-            site.warnings.push(format!("{name}: the {} bytes {why}", self.queued));
+            cx.warnings.push(format!("{name}: the {} bytes {why}", self.queued));
         }
     }
 
     /// Refuses a queue that no such socket can have.
-    fn check_queue(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check_queue(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let mut inside = false;
-        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
         for chunk in chunks.into_iter().flatten() {
             let with = chunk.with.as_deref();
             let files = with.map_or(0, |with| with.files.len());
@@ -458,15 +466,20 @@ impl Unix {
     }
 
     /// Writes what waited to be read into the other end.
-    fn fill(&self, file: &OpenFile, other: BorrowedFd<'_>, site: &mut Site<'_>) -> Result<()> {
-        self.lost(file, site);
-        if !site.has_contents(file.object) {
+    fn fill(
+        &self,
+        file: &OpenFile,
+        other: BorrowedFd<'_>,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        self.lost(file, cx);
+        if !cx.has_contents(file.object) {
             return Ok(());
         }
         let mut differs = Differs::default();
         let name = || sys::socket::name(other).ok().and_then(|name| sender(&name));
         let mut named = name();
-        messages(site, file, self.streams(), |message| {
+        messages(cx, file, self.streams(), |message| {
             // One that is gone has told its name to nobody but these messages.
             let from = message.from.filter(|from| named.is_none() && from.starts_with(&[0]));
             if let Some(from) = from.filter(|_| self.peer == Some(0)) {
@@ -474,24 +487,24 @@ impl Unix {
                 named = name();
             }
             differs.senders += usize::from(message.from != named.as_deref());
-            post(message, other, &[], self.streams(), site, &mut differs)
+            post(message, other, &[], self.streams(), cx, &mut differs)
         })?;
-        differs.tell(file, site);
+        differs.tell(file, cx);
         Ok(())
     }
 
     /// Sends a bound datagram socket what waited in it, from the names that had sent it.
-    fn fill_bound(&self, file: &OpenFile, site: &mut Site<'_>) -> Result<()> {
-        self.lost(file, site);
+    fn fill_bound(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<()> {
+        self.lost(file, cx);
         let Some(name) = &self.name else { return Ok(()) };
         let to = sockaddr(&name.0);
-        let senders = names(site);
+        let senders = names(cx);
         let mut differs = Differs::default();
-        messages(site, file, false, |message| {
+        messages(cx, file, false, |message| {
             let from = message.from;
-            let standing = from.and_then(|from| site.seats.get(senders.get(from)?)).copied();
-            if let Some(seat) = standing {
-                return post(message, seat.as_fd(), &to, false, site, &mut differs);
+            let standing = from.and_then(|from| cx.placed_fds.get(senders.get(from)?)).copied();
+            if let Some(placed) = standing {
+                return post(message, placed.as_fd(), &to, false, cx, &mut differs);
             }
             let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
             let named = from.filter(|from| from.starts_with(&[0]));
@@ -500,9 +513,9 @@ impl Unix {
                 None => from.is_none(),
             };
             differs.senders += usize::from(!bound);
-            post(message, sender.as_fd(), &to, false, site, &mut differs)
+            post(message, sender.as_fd(), &to, false, cx, &mut differs)
         })?;
-        differs.tell(file, site);
+        differs.tell(file, cx);
         Ok(())
     }
 }
@@ -516,9 +529,9 @@ fn sockaddr(name: &[u8]) -> Vec<u8> {
 }
 
 /// The sockets of the image that listen, restored or not, by their names.
-fn listeners(site: &mut Site<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
-    let image = site.image;
-    let all = site.addresses.entry("unix listeners").or_insert_with(|| {
+fn listeners(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
+    let image = cx.image;
+    let all = cx.addresses.entry("unix listeners").or_insert_with(|| {
         let named = |file: &OpenFile| {
             let record: Unix =
                 crate::kind::body(file).ok().filter(|it: &Unix| it.backlog.is_some())?;
@@ -531,9 +544,9 @@ fn listeners(site: &mut Site<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
 }
 
 /// The files of the restored sockets by their names.
-fn names(site: &mut Site<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
-    let (sockets, image) = (site.sockets, site.image);
-    let all = site.addresses.entry(Unix::NAME).or_insert_with(|| {
+fn names(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
+    let (sockets, image) = (cx.sockets, cx.image);
+    let all = cx.addresses.entry(Unix::NAME).or_insert_with(|| {
         let file = |id: &u32| image.file(*id).filter(|file| file.kind == Unix::NAME);
         let named = |file: &OpenFile| {
             let record: Unix = crate::kind::body(file).ok()?;
@@ -562,7 +575,7 @@ struct Differs {
 }
 
 impl Differs {
-    fn tell(self, file: &OpenFile, site: &mut Site<'_>) {
+    fn tell(self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
         let Differs { senders, left_out, processes, credentials } = self;
         let name = escape(&file.link.0);
         for (count, why) in [
@@ -572,7 +585,7 @@ impl Differs {
             (credentials, "messages in its queue lose their credentials: those take root"),
         ] {
             if count > 0 {
-                site.warnings.push(format!("{name}: {count} {why}"));
+                cx.warnings.push(format!("{name}: {count} {why}"));
             }
         }
     }
@@ -584,19 +597,19 @@ fn post(
     through: BorrowedFd<'_>,
     to: &[u8],
     streams: bool,
-    site: &Site<'_>,
+    cx: &RestoreContext<'_>,
     differs: &mut Differs,
 ) -> Result<()> {
     let Message { from: _, files, credentials, mut bytes } = message;
-    let seats: Vec<Seat> = files.iter().filter_map(|&id| site.stands(id)).collect();
-    differs.left_out += files.len() - seats.len();
-    let mut fds: Vec<BorrowedFd<'_>> = seats.iter().map(AsFd::as_fd).collect();
+    let placed_fds: Vec<PlacedFd> = files.iter().filter_map(|&id| cx.stands(id)).collect();
+    differs.left_out += files.len() - placed_fds.len();
+    let mut fds: Vec<BorrowedFd<'_>> = placed_fds.iter().map(AsFd::as_fd).collect();
     let ours = nix::unistd::getpid().as_raw();
     // Without a process nobody asked for credentials when it was sent, and nobody does so yet.
     let mut said = credentials.filter(|&(pid, ..)| pid != 0).map(|(pid, uid, gid)| {
-        let heir = site.heirs.process(pid).filter(|&heir| heir > 0);
-        differs.processes += usize::from(heir.is_none());
-        (heir.unwrap_or(ours), uid, gid)
+        let role = cx.pids.process(pid).filter(|&role| role > 0);
+        differs.processes += usize::from(role.is_none());
+        (role.unwrap_or(ours), uid, gid)
     });
     loop {
         match sys::socket::send(through, to, bytes, &fds, said) {
@@ -624,15 +637,15 @@ fn post(
 
 /// Hands on each message of a queue, whole.
 fn messages(
-    site: &Site<'_>,
+    cx: &RestoreContext<'_>,
     file: &OpenFile,
     streams: bool,
     mut take: impl FnMut(Message<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut bytes = Vec::new();
-    let mut first = Envelope::default();
+    let mut first = MessageMeta::default();
     let mut inside = false;
-    site.contents(file.object, |chunk: &Chunk, more: &[u8]| {
+    cx.contents(file.object, |chunk: &Chunk, more: &[u8]| {
         let with = chunk.with.as_deref();
         if !inside {
             first = with.cloned().unwrap_or_default();
@@ -734,7 +747,7 @@ fn ended(copy: BorrowedFd<'_>, total: u64) -> Result<bool> {
 struct Look {
     len: usize,
     from: Option<Vec<u8>>,
-    with: Parcel,
+    with: Ancillary,
 }
 
 /// Looks at the next message; none if there is no more.
@@ -749,17 +762,17 @@ fn look(copy: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Look>> {
 
 /// Hands on a message in pieces, the first of which has what came with it.
 fn hand_on(look: Look, buffer: &[u8], streams: bool, to: Sink<'_>) -> Result<()> {
-    let Look { len, from, with: Parcel { mut fds, credentials, cut: _ } } = look;
+    let Look { len, from, with: Ancillary { mut fds, credentials, cut: _ } } = look;
     if streams && len == 0 {
         return Ok(());
     }
     let mut pieces = buffer[..len].chunks(MAX_CHUNK).peekable();
-    let mut first = Envelope { from: from.map(Bytes), credentials, ..Envelope::default() };
+    let mut first = MessageMeta { from: from.map(Bytes), credentials, ..MessageMeta::default() };
     loop {
         let bytes = pieces.next().unwrap_or_default();
         let more = !streams && pieces.peek().is_some();
-        let with = Envelope { more, ..std::mem::take(&mut first) };
-        let with = (with != Envelope::default()).then_some(with);
+        let with = MessageMeta { more, ..std::mem::take(&mut first) };
+        let with = (with != MessageMeta::default()).then_some(with);
         to(Piece { offset: 0, bytes, with, fds: std::mem::take(&mut fds) })?;
         if pieces.peek().is_none() {
             return Ok(());

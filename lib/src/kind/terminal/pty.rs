@@ -5,10 +5,10 @@
 //! open stand still. Otherwise it is counted, and not kept.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Chunk, Envelope, Inode, OpenFile, Typed};
-use crate::kind::context::{Made, Site};
+use crate::image::{Chunk, Inode, MessageMeta, OpenFile, Typed};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
-use crate::kind::{Kind, Piece, Scene, Sink};
+use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::openers::{self, Holder};
 use crate::proc::{Descriptor, Info};
 use crate::sys::{self, tty};
@@ -76,9 +76,9 @@ fn index_of_link(link: &[u8]) -> Option<u32> {
 }
 
 /// Whether a path is that of a slave whose pair is restored.
-pub(crate) fn will_be(path: &[u8], site: &Site<'_>) -> bool {
+pub(crate) fn will_be(path: &[u8], cx: &RestoreContext<'_>) -> bool {
     let Some(index) = index_of_link(path) else { return false };
-    let mut files = site.image.files.iter().filter(|file| site.lowest.contains_key(&file.id));
+    let mut files = cx.image.files.iter().filter(|file| cx.lowest.contains_key(&file.id));
     files.any(|file| file.kind == Pty::NAME && is(file, index))
 }
 
@@ -169,15 +169,20 @@ impl Kind for Pty {
         Ok(this)
     }
 
-    fn contents(copy: BorrowedFd<'_>, scene: &Scene<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
-        let (major, minor, index) = scene.object;
-        if sys::readable(copy)? == 0 && !scene.frozen {
+    fn contents(
+        copy: BorrowedFd<'_>,
+        cx: &ContentsContext<'_>,
+        limit: u64,
+        to: Sink<'_>,
+    ) -> Result<()> {
+        let (major, minor, index) = cx.object;
+        if sys::readable(copy)? == 0 && !cx.frozen {
             // A line that has not ended is seen by nobody who does not read.
             return Ok(());
         }
         let device = terminal::slave_device(index as u32);
         let holders = openers::of(device, Some((major, minor)));
-        let captured = |it: &&Holder| scene.captured.contains(&it.pid);
+        let captured = |it: &&Holder| cx.captured.contains(&it.pid);
         let mut masters = holders.iter().filter(captured);
         let Some((pid, fd)) = masters.find_map(|it| Some((it.pid, *it.masters.first()?))) else {
             // It comes back as another terminal, if at all.
@@ -188,13 +193,13 @@ impl Kind for Pty {
             return Err(Error::unrestorable("its master is another by now"));
         }
         let counted = sys::readable(copy)? + sys::readable(master.as_fd())?;
-        let stranger = stranger(&holders, scene.captured);
-        let hidden = stranger.is_none().then(|| openers::hidden(scene.captured)).flatten();
+        let stranger = stranger(&holders, cx.captured);
+        let hidden = stranger.is_none().then(|| openers::hidden(cx.captured)).flatten();
         if counted == 0 && hidden.is_some() {
             // Who is not root never knows, and most often there is nothing to know.
             return Ok(());
         }
-        scene.still_but(|_| stranger.or(hidden))?;
+        cx.require_frozen_by(|_| stranger.or(hidden))?;
         let opened = |it: &Holder| it.fds.iter().any(|fds| !fds.is_empty());
         if !hung(master.as_fd())? && !holders.iter().any(opened) {
             // To open the slave, and to close it again, would show at the master.
@@ -229,7 +234,8 @@ impl Kind for Pty {
             return Err(Error::unrestorable(why));
         }
         for (typed, bytes) in &pieces {
-            let with = typed.map(|typed| Envelope { typed: Some(typed), ..Envelope::default() });
+            let with =
+                typed.map(|typed| MessageMeta { typed: Some(typed), ..MessageMeta::default() });
             to(Piece { bytes, with, ..Piece::default() })?;
         }
         Ok(())
@@ -239,14 +245,14 @@ impl Kind for Pty {
         (self.master || !self.hung).then(|| terminal::slave_device(self.index))
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if self.index > HIGHEST {
             return Err(Error::malformed("an index that no pseudo terminal has"));
         }
         if let Some(settings) = &self.settings {
             settings.check()?;
         }
-        let peers = peers(file, site);
+        let peers = peers(file, cx);
         let masters = peers.iter().filter(|(_, peer)| peer.master).count();
         if peers.iter().any(|(_, peer)| peer.index != self.index) || self.master && masters > 0 {
             return Err(Error::malformed("the ends of its pseudo terminal do not fit together"));
@@ -257,9 +263,9 @@ impl Kind for Pty {
         if !self.master && masters == 0 {
             return Err(Error::unrestorable("its master is outside the image"));
         }
-        let chunks = file.object.and_then(|object| site.image.contents.get(&object));
+        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
         expect_pieces(chunks.map_or(&[], Vec::as_slice), self.settings.as_ref())?;
-        let unopened = self.hung || self.locked || self.session == Some(site.task.sid);
+        let unopened = self.hung || self.locked || self.session == Some(cx.task.sid);
         if self.master && peers.is_empty() && !unopened {
             return Err(Error::unrestorable(
                 "whoever has its slave open, if anybody has, is outside the image",
@@ -268,12 +274,12 @@ impl Kind for Pty {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         if self.hung && !self.master {
-            return self.hung_up(file, site);
+            return self.hung_up(file, cx);
         }
         // The master has left all others at their numbers; whoever asks without it comes too early.
-        let peers = peers(file, site);
+        let peers = peers(file, cx);
         let all = peers.iter().map(|(file, pty)| (*file, pty)).chain([(file, &self)]);
         let Some((master_file, master)) = all.clone().find(|(_, pty)| pty.master) else {
             return Err(Error::unrestorable("its master is outside the image"));
@@ -291,12 +297,12 @@ impl Kind for Pty {
             node,
             session: _,
         } = master;
-        let new = make(&master_file.link.0, master_file.flags, *index, site)?;
+        let new = make(&master_file.link.0, master_file.flags, *index, cx)?;
         let got = tty::index(&new)?;
         if got != *index {
             let (old, new) = (format!("/dev/pts/{index}"), format!("/dev/pts/{got}"));
-            site.warnings.push(format!("{old}: its number is taken; it is {new} now"));
-            site.moved.insert(old.into_bytes(), new.into_bytes());
+            cx.warnings.push(format!("{old}: its number is taken; it is {new} now"));
+            cx.moved.insert(old.into_bytes(), new.into_bytes());
         }
         tty::set_locked(&new, false).at(|| "unlock it")?;
         let mut lost = Vec::new();
@@ -309,7 +315,7 @@ impl Kind for Pty {
             waiting = waiting.max(u64::from(slave.queued));
             blocked |= slave.blocked;
         }
-        let pieces = pieces(master_file, site)?;
+        let pieces = pieces(master_file, cx)?;
         // A slave that all have closed was open once.
         let of_ours = !pieces.is_empty() || blocked || *hung && slaves.is_empty();
         let flags = (libc::O_RDWR | libc::O_NONBLOCK) as u32;
@@ -329,20 +335,20 @@ impl Kind for Pty {
             (None, _) => lost.push("its settings are not in the image".to_owned()),
         }
         // Without --freeze it may have been busy, or drained meanwhile.
-        let stopped = blocked && site.image.head.frozen && (*queued as usize) < HOLDS;
+        let stopped = blocked && cx.image.head.frozen && (*queued as usize) < HOLDS;
         if let (true, Some(slave)) = (stopped, &slave) {
             stop(Ends { master: new.as_fd(), slave: slave.as_fd() })?;
         } else if blocked {
             lost.push("nothing could be written to it, and now it can".to_owned());
         }
         drop(slave);
-        lost.extend(node.as_ref().map(|node| dress(got, node, site)).transpose()?.flatten());
+        lost.extend(node.as_ref().map(|node| dress(got, node, cx)).transpose()?.flatten());
         if waiting > 0 && pieces.is_empty() {
             let why = "bytes waited in it, which are not in the image (scan with --freeze --data)";
             lost.push(why.to_owned());
         }
         for line in lost {
-            site.warnings.push(format!("/dev/pts/{got}: {line}"));
+            cx.warnings.push(format!("/dev/pts/{got}: {line}"));
         }
         // What shuts others out comes last; once exclusive, not even we could open it again.
         for (_, slave, pty) in &slaves {
@@ -361,13 +367,13 @@ impl Kind for Pty {
         }
         let mut ends: Vec<(&OpenFile, OwnedFd)> = vec![(master_file, new)];
         ends.extend(slaves.into_iter().map(|(file, fd, _)| (file, fd)));
-        site.leave_all(ends, file)
+        cx.leave_all(ends, file)
     }
 }
 
 impl Pty {
     /// A slave whose master is closed: that is how to get one.
-    fn hung_up(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn hung_up(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         // Of one that has hung up nothing is left but its number, which is free again.
         let Pty {
             master: _,
@@ -382,7 +388,7 @@ impl Pty {
             node: _,
             session: _,
         } = self;
-        let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, site)?;
+        let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, cx)?;
         tty::set_locked(&master, false).at(|| "unlock it")?;
         let slave = tty::peer(&master, file.flags & OPEN).at(|| "open the slave")?;
         Ok(Made { fd: slave, flags: file.flags })
@@ -390,8 +396,8 @@ impl Pty {
 }
 
 /// The other ends that are restored.
-fn peers<'a>(file: &OpenFile, site: &Site<'a>) -> Vec<(&'a OpenFile, Pty)> {
-    let peers = site.peers(file).into_iter();
+fn peers<'a>(file: &OpenFile, cx: &RestoreContext<'a>) -> Vec<(&'a OpenFile, Pty)> {
+    let peers = cx.peers(file).into_iter();
     peers.filter_map(|peer| Some((peer, crate::kind::body::<Pty>(peer).ok()?))).collect()
 }
 
@@ -493,9 +499,9 @@ fn expect_pieces(chunks: &[Chunk], settings: Option<&Settings>) -> Result<()> {
 }
 
 /// What waited in it.
-fn pieces(file: &OpenFile, site: &Site<'_>) -> Result<Pieces> {
+fn pieces(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Pieces> {
     let mut pieces = Pieces::new();
-    site.contents(file.object, |chunk, bytes| {
+    cx.contents(file.object, |chunk, bytes| {
         let typed = chunk.with.as_ref().and_then(|with| with.typed);
         pieces.push((typed, bytes.to_vec()));
         Ok(())
@@ -516,15 +522,15 @@ fn stop(ends: Ends<'_>) -> Result<()> {
 
 /// Opens a new master, with this index if that is free: the kernel gives the lowest, so lower ones
 /// are held meanwhile.
-fn make(path: &[u8], flags: u32, index: u32, site: &Site<'_>) -> Result<OwnedFd> {
+fn make(path: &[u8], flags: u32, index: u32, cx: &RestoreContext<'_>) -> Result<OwnedFd> {
     let path = if is_ptmx(path) { path } else { b"/dev/ptmx" };
-    let node = site.open(path, libc::O_PATH as u32)?;
+    let node = cx.open(path, libc::O_PATH as u32)?;
     if crate::proc::inode_of(node.as_fd())?.rdev != Some(PTMX) {
         return Err(Error::unrestorable("/dev/ptmx is not what opens pseudo terminals"));
     }
     let mut held = Vec::new();
     loop {
-        let new = match site.open(path, flags) {
+        let new = match cx.open(path, flags) {
             // Another number is better than none.
             Err(_) if !held.is_empty() => break,
             other => other?,
@@ -543,8 +549,8 @@ fn make(path: &[u8], flags: u32, index: u32, site: &Site<'_>) -> Result<OwnedFd>
 
 /// Gives the slave's node its owner and permissions; what could not be given. Opening the slave for
 /// that would show at the master.
-fn dress(index: u32, node: &(u32, u32, u32), site: &Site<'_>) -> Result<Option<String>> {
-    let place = site.open(format!("/dev/pts/{index}").as_bytes(), libc::O_PATH as u32)?;
+fn dress(index: u32, node: &(u32, u32, u32), cx: &RestoreContext<'_>) -> Result<Option<String>> {
+    let place = cx.open(format!("/dev/pts/{index}").as_bytes(), libc::O_PATH as u32)?;
     let has = crate::proc::inode_of(place.as_fd())?;
     if has.rdev != Some(terminal::slave_device(index)) {
         return Err(Error::unrestorable("/dev/pts is not where /dev/ptmx makes slaves"));

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Fate, Made, Site};
+use crate::kind::context::{CttyPlan, Made, RestoreContext};
 use crate::kind::{Kind, Need};
 use crate::proc::Descriptor;
 use crate::sys::{self, tty};
@@ -79,21 +79,23 @@ impl Kind for Tty {
         (!self.hung).then_some(self.device)
     }
 
-    fn check(&self, file: &OpenFile, site: &Site<'_>) -> Result<()> {
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if let Some(settings) = &self.settings {
             settings.check()?;
         }
         if self.hung {
             return Err(Error::unrestorable("it has hung up, and cannot be made to again"));
         }
-        match (is_own(file), site.terminal) {
-            (true, Fate::Lost(why)) => Err(Error::unrestorable(why)),
-            (true, Fate::None) => Err(Error::unrestorable("COMMAND has no controlling terminal")),
+        match (is_own(file), cx.terminal) {
+            (true, CttyPlan::Unavailable(why)) => Err(Error::unrestorable(why)),
+            (true, CttyPlan::None) => {
+                Err(Error::unrestorable("COMMAND has no controlling terminal"))
+            }
             (true, _) => Ok(()),
             (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
                 Err(Error::malformed("it is no terminal"))
             }
-            (false, _) if self.asked => site.probe(file),
+            (false, _) if self.asked => cx.probe(file),
             (false, _) => Err(Error::unrestorable(
                 "it is opened only when asked: by --inherit, or after ttyctl retarget",
             )),
@@ -104,12 +106,12 @@ impl Kind for Tty {
         if is_own(file) { Need::Session } else { Need::Nothing }
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Tty { device, asked: _, hung: _, queued, exclusive, settings } = self;
         let own = is_own(file);
         // A serial line without a carrier would wait for one.
         let wait = libc::O_NONBLOCK as u32;
-        let fd = site.open(&file.link.0, file.flags | wait).map_err(|err| match err.errno() {
+        let fd = cx.open(&file.link.0, file.flags | wait).map_err(|err| match err.errno() {
             Some(Errno::ENXIO) => Error::unrestorable("COMMAND has no controlling terminal"),
             Some(Errno::EIO) => Error::unrestorable("it has hung up, or is locked"),
             _ => err,
@@ -120,7 +122,7 @@ impl Kind for Tty {
             if crate::proc::inode_of(fd.as_fd())?.rdev == Some(OWN) {
                 return Err(Error::unrestorable("the path now names something of another type"));
             }
-            if site.dressed.insert(is) {
+            if cx.dressed.insert(is) {
                 // Its window is as large as it is; the rest is what the program expects.
                 let apply = |it: &Settings| it.apply(fd.as_fd(), false);
                 lost = settings.as_ref().map(apply).transpose()?.unwrap_or_default();
@@ -133,7 +135,7 @@ impl Kind for Tty {
             lost.push(format!("{queued} bytes waited in it; they are as they are now"));
         }
         for line in lost {
-            site.warnings.push(format!("{}: {line}", terminal::name(is)));
+            cx.warnings.push(format!("{}: {line}", terminal::name(is)));
         }
         Ok(Made { fd, flags: file.flags & !(libc::O_ASYNC as u32) | wait })
     }

@@ -3,11 +3,11 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
 use crate::proc::{Descriptor, Info, hex_word};
-use crate::sys::{self, Seat, notify};
+use crate::sys::{self, PlacedFd, notify};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::fanotify::{EventFFlags, InitFlags};
@@ -154,8 +154,8 @@ impl Kind for Fanotify {
         Ok(Fanotify { pid: it.process.pid, flags, event_flags, marks, queued })
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
-        let numbers = site.numbers_of(self.pid)?;
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
         for mark in &self.marks {
             let Mark { scope, flags, mask, ignored, on } = mark;
             if flags & !(SURVIVES | EVICTABLE | IGNORE) != 0 || mask | ignored == 0 {
@@ -166,7 +166,7 @@ impl Kind for Fanotify {
                     answer that nobody gives";
                 return Err(Error::unrestorable(why));
             }
-            let place = on.check(&numbers, site);
+            let place = on.check(&numbers, cx);
             let place = match scope {
                 // Another mount would be marked in its place.
                 Scope::Mount => place.and_then(|place| place.is_mount()),
@@ -181,11 +181,11 @@ impl Kind for Fanotify {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Fanotify { pid: _, flags, event_flags, marks: _, queued } = self;
         if queued > 0 {
-            let fd = site.lowest[&file.id];
-            site.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
+            let fd = cx.lowest[&file.id];
+            cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
         }
         let flags = InitFlags::from_bits_retain(flags);
         let event_flags = EventFFlags::from_bits_retain(event_flags);
@@ -197,25 +197,25 @@ impl Kind for Fanotify {
         Ok(Made { fd, flags: if born { libc::O_NONBLOCK as u32 } else { 0 } })
     }
 
-    fn late(&self, _: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
-        let numbers = site.numbers_of(self.pid)?;
+    fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
         for mark in &self.marks {
-            let what = format!("fd {}: its mark on {}", seat.number(), mark.scope.name());
-            let Some(place) = mark.on.find(&what, &numbers, site)? else { continue };
+            let what = format!("fd {}: its mark on {}", placed.number(), mark.scope.name());
+            let Some(place) = mark.on.find(&what, &numbers, cx)? else { continue };
             let at = || what.as_str();
             for (flags, mask) in mark.calls() {
-                notify::mark(seat.as_fd(), &place.path(), flags, mask).at(at)?;
+                notify::mark(placed.as_fd(), &place.path(), flags, mask).at(at)?;
             }
         }
         let text =
-            std::fs::read(format!("/proc/self/fdinfo/{}", seat.number())).unwrap_or_default();
+            std::fs::read(format!("/proc/self/fdinfo/{}", placed.number())).unwrap_or_default();
         let info = Info::parse(&text);
         let is: HashSet<Row> = lines(&info.rest).filter_map(row).collect();
         for mark in self.marks.iter().filter(|mark| !is.contains(&mark.row())) {
-            let (fd, what) = (seat.number(), mark.scope.name());
+            let (fd, what) = (placed.number(), mark.scope.name());
             let line =
                 format!("fd {fd}: the kernel keeps its mark on {what} otherwise than it was");
-            site.warnings.push(line);
+            cx.warnings.push(line);
         }
         Ok(())
     }

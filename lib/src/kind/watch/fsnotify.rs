@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Inode};
-use crate::kind::context::{Changed, Numbers, Site};
+use crate::kind::context::{Changed, Numbers, RestoreContext};
 use crate::proc::{self, Descriptor, Info, Process, device, hex_word, inode_of};
-use crate::sys::{self, Seat, notify};
+use crate::sys::{self, PlacedFd, notify};
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -53,15 +53,19 @@ impl Watched {
     }
 
     /// Says why it cannot be opened, and gives where it could be.
-    pub(crate) fn check(&self, numbers: &Numbers<'_>, site: &Site<'_>) -> Result<Place> {
-        match self.open(numbers, site)? {
-            (_, Some(what)) if site.changed == Changed::Fail => Err(Error::unrestorable(what)),
+    pub(crate) fn check(&self, numbers: &Numbers<'_>, cx: &RestoreContext<'_>) -> Result<Place> {
+        match self.open(numbers, cx)? {
+            (_, Some(what)) if cx.changed == Changed::Fail => Err(Error::unrestorable(what)),
             (place, _) => Ok(place),
         }
     }
 
     /// Opens it, and says what about it has changed.
-    fn open(&self, numbers: &Numbers<'_>, site: &Site<'_>) -> Result<(Place, Option<String>)> {
+    fn open(
+        &self,
+        numbers: &Numbers<'_>,
+        cx: &RestoreContext<'_>,
+    ) -> Result<(Place, Option<String>)> {
         let Watched { dev: (major, minor), ino, kind, path, fd } = self;
         let path = match (path, fd) {
             (Some(_), Some(_)) => return Err(Error::malformed("it has both a path and a number")),
@@ -82,7 +86,7 @@ impl Watched {
         };
         let name = crate::text::escape(&path.0);
         let nofollow = if *kind == libc::S_IFLNK { libc::O_NOFOLLOW } else { 0 };
-        let opened = site.open(&path.0, (libc::O_PATH | nofollow) as u32).at(|| name.as_ref())?;
+        let opened = cx.open(&path.0, (libc::O_PATH | nofollow) as u32).at(|| name.as_ref())?;
         let found = inode_of(opened.as_fd()).at(|| name.as_ref())?;
         if found.mode & libc::S_IFMT != *kind {
             let why = "the path now names something of another type";
@@ -99,15 +103,15 @@ impl Watched {
         &self,
         what: &str,
         numbers: &Numbers<'_>,
-        site: &mut Site<'_>,
+        cx: &mut RestoreContext<'_>,
     ) -> Result<Option<Place>> {
-        let (place, changed) = self.open(numbers, site).at(|| what)?;
-        if site.changed == Changed::Warn {
-            site.warnings.extend(changed.map(|changed| format!("{what}: {changed}")));
+        let (place, changed) = self.open(numbers, cx).at(|| what)?;
+        if cx.changed == Changed::Warn {
+            cx.warnings.extend(changed.map(|changed| format!("{what}: {changed}")));
         }
         match place {
-            Place::Number(number) if Seat::inherited(number).is_err() => {
-                site.warnings.push(format!("{what} is left out: {number} is not restored"));
+            Place::Number(number) if PlacedFd::inherited(number).is_err() => {
+                cx.warnings.push(format!("{what} is left out: {number} is not restored"));
                 Ok(None)
             }
             place => Ok(Some(place)),

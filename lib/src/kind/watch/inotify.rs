@@ -3,11 +3,11 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, Site};
+use crate::kind::context::{Made, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
 use crate::proc::{Descriptor, hex_word};
-use crate::sys::{self, Seat, notify};
+use crate::sys::{self, PlacedFd, notify};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::inotify::InitFlags;
@@ -74,8 +74,8 @@ impl Kind for Inotify {
         Ok(Inotify { pid: it.process.pid, watches, queued })
     }
 
-    fn check(&self, _: &OpenFile, site: &Site<'_>) -> Result<()> {
-        let numbers = site.numbers_of(self.pid)?;
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
         let (mut last, mut seen) = (0, HashSet::new());
         for Watch { wd, mask, on } in &self.watches {
             let at = || format!("its watch {wd}");
@@ -88,7 +88,7 @@ impl Kind for Inotify {
             if !seen.insert(on.identity()) {
                 return Err(Error::malformed("it is of one inode with another one").at(at()));
             }
-            on.check(&numbers, site).at(at)?;
+            on.check(&numbers, cx).at(at)?;
             last = *wd;
         }
         Ok(())
@@ -98,25 +98,25 @@ impl Kind for Inotify {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, site: &mut Site<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
         let Inotify { pid: _, watches: _, queued } = self;
         if queued > 0 {
-            let fd = site.lowest[&file.id];
-            site.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
+            let fd = cx.lowest[&file.id];
+            cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
         }
         let new = nix::sys::inotify::Inotify::init(InitFlags::empty()).at(|| "inotify_init1")?;
         Ok(Made { fd: new.into(), flags: 0 })
     }
 
-    fn late(&self, _: &OpenFile, seat: Seat, site: &mut Site<'_>) -> Result<()> {
-        let numbers = site.numbers_of(self.pid)?;
+    fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
         for Watch { wd, mask, on } in &self.watches {
-            let what = format!("fd {}: its watch {wd}", seat.number());
-            let Some(place) = on.find(&what, &numbers, site)? else { continue };
-            let add = || notify::add_watch(seat.as_fd(), &place.path(), *mask);
-            let added = match notify::set_next_watch(seat.as_fd(), *wd as i32) {
+            let what = format!("fd {}: its watch {wd}", placed.number());
+            let Some(place) = on.find(&what, &numbers, cx)? else { continue };
+            let add = || notify::add_watch(placed.as_fd(), &place.path(), *mask);
+            let added = match notify::set_next_watch(placed.as_fd(), *wd as i32) {
                 Ok(()) => add().at(|| "inotify_add_watch"),
-                Err(_) => count(seat.as_fd(), *wd, add),
+                Err(_) => count(placed.as_fd(), *wd, add),
             };
             let added = added.at(|| what)?;
             if added != *wd as i32 {
