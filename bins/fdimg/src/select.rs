@@ -7,7 +7,7 @@ use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::Filter;
 use fdkit::image::scan::{self, Token};
-use fdkit::image::{Entry, Item, Reader, Writer};
+use fdkit::image::{Item, RawItem, Reader, Writer};
 use fdkit::kind;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -232,7 +232,7 @@ fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(
     from.rewind()?;
     let mut reader = Reader::new(source::reading(from));
     let mut owners = Vec::new();
-    while let Some(Entry { item, .. }) = reader.next()? {
+    while let Some(RawItem { item, .. }) = reader.next()? {
         if let Item::File(file) = item {
             let object = file.object.map(|object| (files.of(file.id), objects.of(object)));
             owners.extend(object);

@@ -4,7 +4,7 @@ use crate::source;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Result, Status};
-use fdkit::image::{Entry, Item, NewFile, Reader, Task, Writer};
+use fdkit::image::{Item, NewFile, RawItem, Reader, Task, Writer};
 use fdkit::text::escape;
 use std::io::Write;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let mut writer = Writer::new(new);
     writer.pass(&head).at(shown)?;
     let mut first = None;
-    while let Some(Entry { whole, item, .. }) = reader.next().at(name)? {
+    while let Some(RawItem { whole, item, .. }) = reader.next().at(name)? {
         if let (None, Item::Task(task)) = (&first, item) {
             first = Some(file_name(&task));
         }

@@ -12,7 +12,7 @@ use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Image;
 use fdkit::kind::context::Changed;
 use fdkit::placement::Placement;
-use fdkit::plan::{Inherit, Missing, Options, Plan};
+use fdkit::plan::{Inherit, Missing, Plan, RestoreOptions};
 use fdkit::sys::memory::map_sealed;
 use fdkit::table::driver::restore;
 use fdkit::table::stats::Meter;
@@ -126,7 +126,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         return Err(Error::misuse("--stats says what a restore took, and --dry-run is none"));
     }
     let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
-    let options = Options {
+    let options = RestoreOptions {
         task: args.task,
         missing: args.missing.0,
         changed: args.changed.0,

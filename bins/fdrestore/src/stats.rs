@@ -6,7 +6,7 @@ use fdkit::cli::Tool;
 use fdkit::error::Result;
 use fdkit::placement::{self, Size};
 use fdkit::plan::Plan;
-use fdkit::table::stats::{Made, Meter, Row};
+use fdkit::table::stats::{Meter, ProcessStats, TableStats};
 use fdkit::table::syscall_counter::Counter;
 use serde_json::{Value, json};
 
@@ -46,8 +46,8 @@ pub(crate) fn of_one(
     let calls = meter.calls();
     let end = meter.look()?;
     let descriptors = plan.descriptors();
-    let table = Some(Made { descriptors, size: Size { peak: meter.peak, end } });
-    let row = Row { pid: Some(plan.task.pid), table, calls, messages: 0 };
+    let table = Some(TableStats { descriptors, size: Size { peak: meter.peak, end } });
+    let row = ProcessStats { pid: Some(plan.task.pid), table, calls, messages: 0 };
     counter.say(text(&[row], form).trim_end());
     Ok(())
 }
@@ -64,7 +64,7 @@ const NAMES: [(&str, &str); 7] = [
 ];
 
 /// The values of the columns; none where there is none, or it is not known.
-fn values(row: &Row) -> [Option<u64>; NAMES.len()] {
+fn values(row: &ProcessStats) -> [Option<u64>; NAMES.len()] {
     let size = row.table.map(|table| table.size);
     [
         row.table.map(|table| table.descriptors as u64),
@@ -78,7 +78,7 @@ fn values(row: &Row) -> [Option<u64>; NAMES.len()] {
 }
 
 /// What calls could not be counted of one cannot be added up.
-fn sums(rows: &[Row]) -> [Option<u64>; NAMES.len()] {
+fn sums(rows: &[ProcessStats]) -> [Option<u64>; NAMES.len()] {
     let counted = rows.iter().all(|row| row.calls.is_some());
     std::array::from_fn(|at| {
         let known = counted || !["CALLS", "DUPS"].contains(&NAMES[at].0);
@@ -87,15 +87,15 @@ fn sums(rows: &[Row]) -> [Option<u64>; NAMES.len()] {
 }
 
 /// Lines that end with a newline.
-pub(crate) fn text(rows: &[Row], form: Form) -> String {
+pub(crate) fn text(rows: &[ProcessStats], form: Form) -> String {
     match form {
         Form::Text => table(rows).iter().map(|line| format!("fdrestore: {line}\n")).collect(),
         Form::Json => format!("{}\n", document(rows)),
     }
 }
 
-fn table(rows: &[Row]) -> Vec<String> {
-    let name = |row: &Row| row.pid.map_or("fdrestore".to_owned(), |pid| pid.to_string());
+fn table(rows: &[ProcessStats]) -> Vec<String> {
+    let name = |row: &ProcessStats| row.pid.map_or("fdrestore".to_owned(), |pid| pid.to_string());
     let mut named = vec![];
     named.extend(rows.iter().map(|row| (name(row), values(row))));
     if rows.len() > 1 {
@@ -117,12 +117,12 @@ fn table(rows: &[Row]) -> Vec<String> {
     lines.iter().map(line).collect()
 }
 
-fn document(rows: &[Row]) -> Value {
+fn document(rows: &[ProcessStats]) -> Value {
     let entry = |values: [Option<u64>; NAMES.len()]| -> Value {
         let named = NAMES.iter().zip(values);
         named.map(|((_, key), value)| (key.to_string(), json!(value))).collect()
     };
-    let task = |row: &Row| {
+    let task = |row: &ProcessStats| {
         let mut entry = entry(values(row));
         entry["pid"] = json!(row.pid);
         entry
@@ -137,18 +137,23 @@ fn document(rows: &[Row]) -> Value {
 mod tests {
     use super::*;
     use fdkit::placement::Size;
-    use fdkit::table::stats::Made;
+    use fdkit::table::stats::TableStats;
     use fdkit::table::syscall_counter::Calls;
 
-    fn row(pid: i32, calls: Option<u32>) -> Row {
+    fn row(pid: i32, calls: Option<u32>) -> ProcessStats {
         let size = Size { peak: 256, end: 128 };
         let calls = calls.map(|all| Calls { all, dups: 1 });
-        Row { pid: Some(pid), table: Some(Made { descriptors: 4, size }), calls, messages: 2 }
+        ProcessStats {
+            pid: Some(pid),
+            table: Some(TableStats { descriptors: 4, size }),
+            calls,
+            messages: 2,
+        }
     }
 
     #[test]
     fn sums_are_of_what_is_known() {
-        let own = Row { pid: None, table: None, calls: None, messages: 3 };
+        let own = ProcessStats { pid: None, table: None, calls: None, messages: 3 };
         let rows = [row(7, Some(20)), row(8, Some(22)), own];
         let lines = table(&rows);
         let words = |at: usize| lines[at].split_whitespace().collect::<Vec<_>>();

@@ -5,7 +5,7 @@ use fdkit::cli::{self, End, Tool};
 use fdkit::ctty::SessionRole;
 use fdkit::error::{At, Result, Status};
 use fdkit::image::Image;
-use fdkit::plan::Options;
+use fdkit::plan::RestoreOptions;
 use fdkit::sys::memory::map_sealed;
 use fdkit::tree::{self, Grown, Mode, Tree};
 use nix::sys::wait::WaitStatus;
@@ -19,7 +19,7 @@ pub(crate) fn restore(
     tool: &Tool,
     args: &Args,
     image: &Image,
-    options: &Options,
+    options: &RestoreOptions,
     spool: File,
     root: Option<OwnedFd>,
     command: Vec<OsString>,

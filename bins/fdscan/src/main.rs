@@ -2,7 +2,7 @@
 //! fdscan: a process, or a tree of them, becomes an image on stdout.
 
 use argh::{ArgsInfo, FromArgs};
-use fdkit::capture::{Options, capture};
+use fdkit::capture::{ScanOptions, capture};
 use fdkit::cli::{self, Arg, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::Filter;
@@ -58,7 +58,7 @@ fn run(tool: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
     }
     let kinds = fdkit::kind::names();
     let filter = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
-    let options = Options {
+    let options = ScanOptions {
         tree: args.tree,
         filters: args.filter.iter().map(filter).collect::<Result<_>>()?,
         data: args.data,

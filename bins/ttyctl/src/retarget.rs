@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::progress::Reading;
 use fdkit::cli::{self, Arg, Tool};
 use fdkit::error::{At, Result, Status};
-use fdkit::image::{Bytes, Entry, Item, OpenFile, Reader, Writer};
+use fdkit::image::{Bytes, Item, OpenFile, RawItem, Reader, Writer};
 use fdkit::kind;
 use fdkit::sys::tty;
 use nix::fcntl::{OFlag, open};
@@ -38,7 +38,7 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     let path = Bytes(place.path.as_os_str().as_bytes().to_vec());
     let (_, head) = reader.head()?;
     writer.pass(&head)?;
-    while let Some(Entry { item, whole, .. }) = reader.next()? {
+    while let Some(RawItem { item, whole, .. }) = reader.next()? {
         let new = match item {
             Item::Task(mut task) => match &mut task.terminal {
                 Some(terminal) if !masters.devices.contains(&tty::numbers(terminal.device)) => {
@@ -80,7 +80,7 @@ fn masters(spool: &mut File) -> Result<Masters> {
     let mut reader = Reader::new(spool);
     reader.head()?;
     let mut found = Masters::default();
-    while let Some(Entry { item, .. }) = reader.next()? {
+    while let Some(RawItem { item, .. }) = reader.next()? {
         let Item::File(file) = item else { continue };
         if kind::is_master(&file) {
             found.objects.extend(file.object);

@@ -6,7 +6,7 @@ use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Inode;
 use fdkit::proc::Process;
-use fdkit::proc::openers::{self, Holder};
+use fdkit::proc::openers::{self, Opener};
 use fdkit::sys::tty;
 use fdkit::terminal::{self, Settings};
 use fdkit::text::escape;
@@ -31,7 +31,7 @@ pub(crate) struct Args {
 struct View {
     name: String,
     device: (u32, u32),
-    holders: Vec<Holder>,
+    holders: Vec<Opener>,
     settings: Option<Settings>,
 }
 
@@ -85,7 +85,7 @@ fn view(name: String, device: (u32, u32), node: Option<&Inode>, place: Option<&P
 
 impl View {
     /// The members of its session.
-    fn members(&self) -> impl Iterator<Item = &Holder> {
+    fn members(&self) -> impl Iterator<Item = &Opener> {
         self.holders.iter().filter(|it| it.member)
     }
 
@@ -93,7 +93,7 @@ impl View {
         self.members().next().map(|it| it.sid)
     }
 
-    fn leader(&self) -> Option<&Holder> {
+    fn leader(&self) -> Option<&Opener> {
         self.members().find(|it| it.pid == it.sid)
     }
 
@@ -113,12 +113,12 @@ impl View {
         Some(if line.is_empty() { escape(&one.comm.0).into_owned() } else { line })
     }
 
-    fn masters(&self) -> impl Iterator<Item = &Holder> {
+    fn masters(&self) -> impl Iterator<Item = &Opener> {
         self.holders.iter().filter(|it| !it.masters.is_empty())
     }
 
     fn json(&self) -> Value {
-        let holder = |it: &Holder| {
+        let holder = |it: &Opener| {
             json!({
                 "pid": it.pid, "comm": escape(&it.comm.0), "sid": it.sid, "pgid": it.pgid,
                 "member": it.member, "foreground": it.member && Some(it.pgid) == self.foreground(),
@@ -178,8 +178,8 @@ impl View {
             let numbers = list(Some(&it.masters));
             row("master", format!("{} {}, descriptor {numbers}", it.pid, escape(&it.comm.0)));
         }
-        let open = |it: &&Holder| it.member || it.fds.as_ref().is_none_or(|fds| !fds.is_empty());
-        let rows: Vec<&Holder> = self.holders.iter().filter(open).collect();
+        let open = |it: &&Opener| it.member || it.fds.as_ref().is_none_or(|fds| !fds.is_empty());
+        let rows: Vec<&Opener> = self.holders.iter().filter(open).collect();
         if !rows.is_empty() {
             let _ =
                 writeln!(out, "{:>8} {:>8} {:>8}    {:<12} COMMAND", "PID", "SID", "PGID", "FD");

@@ -10,7 +10,7 @@ use crate::image::{
     Bytes, Data, Head, Inode, Item, Lock, OpenFile, Slot, Summary, VERSION, Writer,
 };
 use crate::kind::{Captured, ContentsContext, KindOps, Piece};
-use crate::proc::{CLOEXEC, Descriptor, Identity, Info, Process, attach_refusal, boot_id};
+use crate::proc::{CLOEXEC, Descriptor, FdInfo, Process, ProcessIdentity, attach_refusal, boot_id};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 
 /// What to take.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct ScanOptions {
     /// The descendants too.
     pub tree: bool,
     /// Only what passes all of these.
@@ -40,7 +40,7 @@ pub struct Options {
     pub stop: bool,
 }
 
-impl Options {
+impl ScanOptions {
     /// Whether the tasks stand still while they are looked at.
     fn freezes(&self) -> bool {
         self.freeze || self.stop
@@ -48,34 +48,34 @@ impl Options {
 }
 
 /// How something can be had once more.
-enum Source {
+enum CopySource {
     /// A process, and its number there.
     Number(usize, RawFd),
     /// It waits in a queue of a process, and this one of our copies is of it.
     Queued(usize, usize),
 }
 
-impl Source {
+impl CopySource {
     /// The process that has it.
     fn process(&self) -> usize {
         match self {
-            Source::Number(process, _) | Source::Queued(process, _) => *process,
+            CopySource::Number(process, _) | CopySource::Queued(process, _) => *process,
         }
     }
 }
 
 /// Where a description was seen, to compare others with.
 #[derive(Clone, Copy)]
-struct Seen {
+struct KnownFile {
     file: u32,
     pid: i32,
     fd: RawFd,
 }
 
 /// An object whose contents are wanted, and who holds it.
-struct Holder {
+struct ContentsSource {
     object: u32,
-    source: Source,
+    source: CopySource,
     kind: &'static KindOps,
     inode: Inode,
     /// What [`kind::Kind::object`] says of it.
@@ -93,7 +93,7 @@ struct Holder {
 /// Fails, before anything is written, if a process cannot be looked at.
 pub fn capture<W: Write>(
     pids: &[i32],
-    options: &Options,
+    options: &ScanOptions,
     out: W,
     say: &mut dyn FnMut(String),
 ) -> Result<(W, Status, Summary)> {
@@ -154,7 +154,7 @@ const TOOL: &str = "fdscan";
 /// Takes hold of all processes, parents before children, and stops them if that is asked.
 fn gather(
     pids: &[i32],
-    options: &Options,
+    options: &ScanOptions,
     frozen: &mut Frozen,
     progress: &mut Progress,
 ) -> Result<Vec<Process>> {
@@ -221,17 +221,17 @@ pub fn head(tool: &str) -> Head {
 }
 
 struct Scan<'a, W: Write> {
-    options: &'a Options,
+    options: &'a ScanOptions,
     say: &'a mut dyn FnMut(String),
     status: Status,
     progress: Progress,
     out: Writer<W>,
     /// Files by what /proc tells of them; those of one key are ordered by kcmp(2).
-    seen: HashMap<u64, Vec<Seen>>,
+    seen: HashMap<u64, Vec<KnownFile>>,
     objects: HashMap<(u32, u32, u64), u32>,
     /// Locks that are in the image already: the table if it is a table's, link and mount.
     locks: HashSet<(Option<u32>, Bytes, i32, Lock)>,
-    holders: Vec<Holder>,
+    holders: Vec<ContentsSource>,
     /// Of what waits in queues, one of each description that no table has.
     copies: Vec<OwnedFd>,
     files: u32,
@@ -248,7 +248,7 @@ impl<W: Write> Scan<'_, W> {
     fn tables(&mut self, processes: &mut [Process]) -> Result<()> {
         // The first process of each table, and all its pids.
         let mut tables: Vec<(usize, Vec<i32>)> = Vec::new();
-        let mut before: Vec<(Identity, Vec<RawFd>)> = Vec::new();
+        let mut before: Vec<(ProcessIdentity, Vec<RawFd>)> = Vec::new();
         // Only tables of as many numbers can be one; the first tables of each, as kcmp(2) orders them.
         let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         self.progress.turn(Unit::Of("tasks"), Some(processes.len() as u64));
@@ -302,7 +302,7 @@ impl<W: Write> Scan<'_, W> {
     }
 
     /// Says if a table, or the program that has it, is not what it was.
-    fn look_again(&mut self, process: &Process, identity: &Identity, numbers: &[RawFd]) {
+    fn look_again(&mut self, process: &Process, identity: &ProcessIdentity, numbers: &[RawFd]) {
         let pid = process.pid;
         let line = match (process.identity(), process.numbers()) {
             (Ok(now), Ok(_)) if now != *identity => {
@@ -380,7 +380,7 @@ impl<W: Write> Scan<'_, W> {
         let cloexec = info.flags & CLOEXEC != 0;
         let (id, new) = self.identify(&taken, holder.pid, fd, known);
         if new {
-            self.file(id, taken, &locks, Source::Number(process, fd))?;
+            self.file(id, taken, &locks, CopySource::Number(process, fd))?;
         }
         self.summary.slots += 1;
         self.out.put(&Item::Slot(Slot {
@@ -393,7 +393,7 @@ impl<W: Write> Scan<'_, W> {
     }
 
     /// The locks of a number that are not in the image yet.
-    fn locks(&mut self, table: u32, link: &Bytes, info: &Info, known: bool) -> Vec<Lock> {
+    fn locks(&mut self, table: u32, link: &Bytes, info: &FdInfo, known: bool) -> Vec<Lock> {
         let mut locks = info.locks();
         locks.retain(|lock| {
             let owner = (lock.class == "POSIX").then_some(table);
@@ -406,7 +406,7 @@ impl<W: Write> Scan<'_, W> {
     }
 
     /// Writes a file that is not in the image yet.
-    fn file(&mut self, id: u32, taken: Captured, locks: &[Lock], source: Source) -> Result<()> {
+    fn file(&mut self, id: u32, taken: Captured, locks: &[Lock], source: CopySource) -> Result<()> {
         let object = match (&taken.inode, taken.object) {
             (Some(inode), Some(key)) => {
                 let next = self.objects.len() as u32;
@@ -416,7 +416,8 @@ impl<W: Write> Scan<'_, W> {
                     // fdinfo counts them, since Linux 5.13.
                     let carries = kind.carries && taken.info.get("scm_fds") != Some("0");
                     let read = None;
-                    let holder = Holder { object, source, kind, inode, key, link, carries, read };
+                    let holder =
+                        ContentsSource { object, source, kind, inode, key, link, carries, read };
                     self.holders.push(holder);
                 }
                 Some(object)
@@ -452,7 +453,7 @@ impl<W: Write> Scan<'_, W> {
         match place {
             Ok(at) => (seen[at].file, false),
             Err(at) => {
-                seen.insert(at, Seen { file: next, pid, fd });
+                seen.insert(at, KnownFile { file: next, pid, fd });
                 self.files += 1;
                 (next, true)
             }
@@ -518,7 +519,7 @@ impl<W: Write> Scan<'_, W> {
         if new {
             self.copies.push(again);
             let locks = taken.info.locks();
-            self.file(id, taken, &locks, Source::Queued(process, self.copies.len() - 1))?;
+            self.file(id, taken, &locks, CopySource::Queued(process, self.copies.len() - 1))?;
         }
         Ok(id)
     }
@@ -566,22 +567,22 @@ impl<W: Write> Scan<'_, W> {
     }
 }
 
-impl Holder {
+impl ContentsSource {
     /// Hands on its contents.
     fn read(
         &self,
         processes: &[Process],
         copies: &[OwnedFd],
-        options: &Options,
+        options: &ScanOptions,
         limit: u64,
         to: &mut dyn FnMut(Piece<'_>) -> Result<()>,
     ) -> Result<()> {
         let process = &processes[self.source.process()];
         let (copy, what) = match self.source {
-            Source::Number(_, fd) => {
+            CopySource::Number(_, fd) => {
                 (sys::pidfd_getfd(process.pidfd(), fd).map_err(Error::from), format!("fd {fd}"))
             }
-            Source::Queued(_, copy) => {
+            CopySource::Queued(_, copy) => {
                 (copies[copy].try_clone().map_err(Error::from), "a queued descriptor".to_owned())
             }
         };

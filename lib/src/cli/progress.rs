@@ -34,10 +34,10 @@ pub enum Unit {
 
 /// Work that may be long. Its line goes when it is dropped.
 #[derive(Debug)]
-pub struct Progress(Option<Watch>);
+pub struct Progress(Option<Count>);
 
 #[derive(Debug)]
-struct Watch {
+struct Count {
     tool: &'static str,
     unit: Unit,
     done: u64,
@@ -50,7 +50,7 @@ impl Progress {
     /// Work of a tool that begins now. Unless stderr is a terminal it is never looked at again.
     pub fn new(tool: &'static str, unit: Unit, all: Option<u64>) -> Progress {
         let next = Instant::now() + LONG;
-        let watch = Watch { tool, unit, done: 0, all, next };
+        let watch = Count { tool, unit, done: 0, all, next };
         Progress(io::stderr().is_terminal().then_some(watch))
     }
 
@@ -78,7 +78,7 @@ impl Drop for Progress {
     }
 }
 
-impl Watch {
+impl Count {
     fn look(&mut self) {
         let now = Instant::now();
         if now >= self.next {
@@ -140,7 +140,7 @@ impl<R: Read + AsFd> Read for Reading<R> {
 }
 
 /// A line that stands on the terminal.
-struct Line {
+struct ProgressLine {
     bar: ProgressBar,
     /// The signals that were blocked before.
     mask: Option<SigSet>,
@@ -148,10 +148,10 @@ struct Line {
 
 thread_local! {
     /// There is one stderr, and one thread that says anything.
-    static SHOWN: RefCell<Option<Line>> = const { RefCell::new(None) };
+    static SHOWN: RefCell<Option<ProgressLine>> = const { RefCell::new(None) };
 }
 
-impl Drop for Line {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
         let _ = lock(libc::F_UNLCK);
@@ -179,7 +179,7 @@ fn draw(text: String) {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            Line { bar, mask: blocked.is_ok().then_some(mask) }
+            ProgressLine { bar, mask: blocked.is_ok().then_some(mask) }
         });
         line.bar.set_message(text);
     });
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     fn text(unit: Unit, done: u64, all: Option<u64>) -> String {
-        Watch { tool: "tool", unit, done, all, next: Instant::now() }.text()
+        Count { tool: "tool", unit, done, all, next: Instant::now() }.text()
     }
 
     #[test]

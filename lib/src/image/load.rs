@@ -1,6 +1,6 @@
 //! A whole image in memory, but for its contents, of which only the place is kept.
 
-use super::{Entry, Head, Item, MessageMeta, OpenFile, Reader, Slot, Task, scan};
+use super::{Head, Item, MessageMeta, OpenFile, RawItem, Reader, Slot, Task, scan};
 use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -66,7 +66,7 @@ impl Image {
         let mut slots: Vec<Slot> = Vec::new();
         let mut contents: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
         let mut queued_fds: BTreeMap<u32, QueuedFds> = BTreeMap::new();
-        while let Some(Entry { item, whole, offset }) = reader.next()? {
+        while let Some(RawItem { item, whole, offset }) = reader.next()? {
             match item {
                 Item::Task(task) => tasks.push(*task),
                 Item::File(file) => files.push(*file),

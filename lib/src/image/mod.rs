@@ -14,7 +14,7 @@ mod tests;
 pub use check::Checker;
 pub use file::NewFile;
 pub use load::{Chunk, Image, QueuedFds};
-pub use read::{Entry, Reader, Record, Summary};
+pub use read::{RawItem, Reader, Record, Summary};
 pub use record::{
     Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, MessageMeta, OpenFile,
     Signals, Slot, Table, Task, Terminal, Typed, VERSION,

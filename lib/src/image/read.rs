@@ -24,7 +24,7 @@ pub struct Reader<R: Read> {
 }
 
 /// A record: its bytes in the stream, and what they mean.
-pub struct Entry<'a> {
+pub struct RawItem<'a> {
     /// All its bytes, the mark of the first one included.
     pub whole: &'a [u8],
     /// Where they stand in the stream.
@@ -72,7 +72,7 @@ impl<R: Read> Reader<R> {
     /// Fails with status 3 if the stream breaks a rule of fdimage(5), or stops before its end.
     /// Nothing may be read after a failure.
     #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<Entry<'_>>> {
+    pub fn next(&mut self) -> Result<Option<RawItem<'_>>> {
         if self.ended {
             return Ok(None);
         }
@@ -108,7 +108,7 @@ impl<R: Read> Reader<R> {
         self.items += 1;
         self.begin += len;
         self.offset += len as u64;
-        Ok(Some(Entry { whole: &self.buffer[range], offset: at, item }))
+        Ok(Some(RawItem { whole: &self.buffer[range], offset: at, item }))
     }
 
     /// The next record as its key, its value and all its bytes, for a stream that was read to its
@@ -137,7 +137,7 @@ impl<R: Read> Reader<R> {
     /// The head, which must come first and be of our major version.
     pub fn head(&mut self) -> Result<(Head, Vec<u8>)> {
         match self.next()? {
-            Some(Entry { item: Item::Head(head), whole, .. }) => Ok((head, whole.to_vec())),
+            Some(RawItem { item: Item::Head(head), whole, .. }) => Ok((head, whole.to_vec())),
             _ => Err(Error::malformed("not an fdkit image: it has no head")),
         }
     }

@@ -183,22 +183,22 @@ pub fn tokens(buf: &[u8]) -> impl Iterator<Item = Token<'_>> {
 }
 
 /// Why there is no token.
-enum Stop {
+enum Incomplete {
     /// The token has at least this many bytes, and there are fewer.
     Short(usize),
     Malformed(Malformed),
 }
 
-fn refuse<T>(at: usize, why: &'static str) -> Result<T, Stop> {
-    Err(Stop::Malformed(Malformed { at, why }))
+fn refuse<T>(at: usize, why: &'static str) -> Result<T, Incomplete> {
+    Err(Incomplete::Malformed(Malformed { at, why }))
 }
 
 /// The first byte of a value, its argument, and how many bytes the two take.
 ///
 /// The only place that knows how CBOR is laid out and what of it an image leaves out.
 #[inline(always)]
-fn head(buf: &[u8]) -> Result<(u8, u64, usize), Stop> {
-    let Some((&first, rest)) = buf.split_first() else { return Err(Stop::Short(1)) };
+fn head(buf: &[u8]) -> Result<(u8, u64, usize), Incomplete> {
+    let Some((&first, rest)) = buf.split_first() else { return Err(Incomplete::Short(1)) };
     if first >= 0xc0 {
         return match first {
             0xf4..=0xf6 => Ok((first, 0, 1)),
@@ -220,7 +220,7 @@ fn head(buf: &[u8]) -> Result<(u8, u64, usize), Stop> {
         _ => return refuse(0, "reserved kind of head"),
     };
     match arg {
-        None => Err(Stop::Short(len)),
+        None => Err(Incomplete::Short(len)),
         Some(arg) if arg >= least => Ok((first, arg, len)),
         Some(_) if first < 0x40 => refuse(0, "integer not in its shortest form"),
         Some(_) => refuse(0, "length not in its shortest form"),
@@ -235,7 +235,7 @@ fn wide<const N: usize>(rest: &[u8]) -> Option<[u8; N]> {
 /// A value as it stands in the stream: its first byte, its argument, the bytes of a string, and the
 /// length of all that.
 #[inline(always)]
-fn raw(buf: &[u8]) -> Result<(u8, u64, &[u8], usize), Stop> {
+fn raw(buf: &[u8]) -> Result<(u8, u64, &[u8], usize), Incomplete> {
     let (first, arg, head) = head(buf)?;
     if !matches!(first >> 5, 2 | 3) {
         return Ok((first, arg, &[], head));
@@ -246,21 +246,21 @@ fn raw(buf: &[u8]) -> Result<(u8, u64, &[u8], usize), Stop> {
     let len = head + arg as usize;
     match buf.get(head..len) {
         Some(bytes) => Ok((first, arg, bytes, len)),
-        None => Err(Stop::Short(len)),
+        None => Err(Incomplete::Short(len)),
     }
 }
 
-fn text(bytes: &[u8], len: usize) -> Result<&str, Stop> {
+fn text(bytes: &[u8], len: usize) -> Result<&str, Incomplete> {
     let broken = |bad: std::str::Utf8Error| Malformed {
         at: len - bytes.len() + bad.valid_up_to(),
         why: "text that is not UTF-8",
     };
-    std::str::from_utf8(bytes).map_err(|bad| Stop::Malformed(broken(bad)))
+    std::str::from_utf8(bytes).map_err(|bad| Incomplete::Malformed(broken(bad)))
 }
 
 /// The token with which `buf` begins, and its length.
 #[inline(always)]
-fn token(buf: &[u8]) -> Result<(Token<'_>, usize), Stop> {
+fn token(buf: &[u8]) -> Result<(Token<'_>, usize), Incomplete> {
     let (first, arg, bytes, len) = raw(buf)?;
     let token = match first >> 5 {
         0 => Token::Uint(arg),
@@ -294,7 +294,7 @@ pub(super) fn span(buf: &[u8]) -> Option<usize> {
 
 /// An array or a map which is not complete yet.
 #[derive(Clone, Copy)]
-struct Open {
+struct Container {
     /// The values still to come, keys included: in a map, an even number of them begins with a key.
     left: usize,
     map: bool,
@@ -304,7 +304,7 @@ struct Open {
 
 fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
     // The item itself is the only element of an array around it.
-    let mut top = Open { left: 1, map: false, keys: 0 };
+    let mut top = Container { left: 1, map: false, keys: 0 };
     let mut around = [top; MAX_DEPTH];
     let mut depth = 0;
     let mut keys = Keys::new();
@@ -328,11 +328,11 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
         });
         let (major, count, len) = match checked {
             Ok((first, arg, _, len)) => (first >> 5, arg, len),
-            Err(Stop::Malformed(bad)) => return Err(Malformed { at: at + bad.at, ..bad }),
-            Err(Stop::Short(len)) if at + len + owed <= MAX_ITEM => {
+            Err(Incomplete::Malformed(bad)) => return Err(Malformed { at: at + bad.at, ..bad }),
+            Err(Incomplete::Short(len)) if at + len + owed <= MAX_ITEM => {
                 return Ok(Found::Short(at + len + owed));
             }
-            Err(Stop::Short(_)) => return Err(Malformed { at, why: TOO_LONG }),
+            Err(Incomplete::Short(_)) => return Err(Malformed { at, why: TOO_LONG }),
         };
         let start = at;
         let bad = move |why| Err(Malformed { at: start, why });
@@ -356,7 +356,7 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
             }
             around[depth] = top;
             depth += 1;
-            top = Open { left, map, keys: keys.len };
+            top = Container { left, map, keys: keys.len };
         }
         if at + owed > MAX_ITEM {
             return bad(TOO_LONG);

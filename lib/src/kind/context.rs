@@ -20,7 +20,7 @@ pub const SETTABLE: u32 =
 const ASYNC: u32 = libc::O_ASYNC as u32;
 
 /// A description just made, and the status flags it was born with.
-pub struct Made {
+pub struct Opened {
     /// A descriptor of it.
     pub fd: OwnedFd,
     /// Its flags, of which those in [`SETTABLE`] count.
@@ -145,7 +145,7 @@ impl<'a> RestoreContext<'a> {
     /// Opens what a file of the image names, and holds it against what was recorded.
     ///
     /// The type must be the same; another inode, size, mode or time is what [`Changed`] is about.
-    pub fn reopen(&mut self, file: &OpenFile) -> Result<Made> {
+    pub fn reopen(&mut self, file: &OpenFile) -> Result<Opened> {
         let regular = |old: &Inode| old.mode & libc::S_IFMT == libc::S_IFREG;
         // By now the path may be that of a fifo, which would wait for its other end.
         let flags = match file.inode.as_ref().is_some_and(regular) {
@@ -155,13 +155,13 @@ impl<'a> RestoreContext<'a> {
         let fd = self.open(&file.link.0, flags)?;
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
         self.compare(file, &found)?;
-        Ok(Made { fd, flags: flags & !ASYNC })
+        Ok(Opened { fd, flags: flags & !ASYNC })
     }
 
     /// [`RestoreContext::reopen`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
     ///
     /// Where devices are, or if nothing was recorded to hold it against, it is looked at first.
-    pub fn reopen_typed(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Made> {
+    pub fn reopen_typed(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Opened> {
         let flags = file.flags as i32;
         // To open what is a place only, or nothing but a directory, runs no driver.
         let harmless = flags & (libc::O_PATH | libc::O_DIRECTORY) != 0;
@@ -177,7 +177,11 @@ impl<'a> RestoreContext<'a> {
     ///
     /// The path could be that of any device by now, and to open it could do anything. So it is
     /// looked at as a place, and then that place is opened.
-    pub fn reopen_if(&mut self, file: &OpenFile, allowed: impl Fn(&Inode) -> bool) -> Result<Made> {
+    pub fn reopen_if(
+        &mut self,
+        file: &OpenFile,
+        allowed: impl Fn(&Inode) -> bool,
+    ) -> Result<Opened> {
         let place = self.open(&file.link.0, libc::O_PATH as u32)?;
         let found = inode_of(place.as_fd()).at(|| "stat")?;
         if !allowed(&found) {
@@ -235,12 +239,12 @@ impl<'a> RestoreContext<'a> {
     }
 
     /// A second description of what a descriptor has open.
-    pub fn again(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Made> {
+    pub fn again(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Opened> {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let unwanted = libc::O_ASYNC | libc::O_TMPFILE;
         let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
         let fd = open(path.as_str(), how, Mode::empty()).at(|| "open a second description")?;
-        Ok(Made { fd, flags: flags & !ASYNC })
+        Ok(Opened { fd, flags: flags & !ASYNC })
     }
 
     /// Gives what was made anew its owner and permissions.
@@ -333,7 +337,7 @@ impl<'a> RestoreContext<'a> {
 
     /// Puts at its number what was made ahead of its turn: the other end of a pipe. `mine`, made
     /// with it, is given back; it steps aside if it was born at that very number.
-    pub fn leave(&mut self, file: &OpenFile, made: Made, mine: OwnedFd) -> Result<OwnedFd> {
+    pub fn leave(&mut self, file: &OpenFile, made: Opened, mine: OwnedFd) -> Result<OwnedFd> {
         let number = self.lowest[&file.id];
         let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
         let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
@@ -348,7 +352,7 @@ impl<'a> RestoreContext<'a> {
         &mut self,
         mut ends: Vec<(&OpenFile, OwnedFd)>,
         mine: &OpenFile,
-    ) -> Result<Made> {
+    ) -> Result<Opened> {
         let at = ends.iter().position(|(file, _)| file.id == mine.id).ok_or(Errno::EBADF)?;
         let mut kept = ends.swap_remove(at).1;
         while let Some((file, fd)) = ends.pop() {
@@ -356,9 +360,9 @@ impl<'a> RestoreContext<'a> {
             for (_, other) in ends.iter_mut().filter(|(_, fd)| fd.as_raw_fd() == number) {
                 *other = dup(&*other).at(|| "dup")?;
             }
-            kept = self.leave(file, Made { fd, flags: file.flags }, kept)?;
+            kept = self.leave(file, Opened { fd, flags: file.flags }, kept)?;
         }
-        Ok(Made { fd: kept, flags: mine.flags })
+        Ok(Opened { fd: kept, flags: mine.flags })
     }
 
     /// Hands the contents of an object to `take`, piece by piece.

@@ -17,9 +17,9 @@ mod watch;
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, MessageMeta, OpenFile, Signals};
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::openers;
-use crate::proc::{CLOEXEC, Descriptor, Info};
+use crate::proc::{CLOEXEC, Descriptor, FdInfo};
 use crate::sys::PlacedFd;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -169,7 +169,7 @@ pub trait Kind: Serialize + DeserializeOwned {
     }
 
     /// Makes the description anew. Takes the record apart by name, so that no field is forgotten.
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made>;
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
 
     /// What can be done only when all numbers of the table stand. `placed` is its lowest number.
     fn late(
@@ -215,7 +215,7 @@ pub struct KindOps {
     /// [`Kind::parks`], from the encoded body.
     pub parks: fn(&OpenFile) -> bool,
     /// [`Kind::restore`], from the encoded body.
-    pub restore: fn(&OpenFile, &mut RestoreContext<'_>) -> Result<Made>,
+    pub restore: fn(&OpenFile, &mut RestoreContext<'_>) -> Result<Opened>,
     /// [`Kind::EARLY`]
     pub is_early: bool,
     /// [`Kind::LATE`]
@@ -319,7 +319,7 @@ pub struct Captured {
     /// What readlink(2) shows of it.
     pub link: Bytes,
     /// Its fdinfo.
-    pub info: Info,
+    pub info: FdInfo,
     /// What stat(2) says of it.
     pub inode: Option<Inode>,
     /// Whom it signals.
@@ -353,7 +353,7 @@ impl Captured {
         Captured {
             fd,
             link: Bytes::default(),
-            info: Info::default(),
+            info: FdInfo::default(),
             inode: None,
             signals: None,
             kind: &KINDS[KINDS.len() - 1],

@@ -3,7 +3,7 @@
 use super::Kind;
 use crate::error::{Error, Result};
 use crate::image::{Bytes, OpenFile};
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::Descriptor;
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,7 @@ impl Kind for Opaque {
         }))
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Opaque { info: _, errno: _ } = &self;
         self.check(file, cx)?;
         Err(Error::unrestorable("opaque"))

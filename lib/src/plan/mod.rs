@@ -7,7 +7,7 @@ use crate::image::{Image, Lock, OpenFile, Slot, Task};
 use crate::kind;
 use crate::kind::context::{Changed, CttyPlan, PidMap, RestoreContext};
 use crate::placement::{self, Placement};
-use crate::proc::{self, Held};
+use crate::proc::{self, HeldLock};
 use crate::sys::{self, PlacedFd};
 use crate::table::lock;
 use crate::text::escape;
@@ -38,7 +38,7 @@ pub enum Inherit {
 
 /// How to restore.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
+pub struct RestoreOptions {
     /// The task whose table is restored; the first if none is named.
     pub task: Option<i32>,
     /// For what cannot be restored.
@@ -153,7 +153,7 @@ impl PidMap for Myself<'_> {
     }
 }
 
-impl Options {
+impl RestoreOptions {
     /// Fails with status 2 if a descriptor to hand down is not open.
     pub(crate) fn look_at_handed(&self) -> Result<()> {
         for inherit in &self.inherit {
@@ -201,7 +201,7 @@ impl<'a> Plan<'a> {
     /// Fails with status 6 if the image has no such task.
     pub fn new(
         image: &'a Image,
-        options: &Options,
+        options: &RestoreOptions,
         root: Option<BorrowedFd<'_>>,
         dry: bool,
     ) -> Result<Plan<'a>> {
@@ -277,11 +277,11 @@ impl<'a> Plan<'a> {
     /// Asks each kind whether it can restore what is wanted of it. `held` are the locks of others.
     pub(crate) fn check(
         &mut self,
-        options: &Options,
+        options: &RestoreOptions,
         pids: &dyn PidMap,
         root: Option<BorrowedFd<'_>>,
         dry: bool,
-        held: &[Held],
+        held: &[HeldLock],
     ) -> Result<()> {
         if let Some(step) = self.steps.last() {
             within_limit(step.fd as u32)?;
@@ -475,7 +475,7 @@ pub(crate) fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<(
 }
 
 /// What becomes of the numbers of a task's own table.
-fn lay_out(image: &Image, task: &Task, options: &Options) -> Result<Vec<Step>> {
+fn lay_out(image: &Image, task: &Task, options: &RestoreOptions) -> Result<Vec<Step>> {
     let mut own: BTreeSet<RawFd> = BTreeSet::new();
     let mut used = vec![false; options.inherit.len()];
     for inherit in &options.inherit {
@@ -614,7 +614,7 @@ mod tests {
     fn problems(image: &Image) -> (Vec<String>, Duration) {
         let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
         let begun = now();
-        let plan = Plan::new(image, &Options::default(), None, false).unwrap();
+        let plan = Plan::new(image, &RestoreOptions::default(), None, false).unwrap();
         (plan.problems, now() - begun)
     }
 

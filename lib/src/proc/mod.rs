@@ -48,7 +48,7 @@ pub struct Process {
 /// What changes when a process execs, although its pid and start time stay: where its code and its
 /// stack begin, fields 26 and 28 of /proc/PID/stat.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct ProcessIdentity {
     start: u64,
     program: (u64, u64),
 }
@@ -232,10 +232,10 @@ impl Process {
     }
 
     /// What tells this program in this process from any other.
-    pub fn identity(&self) -> Result<Identity> {
+    pub fn identity(&self) -> Result<ProcessIdentity> {
         let stat = self.stat()?;
         let program = (stat.field(26) as u64, stat.field(28) as u64);
-        Ok(Identity { start: stat.field(22) as u64, program })
+        Ok(ProcessIdentity { start: stat.field(22) as u64, program })
     }
 
     fn stat(&self) -> Result<Stat> {
@@ -416,7 +416,7 @@ fn mounts(dir: BorrowedFd<'_>) -> Option<Vec<i32>> {
     let mut mounts: Vec<i32> = text.split(|&byte| byte == b'\n').filter_map(first).collect();
     let root = openat(dir, "root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let info = format!("/proc/self/fdinfo/{}", root.as_raw_fd());
-    mounts.push(Info::parse(&read_at(nix::fcntl::AT_FDCWD, &info).ok()?).mnt);
+    mounts.push(FdInfo::parse(&read_at(nix::fcntl::AT_FDCWD, &info).ok()?).mnt);
     mounts.sort_unstable();
     Some(mounts)
 }
@@ -557,7 +557,7 @@ fn open_files(limits: &[u8]) -> Option<(u64, u64)> {
 
 /// The text of an fdinfo, taken apart: proc_pid_fdinfo(5).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Info {
+pub struct FdInfo {
     /// The file position.
     pub pos: i64,
     /// Access mode, status flags and [`CLOEXEC`].
@@ -570,11 +570,11 @@ pub struct Info {
     pub rest: String,
 }
 
-impl Info {
+impl FdInfo {
     /// Parses the text; what is not understood stays in `rest`.
-    pub fn parse(text: &[u8]) -> Info {
+    pub fn parse(text: &[u8]) -> FdInfo {
         let text = String::from_utf8_lossy(text);
-        let mut info = Info::default();
+        let mut info = FdInfo::default();
         for line in text.lines() {
             let (key, value) = line.split_once(':').unwrap_or((line, ""));
             let value = value.trim();
@@ -624,7 +624,7 @@ pub fn device(sdev: u32) -> (u32, u32) {
 
 /// A lock that somebody has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldLock {
     /// The lock.
     pub lock: Lock,
     /// The process that took it; -1 if it belongs to a description, but for flock(2).
@@ -634,19 +634,19 @@ pub struct Held {
 }
 
 /// All locks of the system that this pid namespace may know of: /proc/locks.
-pub fn locks() -> Vec<Held> {
+pub fn locks() -> Vec<HeldLock> {
     let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
     text.lines().filter_map(lock).collect()
 }
 
 /// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`.
-fn lock(line: &str) -> Option<Held> {
+fn lock(line: &str) -> Option<HeldLock> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [_, class, state, access, pid, inode, start, end] = words[..] else { return None };
     let mut inode = inode.split(':');
     let mut device = || u32::from_str_radix(inode.next()?, 16).ok();
     let (major, minor) = (device()?, device()?);
-    Some(Held {
+    Some(HeldLock {
         lock: Lock {
             class: class.to_owned(),
             write: access == "WRITE",
@@ -670,7 +670,7 @@ pub struct Descriptor<'a> {
     /// What readlink(2) shows.
     pub link: Bytes,
     /// Its fdinfo.
-    pub info: Info,
+    pub info: FdInfo,
     /// What stat(2) says.
     pub inode: Option<Inode>,
     /// Owner and signal.
@@ -694,7 +694,7 @@ impl<'a> Descriptor<'a> {
         let mut name = [0; 12];
         let name = decimal(fd, &mut name);
         process.descriptor_info(name, text).at(|| "fdinfo")?;
-        let info = Info::parse(text);
+        let info = FdInfo::parse(text);
         let copy = match fetch {
             true => Some(sys::pidfd_getfd(process.pidfd(), fd).at(|| "pidfd_getfd")?),
             false => None,
@@ -707,7 +707,7 @@ impl<'a> Descriptor<'a> {
     pub fn queued(process: &'a Process, copy: OwnedFd) -> Result<Descriptor<'a>> {
         let fd = copy.as_raw_fd();
         let text = read_at(nix::fcntl::AT_FDCWD, &format!("/proc/self/fdinfo/{fd}"));
-        let info = Info::parse(&text.at(|| "fdinfo")?);
+        let info = FdInfo::parse(&text.at(|| "fdinfo")?);
         let name = format!("/proc/self/fd/{fd}");
         let link = || Ok(readlinkat(nix::fcntl::AT_FDCWD, name.as_str())?.into_vec());
         let place = (std::process::id() as i32, fd);
@@ -717,7 +717,7 @@ impl<'a> Descriptor<'a> {
     fn of(
         process: &'a Process,
         place: (i32, RawFd),
-        info: Info,
+        info: FdInfo,
         copy: Option<OwnedFd>,
         read_link: &dyn Fn() -> nix::Result<Vec<u8>>,
     ) -> Result<Descriptor<'a>> {
@@ -769,7 +769,7 @@ impl<'a> Descriptor<'a> {
 
     /// Its fdinfo once more, for what changes by itself: of the copy, if there is one, since the
     /// number may name another description by now.
-    pub fn info_now(&self) -> Result<Info> {
+    pub fn info_now(&self) -> Result<FdInfo> {
         let mut text = Vec::new();
         match &self.copy {
             Some(copy) => {
@@ -781,7 +781,7 @@ impl<'a> Descriptor<'a> {
                 .descriptor_info(decimal(self.fd, &mut [0; 12]), &mut text)
                 .at(|| "fdinfo")?,
         }
-        Ok(Info::parse(&text))
+        Ok(FdInfo::parse(&text))
     }
 
     /// Access mode and status flags, without FD_CLOEXEC.
@@ -911,7 +911,7 @@ mod tests {
         let text = b"pos:\t5\nflags:\t02100001\nmnt_id:\t29\nino:\t77\n\
             lock:\t1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 10 14\n\
             lock:\t2: -> FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF\neventfd-count:               2a\n";
-        let info = Info::parse(text);
+        let info = FdInfo::parse(text);
         assert_eq!((info.pos, info.mnt, info.ino), (5, 29, 77));
         assert_eq!(info.flags, CLOEXEC | libc::O_WRONLY as u32 | 0o100000);
         assert_eq!(info.get("eventfd-count"), Some("2a"));

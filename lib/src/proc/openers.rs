@@ -2,7 +2,7 @@
 //! who else has an object open.
 
 use crate::image::{Bytes, Inode};
-use crate::proc::{self, Info};
+use crate::proc::{self, FdInfo};
 use crate::sys::{self, tty};
 use crate::terminal;
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// A process that has to do with a terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder {
+pub struct Opener {
     /// Its id.
     pub pid: i32,
     /// Its session.
@@ -36,7 +36,7 @@ pub struct Holder {
 /// there may be another with its device number in another one (a container).
 ///
 /// Only links below /dev are looked at closer: a dead network file system cannot hang this.
-pub fn of(device: (u32, u32), devpts: Option<(u32, u32)>) -> Vec<Holder> {
+pub fn of(device: (u32, u32), devpts: Option<(u32, u32)>) -> Vec<Opener> {
     let wanted = i64::from(tty::encoded(device) as i32);
     let known = |pid: i32, stat: proc::Stat| {
         let member = stat.field(7) == wanted;
@@ -46,7 +46,7 @@ pub fn of(device: (u32, u32), devpts: Option<(u32, u32)>) -> Vec<Holder> {
             return None;
         }
         let (fds, masters) = found.map_or((None, Vec::new()), |(fds, m)| (Some(fds), m));
-        Some(Holder {
+        Some(Opener {
             pid,
             sid: stat.field(6) as i32,
             pgid: stat.field(5) as i32,
@@ -78,7 +78,8 @@ fn descriptors(
         }
         let Ok(is) = stat(&entry.path()) else { continue };
         let rdev = (major(is.st_rdev) as u32, minor(is.st_rdev) as u32);
-        let info = || std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| Info::parse(&it));
+        let info =
+            || std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| FdInfo::parse(&it));
         if is.st_mode & libc::S_IFMT != libc::S_IFCHR
             || info().is_ok_and(|it| it.flags & libc::O_PATH as u32 != 0)
         {
@@ -113,9 +114,9 @@ fn descriptors(
 
 /// A descriptor of ours for the terminal, or for its master, from one of those that have it: to
 /// open it could wait, and would show at the other end.
-pub fn copy(holders: &[Holder]) -> Option<OwnedFd> {
+pub fn copy(holders: &[Opener]) -> Option<OwnedFd> {
     let ends =
-        |it: &Holder| it.fds.iter().flatten().chain(&it.masters).copied().collect::<Vec<_>>();
+        |it: &Opener| it.fds.iter().flatten().chain(&it.masters).copied().collect::<Vec<_>>();
     holders.iter().find_map(|holder| {
         let pidfd = sys::pidfd_open(holder.pid).ok()?;
         let alive = |fd: &OwnedFd| tty::winsize(fd) != Err(Errno::EIO);

@@ -41,7 +41,7 @@ pub struct UnixSocket {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PacketSocket {
     /// What it has joined: PACKET_ADD_MEMBERSHIP of packet(7).
-    pub members: Vec<Member>,
+    pub members: Vec<PacketMembership>,
     /// Whether it has a ring to receive into, and one to send from.
     pub rings: (bool, bool),
     /// Whether it is one of several that share their packets: PACKET_FANOUT.
@@ -50,7 +50,7 @@ pub struct PacketSocket {
 
 /// A membership of a packet socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Member {
+pub struct PacketMembership {
     /// The index of the device.
     pub device: u32,
     /// How often it was joined.
@@ -367,7 +367,7 @@ fn packet(message: &[u8]) -> Option<(u32, PacketSocket)> {
             MCLIST => {
                 for entry in value.chunks_exact(ENTRY) {
                     let len = usize::from(half(&entry[10..])?);
-                    socket.members.push(Member {
+                    socket.members.push(PacketMembership {
                         device: word(entry)?,
                         count: word(&entry[4..])?,
                         class: half(&entry[8..])?,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const STACK: usize = 16 << 10;
 
 /// What the child of [`with_shared_table`] looks at.
-struct Watch {
+struct WaitState {
     parent: libc::pid_t,
     done: AtomicBool,
 }
@@ -18,7 +18,7 @@ struct Watch {
 /// Stays until it is done, or until the parent has ended, however that comes about.
 extern "C" fn wait(watch: *mut libc::c_void) -> libc::c_int {
     // SAFETY: the parent keeps it until this child has ended.
-    let watch = unsafe { &*watch.cast::<Watch>() };
+    let watch = unsafe { &*watch.cast::<WaitState>() };
     // SAFETY: neither call takes an argument or can fail, so errno, which is the parent's too, stays.
     unsafe {
         while !watch.done.load(Ordering::Acquire) && libc::getppid() == watch.parent {
@@ -33,7 +33,7 @@ extern "C" fn wait(watch: *mut libc::c_void) -> libc::c_int {
 /// A thread would do it too, but the C library brings signal handlers with its first one, and what
 /// the caller had ignored would not be ignored any more after an exec.
 pub fn with_shared_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
-    let watch = Watch { parent: nix::unistd::getpid().as_raw(), done: AtomicBool::new(false) };
+    let watch = WaitState { parent: nix::unistd::getpid().as_raw(), done: AtomicBool::new(false) };
     let mut stack = vec![0u8; STACK];
     // The end of the stack, where it begins, aligned as every ABI wants it.
     let top = stack.as_mut_ptr_range().end.map_addr(|at| at & !15);

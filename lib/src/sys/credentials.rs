@@ -12,7 +12,7 @@ struct Header {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Data {
+struct CapSets {
     effective: u32,
     permitted: u32,
     inheritable: u32,
@@ -23,7 +23,7 @@ const VERSION_3: u32 = 0x2008_0522;
 /// Sets the effective, permitted and inheritable capabilities of this process, a bit each.
 pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
     let header = Header { version: VERSION_3, pid: 0 };
-    let half = |shift: u32| Data {
+    let half = |shift: u32| CapSets {
         effective: (effective >> shift) as u32,
         permitted: (permitted >> shift) as u32,
         inheritable: (inheritable >> shift) as u32,

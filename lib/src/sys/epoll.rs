@@ -30,7 +30,7 @@ pub fn compare_target(
 /// How an epoll polls the network devices of its members: struct epoll_params, Linux 6.9.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Busy {
+pub struct Params {
     /// Microseconds.
     pub usecs: u32,
     /// Packets at a time.
@@ -40,26 +40,26 @@ pub struct Busy {
     pad: u8,
 }
 
-impl Busy {
+impl Params {
     /// What to set.
-    pub fn new(usecs: u32, budget: u16, prefer: bool) -> Busy {
-        Busy { usecs, budget, prefer: prefer.into(), pad: 0 }
+    pub fn new(usecs: u32, budget: u16, prefer: bool) -> Params {
+        Params { usecs, budget, prefer: prefer.into(), pad: 0 }
     }
 }
 
 /// EPIOCGPARAMS of ioctl_eventpoll(2).
-pub fn busy(epoll: BorrowedFd<'_>) -> nix::Result<Busy> {
+pub fn busy(epoll: BorrowedFd<'_>) -> nix::Result<Params> {
     const EPIOCGPARAMS: libc::Ioctl = 0x8008_8a02_u32 as libc::Ioctl;
-    let mut busy = Busy::default();
-    // SAFETY: the kernel fills one epoll_params, which Busy is.
+    let mut busy = Params::default();
+    // SAFETY: the kernel fills one epoll_params, which Params is.
     Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCGPARAMS, &mut busy) })?;
     Ok(busy)
 }
 
 /// EPIOCSPARAMS of ioctl_eventpoll(2).
-pub fn set_busy(epoll: BorrowedFd<'_>, busy: Busy) -> nix::Result<()> {
+pub fn set_busy(epoll: BorrowedFd<'_>, busy: Params) -> nix::Result<()> {
     const EPIOCSPARAMS: libc::Ioctl = 0x4008_8a01_u32 as libc::Ioctl;
-    // SAFETY: the kernel reads one epoll_params, which Busy is.
+    // SAFETY: the kernel reads one epoll_params, which Params is.
     Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCSPARAMS, &busy) }).map(drop)
 }
 

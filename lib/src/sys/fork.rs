@@ -31,7 +31,7 @@ pub struct CloneArgs {
 /// struct clone_args of clone3(2), in its second size (Linux 5.5).
 #[repr(C)]
 #[derive(Default)]
-struct Args {
+struct RawCloneArgs {
     flags: u64,
     pidfd: u64,
     child_tid: u64,
@@ -52,7 +52,7 @@ struct Args {
 pub fn birth(how: CloneArgs) -> nix::Result<Option<Pid>> {
     be_alone()?;
     let pid = how.pid;
-    let mut args = Args { exit_signal: libc::SIGCHLD as u64, ..Args::default() };
+    let mut args = RawCloneArgs { exit_signal: libc::SIGCHLD as u64, ..RawCloneArgs::default() };
     if how.share {
         args.flags |= libc::CLONE_FILES as u64;
     }
@@ -67,7 +67,8 @@ pub fn birth(how: CloneArgs) -> nix::Result<Option<Pid>> {
     }
     // SAFETY: the kernel reads the arguments and one pid. Without CLONE_VM the child has memory of
     // its own, and there is no other thread, so it may do all that the parent may.
-    let child = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<Args>()) };
+    let child =
+        unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<RawCloneArgs>()) };
     match Errno::result(child)? {
         0 => Ok(None),
         child => Ok(Some(Pid::from_raw(child as i32))),

@@ -35,7 +35,7 @@ pub fn open(pid: i32, flags: u32) -> nix::Result<OwnedFd> {
 /// struct pidfd_info in its first size.
 #[repr(C)]
 #[derive(Default)]
-struct Info {
+struct PidfdInfo {
     mask: u64,
     cgroup: u64,
     ids: [u32; 11],
@@ -47,8 +47,8 @@ struct Info {
 pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
     const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
-    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
-    // SAFETY: the number says that the struct has 64 bytes, which Info has, and the kernel fills
+    let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the number says that the struct has 64 bytes, which PidfdInfo has, and the kernel fills
     // no more of it.
     let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &mut info) };
     (asked == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit)

@@ -211,7 +211,7 @@ pub fn netns_cookie(fd: BorrowedFd<'_>) -> nix::Result<u64> {
 
 /// struct ifreq of netdevice(7), with the index of the device.
 #[repr(C)]
-struct Request {
+struct IfRequest {
     name: [u8; libc::IFNAMSIZ],
     index: libc::c_int,
     rest: [u8; 20],
@@ -219,8 +219,8 @@ struct Request {
 
 /// The name of a network device in the namespace of a socket: SIOCGIFNAME of netdevice(7).
 pub fn device_name(fd: BorrowedFd<'_>, index: i32) -> nix::Result<Vec<u8>> {
-    let mut request = Request { name: [0; libc::IFNAMSIZ], index, rest: [0; 20] };
-    // SAFETY: SIOCGIFNAME reads and writes one ifreq, which Request is.
+    let mut request = IfRequest { name: [0; libc::IFNAMSIZ], index, rest: [0; 20] };
+    // SAFETY: SIOCGIFNAME reads and writes one ifreq, which IfRequest is.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFNAME as _, &raw mut request) };
     Errno::result(done)?;
     Ok(request.name.iter().copied().take_while(|&byte| byte != 0).collect())
@@ -228,12 +228,12 @@ pub fn device_name(fd: BorrowedFd<'_>, index: i32) -> nix::Result<Vec<u8>> {
 
 /// The index of a network device in the namespace of a socket: SIOCGIFINDEX of netdevice(7).
 pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
-    let mut request = Request { name: [0; libc::IFNAMSIZ], index: 0, rest: [0; 20] };
+    let mut request = IfRequest { name: [0; libc::IFNAMSIZ], index: 0, rest: [0; 20] };
     if name.len() >= request.name.len() {
         return Err(Errno::ENODEV);
     }
     request.name[..name.len()].copy_from_slice(name);
-    // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which Request is.
+    // SAFETY: SIOCGIFINDEX reads and writes one ifreq, which IfRequest is.
     let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFINDEX as _, &raw mut request) };
     Errno::result(done)?;
     Ok(request.index)

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 /// struct ptrace_syscall_info of linux/ptrace.h, as far as the entry into a system call fills it.
 #[repr(C)]
 #[derive(Default)]
-struct Info {
+struct SyscallInfo {
     op: u8,
     pad: [u8; 3],
     arch: u32,
@@ -24,7 +24,7 @@ const PTRACE_EVENT_STOP: i32 = 128;
 
 /// Why a tracee has stopped, or that it has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum TraceStop {
     /// Before or after a system call.
     Call,
     /// It made a child, which is a tracee too.
@@ -40,18 +40,18 @@ pub enum Stop {
 }
 
 /// Waits for any tracee: waitpid(2) with __WALL. Fails with ECHILD if there is none.
-pub fn wait() -> nix::Result<(Pid, Stop)> {
+pub fn wait() -> nix::Result<(Pid, TraceStop)> {
     let mut status = 0;
     // SAFETY: the call fills one int.
     let pid = Errno::result(unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) })?;
     let (signal, event) = (libc::WSTOPSIG(status), status >> 16);
     let stop = match (libc::WIFSTOPPED(status), event) {
-        (false, _) => Stop::Ended,
-        (_, PTRACE_EVENT_STOP) if signal == libc::SIGTRAP => Stop::Begun,
-        (_, PTRACE_EVENT_STOP) => Stop::Group,
-        (_, 0) if signal == libc::SIGTRAP | 0x80 => Stop::Call,
-        (_, 0) => Stop::Signal(signal),
-        _ => Stop::Child,
+        (false, _) => TraceStop::Ended,
+        (_, PTRACE_EVENT_STOP) if signal == libc::SIGTRAP => TraceStop::Begun,
+        (_, PTRACE_EVENT_STOP) => TraceStop::Group,
+        (_, 0) if signal == libc::SIGTRAP | 0x80 => TraceStop::Call,
+        (_, 0) => TraceStop::Signal(signal),
+        _ => TraceStop::Child,
     };
     Ok((Pid::from_raw(pid), stop))
 }
@@ -59,10 +59,10 @@ pub fn wait() -> nix::Result<(Pid, Stop)> {
 /// Number and arguments of the system call that a tracee is about to make; none if it has made it.
 /// PTRACE_GET_SYSCALL_INFO, Linux 5.3.
 pub fn call(pid: Pid) -> nix::Result<Option<(libc::c_long, [u64; 6])>> {
-    let mut info = Info::default();
+    let mut info = SyscallInfo::default();
     // SAFETY: the kernel fills at most as many bytes as it is told, which are those of the struct.
     Errno::result(unsafe {
-        libc::ptrace(PTRACE_GET_SYSCALL_INFO, pid.as_raw(), size_of::<Info>(), &raw mut info)
+        libc::ptrace(PTRACE_GET_SYSCALL_INFO, pid.as_raw(), size_of::<SyscallInfo>(), &raw mut info)
     })?;
     let entry = info.op == PTRACE_SYSCALL_INFO_ENTRY;
     Ok(entry.then_some((info.number as libc::c_long, info.args)))

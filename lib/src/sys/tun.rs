@@ -11,19 +11,19 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// struct ifreq, with flags or a hardware address.
 #[repr(C)]
-struct Request {
+struct TunRequest {
     name: [u8; libc::IFNAMSIZ],
     flags: u16,
     data: [u8; 22],
 }
 
-fn request(fd: BorrowedFd<'_>, number: Ioctl, request: &mut Request) -> nix::Result<()> {
-    // SAFETY: all requests that come here read and write one ifreq, which Request is.
+fn request(fd: BorrowedFd<'_>, number: Ioctl, request: &mut TunRequest) -> nix::Result<()> {
+    // SAFETY: all requests that come here read and write one ifreq, which TunRequest is.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), number, &raw mut *request) }).map(drop)
 }
 
-fn named(name: &[u8], flags: u16) -> nix::Result<Request> {
-    let mut request = Request { name: [0; libc::IFNAMSIZ], flags, data: [0; 22] };
+fn named(name: &[u8], flags: u16) -> nix::Result<TunRequest> {
+    let mut request = TunRequest { name: [0; libc::IFNAMSIZ], flags, data: [0; 22] };
     if name.len() >= request.name.len() {
         return Err(Errno::EINVAL);
     }

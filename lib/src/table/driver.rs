@@ -4,10 +4,10 @@
 use crate::ctty;
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
-use crate::kind::context::{CttyPlan, Made, RestoreContext, set_flags};
+use crate::kind::context::{CttyPlan, Opened, RestoreContext, set_flags};
 use crate::kind::{self, Need};
 use crate::placement::{self, Placement, Wanted};
-use crate::plan::{Action, Missing, Myself, Options, Plan, Step, hard_limit, refuse, what};
+use crate::plan::{Action, Missing, Myself, Plan, RestoreOptions, Step, hard_limit, refuse, what};
 use crate::proc::inode_of;
 use crate::sys::{self, Owner, PlacedFd};
 use crate::table::fdstore::Store;
@@ -38,7 +38,7 @@ pub(crate) struct With<'a> {
 /// Nothing outside this process is changed. `meter` looks on.
 pub fn restore(
     plan: &Plan<'_>,
-    options: &Options,
+    options: &RestoreOptions,
     source: &[u8],
     root: Option<OwnedFd>,
     meter: Option<&mut Meter<'_>>,
@@ -55,7 +55,7 @@ pub fn restore(
 /// The work of [`restore`]: the services are where to say what, the root, what is handed down.
 fn in_place(
     plan: &Plan<'_>,
-    options: &Options,
+    options: &RestoreOptions,
     source: &[u8],
     services: &mut Vec<Option<PlacedFd>>,
     mut meter: Option<&mut Meter<'_>>,
@@ -197,7 +197,7 @@ pub(crate) fn close_others(keep: &[RawFd]) -> Result<()> {
 /// Makes all that the plan says; gives the numbers that were close-on-exec.
 fn build<'s>(
     plan: &'s Plan<'s>,
-    options: &Options,
+    options: &RestoreOptions,
     cx: &mut RestoreContext<'s>,
     with: &With<'_>,
     say: &mut dyn FnMut(&str),
@@ -217,7 +217,7 @@ fn build<'s>(
 /// Refuses what cannot be locked, with status 6, or says it where descriptors may be missing too.
 pub(crate) fn go_without(
     unlocked: Vec<String>,
-    options: &Options,
+    options: &RestoreOptions,
     warnings: &mut Vec<String>,
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
@@ -238,7 +238,7 @@ pub(crate) fn stands(step: &Step) -> bool {
 /// A table on the way.
 pub(crate) struct Work<'w, 's> {
     plan: &'s Plan<'s>,
-    options: &'w Options,
+    options: &'w RestoreOptions,
     pub(crate) cx: &'w mut RestoreContext<'s>,
     with: &'w With<'w>,
     problems: Vec<String>,
@@ -257,7 +257,7 @@ pub(crate) struct Work<'w, 's> {
 impl<'w, 's> Work<'w, 's> {
     pub(crate) fn new(
         plan: &'s Plan<'s>,
-        options: &'w Options,
+        options: &'w RestoreOptions,
         cx: &'w mut RestoreContext<'s>,
         with: &'w With<'w>,
     ) -> Self {
@@ -473,7 +473,7 @@ impl<'w, 's> Work<'w, 's> {
 /// That it cannot be had is said; COMMAND runs without.
 fn control(
     plan: &Plan<'_>,
-    options: &Options,
+    options: &RestoreOptions,
     cx: &mut RestoreContext<'_>,
     handed: &HashMap<RawFd, PlacedFd>,
 ) -> Result<()> {
@@ -556,7 +556,7 @@ fn make(file: &OpenFile, fd: RawFd, cx: &mut RestoreContext<'_>) -> Result<()> {
     }
     let kind = kind::named(&file.kind)
         .ok_or_else(|| Error::unrestorable(format!("kind {} is not known here", file.kind)))?;
-    let Made { fd: new, flags } = (kind.restore)(file, cx)?;
+    let Opened { fd: new, flags } = (kind.restore)(file, cx)?;
     set_flags(new.as_fd(), flags, file.flags)?;
     let placed = cx.place(new, fd)?;
     cx.placed_fds.insert(file.id, placed);

@@ -61,7 +61,7 @@ impl<'b> Store<'b> {
 
     /// Copies of the descriptors of a message, at the lowest free numbers, ascending.
     pub fn get(&self, message: u32, count: usize) -> Result<Vec<OwnedFd>> {
-        let _held = Held::take(self.lock.0, self.lock.1);
+        let _held = StoreLock::take(self.lock.0, self.lock.1);
         self.messages.set(self.messages.get() + 1);
         self.set(libc::SO_PEEK_OFF, message as i32).at(|| "SO_PEEK_OFF")?;
         let fds = sys::socket::peek_message(self.socket.as_fd(), &mut [0], false)?.2.fds;
@@ -95,21 +95,21 @@ impl AsFd for Store<'_> {
 }
 
 /// A lock among processes: 0 free, 1 held, 2 held and waited for.
-struct Held<'a>(&'a SharedMem, usize);
+struct StoreLock<'a>(&'a SharedMem, usize);
 
-impl<'a> Held<'a> {
-    fn take(shared: &'a SharedMem, at: usize) -> Held<'a> {
+impl<'a> StoreLock<'a> {
+    fn take(shared: &'a SharedMem, at: usize) -> StoreLock<'a> {
         let cell = shared.cell(at);
         if cell.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             while cell.swap(2, Ordering::Acquire) != 0 {
                 shared.wait(at, 2, None);
             }
         }
-        Held(shared, at)
+        StoreLock(shared, at)
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for StoreLock<'_> {
     fn drop(&mut self) {
         if self.0.cell(self.1).swap(0, Ordering::Release) == 2 {
             self.0.wake_some(self.1, 1);

@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Lock, OpenFile};
 use crate::kind::context::RestoreContext;
-use crate::proc::{self, Held, inode_of};
+use crate::proc::{self, HeldLock, inode_of};
 use crate::sys::{self, Owner, PlacedFd};
 use crate::text::escape;
 use nix::errno::Errno;
@@ -88,10 +88,14 @@ fn taken(pid: i32) -> Error {
 /// The locks that others have on what the path of a file leads to.
 ///
 /// A record of another machine may have the same numbers: the path tells.
-fn elsewhere<'h>(file: &OpenFile, held: &'h [Held], cx: &RestoreContext<'_>) -> Vec<&'h Held> {
+fn elsewhere<'h>(
+    file: &OpenFile,
+    held: &'h [HeldLock],
+    cx: &RestoreContext<'_>,
+) -> Vec<&'h HeldLock> {
     let Some(inode) = &file.inode else { return Vec::new() };
     let key = (inode.dev.0, inode.dev.1, inode.ino);
-    let mut found: Vec<&Held> = held.iter().filter(|held| held.inode == key).collect();
+    let mut found: Vec<&HeldLock> = held.iter().filter(|held| held.inode == key).collect();
     if !found.is_empty() {
         let now = cx.open(&file.link.0, libc::O_PATH as u32).ok();
         let now = now.and_then(|fd| inode_of(fd.as_fd()).ok());
@@ -104,12 +108,12 @@ fn elsewhere<'h>(file: &OpenFile, held: &'h [Held], cx: &RestoreContext<'_>) -> 
 
 /// Fails with status 6 if somebody has a lease that opening this file would break, after a signal
 /// to its holder and up to 45 seconds of waiting (/proc/sys/fs/lease-break-time).
-pub(crate) fn may_open(file: &OpenFile, held: &[Held], cx: &RestoreContext<'_>) -> Result<()> {
+pub(crate) fn may_open(file: &OpenFile, held: &[HeldLock], cx: &RestoreContext<'_>) -> Result<()> {
     let flags = file.flags as i32;
     if flags & libc::O_PATH != 0 {
         return Ok(());
     }
-    let breaks = |it: &&Held| {
+    let breaks = |it: &&HeldLock| {
         let lease = it.lock.class == "LEASE";
         lease && (it.lock.write || flags & libc::O_ACCMODE != libc::O_RDONLY)
     };
@@ -131,7 +135,7 @@ pub(crate) fn foresee(
     lock: &Lock,
     file: &OpenFile,
     of_table: bool,
-    held: &[Held],
+    held: &[HeldLock],
     cx: &RestoreContext<'_>,
 ) -> Result<Option<String>> {
     look(lock, file, of_table)?;

@@ -4,11 +4,11 @@ use crate::error::Result;
 use crate::placement::Size;
 use crate::proc;
 use crate::sys;
-use crate::table::syscall_counter::{Calls, Counter, Place};
+use crate::table::syscall_counter::{Calls, Counter, CounterSlot};
 
 /// Looks on while a table is restored by this process.
 pub struct Meter<'c> {
-    counter: Option<(&'c Counter, Place)>,
+    counter: Option<(&'c Counter, CounterSlot)>,
     /// The calls before, and those that the looking took.
     aside: Calls,
     /// FDSize at its largest, as far as it was looked at.
@@ -61,7 +61,7 @@ impl<'c> Meter<'c> {
 
 /// A table as it came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Made {
+pub struct TableStats {
     /// How many descriptors.
     pub descriptors: usize,
     /// FDSize.
@@ -70,11 +70,11 @@ pub struct Made {
 
 /// What one process took.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
+pub struct ProcessStats {
     /// The id of its task in the image; none for fdrestore, which makes what several tasks have.
     pub pid: Option<i32>,
     /// Its table; none for one that shares another's, and for fdrestore.
-    pub table: Option<Made>,
+    pub table: Option<TableStats>,
     /// Its system calls, if they could be counted.
     pub calls: Option<Calls>,
     /// Messages put into the fdstore, or taken from it.

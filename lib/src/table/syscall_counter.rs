@@ -7,7 +7,7 @@
 use crate::error::{At, Result};
 use crate::sys::fork::{self, CloneArgs};
 use crate::sys::shared_mem::SharedMem;
-use crate::sys::trace::{self, Stop};
+use crate::sys::trace::{self, TraceStop};
 use crate::sys::{self, PlacedFd, credentials};
 use nix::errno::Errno;
 use nix::libc;
@@ -45,7 +45,7 @@ const EACH: usize = 3;
 
 /// Where the counts of a process are.
 #[derive(Clone, Copy, Debug)]
-pub struct Place(usize);
+pub struct CounterSlot(usize);
 
 /// A count that goes on until it is told to end.
 pub struct Counter {
@@ -95,12 +95,12 @@ impl Counter {
     }
 
     /// Where the counts of this process are. It takes one system call.
-    pub fn mine(&self) -> Option<Place> {
-        self.place(getpid()).map(Place)
+    pub fn mine(&self) -> Option<CounterSlot> {
+        self.place(getpid()).map(CounterSlot)
     }
 
     /// What a process has called since the count began, or since it was made. It takes no call.
-    pub fn calls(&self, of: Place) -> Calls {
+    pub fn calls(&self, of: CounterSlot) -> Calls {
         let count = |at: usize| self.shared.cell(of.0 + at).load(Ordering::Acquire) as u32;
         Calls { all: count(1), dups: count(2) }
     }
@@ -163,12 +163,12 @@ impl Counter {
         let mut ending = false;
         while let Ok((pid, stop)) = trace::wait() {
             match stop {
-                Stop::Ended => {
+                TraceStop::Ended => {
                     tracees.remove(&pid);
                     continue;
                 }
-                Stop::Call => self.count(pid),
-                Stop::Child => {
+                TraceStop::Call => self.count(pid),
+                TraceStop::Child => {
                     if let Ok(child) = ptrace::getevent(pid) {
                         tracees.insert(Pid::from_raw(child as libc::pid_t));
                     }
@@ -181,14 +181,14 @@ impl Counter {
                     let _ = ptrace::interrupt(other);
                 });
             }
-            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+            let signal = if let TraceStop::Signal(signal) = stop { signal } else { 0 };
             // One that was killed meanwhile is not there to go on.
             let _ = match (ending, stop) {
                 (true, _) => {
                     tracees.remove(&pid);
                     trace::let_go(pid, signal)
                 }
-                (_, Stop::Group) => trace::listen(pid),
+                (_, TraceStop::Group) => trace::listen(pid),
                 _ => trace::go_on(pid, signal),
             };
             if pid == self.of && self.shared.cell(STATE).load(Ordering::Acquire) == 0 {

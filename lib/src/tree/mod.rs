@@ -9,7 +9,7 @@ mod run;
 mod shape;
 
 pub use run::{Grown, Mode, foresee, grow};
-pub use shape::{Group, LeaderlessGroup, Node, Shape};
+pub use shape::{LeaderlessGroup, Node, ProcessGroup, Shape};
 
 use crate::ctty::SessionRole;
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::image::{Image, OpenFile, Slot, Task};
 use crate::kind::context::{CttyPlan, PidMap};
 use crate::kind::{self, Need};
 use crate::placement::TablePlan;
-use crate::plan::{self, Action, Home, Inherit, Options, Plan, Step};
+use crate::plan::{self, Action, Home, Inherit, Plan, RestoreOptions, Step};
 use crate::sys::PlacedFd;
 use crate::table::fdstore::MOST;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,7 +25,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 
 /// Which descriptions are one message of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
+pub struct StoreMessage {
     /// The files, in the order of the numbers that they get.
     pub files: Vec<u32>,
     /// Whether they can be made only when all processes are there.
@@ -54,7 +54,7 @@ pub struct Tree<'a> {
     /// What is made for the store.
     pub common: Plan<'a>,
     /// The messages of the store; those of the first round come first.
-    pub messages: Vec<Message>,
+    pub messages: Vec<StoreMessage>,
     /// The table of each task that owns one.
     pub tables: Vec<Option<Plan<'a>>>,
     /// For each task the highest number that its parent passes on to it.
@@ -98,7 +98,7 @@ impl<'a> Tree<'a> {
     /// Fails with status 3 or 6 as [`Shape::of`] does.
     pub fn new(
         image: &'a Image,
-        options: &Options,
+        options: &RestoreOptions,
         root: Option<BorrowedFd<'_>>,
         ours: SessionRole,
         dry: bool,
@@ -119,12 +119,12 @@ impl<'a> Tree<'a> {
     pub fn unchecked(image: &'a Image) -> Result<Tree<'a>> {
         // Whether we have a terminal moves no number.
         let nobody = SessionRole { leader: false, has: false };
-        Tree::planned(image, &Options::default(), (nobody, None), |_| Ok(()))
+        Tree::planned(image, &RestoreOptions::default(), (nobody, None), |_| Ok(()))
     }
 
     fn planned(
         image: &'a Image,
-        options: &Options,
+        options: &RestoreOptions,
         (ours, own): (SessionRole, Option<(u32, u32)>),
         mut check: impl FnMut(&mut Plan<'a>) -> Result<()>,
     ) -> Result<Tree<'a>> {
@@ -287,7 +287,7 @@ fn reached(
 }
 
 /// The files that the caller's descriptors stand for.
-fn handed(image: &Image, options: &Options, shape: &Shape) -> Result<HashMap<u32, RawFd>> {
+fn handed(image: &Image, options: &RestoreOptions, shape: &Shape) -> Result<HashMap<u32, RawFd>> {
     let mut used = vec![false; options.inherit.len()];
     let mut handed = HashMap::new();
     // A number alone means the first task's, whatever others have there.
@@ -606,7 +606,7 @@ impl Layout<'_, '_> {
         owners: &[usize],
         steps: &mut [Vec<Step>],
         ctty_plans: &[CttyPlan],
-    ) -> Vec<Message> {
+    ) -> Vec<StoreMessage> {
         // Who fetches each file, at which number, before or after its children.
         let mut takers: HashMap<u32, Vec<(usize, RawFd, bool)>> = HashMap::new();
         for &owner in owners {
@@ -627,7 +627,7 @@ impl Layout<'_, '_> {
                     .zip(next_by)
                     .all(|(&(by, at, when), &next)| (by, at + 1, when) == next)
         };
-        let mut messages: Vec<Message> = Vec::new();
+        let mut messages: Vec<StoreMessage> = Vec::new();
         let mut known: HashMap<u32, u32> = HashMap::new();
         for &owner in owners {
             let mut before: Option<(RawFd, u32)> = None;
@@ -642,7 +642,7 @@ impl Layout<'_, '_> {
                 });
                 match open {
                     Some(open) => open.files.push(id),
-                    None => messages.push(Message { files: vec![id], last: is_last(id) }),
+                    None => messages.push(StoreMessage { files: vec![id], last: is_last(id) }),
                 }
                 known.insert(id, messages.len() as u32 - 1);
                 before = Some((step.fd, id));
@@ -653,7 +653,7 @@ impl Layout<'_, '_> {
             let CttyPlan::FromImage(id) = ctty_plan else { continue };
             if !known.contains_key(id) && !self.lost.contains_key(id) {
                 known.insert(*id, messages.len() as u32);
-                messages.push(Message { files: vec![*id], last: false });
+                messages.push(StoreMessage { files: vec![*id], last: false });
             }
         }
         // Those of the first round come first in the queue too.

@@ -5,14 +5,14 @@
 //! table stands), *gone on* (our own descriptors are closed, credentials are put back; it holds, or
 //! runs its command). Until the last stage whatever dies takes all others along.
 
-use super::{Group, Tree};
+use super::{ProcessGroup, Tree};
 use crate::cli::progress::{Progress, Unit};
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Credentials, Task, Terminal};
 use crate::kind::context::{CttyPlan, PidMap, RestoreContext};
 use crate::placement::{self, Placement, Size, Wanted};
-use crate::plan::{Action, Missing, Options, Plan, Step, hard_limit};
+use crate::plan::{Action, Missing, Plan, RestoreOptions, Step, hard_limit};
 use crate::proc::Process;
 use crate::sys::fork::{self, CloneArgs};
 use crate::sys::shared_mem::SharedMem;
@@ -21,7 +21,7 @@ use crate::sys::{self, PlacedFd, credentials};
 use crate::table::driver::{self, With, Work, close_others, place, raise_limit, room, seize};
 use crate::table::fdstore::Store;
 use crate::table::shrink;
-use crate::table::stats::{Made, Meter, Row};
+use crate::table::stats::{Meter, ProcessStats, TableStats};
 use crate::table::syscall_counter::{Calls, Counter};
 use crate::terminal::Settings;
 use crate::text::escape;
@@ -92,12 +92,12 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// What a process of the tree knows.
 struct TreeRestore<'a> {
     tree: &'a Tree<'a>,
-    options: &'a Options,
+    options: &'a RestoreOptions,
     mode: &'a Mode,
     source: &'a [u8],
     shared: &'a SharedMem,
     by_pid: HashMap<i32, usize>,
-    groups: HashMap<i32, Group>,
+    groups: HashMap<i32, ProcessGroup>,
     /// Process and group of fdrestore.
     coordinator: (Pid, Pid),
     /// The soft limit of open files before and now.
@@ -173,12 +173,12 @@ impl TreeRestore<'_> {
         self.shared.cell(self.pid_cell(task)).load(Ordering::Acquire)
     }
 
-    fn leader(&self, group: Group) -> i32 {
+    fn leader(&self, group: ProcessGroup) -> i32 {
         match group {
-            Group::Own => 0,
-            Group::Of(task) => self.pid(task),
-            Group::Ours => self.coordinator.1.as_raw(),
-            Group::LeaderlessGroup(at) => {
+            ProcessGroup::Own => 0,
+            ProcessGroup::Of(task) => self.pid(task),
+            ProcessGroup::Ours => self.coordinator.1.as_raw(),
+            ProcessGroup::LeaderlessGroup(at) => {
                 self.shared.cell(self.orphan_cell(at)).load(Ordering::Acquire)
             }
         }
@@ -192,7 +192,7 @@ impl PidMap for TreeRestore<'_> {
 
     fn group(&self, pgid: i32) -> Option<i32> {
         match self.groups.get(&pgid)? {
-            Group::Own => self.process(pgid),
+            ProcessGroup::Own => self.process(pgid),
             other => Some(self.leader(*other)),
         }
     }
@@ -205,7 +205,7 @@ pub struct Grown {
     /// What was said on the way.
     pub said: Vec<String>,
     /// What it took, if that was asked for.
-    pub stats: Option<Vec<Row>>,
+    pub stats: Option<Vec<ProcessStats>>,
 }
 
 /// Makes the processes of a tree. `source` is the image.
@@ -215,7 +215,7 @@ pub struct Grown {
 /// nothing is left of any of them.
 pub fn grow(
     tree: &Tree<'_>,
-    options: &Options,
+    options: &RestoreOptions,
     mode: &Mode,
     source: &[u8],
     root: Option<(OwnedFd, PathBuf)>,
@@ -374,7 +374,7 @@ impl TreeRestore<'_> {
         stats_page: &StatsPage,
         store: &Store<'_>,
         calls: Option<Calls>,
-    ) -> Result<Vec<Row>> {
+    ) -> Result<Vec<ProcessStats>> {
         let ends = self.sizes()?;
         let cell = |at: usize, which: usize| {
             stats_page.shared.cell(STATS_CELLS * at + which).load(Ordering::Acquire)
@@ -382,18 +382,18 @@ impl TreeRestore<'_> {
         let row = |at: &usize| {
             let at = *at;
             let [all, dups, messages, seen] = [0, 1, 2, 3].map(|which| cell(at, which) as u32);
-            let made = |plan: &Plan<'_>| Made {
+            let made = |plan: &Plan<'_>| TableStats {
                 descriptors: plan.descriptors(),
                 size: Size { peak: ends[at].max(seen.into()), end: ends[at] },
             };
-            Row {
+            ProcessStats {
                 pid: Some(self.tree.image.tasks[at].pid),
                 table: self.tree.tables[at].as_ref().map(made),
                 calls: calls.map(|_| Calls { all, dups }),
                 messages,
             }
         };
-        let own = Row { pid: None, table: None, calls, messages: store.messages() };
+        let own = ProcessStats { pid: None, table: None, calls, messages: store.messages() };
         Ok(self.tree.shape.order.iter().map(row).chain([own]).collect())
     }
 
@@ -770,7 +770,7 @@ impl TreeRestore<'_> {
     ) -> Result<()> {
         let nodes = &self.tree.shape.nodes[at];
         let plan = self.tree.tables[nodes.owner].as_ref().ok_or(Errno::EBADF)?;
-        if nodes.group == Group::Own && !nodes.leads {
+        if nodes.group == ProcessGroup::Own && !nodes.leads {
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")?;
         }
         let mut leaves = nodes.leads;
@@ -900,7 +900,7 @@ impl TreeRestore<'_> {
     /// Joins its process group.
     fn join(&self, at: usize) -> Result<()> {
         let nodes = &self.tree.shape.nodes[at];
-        if nodes.group == Group::Own {
+        if nodes.group == ProcessGroup::Own {
             return Ok(());
         }
         setpgid(Pid::from_raw(0), Pid::from_raw(self.leader(nodes.group))).at(|| "setpgid")
@@ -968,14 +968,14 @@ impl TreeRestore<'_> {
     fn go_on(&self, at: usize, plan: &Plan<'_>) -> Result<Infallible> {
         let task = &self.tree.image.tasks[at];
         let command = match (self.is_given(at), self.mode.respawn) {
-            (true, _) => Some(Command::new(None, self.mode.command.iter().map(|it| it.as_bytes()))),
+            (true, _) => Some(Program::new(None, self.mode.command.iter().map(|it| it.as_bytes()))),
             (false, true) => {
                 // By now the path starts at its own root.
                 let exe = task.exe.as_ref().and_then(|exe| match &task.root {
                     Some(root) if root.0 != b"/" => below(&exe.0, &root.0).map(<[u8]>::to_vec),
                     _ => Some(self.place(&exe.0).into_os_string().into_vec()),
                 });
-                Some(Command::new(exe, task.args.iter().map(|arg| arg.0.as_slice())))
+                Some(Program::new(exe, task.args.iter().map(|arg| arg.0.as_slice())))
             }
             (false, false) => None,
         };
@@ -1024,7 +1024,7 @@ impl TreeRestore<'_> {
     /// Stops this process, once what stood in for the leader of its group is gone: its end may
     /// orphan the group, and then the kernel ends those in it that are stopped (SIGHUP, setpgid(2)).
     fn stop(&self, at: usize) -> Result<()> {
-        if let Group::LeaderlessGroup(group_index) = self.tree.shape.nodes[at].group {
+        if let ProcessGroup::LeaderlessGroup(group_index) = self.tree.shape.nodes[at].group {
             let cell = self.orphan_cell(group_index);
             loop {
                 match self.shared.cell(cell).load(Ordering::Acquire) {
@@ -1317,19 +1317,19 @@ fn out_of_place(
 }
 
 /// A program to be run.
-struct Command {
+struct Program {
     /// Its path; the first argument is looked up if there is none.
     path: Option<CString>,
     args: Vec<CString>,
 }
 
-impl Command {
-    fn new<'w>(path: Option<Vec<u8>>, args: impl Iterator<Item = &'w [u8]>) -> Command {
+impl Program {
+    fn new<'w>(path: Option<Vec<u8>>, args: impl Iterator<Item = &'w [u8]>) -> Program {
         let word = |bytes: &[u8]| {
             CString::new(bytes.split(|&byte| byte == 0).next().unwrap_or_default())
                 .unwrap_or_default()
         };
-        Command { path: path.map(|path| word(&path)), args: args.map(word).collect() }
+        Program { path: path.map(|path| word(&path)), args: args.map(word).collect() }
     }
 
     fn name(&self) -> String {
@@ -1367,7 +1367,7 @@ impl Command {
 /// be chosen and we may not.
 pub fn foresee(
     tree: &mut Tree<'_>,
-    options: &Options,
+    options: &RestoreOptions,
     mode: &Mode,
     root: Option<&Path>,
 ) -> Result<()> {

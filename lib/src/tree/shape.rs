@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 /// The process group of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Group {
+pub enum ProcessGroup {
     /// It leads its own.
     Own,
     /// That of this task.
@@ -41,7 +41,7 @@ pub struct Node {
     /// Whether it is made before its maker calls setsid(2).
     pub before: bool,
     /// Its process group.
-    pub group: Group,
+    pub group: ProcessGroup,
     /// Those that it makes, in this order: those of the old session first, those that share its
     /// table last.
     pub makes: Vec<usize>,
@@ -113,7 +113,7 @@ impl Shape {
                 owner,
                 leads,
                 before: false,
-                group: Group::Ours,
+                group: ProcessGroup::Ours,
                 makes: Vec::new(),
             });
         }
@@ -191,12 +191,12 @@ impl Shape {
             let leader = by_pid.get(&pgid).copied().filter(|&it| tasks[it].pgid == pgid);
             let outside = first == Some((pgid, sid)) && !by_pid.contains_key(&sid);
             self.nodes[at].group = match leader {
-                _ if pgid == pid => Group::Own,
-                Some(leader) if sids[leader] == sid => Group::Of(leader),
+                _ if pgid == pid => ProcessGroup::Own,
+                Some(leader) if sids[leader] == sid => ProcessGroup::Of(leader),
                 Some(_) => {
                     return contradicts(pid, "its group is that of another session");
                 }
-                None if outside => Group::Ours,
+                None if outside => ProcessGroup::Ours,
                 None => {
                     let next = self.leaderless.len();
                     let index = *leaderless.entry(pgid).or_insert(next);
@@ -205,7 +205,7 @@ impl Shape {
                     } else if sids[self.leaderless[index].first] != sid {
                         return contradicts(pid, "its group is that of another session");
                     }
-                    Group::LeaderlessGroup(index)
+                    ProcessGroup::LeaderlessGroup(index)
                 }
             };
         }
@@ -318,8 +318,8 @@ mod tests {
             task(32, 10, 30, 10, 4),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        let groups: Vec<Group> = shape.nodes.iter().map(|nodes| nodes.group).collect();
-        use Group::{LeaderlessGroup, Of, Own};
+        let groups: Vec<ProcessGroup> = shape.nodes.iter().map(|nodes| nodes.group).collect();
+        use ProcessGroup::{LeaderlessGroup, Of, Own};
         assert_eq!(groups, [Own, Own, Of(1), LeaderlessGroup(0), LeaderlessGroup(0)]);
         assert!(shape.nodes[0].leads && shape.nodes[0].makes == [1, 2, 3, 4]);
         assert_eq!(shape.leaderless, [super::LeaderlessGroup { pgid: 30, first: 3 }]);
@@ -337,17 +337,17 @@ mod tests {
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
         assert!(shape.nodes[2].before && !shape.nodes[3].before);
         assert_eq!(shape.nodes[1].makes, [2, 3]);
-        assert_eq!(shape.nodes[2].group, Group::Of(0));
+        assert_eq!(shape.nodes[2].group, ProcessGroup::Of(0));
     }
 
     #[test]
     fn the_session_and_group_of_the_first_task_may_be_outside_no_other() {
         let job = [task(20, 7, 20, 3, 0), task(21, 20, 20, 3, 1)];
-        assert_eq!(Shape::of(&job, &HashSet::new()).unwrap().nodes[1].group, Group::Of(0));
+        assert_eq!(Shape::of(&job, &HashSet::new()).unwrap().nodes[1].group, ProcessGroup::Of(0));
         let member = [task(20, 7, 9, 3, 0), task(21, 20, 9, 3, 1), task(22, 20, 8, 3, 2)];
         let shape = Shape::of(&member, &HashSet::new()).unwrap();
-        assert_eq!(shape.nodes[1].group, Group::Ours);
-        assert_eq!(shape.nodes[2].group, Group::LeaderlessGroup(0));
+        assert_eq!(shape.nodes[1].group, ProcessGroup::Ours);
+        assert_eq!(shape.nodes[2].group, ProcessGroup::LeaderlessGroup(0));
         assert_eq!(status(&[task(20, 7, 20, 3, 0), task(30, 7, 30, 4, 1)]), 6);
         assert_eq!(status(&[task(20, 7, 20, 20, 0), task(30, 7, 30, 20, 1)]), 6);
     }

@@ -4,7 +4,7 @@
 
 use fdkit::error::Status;
 use fdkit::image::{Bytes, Head, Image, Item, VERSION, Writer, scan};
-use fdkit::plan::{Options, Plan};
+use fdkit::plan::{Plan, RestoreOptions};
 use libfuzzer_sys::fuzz_target;
 
 /// The bytes with a head before them and, since no fuzzer guesses a checksum, their true end.
@@ -35,7 +35,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = scan::tokens(bytes).count();
     for stream in [bytes, &whole(bytes)] {
         match Image::load(stream) {
-            Ok(image) => drop(Plan::new(&image, &Options::default(), None, false)),
+            Ok(image) => drop(Plan::new(&image, &RestoreOptions::default(), None, false)),
             Err(err) => assert_eq!(err.status(), Status::Malformed, "{err}"),
         }
     }

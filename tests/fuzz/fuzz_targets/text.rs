@@ -4,11 +4,11 @@
 
 use fdkit::filter::{Filter, Subject};
 use fdkit::kind;
-use fdkit::proc::{Info, Stat};
+use fdkit::proc::{FdInfo, Stat};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    let info = Info::parse(bytes);
+    let info = FdInfo::parse(bytes);
     let _ = info.locks();
     let _ = Stat::parse(bytes).map(|stat| stat.field(22));
     if let Ok(text) = std::str::from_utf8(bytes) {

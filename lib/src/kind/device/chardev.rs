@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use std::ops::RangeInclusive;
 pub(crate) struct Chardev {}
 
 /// Some devices of the table.
-struct Row {
+struct StatelessDevices {
     major: u32,
     minors: RangeInclusive<u32>,
     /// The only access modes with which it is stateless.
@@ -28,8 +28,8 @@ const BOTH: u32 = libc::O_RDWR as u32;
 const ANY: &[u32] = &[READ, WRITE, BOTH];
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 
-const fn misc(minor: u32) -> Row {
-    Row { major: 10, minors: minor..=minor, access: ANY }
+const fn misc(minor: u32) -> StatelessDevices {
+    StatelessDevices { major: 10, minors: minor..=minor, access: ANY }
 }
 
 /// The devices, by the numbers of Documentation/admin-guide/devices.txt, and why each is here. The
@@ -41,9 +41,9 @@ const fn misc(minor: u32) -> Row {
 /// (what was made or attached through the descriptor is its state), kvm (of use only with the virtual
 /// machines that were made through it, which cannot come back), rfkill (its queue begins with all
 /// there is), vga_arbiter, snapshot, nvram, mcelog (who has them open is counted).
-static TABLE: &[Row] = &[
+static TABLE: &[StatelessDevices] = &[
     // kmsg: a writer has no place in the log; that of a reader is told nowhere, so it is not here.
-    Row { major: 1, minors: 11..=11, access: &[WRITE] },
+    StatelessDevices { major: 1, minors: 11..=11, access: &[WRITE] },
     // hwrng: each read takes what the generator gives then; nothing is kept for the descriptor.
     misc(183),
     // btrfs-control, autofs, loop-control: ioctl(2) alone, on what it names, never on the opener.
@@ -53,8 +53,8 @@ static TABLE: &[Row] = &[
     // mapper/control: as those, but that poll(2) tells of the events since the open.
     misc(236),
     // cpu/N/msr and cpu/N/cpuid: the position is the number of the register, or the leaf.
-    Row { major: 202, minors: 0..=u32::MAX, access: ANY },
-    Row { major: 203, minors: 0..=u32::MAX, access: ANY },
+    StatelessDevices { major: 202, minors: 0..=u32::MAX, access: ANY },
+    StatelessDevices { major: 203, minors: 0..=u32::MAX, access: ANY },
 ];
 
 /// Whether this device, opened so, is of the table.
@@ -88,7 +88,7 @@ impl Kind for Chardev {
         cx.probe(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Chardev {} = self;
         cx.reopen_if(file, |found| is_known(found, file.flags))
     }

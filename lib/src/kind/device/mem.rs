@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ impl Kind for Mem {
         cx.foresee(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Mem {} = self;
         // The path could name any device by now, so its number is looked at before it is opened. A
         // place held meanwhile would be in the way of the lowest number.

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::said_if_elsewhere;
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
@@ -23,12 +23,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub(crate) struct Tun {
     /// The device that it is attached to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    device: Option<Device>,
+    device: Option<TunDevice>,
 }
 
 /// A device, and what this queue of it has.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Device {
+struct TunDevice {
     /// Its name.
     name: Bytes,
     /// IFF_TUN 1 or IFF_TAP 2, IFF_NAPI 0x10, IFF_NAPI_FRAGS 0x20, IFF_MULTI_QUEUE 0x100, IFF_NO_PI
@@ -75,8 +75,8 @@ fn is_tun(inode: &Inode) -> bool {
     inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev == Some(NUMBER)
 }
 
-impl Device {
-    fn capture(it: &Descriptor<'_>, fd: BorrowedFd<'_>) -> Result<Option<Device>> {
+impl TunDevice {
+    fn capture(it: &Descriptor<'_>, fd: BorrowedFd<'_>) -> Result<Option<TunDevice>> {
         let (name, flags) = match tun::interface(fd) {
             Err(Errno::EBADFD) => return Ok(None),
             found => found.at(|| "TUNGETIFF")?,
@@ -96,7 +96,7 @@ impl Device {
         poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
         let number = |which| tun::number(fd, which);
         let tap = flags & TAP != 0;
-        Ok(Some(Device {
+        Ok(Some(TunDevice {
             name: Bytes(name),
             flags: set,
             detached: flags & DETACH_QUEUE != 0,
@@ -164,7 +164,7 @@ impl Kind for Tun {
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let copy = it.copy.as_ref().ok_or(Errno::EBADF)?;
-        Ok(Tun { device: Device::capture(it, copy.as_fd())? })
+        Ok(Tun { device: TunDevice::capture(it, copy.as_fd())? })
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
@@ -177,16 +177,16 @@ impl Kind for Tun {
         if !file.inode.as_ref().is_some_and(is_tun) {
             return Err(Error::malformed("it is no tunnel"));
         }
-        self.device.as_ref().map_or(Ok(()), Device::check)?;
+        self.device.as_ref().map_or(Ok(()), TunDevice::check)?;
         cx.probe(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let made = cx.reopen_if(file, is_tun)?;
         let Tun { device: Some(device) } = self else { return Ok(made) };
         said_if_elsewhere(cx);
-        let Device {
+        let TunDevice {
             name,
             flags,
             detached,
@@ -258,8 +258,8 @@ mod tests {
         assert_eq!(body_of::<Tun>(&fd), Tun { device: None });
     }
 
-    fn device() -> Device {
-        Device {
+    fn device() -> TunDevice {
+        TunDevice {
             name: Bytes(b"fdk-nowhere".to_vec()),
             flags: TAP | NO_PI,
             detached: false,
@@ -278,16 +278,16 @@ mod tests {
     fn what_no_device_can_be_is_malformed() {
         assert!(device().check().is_ok());
         for bad in [
-            Device { name: Bytes(b"a/b".to_vec()), ..device() },
-            Device { name: Bytes(b"a%d".to_vec()), ..device() },
-            Device { name: Bytes(vec![b'x'; 16]), ..device() },
-            Device { flags: 0, ..device() },
-            Device { flags: TUN | TAP, ..device() },
-            Device { flags: TUN | PERSIST, ..device() },
-            Device { sndbuf: 0, ..device() },
-            Device { header: (9, false), ..device() },
-            Device { detached: true, ..device() },
-            Device { hardware: Some((1, Bytes(vec![0; 6]))), ..device() },
+            TunDevice { name: Bytes(b"a/b".to_vec()), ..device() },
+            TunDevice { name: Bytes(b"a%d".to_vec()), ..device() },
+            TunDevice { name: Bytes(vec![b'x'; 16]), ..device() },
+            TunDevice { flags: 0, ..device() },
+            TunDevice { flags: TUN | TAP, ..device() },
+            TunDevice { flags: TUN | PERSIST, ..device() },
+            TunDevice { sndbuf: 0, ..device() },
+            TunDevice { header: (9, false), ..device() },
+            TunDevice { detached: true, ..device() },
+            TunDevice { hardware: Some((1, Bytes(vec![0; 6]))), ..device() },
         ] {
             let why = bad.check().unwrap_err();
             assert_eq!(why.status(), crate::error::Status::Malformed, "{bad:?}");

@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::{Kind, Need};
-use crate::proc::{self, Descriptor, Info};
+use crate::proc::{self, Descriptor, FdInfo};
 use crate::sys::{self, PlacedFd, clone_files, epoll};
 use nix::errno::Errno;
 use nix::libc;
@@ -22,15 +22,15 @@ pub(crate) struct Epoll {
     /// The process whose numbers the members name.
     pid: i32,
     /// By number.
-    members: Vec<Member>,
+    members: Vec<EpollMember>,
     /// How it polls network devices, if that was set: EPIOCSPARAMS, Linux 6.9.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    busy: Option<Busy>,
+    busy: Option<BusyPoll>,
 }
 
 /// A member of the set.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Member {
+struct EpollMember {
     /// The number by which it was added.
     fd: u32,
     /// The events, as fdinfo shows them: those of epoll_ctl(2) with EPOLLERR and EPOLLHUP, or only
@@ -43,12 +43,12 @@ struct Member {
     at: Option<u32>,
     /// What fdinfo tells of a file that the process has at no number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    lost: Option<Lost>,
+    lost: Option<UnopenedFile>,
 }
 
 /// A file that only the epoll still knows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-struct Lost {
+struct UnopenedFile {
     /// Its device.
     dev: (u32, u32),
     /// Its inode number.
@@ -57,7 +57,7 @@ struct Lost {
 
 /// struct epoll_params of ioctl_eventpoll(2).
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Busy {
+struct BusyPoll {
     /// Microseconds.
     usecs: u32,
     /// Packets at a time.
@@ -77,7 +77,7 @@ const ANY: u32 = 0x27df;
 /// How deep epolls nest: EP_MAX_NESTS of fs/eventpoll.c, and the outermost.
 const DEPTH: usize = 5;
 
-impl Member {
+impl EpollMember {
     fn source(&self) -> u32 {
         self.at.unwrap_or(self.fd)
     }
@@ -109,16 +109,16 @@ impl Member {
 }
 
 /// Parses the `tfd:` lines of fdinfo. Nobody is known to hold the files yet, and so all are lost.
-fn members(info: &str) -> Option<Vec<Member>> {
+fn members(info: &str) -> Option<Vec<EpollMember>> {
     let lines = info.lines().filter(|line| line.starts_with("tfd:"));
     lines
         .map(|line| {
-            Some(Member {
+            Some(EpollMember {
                 fd: proc::word(line, "tfd")?.parse().ok()?,
                 events: u32::try_from(proc::hex_word(line, "events")?).ok()?,
                 data: proc::hex_word(line, "data")?,
                 at: None,
-                lost: Some(Lost {
+                lost: Some(UnopenedFile {
                     dev: proc::device(u32::try_from(proc::hex_word(line, "sdev")?).ok()?),
                     ino: proc::hex_word(line, "ino")?,
                 }),
@@ -142,7 +142,7 @@ fn in_order(it: &Descriptor<'_>) -> Vec<RawFd> {
 }
 
 /// Finds out which numbers have the files of the members.
-fn find(it: &Descriptor<'_>, members: &mut [Member]) {
+fn find(it: &Descriptor<'_>, members: &mut [EpollMember]) {
     let mut before: HashMap<u32, u32> = HashMap::new();
     let mut sorted = None;
     for member in members {
@@ -181,8 +181,8 @@ impl Kind for Epoll {
             Some(copy) => {
                 find(it, &mut members);
                 let found = epoll::busy(copy.as_fd()).unwrap_or_default();
-                let epoll::Busy { usecs, budget, prefer, .. } = found;
-                busy = (found != epoll::Busy::default()).then_some(Busy {
+                let epoll::Params { usecs, budget, prefer, .. } = found;
+                busy = (found != epoll::Params::default()).then_some(BusyPoll {
                     usecs,
                     budget,
                     prefer: prefer != 0,
@@ -200,7 +200,7 @@ impl Kind for Epoll {
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let mut seen = HashSet::new();
         for member in &self.members {
-            let Member { fd, events, data: _, at, lost } = member;
+            let EpollMember { fd, events, data: _, at, lost } = member;
             let malformed = |why: &str| Err(Error::malformed(format!("its member {fd} {why}")));
             let refused = |why: String| Err(Error::unrestorable(format!("its member {fd} {why}")));
             let armed = events & ALWAYS == ALWAYS;
@@ -213,7 +213,7 @@ impl Kind for Epoll {
             if at.is_some() && lost.is_some() {
                 return malformed("is at a number and at none");
             }
-            if let Some(Lost { dev: (major, minor), ino }) = lost {
+            if let Some(UnopenedFile { dev: (major, minor), ino }) = lost {
                 return refused(format!(
                     "is a file (inode {ino} on {major}:{minor}) that the process had at no number"
                 ));
@@ -240,31 +240,31 @@ impl Kind for Epoll {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Epoll { pid: _, members: _, busy } = self;
         let new = nix::sys::epoll::Epoll::new(EpollCreateFlags::empty()).at(|| "epoll_create1")?;
-        if let Some(Busy { usecs, budget, prefer }) = busy {
-            let set = epoll::set_busy(new.0.as_fd(), epoll::Busy::new(usecs, budget, prefer));
+        if let Some(BusyPoll { usecs, budget, prefer }) = busy {
+            let set = epoll::set_busy(new.0.as_fd(), epoll::Params::new(usecs, budget, prefer));
             if let Err(errno) = set {
                 let fd = cx.lowest[&file.id];
                 let why = errno.desc();
                 cx.warnings.push(format!("fd {fd}: it does not poll network devices: {why}"));
             }
         }
-        Ok(Made { fd: new.0, flags: 0 })
+        Ok(Opened { fd: new.0, flags: 0 })
     }
 
     fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
-        let place = |member| -> Option<(RawFd, &Member)> {
-            let from = numbers.get(Member::source(member))?;
+        let place = |member| -> Option<(RawFd, &EpollMember)> {
+            let from = numbers.get(EpollMember::source(member))?;
             Some((from, member))
         };
-        let mut list: Vec<(RawFd, &Member)> = self.members.iter().filter_map(place).collect();
+        let mut list: Vec<(RawFd, &EpollMember)> = self.members.iter().filter_map(place).collect();
         // Those that have fired must be alone when they fire again.
         list.sort_by_key(|(_, member)| !member.fired());
-        let add = |(from, member): &(RawFd, &Member)| member.add_from(*from, placed.as_fd());
-        let moved = |(from, member): &&(RawFd, &Member)| *from != member.fd as RawFd;
+        let add = |(from, member): &(RawFd, &EpollMember)| member.add_from(*from, placed.as_fd());
+        let moved = |(from, member): &&(RawFd, &EpollMember)| *from != member.fd as RawFd;
         let outcome: Vec<nix::Result<()>> = match list.iter().filter(moved).map(|(_, m)| m.fd).max()
         {
             None => list.iter().map(add).collect(),
@@ -302,9 +302,9 @@ impl Kind for Epoll {
 }
 
 /// Tells of members that are not what they were: what the kernel took is in our own fdinfo.
-fn compare(placed: PlacedFd, added: &[&Member], cx: &mut RestoreContext<'_>) {
+fn compare(placed: PlacedFd, added: &[&EpollMember], cx: &mut RestoreContext<'_>) {
     let text = std::fs::read(format!("/proc/self/fdinfo/{}", placed.number())).unwrap_or_default();
-    let is = members(&Info::parse(&text).rest).unwrap_or_default();
+    let is = members(&FdInfo::parse(&text).rest).unwrap_or_default();
     let is: HashSet<_> = is.iter().map(|member| (member.fd, member.events, member.data)).collect();
     for member in added {
         if is.contains(&(member.fd, member.events, member.data)) {
@@ -329,7 +329,7 @@ fn nesting(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         for outer in level.iter().filter_map(|&id| cx.image.file(id)) {
             let Epoll { pid, members, busy: _ } = crate::kind::body(outer)?;
             let Some(task) = cx.image.tasks.iter().find(|task| task.pid == pid) else { continue };
-            let wanted: HashSet<u32> = members.iter().map(Member::source).collect();
+            let wanted: HashSet<u32> = members.iter().map(EpollMember::source).collect();
             let slots = cx.image.slots_of(task.table.id).iter();
             next.extend(slots.filter(|slot| wanted.contains(&slot.fd)).map(|slot| slot.file));
         }
@@ -354,10 +354,10 @@ mod tests {
     fn a_line_of_fdinfo_becomes_a_member() {
         let text = "tfd:       12 events:       19 data: ffffffff0000000c  pos:0 ino:1a2b sdev:fe00001\n\
             tfd:        5 events: 40000000 data:                5  pos:0 ino:7 sdev:10\n";
-        let lost = |major, minor, ino| Some(Lost { dev: (major, minor), ino });
+        let lost = |major, minor, ino| Some(UnopenedFile { dev: (major, minor), ino });
         let data = 0xffff_ffff_0000_000c;
-        let one = Member { fd: 12, events: 0x19, data, at: None, lost: lost(254, 1, 0x1a2b) };
-        let two = Member { fd: 5, events: ONESHOT, data: 5, at: None, lost: lost(0, 16, 7) };
+        let one = EpollMember { fd: 12, events: 0x19, data, at: None, lost: lost(254, 1, 0x1a2b) };
+        let two = EpollMember { fd: 5, events: ONESHOT, data: 5, at: None, lost: lost(0, 16, 7) };
         assert!(two.fired() && !one.fired());
         assert_eq!(members(text), Some(vec![one, two]));
     }

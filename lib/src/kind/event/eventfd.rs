@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::Descriptor;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -34,7 +34,7 @@ impl Kind for Eventfd {
         })
     }
 
-    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
         let Eventfd { count, semaphore } = self;
         let mut flags = EfdFlags::empty();
         flags.set(EfdFlags::EFD_SEMAPHORE, semaphore);
@@ -48,7 +48,7 @@ impl Kind for Eventfd {
             }
             new.write(count).at(|| "write the count")?;
         }
-        Ok(Made { fd: new.into(), flags: file.flags & libc::O_NONBLOCK as u32 })
+        Ok(Opened { fd: new.into(), flags: file.flags & libc::O_NONBLOCK as u32 })
     }
 }
 

@@ -4,8 +4,8 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
-use crate::proc::{Descriptor, Info};
+use crate::kind::context::{Opened, RestoreContext};
+use crate::proc::{Descriptor, FdInfo};
 use crate::sys;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ pub(crate) struct Signalfd {
     mask: u64,
 }
 
-fn parse(info: &Info) -> Option<Signalfd> {
+fn parse(info: &FdInfo) -> Option<Signalfd> {
     let mask = u64::from_str_radix(info.get("sigmask")?, 16).ok()?;
     Some(Signalfd { mask })
 }
@@ -42,11 +42,11 @@ impl Kind for Signalfd {
         }
     }
 
-    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
         let Signalfd { mask } = self;
         let nonblock = file.flags & NONBLOCK;
         let fd = sys::signal::signalfd(mask, nonblock != 0).at(|| "signalfd")?;
-        Ok(Made { fd, flags: nonblock })
+        Ok(Opened { fd, flags: nonblock })
     }
 }
 
@@ -59,7 +59,7 @@ mod tests {
         #[test]
         fn a_mask_is_understood(mask in any::<u64>()) {
             let text = format!("pos:\t0\nflags:\t02\nsigmask:\t{mask:016x}\n");
-            prop_assert_eq!(parse(&Info::parse(text.as_bytes())), Some(Signalfd { mask }));
+            prop_assert_eq!(parse(&FdInfo::parse(text.as_bytes())), Some(Signalfd { mask }));
         }
     }
 }

@@ -4,8 +4,8 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
-use crate::proc::{Descriptor, Info};
+use crate::kind::context::{Opened, RestoreContext};
+use crate::proc::{Descriptor, FdInfo};
 use crate::sys::{PlacedFd, timer};
 use nix::errno::Errno;
 use nix::libc;
@@ -80,7 +80,7 @@ fn read(clock: i32) -> Result<u64> {
     now.ok_or_else(|| Error::unrestorable("the clock is before 1970"))
 }
 
-fn parse(info: &Info) -> Option<Timerfd> {
+fn parse(info: &FdInfo) -> Option<Timerfd> {
     let pair = |key| -> Option<Time> {
         let text = info.get(key)?.strip_prefix('(')?.strip_suffix(')')?;
         let (seconds, rest) = text.split_once(", ")?;
@@ -183,10 +183,10 @@ impl Kind for Timerfd {
         }
     }
 
-    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
         let nonblock = file.flags & NONBLOCK;
         let fd = timer::create(self.clock, nonblock != 0).at(|| "timerfd_create")?;
-        Ok(Made { fd, flags: nonblock })
+        Ok(Opened { fd, flags: nonblock })
     }
 
     fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
@@ -258,8 +258,8 @@ mod tests {
             interval: (3, 5),
             now: (0, 0),
         };
-        assert_eq!(parse(&Info::parse(text)), Some(wanted));
-        assert_eq!(parse(&Info::parse(b"clockid: 7\n")), None);
+        assert_eq!(parse(&FdInfo::parse(text)), Some(wanted));
+        assert_eq!(parse(&FdInfo::parse(b"clockid: 7\n")), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, RestoreContext, SETTABLE};
+use crate::kind::context::{Opened, RestoreContext, SETTABLE};
 use crate::kind::file::unlinked::{fill, reader};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
@@ -156,7 +156,7 @@ impl Kind for Memfd {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         if let Some(placed) = cx.standing(file) {
             return cx.again(placed.as_fd(), file.flags);
         }
@@ -180,7 +180,7 @@ impl Kind for Memfd {
         fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
         let born = (libc::O_RDWR | O_LARGEFILE) as u32;
         match file.flags & !SETTABLE == born {
-            true => Ok(Made { fd: new, flags: 0 }),
+            true => Ok(Opened { fd: new, flags: 0 }),
             false => cx.again(new.as_fd(), file.flags),
         }
     }

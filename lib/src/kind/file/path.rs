@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::terminal::pty;
 use crate::proc::Descriptor;
 use nix::libc;
@@ -29,12 +29,12 @@ impl Kind for Path {
         if pty::will_be(&file.link.0, cx) { Ok(()) } else { cx.foresee(file) }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Path {} = self;
         let link = file.inode.as_ref().is_some_and(|it| it.mode & libc::S_IFMT == libc::S_IFLNK);
         let nofollow = if link { libc::O_NOFOLLOW as u32 } else { 0 };
         let fd = cx.open(&file.link.0, file.flags | libc::O_PATH as u32 | nofollow)?;
-        Ok(Made { fd, flags: file.flags })
+        Ok(Opened { fd, flags: file.flags })
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::file::hardlink::Renamed;
 use crate::proc::Descriptor;
 use nix::libc;
@@ -48,7 +48,7 @@ impl Kind for Regular {
         cx.foresee(&*Renamed::living(&self.renamed, file)?)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Regular { renamed } = self;
         cx.reopen_typed(&*Renamed::living(&renamed, file)?, libc::S_IFREG)
     }

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, RestoreContext, SETTABLE};
+use crate::kind::context::{Opened, RestoreContext, SETTABLE};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 /// A file without a name.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Unlinked {
-    /// Made with O_TMPFILE, so that linkat(2) can still name it.
+    /// Opened with O_TMPFILE, so that linkat(2) can still name it.
     tmpfile: bool,
 }
 
@@ -81,7 +81,7 @@ impl Kind for Unlinked {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Unlinked { tmpfile } = self;
         if let Some(placed) = cx.standing(file) {
             return cx.again(placed.as_fd(), file.flags);
@@ -95,7 +95,7 @@ impl Kind for Unlinked {
         let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
             && file.flags & !plain & !0o100000 == 0
         {
-            true => Made { fd: new, flags: 0 },
+            true => Opened { fd: new, flags: 0 },
             false => cx.again(new.as_fd(), file.flags)?,
         };
         cx.own(made.fd.as_fd(), file)?;

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::file::hardlink::Renamed;
 use crate::kind::file::unlinked::nameless;
 use crate::kind::ipc::pipe;
@@ -27,7 +27,7 @@ pub(crate) struct Fifo {
     queued: u32,
     /// That it has no name any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    unlinked: Option<Unlinked>,
+    unlinked: Option<NamelessFifo>,
     /// That its name is gone, and which other it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     renamed: Option<Renamed>,
@@ -35,7 +35,7 @@ pub(crate) struct Fifo {
 
 /// What must be known of a fifo that nobody else can open.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Unlinked {
+pub(crate) struct NamelessFifo {
     /// Whether nobody had the other end open.
     alone: bool,
 }
@@ -53,7 +53,7 @@ impl Kind for Fifo {
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let (size, queued, alone) = pipe::look(it)?;
-        let unlinked = it.deleted().map(|_| Unlinked { alone });
+        let unlinked = it.deleted().map(|_| NamelessFifo { alone });
         let renamed = if unlinked.is_some() { None } else { Renamed::find(it)? };
         Ok(Fifo { size, queued, unlinked, renamed })
     }
@@ -73,12 +73,12 @@ impl Kind for Fifo {
         }
         cx.expect_type(file, libc::S_IFIFO)?;
         match &self.unlinked {
-            Some(Unlinked { alone }) => pipe::other_end(file, *alone, cx),
+            Some(NamelessFifo { alone }) => pipe::other_end(file, *alone, cx),
             None => cx.foresee(&*Renamed::living(&self.renamed, file)?),
         }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Fifo { size, queued, unlinked, renamed } = self;
         let standing = cx.standing(file);
         let (both, made) = match (unlinked, standing) {
@@ -88,7 +88,7 @@ impl Kind for Fifo {
                 let both = cx.open(&file.link.0, BOTH as u32)?;
                 (both, cx.reopen(&file)?)
             }
-            (Some(Unlinked { alone: _ }), stands) => {
+            (Some(NamelessFifo { alone: _ }), stands) => {
                 let both = match stands {
                     Some(placed) => cx.again(placed.as_fd(), BOTH as u32)?.fd,
                     None => nameless(cx, file, create)?,
@@ -149,7 +149,7 @@ mod tests {
         let named = Fifo { size: 65536, queued: 4, unlinked: None, renamed: None };
         assert_eq!(body_of::<Fifo>(&both), named);
         std::fs::remove_file(&path).unwrap();
-        let unlinked = Some(Unlinked { alone: false });
+        let unlinked = Some(NamelessFifo { alone: false });
         assert_eq!(body_of::<Fifo>(&both), Fifo { unlinked, ..named });
     }
 }

@@ -4,7 +4,7 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::journal::{Log, PATIENCE};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
@@ -205,11 +205,11 @@ impl Mqueue {
         queue: BorrowedFd<'_>,
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
-    ) -> Result<Made> {
+    ) -> Result<Opened> {
         let inode = |fd: BorrowedFd<'_>| fstat(fd).map(|found| (found.st_dev, found.st_ino));
         if let Ok(Some(fd)) = self.existing(file, cx) {
             if inode(fd.as_fd())? == inode(queue)? {
-                return Ok(Made { fd, flags: file.flags });
+                return Ok(Opened { fd, flags: file.flags });
             }
         }
         if !is_unlinked(file) {
@@ -221,12 +221,17 @@ impl Mqueue {
     }
 
     /// A description of a queue that stands, with these flags.
-    fn again(&self, queue: PlacedFd, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn again(
+        &self,
+        queue: PlacedFd,
+        file: &OpenFile,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<Opened> {
         let name = name_now(queue)?;
         if is_called(file) && fstat(queue.as_fd())?.st_nlink > 0 {
             let flags = file.flags & (ACCESS | NONBLOCK);
             let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
-            return Ok(Made { fd, flags });
+            return Ok(Opened { fd, flags });
         }
         self.by_path(queue.as_fd(), file, cx)
     }
@@ -332,7 +337,7 @@ impl Kind for Mqueue {
         if is_there { Ok(()) } else { self.allowed() }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         if let Some(placed) = cx.standing(file) {
             return self.again(placed, file, cx);
         }
@@ -354,7 +359,7 @@ impl Kind for Mqueue {
                 cx.warnings
                     .push(format!("{shown}: it had {messages} messages and has {now}: {why}"));
             }
-            return Ok(Made { fd, flags });
+            return Ok(Opened { fd, flags });
         }
         if messages > 0 && !cx.has_contents(file.object) {
             let why = "are not in the image (scan with --freeze --data): it is restored empty";
@@ -375,10 +380,10 @@ impl Kind for Mqueue {
                 Ok(())
             })?;
             let made = match flags & ACCESS == libc::O_RDWR as u32 && is_called(file) {
-                true => Made { fd: queue.try_clone().at(|| "dup")?, flags: 0 },
+                true => Opened { fd: queue.try_clone().at(|| "dup")?, flags: 0 },
                 false if is_called(file) => {
                     let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
-                    Made { fd, flags }
+                    Opened { fd, flags }
                 }
                 false => self.by_path(queue.as_fd(), file, cx)?,
             };

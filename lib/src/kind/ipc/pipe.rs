@@ -2,7 +2,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
@@ -102,7 +102,7 @@ impl Kind for Pipe {
         other_end(file, self.alone, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Pipe { size, queued, alone: _ } = self;
         if let Some(placed) = cx.standing(file) {
             return cx.again(placed.as_fd(), file.flags);
@@ -132,9 +132,9 @@ impl Kind for Pipe {
         }
         let (mut mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
         if let Some(other) = other {
-            mine = cx.leave(other, Made { fd: theirs, flags: born }, mine)?;
+            mine = cx.leave(other, Opened { fd: theirs, flags: born }, mine)?;
         }
-        Ok(Made { fd: mine, flags: born })
+        Ok(Opened { fd: mine, flags: born })
     }
 }
 

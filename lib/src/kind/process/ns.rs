@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::{Descriptor, boot_id, inode_of};
 use crate::sys;
 use nix::fcntl::{OFlag, open};
@@ -136,7 +136,7 @@ impl Kind for Ns {
         self.find(file, cx).map(drop)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let (fd, place) = self.find(file, cx)?;
         let Ns { id: _ } = self;
         if let Some(place) = place {

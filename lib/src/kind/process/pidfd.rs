@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::{Kind, Need, body};
-use crate::proc::{Descriptor, Info, Stat, boot_id, inode_of};
+use crate::proc::{Descriptor, FdInfo, Stat, boot_id, inode_of};
 use crate::sys::process::{self, Ended};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,14 +25,14 @@ pub(crate) struct Pidfd {
 
 /// Where the new descriptor's process comes from.
 #[derive(Debug, PartialEq)]
-enum Source {
+enum Target {
     /// It is there.
     Living(i32),
     /// A child that ends so.
     Ended(i32),
 }
 
-fn parse(info: &Info) -> Result<i32> {
+fn parse(info: &FdInfo) -> Result<i32> {
     let pid = info.get("Pid").and_then(|pid| pid.parse().ok());
     pid.ok_or_else(|| Error::unrestorable("fdinfo has no Pid"))
 }
@@ -46,21 +46,21 @@ impl Pidfd {
         Ok(same && Stat::of(pid).is_some_and(|stat| stat.field(22) as u64 == self.start))
     }
 
-    fn source(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Source> {
+    fn source(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Target> {
         let Pidfd { pid, start, exit } = *self;
         let of_image = || cx.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
         if let Some(role) = cx.current_id(1, pid).filter(|_| of_image()) {
-            return Ok(Source::Living(role));
+            return Ok(Target::Living(role));
         }
         if pid == 0 {
             let why = "its process is in a pid namespace that the scan did not see";
             return Err(Error::unrestorable(why));
         }
         if pid < 0 || exit.is_some() {
-            return Ok(Source::Ended(exit.unwrap_or(0)));
+            return Ok(Target::Ended(exit.unwrap_or(0)));
         }
         match cx.image.head.boot == boot_id() && self.is(pid, file).unwrap_or(false) {
-            true => Ok(Source::Living(pid)),
+            true => Ok(Target::Living(pid)),
             false => Err(Error::unrestorable(format!(
                 "process {pid} is not there any more, or is another one by now"
             ))),
@@ -111,13 +111,13 @@ impl Kind for Pidfd {
         Need::Processes
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let status = match self.source(file, cx)? {
-            Source::Living(pid) => {
+            Target::Living(pid) => {
                 let fd = process::open(pid, file.flags).at(|| "pidfd_open")?;
-                return Ok(Made { fd, flags: 0 });
+                return Ok(Opened { fd, flags: 0 });
             }
-            Source::Ended(status) => status,
+            Target::Ended(status) => status,
         };
         let child = Ended::new(status).at(|| "fork")?;
         let mut mine = child.open(file.flags).at(|| "pidfd_open")?;
@@ -126,7 +126,7 @@ impl Kind for Pidfd {
             let alike = body::<Pidfd>(peer).is_ok_and(|other| other == self);
             if alike && !cx.placed_fds.contains_key(&peer.id) {
                 let fd = child.open(peer.flags).at(|| "pidfd_open")?;
-                mine = cx.leave(peer, Made { fd, flags: 0 }, mine)?;
+                mine = cx.leave(peer, Opened { fd, flags: 0 }, mine)?;
             }
         }
         let Pidfd { pid: _, start: _, exit } = self;
@@ -135,7 +135,7 @@ impl Kind for Pidfd {
             let name = crate::text::escape(&file.link.0).into_owned();
             cx.warnings.push(format!("{name}: its process ended with {status:#x}, now {ended:#x}"));
         }
-        Ok(Made { fd: mine, flags: 0 })
+        Ok(Opened { fd: mine, flags: 0 })
     }
 
     fn null(file: &OpenFile) -> Result<OwnedFd> {
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn fdinfo_is_understood() {
-        let pid = |text: &str| parse(&Info::parse(text.as_bytes())).ok();
+        let pid = |text: &str| parse(&FdInfo::parse(text.as_bytes())).ok();
         assert_eq!(pid("pos:\t0\nPid:\t20721\nNSpid:\t20721\t7\n"), Some(20721));
         assert_eq!(pid("Pid:\t-1\nNSpid:\t-1\n"), Some(-1));
         assert_eq!(pid("pos:\t0\n"), None);

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, Plain};
 use crate::proc::Descriptor;
@@ -43,7 +43,7 @@ impl Kind for Icmp {
         self.0.socket.check(libc::SOCK_DGRAM, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Icmp(plain) = self;
         plain.make(libc::SOCK_DGRAM, file, cx)

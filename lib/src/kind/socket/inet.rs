@@ -4,8 +4,8 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::RestoreContext;
-use crate::kind::socket::multicast::{self, Group};
-use crate::kind::socket::option::{Class, Options, Phase};
+use crate::kind::socket::multicast::{self, MulticastGroup};
+use crate::kind::socket::option::{Class, Phase, SocketOptions};
 use crate::proc::{Descriptor, boot_id, own_netns};
 use crate::sys::socket as sys;
 use crate::text::escape;
@@ -38,11 +38,11 @@ pub(crate) struct Inet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
     /// What a fresh socket like it has not.
-    #[serde(default, skip_serializing_if = "Options::is_empty")]
-    options: Options,
+    #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
+    options: SocketOptions,
     /// The multicast groups that it has joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    groups: Vec<Group>,
+    groups: Vec<MulticastGroup>,
 }
 
 /// An address, its port, and the device that an address of this link is of.
@@ -155,7 +155,7 @@ impl Inet {
         };
         let text = |it: Address| (!it.is_none()).then(|| it.to_string());
         let netns = it.other_netns();
-        let mut options = Options::read(fd, class)?;
+        let mut options = SocketOptions::read(fd, class)?;
         if remote.is_some() {
             // Of what is connected it is the processor that has last taken something in.
             options.forget(&["SO_INCOMING_CPU"]);

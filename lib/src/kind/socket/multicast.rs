@@ -23,7 +23,7 @@ const MOST: usize = 1024;
 
 /// A group on a device.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Group {
+pub(crate) struct MulticastGroup {
     /// Its address.
     group: String,
     /// The name of the device.
@@ -35,7 +35,7 @@ pub(crate) struct Group {
 }
 
 /// Reads the groups that a socket has joined.
-pub(crate) fn read(it: &Descriptor<'_>, class: Class) -> Result<Vec<Group>> {
+pub(crate) fn read(it: &Descriptor<'_>, class: Class) -> Result<Vec<MulticastGroup>> {
     let Some(copy) = &it.copy else { return Ok(Vec::new()) };
     let fd = copy.as_fd();
     let mut groups = Vec::new();
@@ -50,11 +50,13 @@ pub(crate) fn read(it: &Descriptor<'_>, class: Class) -> Result<Vec<Group>> {
             let device = String::from_utf8_lossy(&name).into_owned();
             let mut sources: Vec<String> = sources.iter().map(IpAddr::to_string).collect();
             sources.sort_unstable();
-            groups.push(Group { group: group.to_string(), device, only, sources });
+            groups.push(MulticastGroup { group: group.to_string(), device, only, sources });
         }
     }
     // The kernel has them in the order in which they were joined, on any socket.
-    groups.sort_unstable_by(|a: &Group, b| (&a.group, &a.device).cmp(&(&b.group, &b.device)));
+    groups.sort_unstable_by(|a: &MulticastGroup, b| {
+        (&a.group, &a.device).cmp(&(&b.group, &b.device))
+    });
     Ok(groups)
 }
 
@@ -120,7 +122,7 @@ fn sources(
     Err(Errno::E2BIG)
 }
 
-impl Group {
+impl MulticastGroup {
     fn parse(&self) -> Result<(IpAddr, Vec<IpAddr>)> {
         let parse = |text: &String| {
             let shown = || escape(text.as_bytes()).into_owned();
@@ -152,7 +154,7 @@ impl Group {
 
     /// Joins it.
     pub(crate) fn join(&self, fd: BorrowedFd<'_>) -> Result<()> {
-        let Group { group: _, device, only, sources: _ } = self;
+        let MulticastGroup { group: _, device, only, sources: _ } = self;
         let (group, sources) = self.parse()?;
         let level = level(group);
         let device = sys::device_index(fd, device.as_bytes()).at(|| self.device.clone())? as u32;
@@ -191,8 +193,12 @@ mod tests {
             for (only, sources) in [(false, vec![]), (false, vec![source]), (true, vec![source])] {
                 let socket = UdpSocket::bind(host).unwrap();
                 let sources = sources.into_iter().map(str::to_owned).collect();
-                let wanted =
-                    Group { group: group.to_owned(), device: "lo".to_owned(), only, sources };
+                let wanted = MulticastGroup {
+                    group: group.to_owned(),
+                    device: "lo".to_owned(),
+                    only,
+                    sources,
+                };
                 wanted.check(&socket).unwrap();
                 wanted.join(socket.as_fd()).unwrap();
                 let process = Process::open(std::process::id() as i32).unwrap();

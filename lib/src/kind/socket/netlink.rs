@@ -3,9 +3,9 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
-use crate::kind::socket::option::{Options, Phase};
+use crate::kind::socket::option::{Phase, SocketOptions};
 use crate::proc::Descriptor;
 use crate::sys::socket as sys;
 use crate::text::escape;
@@ -37,8 +37,8 @@ pub(crate) struct Netlink {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
     /// What a fresh socket like it has not.
-    #[serde(default, skip_serializing_if = "Options::is_empty")]
-    options: Options,
+    #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
+    options: SocketOptions,
 }
 
 const SOL_NETLINK: i32 = 270;
@@ -128,7 +128,7 @@ impl Kind for Netlink {
             // To look at a message could make the kernel go on with an answer in many parts.
             queued: sys::waiting(fd).at(|| "SO_MEMINFO")?,
             netns: it.other_netns(),
-            options: Options::read(fd, class)?,
+            options: SocketOptions::read(fd, class)?,
         })
     }
 
@@ -164,7 +164,7 @@ impl Kind for Netlink {
         self.options.check((libc::AF_NETLINK, self.class, self.protocol))
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Netlink { class, protocol, port, groups, peer, queued, netns, options } = self;
         if netns.is_none() {
             said_if_elsewhere(cx);
@@ -204,7 +204,7 @@ impl Kind for Netlink {
             let why = "bytes of messages that were not read are lost";
             cx.warnings.push(format!("{shown}: {queued} {why}"));
         }
-        Ok(Made { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) type Class = (i32, i32, i32);
 
 /// What an option has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Value {
+pub(crate) enum OptionValue {
     /// A number; times are in microseconds, lingering in seconds with -1 for none.
     Int(i64),
     /// A name, a struct of the kernel, or the instructions of a filter.
@@ -29,7 +29,7 @@ pub(crate) enum Value {
 /// udp(7), raw(7), netlink(7), packet(7).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Options(BTreeMap<String, Value>);
+pub(crate) struct SocketOptions(BTreeMap<String, OptionValue>);
 
 /// When an option is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub(crate) enum Phase {
 
 /// How a value stands in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+enum Encoding {
     /// An int.
     Int,
     /// An unsigned 64 bit number.
@@ -67,36 +67,36 @@ enum Form {
 
 /// What follows if it cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Need {
+enum IfRefused {
     /// The socket would do other things than before: it is refused.
     Must,
     /// It would be slower: that is said.
     May,
 }
 
-struct Row {
+struct OptionSpec {
     name: &'static str,
     level: i32,
     number: i32,
-    form: Form,
+    form: Encoding,
     phase: Phase,
-    need: Need,
+    need: IfRefused,
 }
 
-use Form::{Int, Linger, Long, Name, Time};
+use Encoding::{Int, Linger, Long, Name, Time};
 
-const fn row(name: &'static str, level: i32, number: i32, form: Form) -> Row {
-    Row { name, level, number, form, phase: Phase::CloneArgs, need: Need::Must }
+const fn row(name: &'static str, level: i32, number: i32, form: Encoding) -> OptionSpec {
+    OptionSpec { name, level, number, form, phase: Phase::CloneArgs, need: IfRefused::Must }
 }
 
-impl Row {
-    const fn last(mut self) -> Row {
+impl OptionSpec {
+    const fn last(mut self) -> OptionSpec {
         self.phase = Phase::Last;
         self
     }
 
-    const fn may(mut self) -> Row {
-        self.need = Need::May;
+    const fn may(mut self) -> OptionSpec {
+        self.need = IfRefused::May;
         self
     }
 }
@@ -111,12 +111,12 @@ const PACKET: i32 = libc::SOL_PACKET;
 const SO_BUF_LOCK: i32 = 72;
 const SOL_UDPLITE: i32 = 136;
 const SOL_RAW: i32 = 255;
-const SNDBUF: Form = Form::Buffer { force: libc::SO_SNDBUFFORCE, lock: 1 };
-const RCVBUF: Form = Form::Buffer { force: libc::SO_RCVBUFFORCE, lock: 2 };
-const DEVICE: Form = Form::Device { swapped: false };
-const SWAPPED_DEVICE: Form = Form::Device { swapped: true };
+const SNDBUF: Encoding = Encoding::Buffer { force: libc::SO_SNDBUFFORCE, lock: 1 };
+const RCVBUF: Encoding = Encoding::Buffer { force: libc::SO_RCVBUFFORCE, lock: 2 };
+const DEVICE: Encoding = Encoding::Device { swapped: false };
+const SWAPPED_DEVICE: Encoding = Encoding::Device { swapped: true };
 /// An extension header of IPv6 is at most 8 * 256 bytes (RFC 8200).
-const HEADER: Form = Form::Bytes(2048);
+const HEADER: Encoding = Encoding::Bytes(2048);
 
 /// All options that can be read and set, in the order in which they are set. Numbers without a name
 /// here are those of the kernel's headers for all but mips, parisc, sparc and alpha.
@@ -124,12 +124,12 @@ const HEADER: Form = Form::Bytes(2048);
 /// Left out: what only says something (SO_ERROR, which asking would clear; SO_PEERCRED, TCP_INFO),
 /// what is a state of the moment (TCP_QUICKACK), what is a secret (TCP_FASTOPEN_KEY), and what
 /// settles by itself when the socket listens (SO_TXREHASH).
-static ROWS: &[Row] = &[
+static ROWS: &[OptionSpec] = &[
     // IP_TOS sets SO_PRIORITY too, so that comes after it.
     row("IP_TOS", IP, libc::IP_TOS, Int),
     row("IP_TTL", IP, libc::IP_TTL, Int),
     row("IP_HDRINCL", IP, libc::IP_HDRINCL, Int),
-    row("IP_OPTIONS", IP, libc::IP_OPTIONS, Form::Bytes(40)),
+    row("IP_OPTIONS", IP, libc::IP_OPTIONS, Encoding::Bytes(40)),
     row("IP_RECVOPTS", IP, libc::IP_RECVOPTS, Int),
     row("IP_RETOPTS", IP, libc::IP_RETOPTS, Int),
     row("IP_PKTINFO", IP, libc::IP_PKTINFO, Int),
@@ -148,7 +148,7 @@ static ROWS: &[Row] = &[
     row("IP_RECVFRAGSIZE", IP, 25, Int),
     row("IP_RECVERR_RFC4884", IP, 26, Int),
     row("IP_LOCAL_PORT_RANGE", IP, 51, Int),
-    row("IP_MULTICAST_IF", IP, libc::IP_MULTICAST_IF, Form::Bytes(4)),
+    row("IP_MULTICAST_IF", IP, libc::IP_MULTICAST_IF, Encoding::Bytes(4)),
     row("IP_MULTICAST_TTL", IP, libc::IP_MULTICAST_TTL, Int),
     row("IP_MULTICAST_LOOP", IP, libc::IP_MULTICAST_LOOP, Int),
     row("IP_MULTICAST_ALL", IP, 49, Int),
@@ -194,7 +194,7 @@ static ROWS: &[Row] = &[
     row("IPV6_DSTOPTS", IPV6, libc::IPV6_DSTOPTS, HEADER),
     row("ICMP_FILTER", SOL_RAW, 1, Int),
     row("IPV6_CHECKSUM", SOL_RAW, 7, Int),
-    row("ICMPV6_FILTER", libc::IPPROTO_ICMPV6, 1, Form::Bytes(32)),
+    row("ICMPV6_FILTER", libc::IPPROTO_ICMPV6, 1, Encoding::Bytes(32)),
     row("SO_DEBUG", SOCKET, libc::SO_DEBUG, Int).may(),
     row("SO_REUSEADDR", SOCKET, libc::SO_REUSEADDR, Int),
     row("SO_REUSEPORT", SOCKET, libc::SO_REUSEPORT, Int),
@@ -217,11 +217,11 @@ static ROWS: &[Row] = &[
     row("SO_PASSRIGHTS", SOCKET, 83, Int).last(),
     row("SO_TIMESTAMP", SOCKET, libc::SO_TIMESTAMP, Int),
     row("SO_TIMESTAMPNS", SOCKET, libc::SO_TIMESTAMPNS, Int),
-    row("SO_TIMESTAMPING", SOCKET, libc::SO_TIMESTAMPING, Form::Bytes(8)),
+    row("SO_TIMESTAMPING", SOCKET, libc::SO_TIMESTAMPING, Encoding::Bytes(8)),
     // These say that the times are of 64 bits everywhere, the ones above too.
     row("SO_TIMESTAMP_NEW", SOCKET, 63, Int),
     row("SO_TIMESTAMPNS_NEW", SOCKET, 64, Int),
-    row("SO_TIMESTAMPING_NEW", SOCKET, 65, Form::Bytes(8)),
+    row("SO_TIMESTAMPING_NEW", SOCKET, 65, Encoding::Bytes(8)),
     row("SO_MARK", SOCKET, libc::SO_MARK, Int),
     row("SO_RCVMARK", SOCKET, 75, Int),
     row("SO_RCVPRIORITY", SOCKET, 82, Int),
@@ -237,7 +237,7 @@ static ROWS: &[Row] = &[
     row("SO_MAX_PACING_RATE", SOCKET, 47, Long).may(),
     row("SO_INCOMING_CPU", SOCKET, 49, Int).may(),
     row("SO_ZEROCOPY", SOCKET, 60, Int),
-    row("SO_TXTIME", SOCKET, 61, Form::Bytes(8)),
+    row("SO_TXTIME", SOCKET, 61, Encoding::Bytes(8)),
     row("SO_INQ", SOCKET, 84, Int),
     row("TCP_NODELAY", TCP, libc::TCP_NODELAY, Int),
     row("TCP_MAXSEG", TCP, libc::TCP_MAXSEG, Int),
@@ -290,7 +290,7 @@ static ROWS: &[Row] = &[
     row("PACKET_TX_HAS_OFF", PACKET, 19, Int),
     row("PACKET_QDISC_BYPASS", PACKET, 20, Int),
     row("PACKET_IGNORE_OUTGOING", PACKET, 23, Int),
-    row("SO_ATTACH_FILTER", SOCKET, libc::SO_ATTACH_FILTER, Form::Filter).last(),
+    row("SO_ATTACH_FILTER", SOCKET, libc::SO_ATTACH_FILTER, Encoding::Filter).last(),
     row("SO_PEEK_OFF", SOCKET, libc::SO_PEEK_OFF, Int).last(),
     // After this one no filter can be changed, by nobody.
     row("SO_LOCK_FILTER", SOCKET, 44, Int).last(),
@@ -303,15 +303,15 @@ const MAX_NAME: usize = 16;
 /// The most bytes that any option but a filter has.
 const MAX: usize = 2048;
 
-impl Row {
+impl OptionSpec {
     /// How many bytes are asked for. Some options change their meaning with the length.
     fn room(&self) -> usize {
         match self.form {
-            Form::Int | Form::Buffer { .. } | Form::Device { .. } => 4,
-            Form::Long | Form::Linger => 8,
-            Form::Time | Form::Name => 16,
-            Form::Filter => 0,
-            Form::Bytes(most) => most,
+            Encoding::Int | Encoding::Buffer { .. } | Encoding::Device { .. } => 4,
+            Encoding::Long | Encoding::Linger => 8,
+            Encoding::Time | Encoding::Name => 16,
+            Encoding::Filter => 0,
+            Encoding::Bytes(most) => most,
         }
     }
 
@@ -320,7 +320,7 @@ impl Row {
         let room = self.room();
         match self.form {
             // An extended filter has no instructions to give.
-            Form::Filter => match sys::option_bytes(fd, self.level, self.number, &mut []) {
+            Encoding::Filter => match sys::option_bytes(fd, self.level, self.number, &mut []) {
                 Err(Errno::EACCES) => Ok(MAX),
                 count => count.map(|count| (count * 8).min(MAX)),
             },
@@ -330,7 +330,7 @@ impl Row {
     }
 
     /// What the bytes mean.
-    fn value(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<Value> {
+    fn value(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<OptionValue> {
         let int = |at: usize| {
             let four = bytes.get(at..at + 4).and_then(|four| <[u8; 4]>::try_from(four).ok());
             four.map_or(0, i32::from_ne_bytes)
@@ -340,17 +340,25 @@ impl Row {
             eight.map_or(0, i64::from_ne_bytes)
         };
         Ok(match self.form {
-            Form::Int | Form::Buffer { .. } if bytes.len() == 1 => Value::Int(bytes[0].into()),
-            Form::Int | Form::Buffer { .. } => Value::Int(int(0).into()),
-            Form::Long => Value::Int(if bytes.len() < 8 { int(0).into() } else { long(0) }),
-            Form::Linger => Value::Int(if int(0) == 0 { -1 } else { int(4).into() }),
-            Form::Time => Value::Int(long(0).saturating_mul(1_000_000).saturating_add(long(8))),
-            Form::Name => Value::Bytes(bytes.iter().copied().take_while(|&b| b != 0).collect()),
-            Form::Device { swapped } => {
-                let index = if swapped { i32::from_be(int(0)) } else { int(0) };
-                Value::Bytes(sys::device_name(fd, index).at(|| format!("device {index}"))?)
+            Encoding::Int | Encoding::Buffer { .. } if bytes.len() == 1 => {
+                OptionValue::Int(bytes[0].into())
             }
-            Form::Filter => {
+            Encoding::Int | Encoding::Buffer { .. } => OptionValue::Int(int(0).into()),
+            Encoding::Long => {
+                OptionValue::Int(if bytes.len() < 8 { int(0).into() } else { long(0) })
+            }
+            Encoding::Linger => OptionValue::Int(if int(0) == 0 { -1 } else { int(4).into() }),
+            Encoding::Time => {
+                OptionValue::Int(long(0).saturating_mul(1_000_000).saturating_add(long(8)))
+            }
+            Encoding::Name => {
+                OptionValue::Bytes(bytes.iter().copied().take_while(|&b| b != 0).collect())
+            }
+            Encoding::Device { swapped } => {
+                let index = if swapped { i32::from_be(int(0)) } else { int(0) };
+                OptionValue::Bytes(sys::device_name(fd, index).at(|| format!("device {index}"))?)
+            }
+            Encoding::Filter => {
                 let mut program = vec![0; MAX_FILTER];
                 let count = sys::option_bytes(fd, self.level, self.number, &mut program);
                 let count = match count {
@@ -360,39 +368,41 @@ impl Row {
                     count => count?,
                 };
                 program.truncate(count * 8);
-                Value::Bytes(program)
+                OptionValue::Bytes(program)
             }
-            Form::Bytes(_) => Value::Bytes(bytes.to_vec()),
+            Encoding::Bytes(_) => OptionValue::Bytes(bytes.to_vec()),
         })
     }
 
     /// Whether a value of an image is one that this option can have.
-    fn check(&self, value: &Value) -> Result<()> {
+    fn check(&self, value: &OptionValue) -> Result<()> {
         let good = match (self.form, value) {
-            (Form::Int, Value::Int(value)) => i32::try_from(*value).is_ok(),
-            (Form::Buffer { .. }, Value::Int(value)) => (0..=i32::MAX.into()).contains(value),
-            (Form::Long, Value::Int(_)) => true,
-            (Form::Linger, Value::Int(value)) => (-1..=i32::MAX.into()).contains(value),
-            (Form::Time, Value::Int(value)) => *value >= 0,
-            (Form::Name | Form::Device { .. }, Value::Bytes(name)) => {
+            (Encoding::Int, OptionValue::Int(value)) => i32::try_from(*value).is_ok(),
+            (Encoding::Buffer { .. }, OptionValue::Int(value)) => {
+                (0..=i32::MAX.into()).contains(value)
+            }
+            (Encoding::Long, OptionValue::Int(_)) => true,
+            (Encoding::Linger, OptionValue::Int(value)) => (-1..=i32::MAX.into()).contains(value),
+            (Encoding::Time, OptionValue::Int(value)) => *value >= 0,
+            (Encoding::Name | Encoding::Device { .. }, OptionValue::Bytes(name)) => {
                 !name.is_empty() && name.len() < MAX_NAME && !name.contains(&0)
             }
-            (Form::Filter, Value::Bytes(program)) => {
+            (Encoding::Filter, OptionValue::Bytes(program)) => {
                 !program.is_empty() && program.len() <= MAX_FILTER && program.len() % 8 == 0
             }
-            (Form::Bytes(most), Value::Bytes(bytes)) => bytes.len() <= most,
+            (Encoding::Bytes(most), OptionValue::Bytes(bytes)) => bytes.len() <= most,
             _ => false,
         };
         if good { Ok(()) } else { Err(Error::malformed(format!("no value of {}", self.name))) }
     }
 
     /// Sets it.
-    fn set(&self, fd: BorrowedFd<'_>, value: &Value) -> nix::Result<()> {
+    fn set(&self, fd: BorrowedFd<'_>, value: &OptionValue) -> nix::Result<()> {
         let put = |bytes: &[u8]| sys::set_option_bytes(fd, self.level, self.number, bytes);
         match (self.form, value) {
-            (Form::Int, &Value::Int(value)) => put(&(value as i32).to_ne_bytes()),
-            (Form::Long, Value::Int(value)) => put(&value.to_ne_bytes()),
-            (Form::Buffer { force, .. }, &Value::Int(value)) => {
+            (Encoding::Int, &OptionValue::Int(value)) => put(&(value as i32).to_ne_bytes()),
+            (Encoding::Long, OptionValue::Int(value)) => put(&value.to_ne_bytes()),
+            (Encoding::Buffer { force, .. }, &OptionValue::Int(value)) => {
                 let half = value as i32 / 2;
                 match sys::set_option(fd, self.level, force, half) {
                     Err(Errno::EPERM) => put(&half.to_ne_bytes())?,
@@ -404,20 +414,20 @@ impl Row {
                     _ => Err(Errno::EPERM),
                 }
             }
-            (Form::Linger, &Value::Int(value)) => {
+            (Encoding::Linger, &OptionValue::Int(value)) => {
                 let (on, seconds) = (i32::from(value >= 0), value.max(0) as i32);
                 put(&[on.to_ne_bytes(), seconds.to_ne_bytes()].concat())
             }
-            (Form::Time, &Value::Int(value)) => {
+            (Encoding::Time, &OptionValue::Int(value)) => {
                 let (seconds, rest) = (value / 1_000_000, value % 1_000_000);
                 put(&[seconds.to_ne_bytes(), rest.to_ne_bytes()].concat())
             }
-            (Form::Device { swapped }, Value::Bytes(name)) => {
+            (Encoding::Device { swapped }, OptionValue::Bytes(name)) => {
                 let index = sys::device_index(fd, name)?;
                 put(&(if swapped { index.to_be() } else { index }).to_ne_bytes())
             }
-            (Form::Filter, Value::Bytes(program)) => sys::set_filter(fd, program),
-            (Form::Name | Form::Bytes(_), Value::Bytes(bytes)) => put(bytes),
+            (Encoding::Filter, OptionValue::Bytes(program)) => sys::set_filter(fd, program),
+            (Encoding::Name | Encoding::Bytes(_), OptionValue::Bytes(bytes)) => put(bytes),
             _ => Err(Errno::EINVAL),
         }
     }
@@ -470,7 +480,7 @@ const OF_GROUPS: &[&str] = &["IP_MULTICAST_IF", "IP_MULTICAST_TTL"];
 
 /// An option that sockets of a class have, and what a fresh one has.
 struct Usual {
-    row: &'static Row,
+    row: &'static OptionSpec,
     bytes: Vec<u8>,
 }
 
@@ -485,22 +495,22 @@ fn usual(class: Class) -> Result<Arc<[Usual]>> {
     let (family, kind, protocol) = class;
     let fresh = sys::new(family, kind | libc::SOCK_CLOEXEC, protocol).at(|| "a socket like it")?;
     let mut buffer = [0; MAX];
-    let ask = |row: &'static Row| {
+    let ask = |row: &'static OptionSpec| {
         let len = row.ask(fresh.as_fd(), &mut buffer).ok()?;
         let bytes = buffer[..len].to_vec();
         // Some can be asked of any socket and set on few.
         let same = || sys::set_option_bytes(fresh.as_fd(), row.level, row.number, &bytes);
-        let fixed = !matches!(row.form, Form::Buffer { .. } | Form::Filter)
+        let fixed = !matches!(row.form, Encoding::Buffer { .. } | Encoding::Filter)
             && matches!(same(), Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP));
         (!fixed).then_some(Usual { row, bytes })
     };
     let streams = kind == libc::SOCK_STREAM;
-    let of_unix = |row: &Row| {
+    let of_unix = |row: &OptionSpec| {
         row.level == SOCKET
             && !OF_NETWORKS.contains(&row.name)
             && !(streams && OF_MESSAGES.contains(&row.name))
     };
-    let serves = |row: &&Row| match family {
+    let serves = |row: &&OptionSpec| match family {
         libc::AF_UNIX => of_unix(row),
         _ => !(streams && OF_GROUPS.contains(&row.name)),
     };
@@ -511,17 +521,17 @@ fn usual(class: Class) -> Result<Arc<[Usual]>> {
     Ok(usual)
 }
 
-impl Options {
+impl SocketOptions {
     /// Reads from a socket what a fresh one of its class has not.
     ///
     /// Costs one getsockopt(2) for each option of the class, a quarter of a microsecond: 11 for a
     /// unix stream socket, 69 for UDP over IPv4, 86 for TCP; IPv6 has 38 more.
-    pub(crate) fn read(fd: BorrowedFd<'_>, class: Class) -> Result<Options> {
+    pub(crate) fn read(fd: BorrowedFd<'_>, class: Class) -> Result<SocketOptions> {
         let mut options = BTreeMap::new();
         let mut buffer = [0; MAX];
         let locked = sys::option(fd, SOCKET, SO_BUF_LOCK).ok();
         let settles = |form| match form {
-            Form::Buffer { lock, .. } => locked.is_some_and(|locked| locked & lock == 0),
+            Encoding::Buffer { lock, .. } => locked.is_some_and(|locked| locked & lock == 0),
             _ => false,
         };
         let usual = usual(class)?;
@@ -532,15 +542,15 @@ impl Options {
                 Err(_) => continue,
             };
             match row.form {
-                Form::Buffer { .. } if locked.is_some() => (),
-                Form::Filter if len > 0 => (),
+                Encoding::Buffer { .. } if locked.is_some() => (),
+                Encoding::Filter if len > 0 => (),
                 _ if buffer[..len] == bytes[..] => continue,
                 _ => (),
             }
             let value = row.value(fd, &buffer[..len]).at(|| row.name)?;
             options.insert(row.name.to_owned(), value);
         }
-        Ok(Options(options))
+        Ok(SocketOptions(options))
     }
 
     /// Says why they cannot be set on a socket of this class.
@@ -579,15 +589,15 @@ impl Options {
             let mut buffer = [0; MAX];
             let has = row.ask(fd, &mut buffer).map_err(Error::from);
             let has = has.and_then(|len| row.value(fd, &buffer[..len]));
-            if !matches!(row.form, Form::Buffer { .. }) && has.is_ok_and(|has| has == *value) {
+            if !matches!(row.form, Encoding::Buffer { .. }) && has.is_ok_and(|has| has == *value) {
                 continue;
             }
             match (row.set(fd, value), row.need) {
                 (Ok(()), _) => (),
-                (Err(errno), Need::May) => {
+                (Err(errno), IfRefused::May) => {
                     warn(format!("{} is not put back: {}", row.name, errno.desc()));
                 }
-                (Err(errno), Need::Must) => return Err(errno).at(|| row.name),
+                (Err(errno), IfRefused::Must) => return Err(errno).at(|| row.name),
             }
         }
         Ok(())
@@ -601,7 +611,7 @@ impl Options {
     /// A number, if it is not the usual one.
     pub(crate) fn int(&self, name: &str) -> Option<i64> {
         match self.0.get(name) {
-            Some(Value::Int(value)) => Some(*value),
+            Some(OptionValue::Int(value)) => Some(*value),
             _ => None,
         }
     }
@@ -609,7 +619,7 @@ impl Options {
     /// Bytes, if they are not the usual ones.
     pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
         match self.0.get(name) {
-            Some(Value::Bytes(value)) => Some(value),
+            Some(OptionValue::Bytes(value)) => Some(value),
             _ => None,
         }
     }
@@ -620,31 +630,31 @@ impl Options {
     }
 }
 
-impl Serialize for Value {
+impl Serialize for OptionValue {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         match self {
-            Value::Int(value) => to.serialize_i64(*value),
-            Value::Bytes(bytes) => to.serialize_bytes(bytes),
+            OptionValue::Int(value) => to.serialize_i64(*value),
+            OptionValue::Bytes(bytes) => to.serialize_bytes(bytes),
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for OptionValue {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl de::Visitor<'_> for Visitor {
-            type Value = Value;
+            type Value = OptionValue;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an integer or a byte string")
             }
-            fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
-                Ok(Value::Int(value))
+            fn visit_i64<E: de::Error>(self, value: i64) -> Result<OptionValue, E> {
+                Ok(OptionValue::Int(value))
             }
-            fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
-                i64::try_from(value).map(Value::Int).map_err(E::custom)
+            fn visit_u64<E: de::Error>(self, value: u64) -> Result<OptionValue, E> {
+                i64::try_from(value).map(OptionValue::Int).map_err(E::custom)
             }
-            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Value, E> {
-                Ok(Value::Bytes(bytes.to_vec()))
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<OptionValue, E> {
+                Ok(OptionValue::Bytes(bytes.to_vec()))
             }
         }
         from.deserialize_any(Visitor)
@@ -665,11 +675,11 @@ mod tests {
         sys::new(class.0, class.1, class.2).unwrap()
     }
 
-    fn options(pairs: &[(&str, Value)]) -> Options {
-        Options(pairs.iter().map(|(name, value)| ((*name).into(), value.clone())).collect())
+    fn options(pairs: &[(&str, OptionValue)]) -> SocketOptions {
+        SocketOptions(pairs.iter().map(|(name, value)| ((*name).into(), value.clone())).collect())
     }
 
-    fn goes_round(class: Class, pairs: &[(&str, Value)]) {
+    fn goes_round(class: Class, pairs: &[(&str, OptionValue)]) {
         let wanted = options(pairs);
         wanted.check(class).unwrap();
         let one = socket(class);
@@ -678,13 +688,16 @@ mod tests {
             wanted.set(one.as_fd(), phase, &mut |line| said.push(line)).unwrap();
         }
         assert_eq!(said, Vec::<String>::new());
-        assert_eq!(Options::read(one.as_fd(), class).unwrap(), wanted);
+        assert_eq!(SocketOptions::read(one.as_fd(), class).unwrap(), wanted);
     }
 
     #[test]
     fn a_fresh_socket_has_nothing_to_record() {
         for class in [UDP4, TCP6, UNIX] {
-            assert_eq!(Options::read(socket(class).as_fd(), class).unwrap(), Options::default());
+            assert_eq!(
+                SocketOptions::read(socket(class).as_fd(), class).unwrap(),
+                SocketOptions::default()
+            );
         }
     }
 
@@ -695,53 +708,56 @@ mod tests {
         goes_round(
             UDP4,
             &[
-                ("SO_RCVBUF", Value::Int(8192)),
-                ("SO_RCVTIMEO", Value::Int(1_500_000)),
-                ("SO_BROADCAST", Value::Int(1)),
+                ("SO_RCVBUF", OptionValue::Int(8192)),
+                ("SO_RCVTIMEO", OptionValue::Int(1_500_000)),
+                ("SO_BROADCAST", OptionValue::Int(1)),
                 // The kernel shows both for either.
-                ("SO_TIMESTAMP_NEW", Value::Int(1)),
-                ("SO_TIMESTAMPNS_NEW", Value::Int(1)),
-                ("SO_BINDTODEVICE", Value::Bytes(b"lo".to_vec())),
-                ("IP_MULTICAST_IF", Value::Bytes(vec![127, 0, 0, 1])),
-                ("IP_UNICAST_IF", Value::Bytes(b"lo".to_vec())),
-                ("IP_RECVERR", Value::Int(1)),
-                ("SO_ATTACH_FILTER", Value::Bytes(none)),
-                ("SO_LOCK_FILTER", Value::Int(1)),
-                ("SO_PEEK_OFF", Value::Int(3)),
+                ("SO_TIMESTAMP_NEW", OptionValue::Int(1)),
+                ("SO_TIMESTAMPNS_NEW", OptionValue::Int(1)),
+                ("SO_BINDTODEVICE", OptionValue::Bytes(b"lo".to_vec())),
+                ("IP_MULTICAST_IF", OptionValue::Bytes(vec![127, 0, 0, 1])),
+                ("IP_UNICAST_IF", OptionValue::Bytes(b"lo".to_vec())),
+                ("IP_RECVERR", OptionValue::Int(1)),
+                ("SO_ATTACH_FILTER", OptionValue::Bytes(none)),
+                ("SO_LOCK_FILTER", OptionValue::Int(1)),
+                ("SO_PEEK_OFF", OptionValue::Int(3)),
             ],
         );
         goes_round(
             TCP6,
             &[
-                ("SO_LINGER", Value::Int(0)),
-                ("SO_KEEPALIVE", Value::Int(1)),
-                ("TCP_KEEPIDLE", Value::Int(17)),
-                ("TCP_CONGESTION", Value::Bytes(b"reno".to_vec())),
-                ("IPV6_V6ONLY", Value::Int(1)),
+                ("SO_LINGER", OptionValue::Int(0)),
+                ("SO_KEEPALIVE", OptionValue::Int(1)),
+                ("TCP_KEEPIDLE", OptionValue::Int(17)),
+                ("TCP_CONGESTION", OptionValue::Bytes(b"reno".to_vec())),
+                ("IPV6_V6ONLY", OptionValue::Int(1)),
             ],
         );
         goes_round(
             UDP6,
             &[
-                ("IPV6_MULTICAST_IF", Value::Bytes(b"lo".to_vec())),
-                ("IPV6_RECVPKTINFO", Value::Int(1)),
-                ("SO_TIMESTAMPING", Value::Bytes(vec![0x18, 0, 0, 0, 0, 0, 0, 0])),
+                ("IPV6_MULTICAST_IF", OptionValue::Bytes(b"lo".to_vec())),
+                ("IPV6_RECVPKTINFO", OptionValue::Int(1)),
+                ("SO_TIMESTAMPING", OptionValue::Bytes(vec![0x18, 0, 0, 0, 0, 0, 0, 0])),
             ],
         );
-        goes_round(UNIX, &[("SO_PASSCRED", Value::Int(1)), ("SO_SNDBUF", Value::Int(65536))]);
+        goes_round(
+            UNIX,
+            &[("SO_PASSCRED", OptionValue::Int(1)), ("SO_SNDBUF", OptionValue::Int(65536))],
+        );
     }
 
     #[test]
     fn what_is_no_option_or_no_value_of_it_is_refused() {
         let refused =
             |class, name, value| options(&[(name, value)]).check(class).unwrap_err().status() as u8;
-        assert_eq!(refused(UDP4, "SO_NONSENSE", Value::Int(1)), 6);
-        assert_eq!(refused(UDP4, "TCP_NODELAY", Value::Int(1)), 6);
-        assert_eq!(refused(UDP4, "SO_MARK", Value::Int(1 << 40)), 3);
-        assert_eq!(refused(UDP4, "SO_MARK", Value::Bytes(vec![1])), 3);
-        assert_eq!(refused(UDP4, "SO_RCVBUF", Value::Int(-1)), 3);
-        assert_eq!(refused(UDP4, "SO_ATTACH_FILTER", Value::Bytes(vec![6; 7])), 3);
-        assert_eq!(refused(UDP4, "SO_BINDTODEVICE", Value::Bytes(vec![b'x'; 16])), 3);
+        assert_eq!(refused(UDP4, "SO_NONSENSE", OptionValue::Int(1)), 6);
+        assert_eq!(refused(UDP4, "TCP_NODELAY", OptionValue::Int(1)), 6);
+        assert_eq!(refused(UDP4, "SO_MARK", OptionValue::Int(1 << 40)), 3);
+        assert_eq!(refused(UDP4, "SO_MARK", OptionValue::Bytes(vec![1])), 3);
+        assert_eq!(refused(UDP4, "SO_RCVBUF", OptionValue::Int(-1)), 3);
+        assert_eq!(refused(UDP4, "SO_ATTACH_FILTER", OptionValue::Bytes(vec![6; 7])), 3);
+        assert_eq!(refused(UDP4, "SO_BINDTODEVICE", OptionValue::Bytes(vec![b'x'; 16])), 3);
     }
 
     #[test]
@@ -750,7 +766,7 @@ mod tests {
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let class = (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP);
-        let mut read = Options::read(accepted.as_fd(), class).unwrap();
+        let mut read = SocketOptions::read(accepted.as_fd(), class).unwrap();
         // Of the connection, which kind tcp leaves out.
         read.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
         let fresh = socket(class);

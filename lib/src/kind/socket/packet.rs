@@ -3,9 +3,9 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, OpenFile};
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
-use crate::kind::socket::option::{Options, Phase};
+use crate::kind::socket::option::{Phase, SocketOptions};
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
 use crate::sys::socket as sys;
@@ -24,10 +24,10 @@ pub(crate) struct Packet {
     protocol: u16,
     /// The device that it is bound to; none if that is any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    device: Option<Device>,
+    device: Option<BoundDevice>,
     /// What it has joined, in that order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    members: Vec<Member>,
+    members: Vec<Membership>,
     /// PACKET_FANOUT: its group, and how packets are shared in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fanout: Option<u32>,
@@ -40,13 +40,13 @@ pub(crate) struct Packet {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
     /// What a fresh socket like it has not.
-    #[serde(default, skip_serializing_if = "Options::is_empty")]
-    options: Options,
+    #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
+    options: SocketOptions,
 }
 
 /// A network device.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Device {
+struct BoundDevice {
     /// Its index; -1 for one that was taken away.
     index: i32,
     /// Its name, by which it is found again; empty for one that was taken away.
@@ -55,7 +55,7 @@ struct Device {
 
 /// A membership: PACKET_ADD_MEMBERSHIP.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Member {
+struct Membership {
     /// The name of the device.
     device: Bytes,
     /// PACKET_MR_MULTICAST 0, PROMISC 1, ALLMULTI 2 or UNICAST 3.
@@ -100,11 +100,11 @@ fn index(fd: BorrowedFd<'_>, name: &Bytes) -> Result<i32> {
     })
 }
 
-impl Member {
-    fn of(fd: BorrowedFd<'_>, found: sock_diag::Member) -> Result<Member> {
-        let sock_diag::Member { device, count, class, address } = found;
+impl Membership {
+    fn of(fd: BorrowedFd<'_>, found: sock_diag::PacketMembership) -> Result<Membership> {
+        let sock_diag::PacketMembership { device, count, class, address } = found;
         let name = sys::device_name(fd, device as i32).at(|| format!("device {device}"))?;
-        Ok(Member { device: Bytes(name), class, address: Bytes(address), count })
+        Ok(Membership { device: Bytes(name), class, address: Bytes(address), count })
     }
 
     /// A struct packet_mreq, as long as its address asks for.
@@ -137,11 +137,11 @@ impl Kind for Packet {
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
         let found = it.process.packet_socket(ino)?;
         let fanout = || sys::option(fd, SOL_PACKET, PACKET_FANOUT).at(|| "PACKET_FANOUT");
-        let members = found.members.into_iter().map(|member| Member::of(fd, member));
+        let members = found.members.into_iter().map(|member| Membership::of(fd, member));
         Ok(Packet {
             class: class.1,
             protocol,
-            device: (index != 0).then(|| Device {
+            device: (index != 0).then(|| BoundDevice {
                 index,
                 name: Bytes(sys::device_name(fd, index).unwrap_or_default()),
             }),
@@ -150,7 +150,7 @@ impl Kind for Packet {
             rings: found.rings,
             queued: sys::waiting(fd).at(|| "SO_MEMINFO")?,
             netns: it.other_netns(),
-            options: Options::read(fd, class)?,
+            options: SocketOptions::read(fd, class)?,
         })
     }
 
@@ -175,7 +175,7 @@ impl Kind for Packet {
         }
         let named = self.device.iter().map(|device| &device.name);
         let mut named = named.chain(self.members.iter().map(|member| &member.device));
-        let usual = |member: &Member| member.address.0.len() <= MAX_ADDRESS && member.count > 0;
+        let usual = |member: &Membership| member.address.0.len() <= MAX_ADDRESS && member.count > 0;
         if !named.all(is_name) || !self.members.iter().all(usual) {
             return Err(Error::malformed("no packet socket has such a device or membership"));
         }
@@ -201,7 +201,7 @@ impl Kind for Packet {
         self.options.check((libc::AF_PACKET, self.class, 0))
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Packet { class, protocol, device, members, fanout, rings: _, queued, netns, options } =
             self;
         if netns.is_none() {
@@ -216,7 +216,7 @@ impl Kind for Packet {
             options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         let device = match device {
-            Some(Device { index: _, name }) => index(fd, &name)?,
+            Some(BoundDevice { index: _, name }) => index(fd, &name)?,
             None => 0,
         };
         for member in members {
@@ -236,7 +236,7 @@ impl Kind for Packet {
             let why = "bytes of packets that were not read are lost";
             cx.warnings.push(format!("{shown}: {queued} {why}"));
         }
-        Ok(Made { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
     }
 }
 
@@ -257,7 +257,8 @@ mod tests {
         let Ok(socket) = sys::new(libc::AF_PACKET, libc::SOCK_DGRAM, 0) else { return };
         let lo = Bytes(b"lo".to_vec());
         let device = index(socket.as_fd(), &lo).unwrap();
-        let member = Member { device: lo.clone(), class: 2, address: Bytes::default(), count: 2 };
+        let member =
+            Membership { device: lo.clone(), class: 2, address: Bytes::default(), count: 2 };
         for _ in 0..2 {
             let request = member.encode(socket.as_fd()).unwrap();
             sys::set_option_bytes(socket.as_fd(), SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request)
@@ -266,7 +267,7 @@ mod tests {
         sys::bind(socket.as_fd(), &address(0x88b5, device)).unwrap();
         let body: Packet = body_of(&socket);
         assert_eq!((body.class, body.protocol), (libc::SOCK_DGRAM, 0x88b5));
-        assert_eq!(body.device, Some(Device { index: device, name: lo }));
+        assert_eq!(body.device, Some(BoundDevice { index: device, name: lo }));
         assert_eq!(body.members, [member]);
         assert_eq!((body.fanout, body.rings), (None, (false, false)));
         assert_eq!(describe_of(&socket), "packet protocol=0x88b5 device=lo");

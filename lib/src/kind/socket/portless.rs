@@ -3,7 +3,7 @@
 
 use crate::error::Result;
 use crate::image::OpenFile;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::{Class, Phase};
 use crate::proc::Descriptor;
@@ -44,7 +44,7 @@ impl Plain {
         kind: i32,
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
-    ) -> Result<Made> {
+    ) -> Result<Opened> {
         let Plain { socket, queued, shutdown } = self;
         let made = socket.make(kind, file, cx)?;
         socket.set(Phase::Last, made.as_fd(), file, cx)?;
@@ -54,7 +54,7 @@ impl Plain {
             let why = "the messages in its queue cannot be looked at, and are lost";
             cx.warnings.push(format!("{}: {why}", escape(&file.link.0)));
         }
-        Ok(Made { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, Plain};
 use crate::proc::Descriptor;
@@ -35,7 +35,7 @@ impl Kind for Raw {
         self.0.socket.check(libc::SOCK_RAW, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Raw(plain) = self;
         plain.make(libc::SOCK_RAW, file, cx)

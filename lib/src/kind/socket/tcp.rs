@@ -3,7 +3,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
 use crate::proc::Descriptor;
@@ -72,7 +72,7 @@ struct Connection {
 }
 
 /// The part of struct tcp_info that is wanted.
-struct Info {
+struct TcpInfo {
     state: u8,
     options: u8,
     scales: (u8, u8),
@@ -83,11 +83,11 @@ struct Info {
     rtt: u32,
 }
 
-impl Info {
-    fn parse(bytes: &[u8]) -> Option<Info> {
+impl TcpInfo {
+    fn parse(bytes: &[u8]) -> Option<TcpInfo> {
         let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let scales = *bytes.get(6)?;
-        Some(Info {
+        Some(TcpInfo {
             state: *bytes.first()?,
             options: *bytes.get(5)?,
             // The first of two bit fields is the low half where the lowest byte comes first.
@@ -101,11 +101,11 @@ impl Info {
         })
     }
 
-    fn ask(fd: BorrowedFd<'_>) -> Result<Info> {
+    fn ask(fd: BorrowedFd<'_>) -> Result<TcpInfo> {
         let mut bytes = [0; 104];
         let len = sys::socket::option_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes);
         let len = len.at(|| "TCP_INFO")?;
-        Info::parse(&bytes[..len.min(bytes.len())]).ok_or_else(|| Errno::EINVAL.into())
+        TcpInfo::parse(&bytes[..len.min(bytes.len())]).ok_or_else(|| Errno::EINVAL.into())
     }
 }
 
@@ -131,7 +131,7 @@ impl Kind for Tcp {
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let socket = Inet::capture(it)?;
         let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
-        let info = Info::ask(fd)?;
+        let info = TcpInfo::ask(fd)?;
         let mut tcp =
             Tcp { socket, state: info.state, listens: None, connection: None, ended: None };
         match info.state {
@@ -203,7 +203,7 @@ impl Kind for Tcp {
         }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Tcp { socket, state: _, listens, connection: _, ended } = &self;
         let made = socket.make(libc::SOCK_STREAM, file, cx)?;
@@ -221,7 +221,7 @@ impl Kind for Tcp {
         if let Some((_, pending)) = *listens {
             lost(pending, "connections that waited to be accepted are");
         }
-        Ok(Made { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
     }
 
     /// Nobody connects before all stands; and what listens keeps others from binding to its port,
@@ -293,7 +293,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..104)) {
-            let _ = Info::parse(&bytes);
+            let _ = TcpInfo::parse(&bytes);
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Address, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
@@ -99,7 +99,7 @@ impl Kind for Udp {
         self.socket.check(libc::SOCK_DGRAM, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Udp { socket, queued, unsent, shutdown: _ } = &self;
         let made = socket.make(libc::SOCK_DGRAM, file, cx)?;
@@ -113,7 +113,7 @@ impl Kind for Udp {
             let why = "are not in the image (scan with --data): it is restored empty";
             cx.warnings.push(format!("{shown}: the messages in its queue {why}"));
         }
-        Ok(Made { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
     }
 
     /// Senders are restored too by now, perhaps.
@@ -132,10 +132,10 @@ impl Kind for Udp {
 }
 
 /// A message and who has sent it.
-type Message = (Option<Address>, Vec<u8>);
+type Datagram = (Option<Address>, Vec<u8>);
 
 /// The message that is looked at next, if there is one.
-fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Message>> {
+fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datagram>> {
     match socket::peek(fd, buffer) {
         // A socket that is shut down for receiving goes on for ever.
         Ok((0, from)) if from.is_empty() => Ok(None),
@@ -152,7 +152,7 @@ fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Message>> {
 ///
 /// SO_PEEK_OFF passes over empty messages that somebody has looked at before (Linux 4.13), which
 /// only the first of a queue can be spared: it is looked at without.
-fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Message>> {
+fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Datagram>> {
     let mut buffer = vec![0; MAX_CHUNK];
     let mut all = Vec::new();
     if socket::option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0 {
@@ -186,7 +186,7 @@ fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Message>> {
 impl Udp {
     /// Sends what waited in its queue to it once more, and looks what came of it.
     fn fill(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
-        let mut messages: Vec<Message> = Vec::new();
+        let mut messages: Vec<Datagram> = Vec::new();
         cx.contents(file.object, |chunk: &Chunk, bytes| {
             let from = chunk.with.as_ref().and_then(|with| with.from.as_ref());
             let from = from.and_then(|from| std::str::from_utf8(&from.0).ok());
@@ -220,7 +220,7 @@ impl Udp {
 
 /// How many of the messages did not come, and how many came from somebody else. What comes from
 /// others meanwhile may stand between them.
-fn compared(sent: &[Message], there: &[Message]) -> (usize, usize) {
+fn compared(sent: &[Datagram], there: &[Datagram]) -> (usize, usize) {
     let mut rest = there.iter();
     let (mut lost, mut nameless) = (0, 0);
     for (from, bytes) in sent {
@@ -400,7 +400,7 @@ mod tests {
     use nix::sys::socket::Shutdown;
     use std::net::UdpSocket;
 
-    fn seen(socket: &UdpSocket) -> Vec<Message> {
+    fn seen(socket: &UdpSocket) -> Vec<Datagram> {
         let mut seen = Vec::new();
         let take = |piece: Piece<'_>| {
             let from = piece.with.unwrap().from.unwrap();
@@ -418,7 +418,7 @@ mod tests {
         for host in ["127.0.0.1:0", "[::1]:0"] {
             let (a, b) = (UdpSocket::bind(host).unwrap(), UdpSocket::bind(host).unwrap());
             let from = Address::parse(&b.local_addr().unwrap().to_string());
-            let sent: Vec<Message> = [&b""[..], b"", b"one", b"", b"three"]
+            let sent: Vec<Datagram> = [&b""[..], b"", b"one", b"", b"three"]
                 .map(|bytes| (from.clone(), bytes.to_vec()))
                 .into();
             for (_, bytes) in &sent {

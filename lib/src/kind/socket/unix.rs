@@ -3,8 +3,8 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Made, RestoreContext};
-use crate::kind::socket::option::{Class, Options, Phase};
+use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::socket::option::{Class, Phase, SocketOptions};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::peek_guard::PeekOffset;
@@ -60,8 +60,8 @@ pub(crate) struct Unix {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     urgent: bool,
     /// What a fresh socket of its type has not.
-    #[serde(default, skip_serializing_if = "Options::is_empty")]
-    options: Options,
+    #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
+    options: SocketOptions,
 }
 
 impl Unix {
@@ -134,7 +134,7 @@ impl Kind for Unix {
             queued: if found.listens { 0 } else { found.queue.0 },
             shutdown: found.shutdown,
             urgent: found.queue.0 > 0 && sys::socket::urgent(copy.as_fd()).is_some(),
-            options: Options::read(copy.as_fd(), options_of(found.class))?,
+            options: SocketOptions::read(copy.as_fd(), options_of(found.class))?,
         })
     }
 
@@ -224,7 +224,7 @@ impl Kind for Unix {
         self.peer == Some(0)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let class = self.class()?;
         let pair = self.other(cx).filter(|other| self.is_pair(file, other));
@@ -236,8 +236,8 @@ impl Kind for Unix {
                 record.set_options(other.as_fd(), theirs, cx)?;
                 record.keep_name(&other, theirs, cx);
                 self.keep_name(&mine, file, cx);
-                let mine = cx.leave(theirs, Made { fd: other, flags: both }, mine)?;
-                Made { fd: mine, flags: both }
+                let mine = cx.leave(theirs, Opened { fd: other, flags: both }, mine)?;
+                Opened { fd: mine, flags: both }
             }
             (None, Some(0)) => {
                 let both = file.flags & NONBLOCK;
@@ -247,7 +247,7 @@ impl Kind for Unix {
                     true => mine = cx.park(file, gone, mine)?,
                     false => self.fill(file, gone.as_fd(), cx)?,
                 }
-                Made { fd: mine, flags: both }
+                Opened { fd: mine, flags: both }
             }
             _ => {
                 let flags = file.flags & NONBLOCK;
@@ -256,7 +256,7 @@ impl Kind for Unix {
                 if let Some(name) = name {
                     self.bind(&made, name, *node, cx)?;
                 }
-                Made { fd: made, flags }
+                Opened { fd: made, flags }
             }
         };
         self.set_options(made.fd.as_fd(), file, cx)?;
@@ -558,7 +558,7 @@ fn names(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
 }
 
 /// A message on its way into a queue.
-struct Message<'m> {
+struct QueuedMessage<'m> {
     from: Option<&'m [u8]>,
     files: &'m [u32],
     credentials: Option<Ucred>,
@@ -593,14 +593,14 @@ impl Differs {
 
 /// Sends a message of a queue to this address, or to whom the socket is connected to.
 fn post(
-    message: Message<'_>,
+    message: QueuedMessage<'_>,
     through: BorrowedFd<'_>,
     to: &[u8],
     streams: bool,
     cx: &RestoreContext<'_>,
     differs: &mut Differs,
 ) -> Result<()> {
-    let Message { from: _, files, credentials, mut bytes } = message;
+    let QueuedMessage { from: _, files, credentials, mut bytes } = message;
     let placed_fds: Vec<PlacedFd> = files.iter().filter_map(|&id| cx.stands(id)).collect();
     differs.left_out += files.len() - placed_fds.len();
     let mut fds: Vec<BorrowedFd<'_>> = placed_fds.iter().map(AsFd::as_fd).collect();
@@ -640,7 +640,7 @@ fn messages(
     cx: &RestoreContext<'_>,
     file: &OpenFile,
     streams: bool,
-    mut take: impl FnMut(Message<'_>) -> Result<()>,
+    mut take: impl FnMut(QueuedMessage<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut bytes = Vec::new();
     let mut first = MessageMeta::default();
@@ -656,7 +656,7 @@ fn messages(
         }
         inside = !streams && with.is_some_and(|with| with.more);
         if !inside {
-            take(Message {
+            take(QueuedMessage {
                 from: first.from.as_ref().map(|from| from.0.as_slice()),
                 files: &first.files,
                 credentials: first.credentials,

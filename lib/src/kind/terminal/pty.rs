@@ -6,11 +6,11 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Chunk, Inode, MessageMeta, OpenFile, Typed};
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
-use crate::proc::openers::{self, Holder};
-use crate::proc::{Descriptor, Info};
+use crate::proc::openers::{self, Opener};
+use crate::proc::{Descriptor, FdInfo};
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
 use nix::errno::Errno;
@@ -182,7 +182,7 @@ impl Kind for Pty {
         }
         let device = terminal::slave_device(index as u32);
         let holders = openers::of(device, Some((major, minor)));
-        let captured = |it: &&Holder| cx.captured.contains(&it.pid);
+        let captured = |it: &&Opener| cx.captured.contains(&it.pid);
         let mut masters = holders.iter().filter(captured);
         let Some((pid, fd)) = masters.find_map(|it| Some((it.pid, *it.masters.first()?))) else {
             // It comes back as another terminal, if at all.
@@ -200,7 +200,7 @@ impl Kind for Pty {
             return Ok(());
         }
         cx.require_frozen_by(|_| stranger.or(hidden))?;
-        let opened = |it: &Holder| it.fds.iter().any(|fds| !fds.is_empty());
+        let opened = |it: &Opener| it.fds.iter().any(|fds| !fds.is_empty());
         if !hung(master.as_fd())? && !holders.iter().any(opened) {
             // To open the slave, and to close it again, would show at the master.
             return match sys::readable(master.as_fd())? {
@@ -274,7 +274,7 @@ impl Kind for Pty {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         if self.hung && !self.master {
             return self.hung_up(file, cx);
         }
@@ -373,7 +373,7 @@ impl Kind for Pty {
 
 impl Pty {
     /// A slave whose master is closed: that is how to get one.
-    fn hung_up(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn hung_up(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         // Of one that has hung up nothing is left but its number, which is free again.
         let Pty {
             master: _,
@@ -391,7 +391,7 @@ impl Pty {
         let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, cx)?;
         tty::set_locked(&master, false).at(|| "unlock it")?;
         let slave = tty::peer(&master, file.flags & OPEN).at(|| "open the slave")?;
-        Ok(Made { fd: slave, flags: file.flags })
+        Ok(Opened { fd: slave, flags: file.flags })
     }
 }
 
@@ -415,12 +415,12 @@ fn hung(copy: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// Who else is known to have a pseudo terminal open, or to be of its session and may have.
-fn stranger(holders: &[Holder], captured: &[i32]) -> Option<i32> {
+fn stranger(holders: &[Opener], captured: &[i32]) -> Option<i32> {
     let us = std::process::id() as i32;
     // What we have are copies, unless it is our own terminal.
-    let ours = |it: &Holder| it.pid == us && !it.member;
+    let ours = |it: &Opener| it.pid == us && !it.member;
     let has =
-        |it: &Holder| !it.masters.is_empty() || it.fds.as_ref().is_none_or(|it| !it.is_empty());
+        |it: &Opener| !it.masters.is_empty() || it.fds.as_ref().is_none_or(|it| !it.is_empty());
     let mut others =
         holders.iter().filter(|it| !captured.contains(&it.pid) && !ours(it) && has(it));
     others.next().map(|it| it.pid)
@@ -435,7 +435,7 @@ fn worth(Ends { master, slave }: Ends<'_>) -> Result<bool> {
 }
 
 /// Says why what waits cannot be taken out and put back as it was.
-fn undisturbed(Ends { master, slave }: Ends<'_>, holders: &[Holder]) -> Result<()> {
+fn undisturbed(Ends { master, slave }: Ends<'_>, holders: &[Opener]) -> Result<()> {
     let no = |why: &str| Err(Error::unrestorable(why));
     let settings = Settings::read(slave).at(|| "the line")?;
     settings.check()?;
@@ -452,9 +452,9 @@ fn undisturbed(Ends { master, slave }: Ends<'_>, holders: &[Holder]) -> Result<(
         return no("a status waits in it (packet mode)");
     }
     let flags = |pid: i32, fd: RawFd| {
-        std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| Info::parse(&it).flags)
+        std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| FdInfo::parse(&it).flags)
     };
-    let asked = |it: &&Holder| {
+    let asked = |it: &&Opener| {
         let mut fds = it.fds.iter().flatten().chain(&it.masters);
         fds.any(|&fd| flags(it.pid, fd).is_ok_and(|it| it & libc::O_ASYNC as u32 != 0))
     };

@@ -543,7 +543,7 @@ mod tests {
 
         /// All that can be seen of it: counts, settings, what the master reads, the lines that are
         /// read until `edit` is typed and after that, and what is left then without regard to lines.
-        fn seen(&self, edit: &[u8]) -> Seen {
+        fn seen(&self, edit: &[u8]) -> Observed {
             let Ends { master, slave } = self.ends();
             let counts = [master, slave].map(|end| sys::readable(end).unwrap());
             let line = tty::line(slave).unwrap();
@@ -559,7 +559,7 @@ mod tests {
             reads.push(b"raw:".to_vec());
             reads.extend(self.reads());
             let line = (line.c_iflag, line.c_oflag, line.c_cflag, line.c_lflag, line.c_cc.to_vec());
-            Seen { counts, line, said, reads }
+            Observed { counts, line, said, reads }
         }
 
         fn reads(&self) -> Vec<Vec<u8>> {
@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[derive(Debug, PartialEq)]
-    struct Seen {
+    struct Observed {
         counts: [usize; 2],
         line: (u32, u32, u32, u32, Vec<u8>),
         said: Vec<u8>,

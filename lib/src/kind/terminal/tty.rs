@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{CttyPlan, Made, RestoreContext};
+use crate::kind::context::{CttyPlan, Opened, RestoreContext};
 use crate::kind::{Kind, Need};
 use crate::proc::Descriptor;
 use crate::sys::{self, tty};
@@ -106,7 +106,7 @@ impl Kind for Tty {
         if is_own(file) { Need::Session } else { Need::Nothing }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Tty { device, asked: _, hung: _, queued, exclusive, settings } = self;
         let own = is_own(file);
         // A serial line without a carrier would wait for one.
@@ -137,7 +137,7 @@ impl Kind for Tty {
         for line in lost {
             cx.warnings.push(format!("{}: {line}", terminal::name(is)));
         }
-        Ok(Made { fd, flags: file.flags & !(libc::O_ASYNC as u32) | wait })
+        Ok(Opened { fd, flags: file.flags & !(libc::O_ASYNC as u32) | wait })
     }
 }
 

@@ -3,10 +3,10 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
-use crate::proc::{Descriptor, Info, hex_word};
+use crate::proc::{Descriptor, FdInfo, hex_word};
 use crate::sys::{self, PlacedFd, notify};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -62,7 +62,7 @@ const PERMISSION: u64 = 0x17_0000;
 
 /// What a line of fdinfo says of a mark, but for what is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Row {
+struct MarkLine {
     scope: Scope,
     flags: u32,
     mask: u64,
@@ -70,14 +70,14 @@ struct Row {
 }
 
 /// Parses a line of a mark. Marks on mount namespaces (Linux 6.14) are not understood.
-fn row(line: &str) -> Option<Row> {
+fn row(line: &str) -> Option<MarkLine> {
     let scope = match line.split_once(' ')?.1.split_once(':')?.0 {
         "ino" => Scope::Inode,
         "mnt_id" => Scope::Mount,
         "sdev" => Scope::Filesystem,
         _ => return None,
     };
-    Some(Row {
+    Some(MarkLine {
         scope,
         flags: u32::try_from(hex_word(line, "mflags")?).ok()?,
         mask: hex_word(line, "mask")?,
@@ -95,9 +95,9 @@ fn is_group(line: &&str) -> bool {
 }
 
 impl Mark {
-    fn row(&self) -> Row {
+    fn row(&self) -> MarkLine {
         let Mark { scope, flags, mask, ignored, on: _ } = *self;
-        Row { scope, flags, mask, ignored }
+        MarkLine { scope, flags, mask, ignored }
     }
 
     /// The calls of fanotify_mark(2) that make it: flags and mask.
@@ -133,7 +133,7 @@ impl Kind for Fanotify {
         let lines = lines(&it.info.rest).filter(|line| !is_group(line));
         let mut marks = finding(it, |finder| {
             let mark = |line| {
-                let Row { scope, flags, mask, ignored } = row(line).ok_or_else(odd)?;
+                let MarkLine { scope, flags, mask, ignored } = row(line).ok_or_else(odd)?;
                 let on = match scope {
                     Scope::Inode => finder.inode(&identity(line).ok_or_else(odd)?),
                     Scope::Mount => finder.mount(hex_word(line, "mnt_id").ok_or_else(odd)?),
@@ -181,7 +181,7 @@ impl Kind for Fanotify {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Fanotify { pid: _, flags, event_flags, marks: _, queued } = self;
         if queued > 0 {
             let fd = cx.lowest[&file.id];
@@ -194,7 +194,7 @@ impl Kind for Fanotify {
         // Given with the flags even if it is not wanted, so that fdinfo shows them as they were.
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         let born = flags.contains(InitFlags::FAN_NONBLOCK);
-        Ok(Made { fd, flags: if born { libc::O_NONBLOCK as u32 } else { 0 } })
+        Ok(Opened { fd, flags: if born { libc::O_NONBLOCK as u32 } else { 0 } })
     }
 
     fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
@@ -209,8 +209,8 @@ impl Kind for Fanotify {
         }
         let text =
             std::fs::read(format!("/proc/self/fdinfo/{}", placed.number())).unwrap_or_default();
-        let info = Info::parse(&text);
-        let is: HashSet<Row> = lines(&info.rest).filter_map(row).collect();
+        let info = FdInfo::parse(&text);
+        let is: HashSet<MarkLine> = lines(&info.rest).filter_map(row).collect();
         for mark in self.marks.iter().filter(|mark| !is.contains(&mark.row())) {
             let (fd, what) = (placed.number(), mark.scope.name());
             let line =
@@ -255,7 +255,7 @@ mod tests {
                 0x20,
             ),
         ] {
-            assert_eq!(row(line), Some(Row { scope, flags, mask, ignored }), "{line}");
+            assert_eq!(row(line), Some(MarkLine { scope, flags, mask, ignored }), "{line}");
         }
         assert_eq!(row("fanotify mnt_ns:4026531832 mflags:0 mask:3000000 ignored_mask:0"), None);
         assert!(is_group(&"fanotify flags:e00 event-flags:8000"));

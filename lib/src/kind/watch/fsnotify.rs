@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Inode};
 use crate::kind::context::{Changed, Numbers, RestoreContext};
-use crate::proc::{self, Descriptor, Info, Process, device, hex_word, inode_of};
+use crate::proc::{self, Descriptor, FdInfo, Process, device, hex_word, inode_of};
 use crate::sys::{self, PlacedFd, notify};
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -53,7 +53,11 @@ impl Watched {
     }
 
     /// Says why it cannot be opened, and gives where it could be.
-    pub(crate) fn check(&self, numbers: &Numbers<'_>, cx: &RestoreContext<'_>) -> Result<Place> {
+    pub(crate) fn check(
+        &self,
+        numbers: &Numbers<'_>,
+        cx: &RestoreContext<'_>,
+    ) -> Result<WatchTarget> {
         match self.open(numbers, cx)? {
             (_, Some(what)) if cx.changed == Changed::Fail => Err(Error::unrestorable(what)),
             (place, _) => Ok(place),
@@ -65,7 +69,7 @@ impl Watched {
         &self,
         numbers: &Numbers<'_>,
         cx: &RestoreContext<'_>,
-    ) -> Result<(Place, Option<String>)> {
+    ) -> Result<(WatchTarget, Option<String>)> {
         let Watched { dev: (major, minor), ino, kind, path, fd } = self;
         let path = match (path, fd) {
             (Some(_), Some(_)) => return Err(Error::malformed("it has both a path and a number")),
@@ -76,7 +80,7 @@ impl Watched {
                         "descriptor {fd}, which has it, is not in the image"
                     ))
                 })?;
-                return Ok((Place::Number(number), None));
+                return Ok((WatchTarget::Number(number), None));
             }
             (None, None) => {
                 return Err(Error::unrestorable(format!(
@@ -94,7 +98,7 @@ impl Watched {
         }
         let other = (found.dev, found.ino) != (self.dev, *ino);
         let what = other.then(|| format!("{name}: changed since the scan: it is another inode"));
-        Ok((Place::Path(opened), what))
+        Ok((WatchTarget::Path(opened), what))
     }
 
     /// Opens it for inotify_add_watch(2) and fanotify_mark(2). None if it is left out with the
@@ -104,13 +108,13 @@ impl Watched {
         what: &str,
         numbers: &Numbers<'_>,
         cx: &mut RestoreContext<'_>,
-    ) -> Result<Option<Place>> {
+    ) -> Result<Option<WatchTarget>> {
         let (place, changed) = self.open(numbers, cx).at(|| what)?;
         if cx.changed == Changed::Warn {
             cx.warnings.extend(changed.map(|changed| format!("{what}: {changed}")));
         }
         match place {
-            Place::Number(number) if PlacedFd::inherited(number).is_err() => {
+            WatchTarget::Number(number) if PlacedFd::inherited(number).is_err() => {
                 cx.warnings.push(format!("{what} is left out: {number} is not restored"));
                 Ok(None)
             }
@@ -120,27 +124,27 @@ impl Watched {
 }
 
 /// Where a watched inode is open.
-pub(crate) enum Place {
+pub(crate) enum WatchTarget {
     /// At a number of ours.
     Path(OwnedFd),
     /// At one of the restored table.
     Number(i32),
 }
 
-impl Place {
+impl WatchTarget {
     /// A path that leads to it whatever its own path is.
     pub(crate) fn path(&self) -> CString {
         magic(match self {
-            Place::Path(fd) => fd.as_raw_fd(),
-            Place::Number(number) => *number,
+            WatchTarget::Path(fd) => fd.as_raw_fd(),
+            WatchTarget::Number(number) => *number,
         })
     }
 
     /// Fails unless something is mounted there.
     pub(crate) fn is_mount(&self) -> Result<()> {
         let mount = match self {
-            Place::Path(fd) => notify::mount(fd.as_fd())?.1,
-            Place::Number(_) => false,
+            WatchTarget::Path(fd) => notify::mount(fd.as_fd())?.1,
+            WatchTarget::Number(_) => false,
         };
         if mount { Ok(()) } else { Err(Error::unrestorable("nothing is mounted there")) }
     }
@@ -153,14 +157,14 @@ fn magic(number: i32) -> CString {
 /// What a line of fdinfo tells of an inode: `sdev`, `ino`, and a handle by type and bytes, where
 /// its file system has them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Identity {
+pub(crate) struct InodeId {
     sdev: u32,
     ino: u64,
     handle: Option<(i32, Vec<u8>)>,
 }
 
 /// Parses the end of an `inotify` or `fanotify` line.
-pub(crate) fn identity(line: &str) -> Option<Identity> {
+pub(crate) fn identity(line: &str) -> Option<InodeId> {
     let handle = || {
         let kind = hex_word(line, "fhandle-type")? as u32 as i32;
         let text = proc::word(line, "f_handle")?;
@@ -168,7 +172,7 @@ pub(crate) fn identity(line: &str) -> Option<Identity> {
         let bytes: Option<Vec<u8>> = (0..text.len()).step_by(2).map(digits).collect();
         Some((kind, bytes?))
     };
-    Some(Identity {
+    Some(InodeId {
         sdev: u32::try_from(hex_word(line, "sdev")?).ok()?,
         ino: hex_word(line, "ino")?,
         handle: handle(),
@@ -228,7 +232,7 @@ struct Search {
     inotify: Inotify,
     /// By the number of our watch.
     paths: HashMap<i32, Vec<u8>>,
-    found: HashMap<Identity, Vec<u8>>,
+    found: HashMap<InodeId, Vec<u8>>,
     next: Vec<Vec<u8>>,
     left: usize,
     /// Whether folders may be read: somebody may be told of that.
@@ -261,7 +265,7 @@ impl Search {
         }
         let number = self.inotify.as_fd().as_raw_fd();
         let info = std::fs::read(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
-        for line in Info::parse(&info).rest.lines() {
+        for line in FdInfo::parse(&info).rest.lines() {
             let path = hex_word(line, "wd").and_then(|wd| self.paths.get(&(wd as i32)));
             self.found.extend(identity(line).zip(path.cloned()));
         }
@@ -331,7 +335,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Finds an inode.
-    pub(crate) fn inode(&mut self, wanted: &Identity) -> Watched {
+    pub(crate) fn inode(&mut self, wanted: &InodeId) -> Watched {
         if self.mounts.is_empty() {
             return Watched::lost(wanted.sdev, wanted.ino);
         }
@@ -408,7 +412,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Has the file system open its own handle, and asks what the path is.
-    fn by_handle(&self, wanted: &Identity) -> Option<(Inode, Vec<u8>)> {
+    fn by_handle(&self, wanted: &InodeId) -> Option<(Inode, Vec<u8>)> {
         let (kind, handle) = wanted.handle.as_ref()?;
         self.of(wanted.sdev).find_map(|mount| {
             if self.here.get() != Some(mount.id) {
@@ -426,7 +430,7 @@ impl<'a> Finder<'a> {
     }
 
     /// Looks among the paths that the process has itself, and beside and below them.
-    fn by_search(&mut self, wanted: &Identity) -> Option<(Inode, Vec<u8>)> {
+    fn by_search(&mut self, wanted: &InodeId) -> Option<(Inode, Vec<u8>)> {
         let mut search = match self.searches.remove(&wanted.sdev) {
             Some(search) => search,
             None => Search::new(self.own_paths(), !self.sees_reads())?,
@@ -479,17 +483,17 @@ impl<'a> Finder<'a> {
             let read = process.descriptor_info(&number.to_string(), &mut text);
             // The masks of fanotify have the same bits.
             let told = |line: &str| hex_word(line, "mask").is_some_and(|mask| mask & READS != 0);
-            read.is_ok() && Info::parse(&text).rest.lines().any(told)
+            read.is_ok() && FdInfo::parse(&text).rest.lines().any(told)
         })
     }
 
     /// Looks whether a number of the process has it: a deleted file, or one that never had a name.
-    fn by_number(&self, wanted: &Identity) -> Option<Watched> {
+    fn by_number(&self, wanted: &InodeId) -> Option<Watched> {
         let process = self.process;
         let mut text = Vec::new();
         process.numbers().ok()?.into_iter().find_map(|number| {
             process.descriptor_info(&number.to_string(), &mut text).ok()?;
-            if Info::parse(&text).ino != wanted.ino {
+            if FdInfo::parse(&text).ino != wanted.ino {
                 return None;
             }
             let copy = sys::pidfd_getfd(process.pidfd(), number).ok()?;
@@ -501,11 +505,11 @@ impl<'a> Finder<'a> {
 }
 
 /// What fdinfo would tell of what a descriptor of ours has open.
-fn identity_of(copy: BorrowedFd<'_>) -> Option<Identity> {
+fn identity_of(copy: BorrowedFd<'_>) -> Option<InodeId> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok()?;
     watch_for_a_moment(&inotify, copy.as_raw_fd())?;
     let own = inotify.as_fd().as_raw_fd();
-    let info = Info::parse(&std::fs::read(format!("/proc/self/fdinfo/{own}")).ok()?);
+    let info = FdInfo::parse(&std::fs::read(format!("/proc/self/fdinfo/{own}")).ok()?);
     identity(info.rest.lines().next()?)
 }
 
@@ -524,9 +528,9 @@ mod tests {
         let line = "inotify wd:1 ino:998036 sdev:fe00000 mask:84000002 ignored_mask:0 \
             fhandle-bytes:8 fhandle-type:1 f_handle:36809900625af97a";
         let handle = Some((1, vec![0x36, 0x80, 0x99, 0, 0x62, 0x5a, 0xf9, 0x7a]));
-        assert_eq!(identity(line), Some(Identity { sdev: 0xfe00000, ino: 0x998036, handle }));
+        assert_eq!(identity(line), Some(InodeId { sdev: 0xfe00000, ino: 0x998036, handle }));
         let bare = identity("inotify wd:1 ino:7 sdev:1b mask:2 ignored_mask:0");
-        assert_eq!(bare, Some(Identity { sdev: 0x1b, ino: 7, handle: None }));
+        assert_eq!(bare, Some(InodeId { sdev: 0x1b, ino: 7, handle: None }));
         assert_eq!(identity("inotify wd:1 ino:7 mask:2"), None);
     }
 

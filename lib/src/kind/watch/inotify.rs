@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Made, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
 use crate::proc::{Descriptor, hex_word};
@@ -21,14 +21,14 @@ pub(crate) struct Inotify {
     /// The process whose numbers `on` names.
     pid: i32,
     /// By number.
-    watches: Vec<Watch>,
+    watches: Vec<InotifyWatch>,
     /// How many bytes of events wait to be read: FIONREAD.
     queued: u32,
 }
 
 /// A watch.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Watch {
+struct InotifyWatch {
     /// The watch descriptor: its number in this instance.
     wd: u32,
     /// The events, IN_ONESHOT and IN_EXCL_UNLINK.
@@ -62,9 +62,9 @@ impl Kind for Inotify {
             let watch = |line| {
                 let odd = || Error::unrestorable("an inotify line of fdinfo is not understood");
                 let ((wd, mask), inode) = watch(line).zip(identity(line)).ok_or_else(odd)?;
-                Ok(Watch { wd, mask, on: finder.inode(&inode) })
+                Ok(InotifyWatch { wd, mask, on: finder.inode(&inode) })
             };
-            lines.map(watch).collect::<Result<Vec<Watch>>>()
+            lines.map(watch).collect::<Result<Vec<InotifyWatch>>>()
         })?;
         watches.sort_by_key(|watch| watch.wd);
         let queued = match &it.copy {
@@ -77,7 +77,7 @@ impl Kind for Inotify {
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
         let (mut last, mut seen) = (0, HashSet::new());
-        for Watch { wd, mask, on } in &self.watches {
+        for InotifyWatch { wd, mask, on } in &self.watches {
             let at = || format!("its watch {wd}");
             if *wd <= last || *wd > i32::MAX as u32 {
                 return Err(Error::malformed("no number, or not above the one before").at(at()));
@@ -98,19 +98,19 @@ impl Kind for Inotify {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Made> {
+    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Inotify { pid: _, watches: _, queued } = self;
         if queued > 0 {
             let fd = cx.lowest[&file.id];
             cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
         }
         let new = nix::sys::inotify::Inotify::init(InitFlags::empty()).at(|| "inotify_init1")?;
-        Ok(Made { fd: new.into(), flags: 0 })
+        Ok(Opened { fd: new.into(), flags: 0 })
     }
 
     fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
-        for Watch { wd, mask, on } in &self.watches {
+        for InotifyWatch { wd, mask, on } in &self.watches {
             let what = format!("fd {}: its watch {wd}", placed.number());
             let Some(place) = on.find(&what, &numbers, cx)? else { continue };
             let add = || notify::add_watch(placed.as_fd(), &place.path(), *mask);
