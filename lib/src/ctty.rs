@@ -4,8 +4,8 @@
 //! is; a tree has as many of them as tasks.
 
 use crate::error::{At, Error, Result, Status};
-use crate::image::{Image, OpenFile, Task};
-use crate::kind;
+use crate::image::Task;
+use crate::kind::DecodedImage;
 use crate::kind::context::CttyPlan;
 use crate::proc::Stat;
 use crate::sys::tty;
@@ -46,7 +46,7 @@ pub fn own() -> Option<(u32, u32)> {
 /// Decides. `made` says whether a file of the image is restored, `handed` at which number a
 /// descriptor of the caller stands for it.
 pub fn plan(
-    image: &Image,
+    image: &DecodedImage,
     task: &Task,
     role: SessionRole,
     made: impl Fn(u32) -> bool,
@@ -56,17 +56,17 @@ pub fn plan(
         return if role.has { CttyPlan::Kept } else { CttyPlan::None };
     };
     let device = tty::numbers(old.device);
-    let leads_to = |file: &&OpenFile| {
-        kind::named(&file.kind).and_then(|kind| (kind.terminal)(file)) == Some(device)
-    };
-    let mut files = image.files.iter().filter(leads_to);
-    let of_pair = |file: &OpenFile| file.kind == "pty" && made(file.id);
+    // Files that are open on it, and whether it is an end of a pseudo terminal.
+    let mut files = image.files_and_records().filter_map(|(file, record)| {
+        let terminal = record.terminal().filter(|terminal| terminal.device == device)?;
+        Some((file.id, terminal.is_pty))
+    });
     let ctty_plan = match &old.path {
         Some(path) => Some(CttyPlan::FromPath(path.0.clone())),
         None => {
-            let pair =
-                files.clone().find(|file| of_pair(file)).map(|file| CttyPlan::FromImage(file.id));
-            pair.or_else(|| files.find_map(|file| handed(file.id)).map(CttyPlan::FromCaller))
+            let mut pair = files.clone().filter(|&(id, is_pty)| is_pty && made(id));
+            let pair = pair.next().map(|(id, _)| CttyPlan::FromImage(id));
+            pair.or_else(|| files.find_map(|(id, _)| handed(id)).map(CttyPlan::FromCaller))
         }
     };
     let name = terminal::name(device);

@@ -1,7 +1,7 @@
 //! Terminals: their line settings, the names of their devices, and who has them open.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Inode, OpenFile};
+use crate::image::{Bytes, Inode};
 use crate::proc::inode_of;
 use crate::sys::tty::{self, Termios};
 use nix::errno::Errno;
@@ -280,16 +280,6 @@ impl Settings {
         }
         Ok(lost)
     }
-}
-
-/// The settings in a record, if it is that of a terminal which had any.
-pub fn settings_of(file: &OpenFile) -> Option<Settings> {
-    #[derive(Deserialize)]
-    struct Body {
-        settings: Option<Settings>,
-    }
-    let terminal = matches!(file.kind.as_str(), "pty" | "tty");
-    serde_cbor::from_slice::<Body>(&file.body).ok().filter(|_| terminal)?.settings
 }
 
 /// The index of a pseudo terminal by the device number of its slave.

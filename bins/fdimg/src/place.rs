@@ -5,7 +5,8 @@ use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use fdkit::cli::{self, Arg, Color};
 use fdkit::error::{At, Result, Status};
-use fdkit::image::{Image, Task};
+use fdkit::image::Task;
+use fdkit::kind::DecodedImage;
 use fdkit::placement::{self, Placement, Size};
 use fdkit::text::escape;
 use fdkit::tree::Tree;
@@ -55,7 +56,7 @@ type Measure = fn(u64) -> u64;
 pub(crate) fn run(args: &Args) -> Result<Status> {
     let from = source::open(args.file.as_ref())?;
     let name = || source::name(args.file.as_ref());
-    let image = Image::load(from).at(name)?;
+    let image = DecodedImage::load(from).at(name)?;
     let tree = Tree::unchecked(&image).at(name)?;
     let table_plans = tree.table_plans(SERVICES);
     let highest = table_plans.iter().filter_map(|course| course.numbers.last().copied()).max();

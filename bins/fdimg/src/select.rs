@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         return Err(Error::misuse("not a regular file; use a pipe").at(name()));
     }
     file.rewind().at(name)?;
-    let kept = first_pass(&mut file, &filters).at(name)?;
+    let kept = first_pass(&mut file, &filters, &name()).at(name)?;
     file.rewind().at(name)?;
     second_pass(&mut file, &kept, out).at(name)?;
     Ok(Status::Done)
@@ -121,7 +121,7 @@ fn spool() -> Result<File> {
 
 /// Which records are kept: a file because a slot that passes names it, a kept file does, or it waits
 /// in the queue of one.
-fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
+fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     let mut reader = Reader::new(source::reading(&mut *from));
     reader.head()?;
     let mut kept = Bits::default();
@@ -139,6 +139,7 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
     let mut outcomes: Vec<Vec<u64>> = Vec::new();
     let mut outcome: Vec<u16> = Vec::new();
     let by_file = filters.iter().any(Filter::asks_the_file);
+    let mut records = source::Records::default();
     let mut record = 0;
     while let Some(entry) = reader.next()? {
         record += 1;
@@ -148,6 +149,7 @@ fn first_pass(from: &mut File, filters: &[Filter]) -> Result<Kept> {
                 kept.set(record);
             }
             Item::File(file) => {
+                records.decode(file, name);
                 files.add(file.id);
                 if let Some(object) = file.object {
                     objects.add(object);

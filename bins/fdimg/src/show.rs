@@ -49,7 +49,10 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let from = source::open(args.file.as_ref())?;
     let image = Image::load(from).at(|| source::name(args.file.as_ref()))?;
     let rows = rows(&image, &filters);
-    let text = if args.json { document(&image, &rows) } else { tables(&rows, args.color.on()) };
+    let text = match args.json {
+        true => document(&image, &rows),
+        false => tables(&rows, args.color.on(), &source::name(args.file.as_ref())),
+    };
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)
 }
@@ -162,7 +165,8 @@ fn locks(row: &Row<'_>) -> String {
     if all.is_empty() { String::new() } else { format!(" locks={}", all.join(",")) }
 }
 
-fn tables(rows: &[Row<'_>], color: bool) -> String {
+fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
+    let mut records = source::Records::default();
     let width = cli::terminal_width();
     let mut out = String::new();
     for group in rows.chunk_by(|a, b| a.slot.table == b.slot.table) {
@@ -181,9 +185,9 @@ fn tables(rows: &[Row<'_>], color: bool) -> String {
             if row.slot.cloexec {
                 flags.push("cloexec");
             }
-            let title = kind::named(&row.file.kind).and_then(|kind| (kind.describe)(row.file));
-            let mut name = match title {
-                Some(title) => escape(title.as_bytes()).into_owned(),
+            let record = records.decode(row.file, image);
+            let mut name = match record.and_then(|record| record.describe(row.file)) {
+                Some(text) => escape(text.as_bytes()).into_owned(),
                 None => format!("{}{}", escape(&row.file.link.0), details(row.file)),
             };
             name.push_str(&locks(row));
@@ -203,7 +207,7 @@ fn tables(rows: &[Row<'_>], color: bool) -> String {
             }
         }
         for (at, line) in table.lines().enumerate() {
-            let opaque = at > 0 && group.get(at - 1).is_some_and(|row| row.file.kind == "opaque");
+            let opaque = at > 0 && group.get(at - 1).is_some_and(|row| row.file.is_opaque());
             let style = match (color, at, opaque) {
                 (true, 0, _) => "2",
                 (true, _, true) => "33",

@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Item, Reader};
-use fdkit::kind;
+use fdkit::kind::{self, Validator};
 use fdkit::text::escape;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -24,15 +24,27 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let name = || source::name(args.file.as_ref());
     let mut reader = Reader::new(from);
     reader.head().at(name)?;
+    let mut validator = Validator::default();
     // Kinds that no restore here knows, and how many descriptions have them.
     let mut unknown: BTreeMap<String, u64> = BTreeMap::new();
     while let Some(entry) = reader.next().at(name)? {
-        if let Item::File(file) = entry.item {
-            if kind::named(&file.kind).is_none() && unknown.len() < 100 {
-                *unknown.entry(file.kind).or_default() += 1;
+        match entry.item {
+            Item::Task(task) => validator.task(&task),
+            Item::File(file) => {
+                validator.file(&file).at(name)?;
+                if kind::named(&file.kind).is_none() && unknown.len() < 100 {
+                    *unknown.entry(file.kind).or_default() += 1;
+                }
             }
+            Item::Slot(slot) => validator.slot(&slot).at(name)?,
+            Item::Data(data) => {
+                let (len, meta) = (data.bytes.0.len(), data.with.as_deref());
+                validator.contents(data.object, data.offset, len, meta).at(name)?;
+            }
+            Item::Head(_) | Item::End(_) | Item::Other => (),
         }
     }
+    validator.end().at(name)?;
     let sum = reader.summary();
     let mut text = format!(
         "{}: whole: {} tasks, {} descriptors, {} descriptions, {} bytes of contents\n",

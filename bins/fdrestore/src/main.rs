@@ -9,7 +9,7 @@ use argh::{ArgsInfo, FromArgValue, FromArgs};
 use fdkit::cli::progress::Reading;
 use fdkit::cli::{self, Arg, End, Tool};
 use fdkit::error::{At, Error, Result, Status};
-use fdkit::image::Image;
+use fdkit::kind::DecodedImage;
 use fdkit::kind::context::Changed;
 use fdkit::placement::Placement;
 use fdkit::plan::{Inherit, Missing, Plan, RestoreOptions};
@@ -135,7 +135,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
         placement: args.placement.0,
     };
     let mut spool = spool(&args)?;
-    let image = Image::load(Reading::new(TOOL.name(), &mut spool)).at(|| name(&args))?;
+    let image = DecodedImage::load(Reading::new(TOOL.name(), &mut spool)).at(|| name(&args))?;
     if image.head.passive {
         tool.warn("the image was made with --passive: what was shared is restored apart");
     }

@@ -4,7 +4,7 @@ use crate::Args;
 use fdkit::cli::{self, End, Tool};
 use fdkit::ctty::SessionRole;
 use fdkit::error::{At, Result, Status};
-use fdkit::image::Image;
+use fdkit::kind::DecodedImage;
 use fdkit::plan::RestoreOptions;
 use fdkit::sys::memory::map_sealed;
 use fdkit::tree::{self, Grown, Mode, Tree};
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 pub(crate) fn restore(
     tool: &Tool,
     args: &Args,
-    image: &Image,
+    image: &DecodedImage,
     options: &RestoreOptions,
     spool: File,
     root: Option<OwnedFd>,

@@ -82,9 +82,10 @@ fn masters(spool: &mut File) -> Result<Masters> {
     let mut found = Masters::default();
     while let Some(RawItem { item, .. }) = reader.next()? {
         let Item::File(file) = item else { continue };
-        if kind::is_master(&file) {
+        let terminal = kind::decode(&file).ok().and_then(|record| record.terminal());
+        if let Some(terminal) = terminal.filter(|terminal| terminal.is_master) {
             found.objects.extend(file.object);
-            found.devices.extend(kind::named(&file.kind).and_then(|kind| (kind.terminal)(&file)));
+            found.devices.insert(terminal.device);
         }
     }
     Ok(found)

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let fd = place.open(OFlag::O_RDONLY)?;
     let us = Process::open(std::process::id() as i32)?;
     let it = Descriptor::read(&us, fd.as_raw_fd(), true, &mut Vec::new()).at(|| place.shown())?;
-    let mut file = kind::record(it, 0).at(|| place.shown())?;
+    let mut file = kind::record_of(it, 0).at(|| place.shown())?;
     file.link = Bytes(place.path.as_os_str().as_bytes().to_vec());
     let task = us.task(0, Some(0))?;
     let mut out = Writer::new(out);

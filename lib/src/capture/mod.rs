@@ -425,7 +425,7 @@ impl<W: Write> Scan<'_, W> {
             _ => None,
         };
         self.summary.files += 1;
-        self.summary.opaque += u64::from(taken.kind.name == "opaque");
+        self.summary.opaque += u64::from(taken.is_opaque());
         let locks = locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect();
         let file = OpenFile { object, locks, ..taken.file(id) };
         self.out.put(&Item::File(file.into()))

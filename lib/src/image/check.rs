@@ -61,7 +61,7 @@ impl Checker {
             Item::File(file) => {
                 let id = file.id;
                 self.summary.files += 1;
-                self.summary.opaque += u64::from(file.kind == "opaque");
+                self.summary.opaque += u64::from(file.is_opaque());
                 if let Some(missing) = file.refs.iter().find(|&&each| !self.files.has(each)) {
                     return broken(format!("file {id} refers to file {missing}, not there before"));
                 }

@@ -127,6 +127,14 @@ impl Image {
         self.places().slots.get(&file).map(|at| &self.slots[*at])
     }
 
+    /// A file by its lowest number, as messages name it: `fd 3`, or `queued` for one that has none.
+    pub fn number_of(&self, file: u32) -> String {
+        match self.slot_of(file) {
+            Some(slot) => format!("fd {}", slot.fd),
+            None => "queued".to_owned(),
+        }
+    }
+
     /// The first file in whose queue one waits.
     pub fn carrier_of(&self, file: u32) -> Option<&OpenFile> {
         self.places().carriers.get(&file).and_then(|id| self.file(*id))

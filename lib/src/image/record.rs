@@ -223,6 +223,36 @@ pub struct Lock {
     pub breaking: bool,
 }
 
+impl Lock {
+    /// Reports whether it is a record lock of fcntl(2): it covers a range of bytes, and excludes
+    /// other record locks.
+    pub fn is_record(&self) -> bool {
+        matches!(self.class.as_str(), "POSIX" | "OFDLCK")
+    }
+
+    /// The lock as messages name it.
+    pub fn describe(&self) -> String {
+        let how = if self.write { "write" } else { "read" };
+        let class = match self.class.as_str() {
+            "POSIX" => "POSIX",
+            "OFDLCK" => "OFD",
+            "FLOCK" if self.write => return "exclusive flock".to_owned(),
+            "FLOCK" => return "shared flock".to_owned(),
+            "LEASE" if self.breaking => return "lease that is being broken".to_owned(),
+            "LEASE" => return format!("{how} lease"),
+            other => return format!("{} lock", escape(other.as_bytes())),
+        };
+        match (self.start, self.end) {
+            (0, None) => format!("{class} {how} lock"),
+            (start, None) => format!("{class} {how} lock from byte {start} on"),
+            (start, Some(end)) => format!("{class} {how} lock on bytes {start} to {end}"),
+        }
+    }
+}
+
+/// The name of the kind of a description that no kind claims: it is recorded, and not restored.
+pub const OPAQUE: &str = "opaque";
+
 /// An open file description: what dup(2) and fork(2) share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenFile {
@@ -257,6 +287,13 @@ pub struct OpenFile {
     /// What only its kind understands: one encoded map.
     #[serde(skip)]
     pub body: Vec<u8>,
+}
+
+impl OpenFile {
+    /// Reports whether no kind claimed it.
+    pub fn is_opaque(&self) -> bool {
+        self.kind == OPAQUE
+    }
 }
 
 /// A number in a table.

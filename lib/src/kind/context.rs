@@ -2,7 +2,8 @@
 //! below the root, and what was made already.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Chunk, Image, Inode, OpenFile, Task};
+use crate::image::{Chunk, Inode, OpenFile, Task};
+use crate::kind::DecodedImage;
 use crate::proc::inode_of;
 use crate::sys::PlacedFd;
 use nix::errno::Errno;
@@ -73,7 +74,7 @@ pub type After<'a> = Box<dyn FnOnce(&mut Vec<String>) -> Result<()> + 'a>;
 /// The work in progress.
 pub struct RestoreContext<'a> {
     /// The image.
-    pub image: &'a Image,
+    pub image: &'a DecodedImage,
     /// The task whose table is restored.
     pub task: &'a Task,
     /// Who its tasks are now.
@@ -206,16 +207,6 @@ impl<'a> RestoreContext<'a> {
         Ok(())
     }
 
-    /// Fails with status 3 if a file is recorded with another type than its kind has.
-    pub fn expect_type(&self, file: &OpenFile, class: libc::mode_t) -> Result<()> {
-        match &file.inode {
-            Some(inode) if inode.mode & libc::S_IFMT != class => {
-                Err(Error::malformed(format!("its inode is not of kind {}", file.kind)))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// [`RestoreContext::probe`] for a dry run only: a real one finds out by opening.
     pub fn foresee(&self, file: &OpenFile) -> Result<()> {
         if self.dry { self.probe(file) } else { Ok(()) }
@@ -303,7 +294,7 @@ impl<'a> RestoreContext<'a> {
         others.filter_map(|&id| self.image.file(id)).collect()
     }
 
-    /// The file of the socket with this inode, if it is restored.
+    /// The file of the socket with this inode number, if it is restored.
     pub fn socket(&self, inode: u32) -> Option<&'a OpenFile> {
         let id = self.sockets.get(&u64::from(inode))?;
         self.lowest.contains_key(id).then(|| self.image.file(*id))?
@@ -382,6 +373,16 @@ impl<'a> RestoreContext<'a> {
     /// Whether contents of this object are in the image.
     pub fn has_contents(&self, object: Option<u32>) -> bool {
         object.is_some_and(|object| self.image.contents.contains_key(&object))
+    }
+}
+
+/// Fails with status 3 if a file is recorded with another type of inode(7) than its kind has.
+pub(crate) fn expect_type(file: &OpenFile, class: libc::mode_t) -> Result<()> {
+    match &file.inode {
+        Some(inode) if inode.mode & libc::S_IFMT != class => {
+            Err(Error::malformed(format!("its inode is not of kind {}", file.kind)))
+        }
+        _ => Ok(()),
     }
 }
 

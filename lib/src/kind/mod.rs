@@ -1,9 +1,12 @@
 //! The kinds of descriptors: one file each, one table that names them all.
 //!
-//! A kind is read top to bottom: record, claims, capture, restore, tests. What is the same for all
-//! (flags, owner, position, sharing, numbers) is in `capture` and `restore`.
+//! A kind is read top to bottom: record, claims, capture, validate, check, restore, tests. What is
+//! the same for all kinds (flags, owner, position, sharing, numbers) is in `capture` and `table`.
 
+mod captured;
+mod contents;
 pub mod context;
+mod decoded;
 mod device;
 mod event;
 mod file;
@@ -11,251 +14,260 @@ mod ipc;
 mod journal;
 mod opaque;
 mod process;
+mod record;
 mod socket;
 mod terminal;
+mod validate;
 mod watch;
 
+pub use captured::{Captured, record_of};
+pub use contents::{ContentsContext, Piece, Sink};
+pub use decoded::DecodedImage;
+pub use record::{Record, decode};
+pub use validate::Validator;
+
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Inode, MessageMeta, OpenFile, Signals};
+use crate::image::{MessageMeta, OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
-use crate::proc::openers;
-use crate::proc::{CLOEXEC, Descriptor, FdInfo};
+use crate::kind::validate::{ErasedImageCheck, ErasedObjectCheck};
+use crate::proc::Descriptor;
 use crate::sys::PlacedFd;
+use crate::terminal::Settings;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
-use opaque::unreadable;
-
-/// A piece of contents on its way into an image.
-#[derive(Debug, Default)]
-pub struct Piece<'a> {
-    /// Where it stands in a file; zero in a queue.
-    pub offset: i64,
-    /// At most [`crate::image::MAX_CHUNK`] bytes.
-    pub bytes: &'a [u8],
-    /// What came with a message.
-    pub with: Option<MessageMeta>,
-    /// Copies of the descriptors that wait with it.
-    pub fds: Vec<OwnedFd>,
-}
-
-/// Where contents are read.
-#[derive(Debug)]
-pub struct ContentsContext<'a> {
-    /// What is open, as stat(2) says it now.
-    pub inode: &'a Inode,
-    /// What [`Kind::object`] said of it.
-    pub object: (u32, u32, u64),
-    /// What readlink(2) shows of it.
-    pub link: &'a [u8],
-    /// The processes that are captured.
-    pub captured: &'a [i32],
-    /// Whether those stand still.
-    pub frozen: bool,
-}
-
-impl ContentsContext<'_> {
-    /// For contents whose reading would be noticed, as when they are taken out for a moment: fails
-    /// unless everybody who has the inode open stands still.
-    pub fn require_frozen(&self) -> Result<()> {
-        let name = self.link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        self.require_frozen_by(|captured| openers::another(self.inode, name, captured))
-    }
-
-    /// Likewise where the inode is not all: `another` finds a process which has it open, or may
-    /// have, and is not among those that are captured.
-    pub fn require_frozen_by(&self, another: impl FnOnce(&[i32]) -> Option<i32>) -> Result<()> {
-        if !self.frozen {
-            let why = "to read them would disturb it: that takes --freeze";
-            return Err(Error::unrestorable(why));
-        }
-        match another(self.captured) {
-            None => Ok(()),
-            Some(pid) => Err(Error::unrestorable(format!(
-                "process {pid}, which is not stopped, has it open or may have"
-            ))),
-        }
-    }
-}
-
-/// Takes contents.
-pub type Sink<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<()>;
-
-/// What must be there before a description can be made, or finished.
+/// The step of a restore that must be done before a description can be made, or finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// What it is made from.
+    /// None.
     Nothing,
-    /// The numbers of its table, for [`Kind::late`].
+    /// The descriptors of its table are placed: [`Kind::late`] names their numbers.
     Numbers,
-    /// The processes that are restored.
+    /// The processes of the image exist.
     Processes,
-    /// The controlling terminal: its process makes it.
+    /// The process has its controlling terminal: it opens /dev/tty.
     Session,
 }
 
-/// What every kind does. The record is the type itself.
-pub trait Kind: Serialize + DeserializeOwned {
-    /// Its name in images and filters.
+/// A terminal that a descriptor is open on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenTerminal {
+    /// Major and minor number of the terminal; of a master, those of its slave.
+    pub device: (u32, u32),
+    /// The restore makes this terminal anew: it is an end of a pseudo terminal.
+    pub is_pty: bool,
+    /// The descriptor is the master of a pseudo terminal.
+    pub is_master: bool,
+}
+
+/// A piece of the contents of an object, for [`ObjectCheck`].
+#[derive(Clone, Copy, Debug)]
+pub struct ContentsPiece<'a> {
+    /// The offset in a file, in bytes; zero in a queue.
+    pub offset: i64,
+    /// The length in bytes.
+    pub len: usize,
+    /// What came with a message.
+    pub meta: Option<&'a MessageMeta>,
+}
+
+/// Checks what the records of one object, and its contents, say of each other.
+///
+/// All errors have status 3. It sees the files of the object first, then its contents, in the order
+/// of the stream; what it keeps must not grow with the contents.
+pub trait ObjectCheck<K> {
+    /// Checks a description of the object.
+    fn file(&mut self, record: &K, file: &OpenFile) -> Result<()>;
+
+    /// Checks a piece of its contents.
+    fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()>;
+}
+
+/// Checks what the records of a kind say of each other across objects.
+///
+/// All errors have status 3. It sees the tasks, the files of its kind and all slots in the order of
+/// the stream; what it keeps must not grow with the slots of other kinds.
+pub trait ImageCheck<K> {
+    /// Takes notice of a task.
+    fn task(&mut self, task: &Task);
+
+    /// Takes notice of a file of the kind.
+    fn file(&mut self, record: &K, file: &OpenFile);
+
+    /// Takes notice of a slot that names a file of the kind.
+    fn slot(&mut self, slot: &Slot);
+
+    /// Checks all of them. `name` is how messages name a file.
+    fn end(&mut self, name: &dyn Fn(&OpenFile) -> String) -> Result<()>;
+}
+
+/// A kind of descriptor. The implementing type is the record: the body of a `file` item.
+pub trait Kind: Serialize + DeserializeOwned + 'static {
+    /// The name in images and filters.
     const NAME: &'static str;
-    /// Whether its descriptions share an object, known by device and inode number.
+    /// Its descriptions share an object, known by device and inode number.
     const SHARES: bool = false;
-    /// Whether lseek(2) brings its position back.
+    /// lseek(2) sets its position.
     const SEEKS: bool = false;
-    /// Whether it is made before all that is not: paths and the controlling terminal may lead to it.
+    /// It is made before all others: paths and the controlling terminal may lead to it.
     const EARLY: bool = false;
-    /// Whether it has something left to do when all numbers stand: [`Kind::late`].
+    /// It has something left to do when all descriptors of the table are placed: [`Kind::late`].
     const LATE: bool = false;
-    /// Whether descriptors can wait in its queue.
+    /// Descriptors can be queued in it (SCM_RIGHTS).
     const CARRIES: bool = false;
 
-    /// Whether a descriptor is of this kind.
+    /// Reports whether a descriptor is of this kind.
     fn claims(it: &Descriptor<'_>) -> bool;
 
-    /// What is the same for all descriptions of its object: device and inode number if it
-    /// [`Kind::SHARES`], unless a kind knows better.
+    /// The key that all descriptions of its object have in common: device and inode number if it
+    /// [`Kind::SHARES`], unless a kind has a better one.
     fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
         let inode = it.inode.as_ref().filter(|_| Self::SHARES)?;
         Some((inode.dev.0, inode.dev.1, inode.ino))
     }
 
-    /// Takes what is its own from a descriptor.
+    /// Captures the facts that only this kind has. Fails if they are not understood; the descriptor
+    /// is then recorded as `opaque`.
     fn capture(it: &Descriptor<'_>) -> Result<Self>;
 
     /// Reads the contents of its object without consuming them. `copy` is a descriptor of ours for
-    /// one of its descriptions; its position is not ours and must not be moved.
+    /// one of its descriptions; its position is the program's and must not move. `limit` is in
+    /// bytes.
     fn contents(
         _copy: BorrowedFd<'_>,
-        _scene: &ContentsContext<'_>,
+        _cx: &ContentsContext<'_>,
         _limit: u64,
         _to: Sink<'_>,
     ) -> Result<()> {
         Ok(())
     }
 
-    /// What it is, as lsof(8) and ss(8) say it, where that is more than readlink(2) shows.
+    /// A description as lsof(8) and ss(8) print it, where that is more than readlink(2) shows.
     fn describe(&self, _: &OpenFile) -> Option<String> {
         None
     }
 
-    /// The terminal that it leads to: major and minor number.
-    fn terminal(&self) -> Option<(u32, u32)> {
+    /// The terminal that it is open on, if it is one and has not hung up.
+    fn terminal(&self) -> Option<OpenTerminal> {
         None
     }
 
-    /// Says why a description cannot be restored here, before anything is touched.
-    fn check(&self, _file: &OpenFile, _site: &RestoreContext<'_>) -> Result<()> {
+    /// The settings of that terminal, if they are in the record.
+    fn settings(&self) -> Option<&Settings> {
+        None
+    }
+
+    /// Checks every field of the record, and those fields of the file that the kind depends on.
+    /// Called once, when the record is decoded; fails with status 3.
+    fn validate(&self, _file: &OpenFile) -> Result<()> {
         Ok(())
     }
 
-    /// What must be there first.
+    /// Starts the check of an object whose first description is of this kind.
+    fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
+        None
+    }
+
+    /// Starts the check of all records of this kind in an image.
+    fn image_check() -> Option<Box<dyn ImageCheck<Self>>> {
+        None
+    }
+
+    /// Fails with status 6, and says why, if the description cannot be restored here. Called before
+    /// anything is touched.
+    fn check(&self, _file: &OpenFile, _cx: &RestoreContext<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// The step that must be done before it can be made, or finished.
     fn need(&self, _file: &OpenFile) -> Need {
         Need::Nothing
     }
 
-    /// The inodes of sockets that it is connected to, with which it is made.
+    /// The inode number by which the records of its peers name it.
+    fn peer_id(&self, _file: &OpenFile) -> Option<u64> {
+        None
+    }
+
+    /// The [`Kind::peer_id`]s of the sockets with which it is made together.
     fn peers(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    /// Whether an end that nobody has any more must stand until the queue is filled:
+    /// Its other end is closed, and must be open until its queue is filled:
     /// [`RestoreContext::park`].
     fn parks(&self) -> bool {
         false
     }
 
-    /// Makes the description anew. Takes the record apart by name, so that no field is forgotten.
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
+    /// Makes the description anew. Takes the record apart by name, without `..`, so that no field
+    /// is forgotten.
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
 
-    /// What can be done only when all numbers of the table stand. `placed` is its lowest number.
+    /// Finishes the description when all descriptors of the table are placed. `placed` is its lowest
+    /// number.
     fn late(
         &self,
         _file: &OpenFile,
-        _seat: PlacedFd,
-        _site: &mut RestoreContext<'_>,
+        _placed: PlacedFd,
+        _cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         Ok(())
     }
 
-    /// What stands in its place under `--missing null`: reads end, writes go nowhere.
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
-        let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_ACCMODE);
-        open("/dev/null", flags, Mode::empty()).at(|| "/dev/null")
+    /// Makes what stands in its place under `--missing null`: reads return end-of-file, and what is
+    /// written is discarded.
+    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+        null_device(file)
     }
 }
 
-/// A kind without its type.
+/// /dev/null with the access mode of a file.
+fn null_device(file: &OpenFile) -> Result<OwnedFd> {
+    let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_ACCMODE);
+    open("/dev/null", flags, Mode::empty()).at(|| "/dev/null")
+}
+
+/// The functions of a kind that need no record: for the scan, and to decode a body.
 pub struct KindOps {
     /// [`Kind::NAME`]
     pub name: &'static str,
-    /// [`Kind::object`]
-    pub object: fn(&Descriptor<'_>) -> Option<(u32, u32, u64)>,
-    /// [`Kind::SEEKS`]
-    pub seeks: bool,
-    /// [`Kind::claims`]
-    pub claims: fn(&Descriptor<'_>) -> bool,
-    /// [`Kind::capture`], as the encoded body.
-    pub capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
-    /// [`Kind::contents`]
-    pub contents: fn(BorrowedFd<'_>, &ContentsContext<'_>, u64, Sink<'_>) -> Result<()>,
-    /// [`Kind::describe`], from the encoded body.
-    pub describe: fn(&OpenFile) -> Option<String>,
-    /// [`Kind::terminal`], from the encoded body.
-    pub terminal: fn(&OpenFile) -> Option<(u32, u32)>,
-    /// [`Kind::check`], from the encoded body.
-    pub check: fn(&OpenFile, &RestoreContext<'_>) -> Result<()>,
-    /// [`Kind::need`], from the encoded body.
-    pub need: fn(&OpenFile) -> Need,
-    /// [`Kind::peers`], from the encoded body.
-    pub peers: fn(&OpenFile) -> Vec<u64>,
-    /// [`Kind::parks`], from the encoded body.
-    pub parks: fn(&OpenFile) -> bool,
-    /// [`Kind::restore`], from the encoded body.
-    pub restore: fn(&OpenFile, &mut RestoreContext<'_>) -> Result<Opened>,
-    /// [`Kind::EARLY`]
-    pub is_early: bool,
-    /// [`Kind::LATE`]
-    pub is_late: bool,
     /// [`Kind::CARRIES`]
     pub carries: bool,
-    /// [`Kind::late`], from the encoded body.
-    pub late: fn(&OpenFile, PlacedFd, &mut RestoreContext<'_>) -> Result<()>,
-    /// [`Kind::null`]
-    pub null: fn(&OpenFile) -> Result<OwnedFd>,
+    /// [`Kind::claims`]
+    pub(crate) claims: fn(&Descriptor<'_>) -> bool,
+    /// [`Kind::object`]
+    pub(crate) object: fn(&Descriptor<'_>) -> Option<(u32, u32, u64)>,
+    /// [`Kind::capture`], as the encoded body.
+    pub(crate) capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
+    /// [`Kind::contents`]
+    pub(crate) contents: fn(BorrowedFd<'_>, &ContentsContext<'_>, u64, Sink<'_>) -> Result<()>,
+    /// Decodes the body of a file. Fails with status 3.
+    pub(crate) decode: fn(&OpenFile) -> Result<Box<dyn Record>>,
+    /// [`Kind::object_check`]
+    pub(crate) object_check: fn() -> Option<Box<dyn ErasedObjectCheck>>,
+    /// [`Kind::image_check`]
+    pub(crate) image_check: fn() -> Option<Box<dyn ErasedImageCheck>>,
 }
 
 const fn ops<K: Kind>() -> KindOps {
     KindOps {
         name: K::NAME,
-        object: K::object,
-        seeks: K::SEEKS,
+        carries: K::CARRIES,
         claims: K::claims,
+        object: K::object,
         capture: |it| {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
         contents: K::contents,
-        describe: |file| body::<K>(file).ok()?.describe(file),
-        terminal: |file| body::<K>(file).ok()?.terminal(),
-        check: |file, cx| body::<K>(file)?.check(file, cx),
-        need: |file| body::<K>(file).map_or(Need::Nothing, |it| it.need(file)),
-        peers: |file| body::<K>(file).map(|it| it.peers()).unwrap_or_default(),
-        parks: |file| body::<K>(file).is_ok_and(|it| it.parks()),
-        restore: |file, cx| body::<K>(file)?.restore(file, cx),
-        is_early: K::EARLY,
-        is_late: K::LATE,
-        carries: K::CARRIES,
-        late: |file, placed, cx| body::<K>(file)?.late(file, placed, cx),
-        null: K::null,
+        decode: |file| Ok(Box::new(record::body::<K>(file)?)),
+        object_check: || Some(Box::new(validate::OfKind(K::object_check()?))),
+        image_check: || Some(Box::new(validate::OfKind(K::image_check()?))),
     }
-}
-
-fn body<K: Kind>(file: &OpenFile) -> Result<K> {
-    serde_cbor::from_slice(&file.body)
-        .map_err(|err| Error::malformed(format!("its body is not one of kind {}: {err}", K::NAME)))
 }
 
 /// All kinds. The first that claims a descriptor has it; `opaque` claims whatever is left.
@@ -291,6 +303,9 @@ pub static KINDS: &[KindOps] = &[
     ops::<opaque::Opaque>(),
 ];
 
+/// The last of [`KINDS`], which claims every descriptor.
+static OPAQUE: &KindOps = &KINDS[KINDS.len() - 1];
+
 /// The kind with this name.
 pub fn named(name: &str) -> Option<&'static KindOps> {
     KINDS.iter().find(|kind| kind.name == name)
@@ -301,107 +316,21 @@ pub fn names() -> Vec<&'static str> {
     KINDS.iter().map(|kind| kind.name).collect()
 }
 
-/// A terminal outside the image as the one that `to` is the record of, which is then opened by its
-/// path; none if it is no terminal, or needs no other.
+/// Makes the record of a terminal outside the image one of the terminal that `to` describes, which
+/// is then opened by its path. None if the file is no terminal, or is restored without it.
 pub fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
     terminal::tty::retarget(file, to)
 }
 
-/// Whether it is a master of a pseudo terminal: the slaves of its object are restored with it.
-pub fn is_master(file: &OpenFile) -> bool {
-    terminal::pty::is_master(file)
-}
-
-/// A descriptor as its kind has taken it, without what cannot leave its thread.
-pub struct Captured {
-    /// Its number.
-    pub fd: RawFd,
-    /// What readlink(2) shows of it.
-    pub link: Bytes,
-    /// Its fdinfo.
-    pub info: FdInfo,
-    /// What stat(2) says of it.
-    pub inode: Option<Inode>,
-    /// Whom it signals.
-    pub signals: Option<Signals>,
-    /// Its kind.
-    pub kind: &'static KindOps,
-    /// What is the same for all descriptions of its object.
-    pub object: Option<(u32, u32, u64)>,
-    body: Vec<u8>,
-}
-
-impl Captured {
-    /// By its kind. What a kind does not understand is kept as it is.
-    pub fn capture_or_opaque(it: Descriptor<'_>) -> Result<Captured> {
-        let kind = of(&it);
-        let opaque = &KINDS[KINDS.len() - 1];
-        match (kind.capture)(&it) {
-            Ok(body) => Ok(Captured::by(kind, it, body)),
-            Err(_) => (opaque.capture)(&it).map(|body| Captured::by(opaque, it, body)),
-        }
-    }
-
-    fn by(kind: &'static KindOps, it: Descriptor<'_>, body: Vec<u8>) -> Captured {
-        let object = (kind.object)(&it);
-        let Descriptor { fd, link, info, inode, signals, .. } = it;
-        Captured { fd, link, info, inode, signals, kind, object, body }
-    }
-
-    /// What an image has of one that could not be looked at.
-    pub fn unreadable(fd: RawFd, err: &Error) -> Captured {
-        Captured {
-            fd,
-            link: Bytes::default(),
-            info: FdInfo::default(),
-            inode: None,
-            signals: None,
-            kind: &KINDS[KINDS.len() - 1],
-            object: None,
-            body: unreadable(err.errno().map_or(0, |errno| errno as i32)),
-        }
-    }
-
-    /// Access mode and status flags, without FD_CLOEXEC.
-    pub fn flags(&self) -> u32 {
-        self.info.flags & !CLOEXEC
-    }
-
-    /// Its record, with no object and no locks yet.
-    pub fn file(self, id: u32) -> OpenFile {
-        OpenFile {
-            id,
-            kind: self.kind.name.to_owned(),
-            flags: self.flags(),
-            pos: self.info.pos,
-            link: self.link,
-            mnt: self.info.mnt,
-            inode: self.inode,
-            signals: self.signals,
-            object: None,
-            refs: Vec::new(),
-            locks: Vec::new(),
-            body: self.body,
-        }
-    }
-}
-
-/// The record of a descriptor of this very process, by the rules of a scan, which its kind must
-/// understand.
-pub fn record(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
-    let kind = of(&it);
-    let body = (kind.capture)(&it)?;
-    Ok(Captured::by(kind, it, body).file(id))
-}
-
 /// The kind that claims a descriptor.
-pub fn of(it: &Descriptor<'_>) -> &'static KindOps {
-    KINDS.iter().find(|kind| (kind.claims)(it)).unwrap_or(&KINDS[KINDS.len() - 1])
+pub fn claimed_by(it: &Descriptor<'_>) -> &'static KindOps {
+    KINDS.iter().find(|kind| (kind.claims)(it)).unwrap_or(OPAQUE)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::kind::record::body;
     use crate::proc::{Process, inode_of};
     use std::os::fd::{AsFd, AsRawFd};
 
@@ -409,7 +338,7 @@ pub(crate) mod tests {
     pub(crate) fn file_of(fd: impl AsFd) -> OpenFile {
         let process = Process::open(std::process::id() as i32).unwrap();
         let number = fd.as_fd().as_raw_fd();
-        record(Descriptor::read(&process, number, true, &mut Vec::new()).unwrap(), 0).unwrap()
+        record_of(Descriptor::read(&process, number, true, &mut Vec::new()).unwrap(), 0).unwrap()
     }
 
     /// The body of it, which must be of this kind.
@@ -437,7 +366,7 @@ pub(crate) mod tests {
     /// What a descriptor is, as `fdimg show` says it.
     pub(crate) fn describe_of(fd: impl AsFd) -> String {
         let file = file_of(fd);
-        (named(&file.kind).unwrap().describe)(&file).unwrap()
+        decode(&file).unwrap().describe(&file).unwrap()
     }
 
     #[test]
@@ -455,8 +384,8 @@ pub(crate) mod tests {
         file.body = serde_cbor::to_vec(&["not a map"]).unwrap();
         for kind in KINDS {
             file.kind = kind.name.to_owned();
-            let read = (kind.terminal)(&file);
-            assert!(read.is_none(), "{}", kind.name);
+            let why = decode(&file).map(drop).unwrap_err();
+            assert_eq!(why.status(), crate::error::Status::Malformed, "{}", kind.name);
         }
     }
 }

@@ -23,7 +23,7 @@ pub(crate) fn unreadable(errno: i32) -> Vec<u8> {
 }
 
 impl Kind for Opaque {
-    const NAME: &'static str = "opaque";
+    const NAME: &'static str = crate::image::OPAQUE;
 
     fn claims(_: &Descriptor<'_>) -> bool {
         true
@@ -40,10 +40,10 @@ impl Kind for Opaque {
         }))
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Opaque { info: _, errno: _ } = &self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Opaque { info: _, errno: _ } = self;
         self.check(file, cx)?;
-        Err(Error::unrestorable("opaque"))
+        Err(Error::unrestorable("no kind of this version restores it"))
     }
 }
 

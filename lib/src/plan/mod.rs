@@ -2,9 +2,9 @@
 //! and from what the caller asks for, before anything is touched.
 
 use crate::ctty::{self, SessionRole};
-use crate::error::{Error, Result, Status};
-use crate::image::{Image, Lock, OpenFile, Slot, Task};
-use crate::kind;
+use crate::error::{Error, Result};
+use crate::image::{Lock, OpenFile, Slot, Task};
+use crate::kind::DecodedImage;
 use crate::kind::context::{Changed, CttyPlan, PidMap, RestoreContext};
 use crate::placement::{self, Placement};
 use crate::proc::{self, HeldLock};
@@ -113,7 +113,7 @@ pub(crate) struct Home<'a> {
 /// What will be done, and why some of it cannot.
 pub struct Plan<'a> {
     /// The image.
-    pub image: &'a Image,
+    pub image: &'a DecodedImage,
     /// The task.
     pub task: &'a Task,
     /// The numbers, ascending.
@@ -200,7 +200,7 @@ impl<'a> Plan<'a> {
     ///
     /// Fails with status 6 if the image has no such task.
     pub fn new(
-        image: &'a Image,
+        image: &'a DecodedImage,
         options: &RestoreOptions,
         root: Option<BorrowedFd<'_>>,
         dry: bool,
@@ -227,7 +227,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The plan of these steps, whose numbers ascend.
-    pub(crate) fn of(image: &'a Image, task: &'a Task, steps: Vec<Step>) -> Plan<'a> {
+    pub(crate) fn of(image: &'a DecodedImage, task: &'a Task, steps: Vec<Step>) -> Plan<'a> {
         let mut plan = Plan {
             image,
             task,
@@ -257,9 +257,8 @@ impl<'a> Plan<'a> {
             if let Some(object) = file.object {
                 plan.objects.entry(object).or_default().push(file.id);
             }
-            let socket = file.link.0.starts_with(b"socket:[");
-            if let Some(inode) = file.inode.as_ref().filter(|_| socket) {
-                plan.sockets.insert(inode.ino, file.id);
+            if let Some(peer) = image.record(file.id).and_then(|record| record.peer_id(file)) {
+                plan.sockets.insert(peer, file.id);
             }
         }
         plan
@@ -303,23 +302,10 @@ impl<'a> Plan<'a> {
                     continue;
                 };
                 self.enter(&mut cx, id);
-                let checked = match kind::named(&file.kind) {
-                    Some(kind) if !kind.carries && self.image.queued(file).next().is_some() => {
-                        Err(Error::malformed("descriptors are queued in it, and it has no queue"))
-                    }
-                    Some(kind) => {
-                        (kind.check)(file, &cx).and_then(|()| lock::may_open(file, held, &cx))
-                    }
-                    None => {
-                        let why =
-                            format!("kind {} is not known here", escape(file.kind.as_bytes()));
-                        Err(Error::unrestorable(why))
-                    }
-                };
+                let Some(record) = self.image.record(id) else { continue };
+                let checked =
+                    record.check(file, &cx).and_then(|()| lock::may_open(file, held, &cx));
                 if let Err(err) = checked {
-                    if err.status() == Status::Malformed {
-                        return Err(err.at(self.number(step)));
-                    }
                     step.action = match options.missing {
                         Missing::Fail => {
                             problems.push(format!("{}: {err}", self.name(step)));
@@ -337,8 +323,7 @@ impl<'a> Plan<'a> {
                 if of_table && !own {
                     continue;
                 }
-                let line = lock::foresee(lock, file, of_table, held, &cx)
-                    .map_err(|err| err.at(format!("fd {}", step.fd)))?;
+                let line = lock::foresee(lock, file, held, &cx);
                 let line = line.map(|line| format!("{}: {line}", self.name(step)));
                 problems.extend(line.filter(|_| options.missing == Missing::Fail));
             }
@@ -475,7 +460,7 @@ pub(crate) fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<(
 }
 
 /// What becomes of the numbers of a task's own table.
-fn lay_out(image: &Image, task: &Task, options: &RestoreOptions) -> Result<Vec<Step>> {
+fn lay_out(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Result<Vec<Step>> {
     let mut own: BTreeSet<RawFd> = BTreeSet::new();
     let mut used = vec![false; options.inherit.len()];
     for inherit in &options.inherit {
@@ -522,7 +507,7 @@ fn lay_out(image: &Image, task: &Task, options: &RestoreOptions) -> Result<Vec<S
 /// the ends through which they are filled. `how` says what becomes of a file; none if it stands
 /// elsewhere.
 pub(crate) fn wait(
-    image: &Image,
+    image: &DecodedImage,
     steps: &mut Vec<Step>,
     how: &mut dyn FnMut(&OpenFile) -> Option<Action>,
 ) {
@@ -531,9 +516,9 @@ pub(crate) fn wait(
     let mut todo: Vec<u32> = made.filter_map(|step| step.file).collect();
     let mut waiting = Vec::new();
     while let Some(file) = todo.pop().and_then(|id| image.file(id)) {
-        let Some(kind) = kind::named(&file.kind).filter(|kind| kind.carries) else { continue };
+        let Some(record) = image.record(file.id).filter(|it| it.carries()) else { continue };
         let mut queued = image.queued(file).peekable();
-        if queued.peek().is_some() && (kind.parks)(file) {
+        if queued.peek().is_some() && record.parks() {
             waiting.push((file.id, Action::Park));
         }
         for inside in queued.filter_map(|id| image.file(id)) {
@@ -584,13 +569,13 @@ mod tests {
 
     /// The image of one task with a socket at 0, so many descriptors that cannot be restored, and as
     /// many more of them in its queue.
-    fn refused(count: u32) -> Image {
+    fn refused(count: u32) -> DecodedImage {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let myself = Process::open(std::process::id() as i32).unwrap();
         let task = Task { pid: 700, ..myself.task(0, None).unwrap() };
-        let mut carrier = kind::tests::file_of(&socket);
+        let mut carrier = crate::kind::tests::file_of(&socket);
         carrier.object = Some(0);
-        let unread = kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
+        let unread = crate::kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
         let opaque = OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unread.file(0) };
         let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
         let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
@@ -607,11 +592,11 @@ mod tests {
         }));
         let mut writer = Writer::new(Vec::new());
         items.iter().for_each(|item| writer.put(item).unwrap());
-        Image::load(&writer.end().unwrap()[..]).unwrap()
+        DecodedImage::load(&writer.end().unwrap()[..]).unwrap()
     }
 
     /// What is said of an image, and what that took of the processor.
-    fn problems(image: &Image) -> (Vec<String>, Duration) {
+    fn problems(image: &DecodedImage) -> (Vec<String>, Duration) {
         let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
         let begun = now();
         let plan = Plan::new(image, &RestoreOptions::default(), None, false).unwrap();

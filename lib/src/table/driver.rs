@@ -4,8 +4,8 @@
 use crate::ctty;
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
+use crate::kind::Need;
 use crate::kind::context::{CttyPlan, Opened, RestoreContext, set_flags};
-use crate::kind::{self, Need};
 use crate::placement::{self, Placement, Wanted};
 use crate::plan::{Action, Missing, Myself, Plan, RestoreOptions, Step, hard_limit, refuse, what};
 use crate::proc::inode_of;
@@ -276,7 +276,7 @@ impl<'w, 's> Work<'w, 's> {
     pub(crate) fn early(&mut self) {
         for step in self.plan.steps.iter().filter(|step| step.action == Action::Make) {
             let Some(file) = step.file.and_then(|id| self.plan.image.file(id)) else { continue };
-            if kind::named(&file.kind).is_some_and(|kind| kind.is_early) {
+            if self.plan.image.record(file.id).is_some_and(|record| record.is_early()) {
                 self.plan.enter(self.cx, file.id);
                 let outcome = make(file, step.fd, self.cx);
                 self.early.insert(file.id, outcome);
@@ -369,8 +369,8 @@ impl<'w, 's> Work<'w, 's> {
                 self.cx.handed.extend(file.map(|file| (file.id, PlacedFd::known(fd))));
             }
             (Action::Null, Some(file)) => {
-                let kind = kind::named(&file.kind).unwrap_or(&kind::KINDS[kind::KINDS.len() - 1]);
-                let placed = self.cx.place((kind.null)(file)?, fd)?;
+                let record = self.plan.image.record(file.id).ok_or(nix::errno::Errno::EBADF)?;
+                let placed = self.cx.place(record.null(file)?, fd)?;
                 self.cx.placed_fds.insert(file.id, placed);
                 self.cx.stand_ins.insert(file.id);
                 self.unsettled.extend(self.cx.anywhere.then_some((file.id, fd)));
@@ -554,18 +554,17 @@ fn make(file: &OpenFile, fd: RawFd, cx: &mut RestoreContext<'_>) -> Result<()> {
     if cx.placed_fds.contains_key(&file.id) {
         return seek(file, cx);
     }
-    let kind = kind::named(&file.kind)
-        .ok_or_else(|| Error::unrestorable(format!("kind {} is not known here", file.kind)))?;
-    let Opened { fd: new, flags } = (kind.restore)(file, cx)?;
+    let record = cx.image.record(file.id).ok_or(nix::errno::Errno::EBADF)?;
+    let Opened { fd: new, flags } = record.restore(file, cx)?;
     set_flags(new.as_fd(), flags, file.flags)?;
     let placed = cx.place(new, fd)?;
     cx.placed_fds.insert(file.id, placed);
-    if kind.seeks { seek(file, cx) } else { Ok(()) }
+    seek(file, cx)
 }
 
 fn seek(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
     let path = file.flags & libc::O_PATH as u32 != 0;
-    if file.pos == 0 || path || !kind::named(&file.kind).is_some_and(|kind| kind.seeks) {
+    if file.pos == 0 || path || !cx.image.record(file.id).is_some_and(|record| record.seeks()) {
         return Ok(());
     }
     let whence = nix::unistd::Whence::SeekSet;
@@ -584,16 +583,17 @@ pub(crate) fn late(plan: &Plan<'_>, cx: &mut RestoreContext<'_>) -> Result<Vec<S
         let file = step.file.and_then(|id| plan.image.file(id));
         let Some(file) = file.filter(|file| !cx.stand_ins.contains(&file.id)) else { continue };
         let Some(placed) = cx.placed_fds.get(&file.id).copied() else { continue };
-        let kind = kind::named(&file.kind);
-        let of_numbers = kind.is_some_and(|kind| (kind.need)(file) == Need::Numbers);
+        let Some(record) = plan.image.record(file.id) else { continue };
+        let of_numbers = record.need(file) == Need::Numbers;
         let (made, home) = match step.action {
             Action::Make => (true, !plan.homes.contains_key(&file.id)),
             Action::FromStore(_) | Action::FromParent => (false, plan.guests.contains(&file.id)),
             _ => continue,
         };
         let due = if of_numbers { home } else { made };
-        if let Some(kind) = kind.filter(|kind| kind.is_late && due) {
-            (kind.late)(file, placed, cx)
+        if record.is_late() && due {
+            record
+                .late(file, placed, cx)
                 .at(|| format!("fd {}: {}", placed.number(), what(file)))?;
         }
         if home && plan.lowest.get(&file.id) == Some(&step.fd) {

@@ -15,57 +15,11 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Whether it covers a range of bytes: taken by fcntl(2), and in the way of all others that are.
-fn is_record(lock: &Lock) -> bool {
-    matches!(lock.class.as_str(), "POSIX" | "OFDLCK")
-}
-
-/// A lock, as messages name it.
-fn name(lock: &Lock) -> String {
-    let how = if lock.write { "write" } else { "read" };
-    let class = match lock.class.as_str() {
-        "POSIX" => "POSIX",
-        "OFDLCK" => "OFD",
-        "FLOCK" if lock.write => return "exclusive flock".to_owned(),
-        "FLOCK" => return "shared flock".to_owned(),
-        "LEASE" if lock.breaking => return "lease that is being broken".to_owned(),
-        "LEASE" => return format!("{how} lease"),
-        other => return format!("{} lock", escape(other.as_bytes())),
-    };
-    match (lock.start, lock.end) {
-        (0, None) => format!("{class} {how} lock"),
-        (start, None) => format!("{class} {how} lock from byte {start} on"),
-        (start, Some(end)) => format!("{class} {how} lock on bytes {start} to {end}"),
-    }
-}
-
-/// Fails with status 3 if no descriptor of this file can have this lock.
-fn look(lock: &Lock, file: &OpenFile, of_table: bool) -> Result<()> {
-    let flags = file.flags as i32;
-    let access = flags & libc::O_ACCMODE;
-    let last = lock.end.unwrap_or(lock.start);
-    let why = if last < lock.start || last > i64::MAX as u64 {
-        "it covers what no file has"
-    } else if (lock.class == "POSIX") != of_table {
-        "it belongs to a table if it is POSIX, and to a description otherwise"
-    } else if flags & libc::O_PATH != 0 {
-        "O_PATH has no locks"
-    } else if is_record(lock) && access == if lock.write { libc::O_RDONLY } else { libc::O_WRONLY }
-    {
-        "the access mode does not permit it"
-    } else if !is_record(lock) && (lock.start, lock.end) != (0, None) {
-        "it covers a part, and not the file"
-    } else {
-        return Ok(());
-    };
-    Err(Error::malformed(why).at(name(lock)))
-}
-
 /// Whether two locks of one inode exclude each other, if they are not of one owner.
 fn exclude(one: &Lock, other: &Lock) -> bool {
     let within = |a: &Lock, b: &Lock| b.end.is_none_or(|end| a.start <= end);
-    let alike = match is_record(one) {
-        true => is_record(other) && within(one, other) && within(other, one),
+    let alike = match one.is_record() {
+        true => other.is_record() && within(one, other) && within(other, one),
         false => one.class == "FLOCK" && other.class == "FLOCK",
     };
     alike && (one.write || other.write)
@@ -120,7 +74,7 @@ pub(crate) fn may_open(file: &OpenFile, held: &[HeldLock], cx: &RestoreContext<'
     match elsewhere(file, held, cx).into_iter().find(breaks) {
         None => Ok(()),
         Some(held) => {
-            let (who, lease) = (who(held.pid), name(&held.lock));
+            let (who, lease) = (who(held.pid), held.lock.describe());
             Err(Error::unrestorable(format!(
                 "{who} has a {lease} on it, which opening would break"
             )))
@@ -129,19 +83,15 @@ pub(crate) fn may_open(file: &OpenFile, held: &[HeldLock], cx: &RestoreContext<'
 }
 
 /// Looks at a lock before anything is made: a line if somebody else has it.
-///
-/// Fails with status 3 if the record contradicts itself.
 pub(crate) fn foresee(
     lock: &Lock,
     file: &OpenFile,
-    of_table: bool,
     held: &[HeldLock],
     cx: &RestoreContext<'_>,
-) -> Result<Option<String>> {
-    look(lock, file, of_table)?;
+) -> Option<String> {
     let others = elsewhere(file, held, cx);
     let other = others.into_iter().find(|other| exclude(lock, &other.lock));
-    Ok(other.map(|other| format!("{}: {}", name(lock), taken(other.pid))))
+    other.map(|other| format!("{}: {}", lock.describe(), taken(other.pid)))
 }
 
 /// What fcntl(2) takes for a record lock; its numbers were looked at.
@@ -210,7 +160,7 @@ pub(crate) fn of_description(
 ) -> Vec<String> {
     let mut problems = Vec::new();
     for lock in file.locks.iter().filter(|_| is_of(file, placed.as_fd())) {
-        let line = |why: &str| format!("{called}: {}: {why}", name(lock));
+        let line = |why: &str| format!("{called}: {}: {why}", lock.describe());
         // What a lease was before, and who waits for its end, is not known; or we know no such lock.
         if lock.breaking || !["FLOCK", "OFDLCK", "LEASE"].contains(&lock.class.as_str()) {
             cx.warnings.push(line("it is not taken again"));
@@ -240,25 +190,18 @@ pub(crate) fn of_table(
         return None;
     }
     let done = if really { take(placed.as_fd(), lock) } else { ask(placed.as_fd(), lock) };
-    done.err().map(|why| format!("{}: {why}", name(lock)))
+    done.err().map(|why| format!("{}: {why}", lock.describe()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kind::record as file_of;
     use crate::proc::{Descriptor, Process};
     use std::fs::File;
     use std::os::fd::AsRawFd;
 
     fn lock(class: &str, write: bool, start: u64, end: Option<u64>) -> Lock {
         Lock { class: class.into(), write, start, end, breaking: false }
-    }
-
-    fn recorded(file: &File) -> OpenFile {
-        let process = Process::open(std::process::id() as i32).unwrap();
-        let it = Descriptor::read(&process, file.as_raw_fd(), true, &mut Vec::new()).unwrap();
-        file_of(it, 0).unwrap()
     }
 
     fn scratch(name: &str) -> std::path::PathBuf {
@@ -275,23 +218,6 @@ mod tests {
         assert!(exclude(&lock("FLOCK", true, 0, None), &lock("FLOCK", false, 0, None)));
         assert!(!exclude(&lock("FLOCK", true, 0, None), &posix(true, 0, None)));
         assert!(!exclude(&lock("LEASE", true, 0, None), &lock("LEASE", true, 0, None)));
-    }
-
-    #[test]
-    fn a_lock_that_its_descriptor_cannot_have_is_malformed() {
-        let mut file = recorded(&File::open("/proc/self/exe").unwrap());
-        let bad = |lock: Lock, of_table, file: &OpenFile| look(&lock, file, of_table).is_err();
-        assert!(!bad(lock("POSIX", false, 3, Some(3)), true, &file));
-        assert!(bad(lock("POSIX", true, 3, Some(3)), true, &file), "a write lock, read only");
-        assert!(!bad(lock("FLOCK", true, 0, None), false, &file));
-        assert!(bad(lock("POSIX", false, 3, Some(2)), true, &file), "it ends too early");
-        assert!(bad(lock("POSIX", false, 1 << 63, None), true, &file), "it starts too late");
-        assert!(bad(lock("POSIX", false, 0, Some(u64::MAX)), true, &file), "it ends too late");
-        assert!(bad(lock("POSIX", false, 0, None), false, &file), "not of a description");
-        assert!(bad(lock("OFDLCK", false, 0, None), true, &file), "not of a table");
-        assert!(bad(lock("FLOCK", false, 1, None), false, &file), "a part");
-        file.flags = libc::O_PATH as u32;
-        assert!(bad(lock("FLOCK", false, 0, None), false, &file), "O_PATH");
     }
 
     #[test]

@@ -13,9 +13,9 @@ pub use shape::{LeaderlessGroup, Node, ProcessGroup, Shape};
 
 use crate::ctty::SessionRole;
 use crate::error::{Error, Result};
-use crate::image::{Image, OpenFile, Slot, Task};
+use crate::image::{OpenFile, Slot, Task};
 use crate::kind::context::{CttyPlan, PidMap};
-use crate::kind::{self, Need};
+use crate::kind::{DecodedImage, Need};
 use crate::placement::TablePlan;
 use crate::plan::{self, Action, Home, Inherit, Plan, RestoreOptions, Step};
 use crate::sys::PlacedFd;
@@ -48,7 +48,7 @@ enum Origin {
 /// What will be done for a whole image.
 pub struct Tree<'a> {
     /// The image.
-    pub image: &'a Image,
+    pub image: &'a DecodedImage,
     /// Who makes whom.
     pub shape: Shape,
     /// What is made for the store.
@@ -75,7 +75,7 @@ pub struct Tree<'a> {
 }
 
 /// The numbers of a task's table.
-fn slots_of<'a>(image: &'a Image, task: &Task) -> &'a [Slot] {
+fn slots_of<'a>(image: &'a DecodedImage, task: &Task) -> &'a [Slot] {
     image.slots_of(task.table.id)
 }
 
@@ -97,7 +97,7 @@ impl<'a> Tree<'a> {
     ///
     /// Fails with status 3 or 6 as [`Shape::of`] does.
     pub fn new(
-        image: &'a Image,
+        image: &'a DecodedImage,
         options: &RestoreOptions,
         root: Option<BorrowedFd<'_>>,
         ours: SessionRole,
@@ -116,14 +116,14 @@ impl<'a> Tree<'a> {
     /// found to be one that cannot be restored.
     ///
     /// Fails with status 3 or 6 as [`Shape::of`] does.
-    pub fn unchecked(image: &'a Image) -> Result<Tree<'a>> {
+    pub fn unchecked(image: &'a DecodedImage) -> Result<Tree<'a>> {
         // Whether we have a terminal moves no number.
         let nobody = SessionRole { leader: false, has: false };
         Tree::planned(image, &RestoreOptions::default(), (nobody, None), |_| Ok(()))
     }
 
     fn planned(
-        image: &'a Image,
+        image: &'a DecodedImage,
         options: &RestoreOptions,
         (ours, own): (SessionRole, Option<(u32, u32)>),
         mut check: impl FnMut(&mut Plan<'a>) -> Result<()>,
@@ -287,7 +287,11 @@ fn reached(
 }
 
 /// The files that the caller's descriptors stand for.
-fn handed(image: &Image, options: &RestoreOptions, shape: &Shape) -> Result<HashMap<u32, RawFd>> {
+fn handed(
+    image: &DecodedImage,
+    options: &RestoreOptions,
+    shape: &Shape,
+) -> Result<HashMap<u32, RawFd>> {
     let mut used = vec![false; options.inherit.len()];
     let mut handed = HashMap::new();
     // A number alone means the first task's, whatever others have there.
@@ -331,17 +335,19 @@ fn handed(image: &Image, options: &RestoreOptions, shape: &Shape) -> Result<Hash
 
 /// How each file comes about. What belongs together (an object, the ends of a connection) is made
 /// in one place.
-fn origins(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> HashMap<u32, Origin> {
+fn origins(
+    image: &DecodedImage,
+    handed: &HashMap<u32, RawFd>,
+    owners: &[usize],
+) -> HashMap<u32, Origin> {
     let mut nodes = UnionFind((0..image.files.len()).collect());
     let index: HashMap<u32, usize> =
         image.files.iter().enumerate().map(|(at, file)| (file.id, at)).collect();
     let mut objects: HashMap<u32, usize> = HashMap::new();
     let sockets: HashMap<u64, usize> = image
-        .files
-        .iter()
+        .files_and_records()
         .enumerate()
-        .filter(|(_, file)| file.link.0.starts_with(b"socket:["))
-        .filter_map(|(at, file)| Some((file.inode.as_ref()?.ino, at)))
+        .filter_map(|(at, (file, record))| Some((record.peer_id(file)?, at)))
         .collect();
     for (at, file) in image.files.iter().enumerate() {
         if let Some(object) = file.object {
@@ -349,7 +355,7 @@ fn origins(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> Has
             nodes.join(first, at);
         }
         let others = file.refs.iter().filter_map(|id| index.get(id)).copied();
-        let peers = kind::named(&file.kind).map(|kind| (kind.peers)(file)).unwrap_or_default();
+        let peers = image.record(file.id).map(|record| record.peers()).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
         let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
         others.chain(peers).chain(queued).for_each(|other| nodes.join(other, at));
@@ -367,7 +373,7 @@ fn origins(image: &Image, handed: &HashMap<u32, RawFd>, owners: &[usize]) -> Has
     // A queue can be filled only when all that it carries is there: processes too, if its messages
     // name them, or if what waits has no table that would be told of them.
     let need =
-        |file: &OpenFile| kind::named(&file.kind).map_or(Need::Nothing, |kind| (kind.need)(file));
+        |file: &OpenFile| image.record(file.id).map_or(Need::Nothing, |record| record.need(file));
     let placed: HashSet<u32> = image.slots.iter().map(|slot| slot.file).collect();
     let mut queues: HashMap<usize, bool> = HashMap::new();
     for (at, file) in image.files.iter().enumerate() {
@@ -420,7 +426,7 @@ impl UnionFind {
 /// The sessions whose controlling terminal is to be ours, by their leaders. It cannot be that of a
 /// second session, so they are part of ours; `steal` takes it from us.
 fn joined(
-    image: &Image,
+    image: &DecodedImage,
     own: Option<(u32, u32)>,
     steal: bool,
     handed: &HashMap<u32, RawFd>,
@@ -448,7 +454,7 @@ fn joined(
 /// What becomes of the controlling terminal of each task. What becomes one must be in the store:
 /// the leader takes it before it makes the members of its session.
 fn terminals(
-    image: &Image,
+    image: &DecodedImage,
     shape: &Shape,
     ours: SessionRole,
     handed: &HashMap<u32, RawFd>,
@@ -492,7 +498,7 @@ fn terminals(
 
 /// The plan of what is made for the store, each file as its home knows it.
 fn common<'a>(
-    image: &'a Image,
+    image: &'a DecodedImage,
     origins: &HashMap<u32, Origin>,
     homes: &HashMap<u32, (usize, RawFd)>,
 ) -> Plan<'a> {
@@ -509,8 +515,8 @@ fn common<'a>(
     let mut plan = Plan::of(image, &image.tasks[0], steps);
     for step in &plan.steps {
         let file = step.file.filter(|id| !homes.contains_key(id)).and_then(|id| image.file(id));
-        let Some(kind) = file.and_then(|file| kind::named(&file.kind)) else { continue };
-        if file.is_some_and(|file| (kind.need)(file) == Need::Numbers) {
+        let Some(file) = file else { continue };
+        if image.record(file.id).is_some_and(|record| record.need(file) == Need::Numbers) {
             let why = "it waits in a queue of several tables, and names numbers of one";
             plan.problems.push(format!("{}: {why}", plan.name(step)));
         }
@@ -533,7 +539,7 @@ fn common<'a>(
 
 /// What is known when the numbers are laid out.
 struct Layout<'l, 'a> {
-    image: &'a Image,
+    image: &'a DecodedImage,
     shape: &'l Shape,
     origins: &'l HashMap<u32, Origin>,
     /// What could not be made for the store.

@@ -88,7 +88,7 @@ impl Kind for Chardev {
         cx.probe(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Chardev {} = self;
         cx.reopen_if(file, |found| is_known(found, file.flags))
     }

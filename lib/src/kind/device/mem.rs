@@ -38,14 +38,18 @@ impl Kind for Mem {
         Ok(Mem {})
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        if !is_known(file.inode.as_ref(), &file.link.0) {
-            return Err(Error::malformed("it is no memory device"));
+    fn validate(&self, file: &OpenFile) -> Result<()> {
+        match is_known(file.inode.as_ref(), &file.link.0) {
+            true => Ok(()),
+            false => Err(Error::malformed("it is no memory device")),
         }
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         cx.foresee(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Mem {} = self;
         // The path could name any device by now, so its number is looked at before it is opened. A
         // place held meanwhile would be in the way of the lowest number.

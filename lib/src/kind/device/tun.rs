@@ -117,7 +117,8 @@ impl TunDevice {
         }))
     }
 
-    fn check(&self) -> Result<()> {
+    /// Fails with status 3 if no device can be like this.
+    fn validate(&self) -> Result<()> {
         let name = &self.name.0;
         let named = (1..libc::IFNAMSIZ).contains(&name.len())
             && !name.iter().any(|&byte| matches!(byte, 0 | b'/' | b'%' | b':'));
@@ -131,6 +132,12 @@ impl TunDevice {
         if self.detached && self.flags & MULTI_QUEUE == 0 {
             return Err(Error::malformed("only one of several queues can be detached"));
         }
+        Ok(())
+    }
+
+    /// Fails with status 6 if no queue of the device can be made here.
+    fn check(&self) -> Result<()> {
+        let name = &self.name.0;
         if self.filtered {
             return Err(Error::unrestorable("its filter cannot be read"));
         }
@@ -173,15 +180,19 @@ impl Kind for Tun {
         Some(format!("{class} {}", escape(&device.name.0)))
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, file: &OpenFile) -> Result<()> {
         if !file.inode.as_ref().is_some_and(is_tun) {
             return Err(Error::malformed("it is no tunnel"));
         }
+        self.device.as_ref().map_or(Ok(()), TunDevice::validate)
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.device.as_ref().map_or(Ok(()), TunDevice::check)?;
         cx.probe(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let made = cx.reopen_if(file, is_tun)?;
         let Tun { device: Some(device) } = self else { return Ok(made) };
@@ -199,6 +210,7 @@ impl Kind for Tun {
             hardware,
             waiting,
         } = device;
+        let (flags, header) = (*flags, *header);
         let (fd, shown) = (made.fd.as_fd(), escape(&name.0).into_owned());
         let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
         let was_there = device_index(probe.as_fd(), &name.0).is_ok();
@@ -209,8 +221,8 @@ impl Kind for Tun {
             errno => Error::from(errno).at("TUNSETIFF"),
         })?;
         if !was_there {
-            tun::set_owner(fd, owner, group).at(|| "TUNSETOWNER")?;
-            if let Some((class, bytes)) = &hardware {
+            tun::set_owner(fd, *owner, *group).at(|| "TUNSETOWNER")?;
+            if let Some((class, bytes)) = hardware {
                 let bytes = bytes.0.as_slice().try_into().map_err(|_| Errno::EINVAL)?;
                 tun::set_hardware(fd, *class, bytes).at(|| "SIOCSIFHWADDR")?;
             }
@@ -218,7 +230,7 @@ impl Kind for Tun {
             cx.warnings.push(format!("{shown}: {why}"));
         }
         let wanted = [
-            (Number::Sndbuf, sndbuf, "TUNSETSNDBUF"),
+            (Number::Sndbuf, *sndbuf, "TUNSETSNDBUF"),
             (Number::Header, header.0, "TUNSETVNETHDRSZ"),
             (Number::Little, i32::from(header.1), "TUNSETVNETLE"),
         ];
@@ -227,10 +239,10 @@ impl Kind for Tun {
                 tun::set_number(fd, which, value).at(|| name)?;
             }
         }
-        if detached {
+        if *detached {
             tun::set_queue(fd, DETACH_QUEUE).at(|| "TUNSETQUEUE")?;
         }
-        if waiting {
+        if *waiting {
             cx.warnings.push(format!("{shown}: packets that were not read are lost"));
         }
         Ok(made)
@@ -276,7 +288,7 @@ mod tests {
 
     #[test]
     fn what_no_device_can_be_is_malformed() {
-        assert!(device().check().is_ok());
+        assert!(device().validate().is_ok());
         for bad in [
             TunDevice { name: Bytes(b"a/b".to_vec()), ..device() },
             TunDevice { name: Bytes(b"a%d".to_vec()), ..device() },
@@ -289,7 +301,7 @@ mod tests {
             TunDevice { detached: true, ..device() },
             TunDevice { hardware: Some((1, Bytes(vec![0; 6]))), ..device() },
         ] {
-            let why = bad.check().unwrap_err();
+            let why = bad.validate().unwrap_err();
             assert_eq!(why.status(), crate::error::Status::Malformed, "{bad:?}");
         }
     }

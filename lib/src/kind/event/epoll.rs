@@ -2,9 +2,9 @@
 //! added, whatever that number means by now. fdinfo lists them; kcmp(2) tells where they are.
 
 use crate::error::{At, Error, Result};
-use crate::image::OpenFile;
+use crate::image::{OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::{Kind, Need};
+use crate::kind::{ImageCheck, Kind, Need};
 use crate::proc::{self, Descriptor, FdInfo};
 use crate::sys::{self, PlacedFd, clone_files, epoll};
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ use nix::sys::epoll::EpollCreateFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// A set of members.
@@ -159,8 +159,10 @@ fn find(it: &Descriptor<'_>, members: &mut [EpollMember]) {
                     member.lost = None;
                 }
             }
-            // Without kcmp(2), or for a member that is no more, the number has to do.
-            Err(_) => member.lost = None,
+            // Without kcmp(2), or for a member that is no more, the number has to do. Of two members
+            // added by one number at most one is there.
+            Err(_) if *offset == 0 => member.lost = None,
+            Err(_) => (),
         }
     }
 }
@@ -188,38 +190,55 @@ impl Kind for Epoll {
                     prefer: prefer != 0,
                 });
             }
-            None => members.iter_mut().for_each(|member| member.lost = None),
+            None => {
+                let mut seen = HashSet::new();
+                let first = |member: &&mut EpollMember| seen.insert(member.fd);
+                members.iter_mut().filter(first).for_each(|member| member.lost = None);
+            }
         }
         // fdinfo has them in the order of kernel addresses.
         members.sort();
         Ok(Epoll { pid: it.process.pid, members, busy })
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        let numbers = cx.numbers_of(self.pid)?;
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         let mut seen = HashSet::new();
         for member in &self.members {
             let EpollMember { fd, events, data: _, at, lost } = member;
-            let malformed = |why: &str| Err(Error::malformed(format!("its member {fd} {why}")));
-            let refused = |why: String| Err(Error::unrestorable(format!("its member {fd} {why}")));
             let armed = events & ALWAYS == ALWAYS;
-            if *fd > i32::MAX as u32 {
-                return malformed("has a number that cannot exist");
-            }
-            if !(armed || member.fired() && events & ONESHOT != 0) {
-                return malformed("has events that no member can have");
-            }
-            if at.is_some() && lost.is_some() {
-                return malformed("is at a number and at none");
-            }
+            let why = if *fd > i32::MAX as u32 {
+                "has a number that cannot exist"
+            } else if !(armed || member.fired() && events & ONESHOT != 0) {
+                "has events that no member can have"
+            } else if at.is_some() && lost.is_some() {
+                "is at a number and at none"
+            } else if lost.is_none() && !seen.insert((*fd, member.source())) {
+                "comes twice"
+            } else {
+                continue;
+            };
+            return Err(Error::malformed(format!("its member {fd} {why}")));
+        }
+        match self.busy.as_ref().is_some_and(|busy| busy.usecs > i32::MAX as u32) {
+            true => Err(Error::malformed("it polls longer than can be")),
+            false => Ok(()),
+        }
+    }
+
+    fn image_check() -> Option<Box<dyn ImageCheck<Self>>> {
+        Some(Box::new(CycleCheck::default()))
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        for member in &self.members {
+            let EpollMember { fd, events: _, data: _, at, lost } = member;
+            let refused = |why: String| Err(Error::unrestorable(format!("its member {fd} {why}")));
             if let Some(UnopenedFile { dev: (major, minor), ino }) = lost {
                 return refused(format!(
                     "is a file (inode {ino} on {major}:{minor}) that the process had at no number"
                 ));
-            }
-            if !seen.insert((*fd, member.source())) {
-                return malformed("comes twice");
             }
             if numbers.get(member.source()).is_none() {
                 return refused(format!("(at {}) is not in the image", member.source()));
@@ -230,9 +249,6 @@ impl Kind for Epoll {
                 ));
             }
         }
-        if self.busy.as_ref().is_some_and(|busy| busy.usecs > i32::MAX as u32) {
-            return Err(Error::malformed("it polls longer than can be"));
-        }
         nesting(file, cx)
     }
 
@@ -240,10 +256,10 @@ impl Kind for Epoll {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Epoll { pid: _, members: _, busy } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Epoll { pid: _, members: _, ref busy } = *self;
         let new = nix::sys::epoll::Epoll::new(EpollCreateFlags::empty()).at(|| "epoll_create1")?;
-        if let Some(BusyPoll { usecs, budget, prefer }) = busy {
+        if let Some(BusyPoll { usecs, budget, prefer }) = *busy {
             let set = epoll::set_busy(new.0.as_fd(), epoll::Params::new(usecs, budget, prefer));
             if let Err(errno) = set {
                 let fd = cx.lowest[&file.id];
@@ -321,27 +337,91 @@ fn compare(placed: PlacedFd, added: &[&EpollMember], cx: &mut RestoreContext<'_>
     }
 }
 
-/// Refuses an epoll that is inside itself, or in which others nest deeper than they can.
+/// Refuses an epoll in which others nest deeper than they can.
 fn nesting(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
     let mut level = HashSet::from([file.id]);
     for _ in 0..DEPTH {
         let mut next = HashSet::new();
-        for outer in level.iter().filter_map(|&id| cx.image.file(id)) {
-            let Epoll { pid, members, busy: _ } = crate::kind::body(outer)?;
-            let Some(task) = cx.image.tasks.iter().find(|task| task.pid == pid) else { continue };
+        for outer in level.iter().filter_map(|&id| cx.image.record_as(id)) {
+            let Epoll { pid, members, busy: _ } = outer;
+            let Some(task) = cx.image.tasks.iter().find(|task| task.pid == *pid) else { continue };
             let wanted: HashSet<u32> = members.iter().map(EpollMember::source).collect();
             let slots = cx.image.slots_of(task.table.id).iter();
             next.extend(slots.filter(|slot| wanted.contains(&slot.fd)).map(|slot| slot.file));
         }
-        next.retain(|&id| cx.image.file(id).is_some_and(|file| file.kind == Epoll::NAME));
-        if next.contains(&file.id) {
-            return Err(Error::malformed("it is a member of itself"));
-        }
+        next.retain(|&id| cx.image.record_as::<Epoll>(id).is_some());
         level = next;
     }
     match level.is_empty() {
         true => Ok(()),
         false => Err(Error::unrestorable("epolls nest deeper in it than the kernel lets them")),
+    }
+}
+
+/// No epoll is a member of itself, nor of one of its members: epoll_ctl(2) fails with ELOOP.
+#[derive(Default)]
+struct CycleCheck {
+    /// The tables of tasks by their process ids.
+    tables: HashMap<i32, u32>,
+    /// The epolls by file id: the process and its numbers that the members name.
+    epolls: BTreeMap<u32, (OpenFile, i32, Vec<u32>)>,
+    /// The epolls by table and number.
+    slots: HashMap<(u32, u32), u32>,
+}
+
+impl CycleCheck {
+    /// The epolls that are members of one.
+    fn members(&self, id: u32) -> impl Iterator<Item = u32> {
+        let epoll = self.epolls.get(&id);
+        let table = epoll.and_then(|(_, pid, _)| self.tables.get(pid));
+        let numbers = epoll.zip(table).into_iter().flat_map(|((_, _, numbers), table)| {
+            numbers.iter().map(move |number| (*table, *number))
+        });
+        numbers.filter_map(|place| self.slots.get(&place).copied())
+    }
+}
+
+impl ImageCheck<Epoll> for CycleCheck {
+    fn task(&mut self, task: &Task) {
+        self.tables.insert(task.pid, task.table.id);
+    }
+
+    fn file(&mut self, record: &Epoll, file: &OpenFile) {
+        let numbers = record.members.iter().map(EpollMember::source).collect();
+        let named = OpenFile { body: Vec::new(), ..file.clone() };
+        self.epolls.insert(file.id, (named, record.pid, numbers));
+    }
+
+    fn slot(&mut self, slot: &Slot) {
+        if self.epolls.contains_key(&slot.file) {
+            self.slots.insert((slot.table, slot.fd), slot.file);
+        }
+    }
+
+    fn end(&mut self, name: &dyn Fn(&OpenFile) -> String) -> Result<()> {
+        // Epolls all of whose members were seen to lead into no cycle.
+        let mut done: HashSet<u32> = HashSet::new();
+        for &first in self.epolls.keys() {
+            let mut path = vec![(first, self.members(first).collect::<Vec<u32>>())];
+            while let Some((id, members)) = path.last_mut() {
+                let (id, member) = (*id, members.pop());
+                match member {
+                    Some(member) if path.iter().any(|(outer, _)| *outer == member) => {
+                        let at = name(&self.epolls[&member].0);
+                        return Err(Error::malformed("it is a member of itself").at(at));
+                    }
+                    Some(member) if !done.contains(&member) => {
+                        path.push((member, self.members(member).collect()));
+                    }
+                    Some(_) => (),
+                    None => {
+                        done.insert(id);
+                        path.pop();
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -34,8 +34,16 @@ impl Kind for Eventfd {
         })
     }
 
-    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Eventfd { count, semaphore } = self;
+    fn validate(&self, _: &OpenFile) -> Result<()> {
+        // The kernel refuses to add up to it (eventfd(2)).
+        if self.count == u64::MAX {
+            return Err(Error::malformed("an eventfd cannot count to 2^64-1"));
+        }
+        Ok(())
+    }
+
+    fn restore(&self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Eventfd { count, semaphore } = *self;
         let mut flags = EfdFlags::empty();
         flags.set(EfdFlags::EFD_SEMAPHORE, semaphore);
         flags.set(EfdFlags::EFD_NONBLOCK, file.flags & libc::O_NONBLOCK as u32 != 0);
@@ -43,9 +51,6 @@ impl Kind for Eventfd {
         let first = u32::try_from(count).unwrap_or(0);
         let new = EventFd::from_value_and_flags(first, flags).at(|| "eventfd")?;
         if count > u64::from(first) {
-            if count == u64::MAX {
-                return Err(Error::malformed("an eventfd cannot count to 2^64-1"));
-            }
             new.write(count).at(|| "write the count")?;
         }
         Ok(Opened { fd: new.into(), flags: file.flags & libc::O_NONBLOCK as u32 })

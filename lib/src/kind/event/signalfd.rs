@@ -35,15 +35,15 @@ impl Kind for Signalfd {
         parse(&it.info).ok_or_else(|| Error::unrestorable("fdinfo has no sigmask"))
     }
 
-    fn check(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         match [libc::SIGKILL, libc::SIGSTOP].iter().any(|n| self.mask & 1 << (n - 1) != 0) {
             true => Err(Error::malformed("SIGKILL and SIGSTOP cannot be read")),
             false => Ok(()),
         }
     }
 
-    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Signalfd { mask } = self;
+    fn restore(&self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Signalfd { mask } = *self;
         let nonblock = file.flags & NONBLOCK;
         let fd = sys::signal::signalfd(mask, nonblock != 0).at(|| "signalfd")?;
         Ok(Opened { fd, flags: nonblock })

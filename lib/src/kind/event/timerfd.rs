@@ -163,11 +163,15 @@ impl Kind for Timerfd {
         Ok(timer)
     }
 
-    fn check(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         let times = [self.value, self.interval, self.now];
-        if times.into_iter().any(|time| nanoseconds(time).is_none()) {
-            return Err(Error::malformed("a time that no clock shows"));
+        match times.into_iter().any(|time| nanoseconds(time).is_none()) {
+            true => Err(Error::malformed("a time that no clock shows")),
+            false => Ok(()),
         }
+    }
+
+    fn check(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         if self.flags & !(ABSTIME | CANCEL_ON_SET) != 0 {
             return Err(Error::unrestorable(format!("flags {:#o} are not known", self.flags)));
         }
@@ -183,7 +187,7 @@ impl Kind for Timerfd {
         }
     }
 
-    fn restore(self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
         let nonblock = file.flags & NONBLOCK;
         let fd = timer::create(self.clock, nonblock != 0).at(|| "timerfd_create")?;
         Ok(Opened { fd, flags: nonblock })

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext, expect_type};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -29,15 +29,18 @@ impl Kind for Directory {
         Ok(Directory {})
     }
 
+    fn validate(&self, file: &OpenFile) -> Result<()> {
+        expect_type(file, libc::S_IFDIR)
+    }
+
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
             return Err(Error::unrestorable("the directory was removed"));
         }
-        cx.expect_type(file, libc::S_IFDIR)?;
         cx.foresee(file)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Directory {} = self;
         cx.reopen_typed(file, libc::S_IFDIR)
     }

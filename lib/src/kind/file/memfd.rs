@@ -5,7 +5,7 @@ use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, OpenFile};
 use crate::kind::context::{Opened, RestoreContext, SETTABLE};
 use crate::kind::file::unlinked::{fill, reader};
-use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::memory;
 use memfd::MemfdOptions;
@@ -120,24 +120,35 @@ impl Kind for Memfd {
         to(Piece::default())
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, file: &OpenFile) -> Result<()> {
         name(&file.link.0)
             .filter(|name| name.len() <= NAME_MAX && !name.contains(&0))
             .ok_or_else(|| Error::malformed("the name of a memfd is /memfd:NAME (deleted)"))?;
-        let Some(inode) = &file.inode else {
-            return Err(Error::unrestorable("a passive scan tells neither its size nor its seals"));
-        };
+        let Some(inode) = &file.inode else { return Ok(()) };
         if inode.mode & libc::S_IFMT != libc::S_IFREG || inode.size > i64::MAX as u64 {
             return Err(Error::malformed("no memfd is of this type or size"));
         }
+        match self.huge {
+            Some(page) if !page.is_power_of_two() || inode.size % page != 0 => {
+                Err(Error::malformed("huge pages of a size that cannot be"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
+        Some(Box::new(SizeCheck::default()))
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let Some(inode) = &file.inode else {
+            return Err(Error::unrestorable("a passive scan tells neither its size nor its seals"));
+        };
         if self.seals & !SEALS != 0 {
             let unknown = self.seals & !SEALS;
             return Err(Error::unrestorable(format!("seals {unknown:#x} are not known here")));
         }
         if let Some(page) = self.huge {
-            if !page.is_power_of_two() || inode.size % page != 0 {
-                return Err(Error::malformed("huge pages of a size that cannot be"));
-            }
             let of = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page / 1024);
             if !std::path::Path::new(&of).exists() {
                 return Err(Error::unrestorable(format!("there are no pages of {page} bytes")));
@@ -147,20 +158,14 @@ impl Kind for Memfd {
             let why = "its contents are not in the image; scan with --data";
             return Err(Error::unrestorable(why));
         }
-        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
-        let mut chunks = chunks.into_iter().flatten();
-        let end = |at: i64, len: usize| (at as u64).saturating_add(len as u64);
-        if chunks.any(|chunk| end(chunk.offset, chunk.len) > inode.size) {
-            return Err(Error::malformed("its contents go past its size"));
-        }
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         if let Some(placed) = cx.standing(file) {
             return cx.again(placed.as_fd(), file.flags);
         }
-        let Memfd { seals: sealed, huge } = self;
+        let Memfd { seals: sealed, huge } = *self;
         let name = name(&file.link.0).unwrap_or_default();
         let mut new = create(name, huge, MFdFlags::empty())?;
         if seals(new.as_fd())? & !sealed & SEAL_EXEC != 0 {
@@ -182,6 +187,28 @@ impl Kind for Memfd {
         match file.flags & !SETTABLE == born {
             true => Ok(Opened { fd: new, flags: 0 }),
             false => cx.again(new.as_fd(), file.flags),
+        }
+    }
+}
+
+/// Contents end where the file does, as each of its descriptions has it.
+#[derive(Default)]
+struct SizeCheck {
+    size: Option<u64>,
+}
+
+impl ObjectCheck<Memfd> for SizeCheck {
+    fn file(&mut self, _: &Memfd, file: &OpenFile) -> Result<()> {
+        let size = file.inode.as_ref().map(|inode| inode.size);
+        self.size = self.size.into_iter().chain(size).min();
+        Ok(())
+    }
+
+    fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()> {
+        let end = (piece.offset as u64).saturating_add(piece.len as u64);
+        match self.size.is_some_and(|size| end > size) {
+            true => Err(Error::malformed("its contents go past its size")),
+            false => Ok(()),
         }
     }
 }

@@ -29,7 +29,7 @@ impl Kind for Path {
         if pty::will_be(&file.link.0, cx) { Ok(()) } else { cx.foresee(file) }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Path {} = self;
         let link = file.inode.as_ref().is_some_and(|it| it.mode & libc::S_IFMT == libc::S_IFLNK);
         let nofollow = if link { libc::O_NOFOLLOW as u32 } else { 0 };

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext, expect_type};
 use crate::kind::file::hardlink::Renamed;
 use crate::proc::Descriptor;
 use nix::libc;
@@ -43,14 +43,17 @@ impl Kind for Regular {
         Ok(Regular { renamed: Renamed::find(it)? })
     }
 
+    fn validate(&self, file: &OpenFile) -> Result<()> {
+        expect_type(file, libc::S_IFREG)
+    }
+
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        cx.expect_type(file, libc::S_IFREG)?;
         cx.foresee(&*Renamed::living(&self.renamed, file)?)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Regular { renamed } = self;
-        cx.reopen_typed(&*Renamed::living(&renamed, file)?, libc::S_IFREG)
+        cx.reopen_typed(&*Renamed::living(renamed, file)?, libc::S_IFREG)
     }
 }
 

@@ -81,8 +81,8 @@ impl Kind for Unlinked {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Unlinked { tmpfile } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Unlinked { tmpfile } = *self;
         if let Some(placed) = cx.standing(file) {
             return cx.again(placed.as_fd(), file.flags);
         }

@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Opened, RestoreContext, expect_type};
 use crate::kind::file::hardlink::Renamed;
 use crate::kind::file::unlinked::nameless;
 use crate::kind::ipc::pipe;
@@ -67,23 +67,26 @@ impl Kind for Fifo {
         pipe::peek(copy, limit, to)
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, file: &OpenFile) -> Result<()> {
         if file.inode.is_none() {
             return Err(Error::malformed("a fifo is known by its inode, which is not there"));
         }
-        cx.expect_type(file, libc::S_IFIFO)?;
+        expect_type(file, libc::S_IFIFO)
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         match &self.unlinked {
             Some(NamelessFifo { alone }) => pipe::other_end(file, *alone, cx),
             None => cx.foresee(&*Renamed::living(&self.renamed, file)?),
         }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Fifo { size, queued, unlinked, renamed } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Fifo { size, queued, ref unlinked, ref renamed } = *self;
         let standing = cx.standing(file);
         let (both, made) = match (unlinked, standing) {
             (None, _) => {
-                let file = Renamed::living(&renamed, file)?;
+                let file = Renamed::living(renamed, file)?;
                 cx.probe(&file)?;
                 let both = cx.open(&file.link.0, BOTH as u32)?;
                 (both, cx.reopen(&file)?)

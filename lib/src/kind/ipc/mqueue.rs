@@ -3,10 +3,10 @@
 //! it out.
 
 use crate::error::{At, Error, Result, Status};
-use crate::image::{Chunk, MAX_CHUNK, MessageMeta, OpenFile};
+use crate::image::{MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::journal::{Log, PATIENCE};
-use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::PlacedFd;
 use crate::sys::mqueue::{self, Attributes};
@@ -113,15 +113,6 @@ fn name_now(placed: PlacedFd) -> Result<Vec<u8>> {
         std::fs::read_link(format!("/proc/self/fd/{}", placed.number())).at(|| "readlink")?;
     let link = link.into_os_string().into_vec();
     Ok(link.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec())
-}
-
-/// The messages of an image: pieces of each, and its priority.
-fn messages(chunks: &[Chunk]) -> impl Iterator<Item = (&[Chunk], u32)> {
-    let goes_on = |chunk: &Chunk, _: &Chunk| chunk.with.as_ref().is_some_and(|with| with.more);
-    chunks.chunk_by(goes_on).map(|pieces| {
-        let with = pieces.first().and_then(|piece| piece.with.as_ref());
-        (pieces, with.and_then(|with| with.priority).unwrap_or(0))
-    })
 }
 
 impl Mqueue {
@@ -310,34 +301,34 @@ impl Kind for Mqueue {
         })
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, file: &OpenFile) -> Result<()> {
         let name = name(file);
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
             return Err(Error::malformed("a queue has a name of 1 to 255 bytes"));
         }
         if file.inode.is_none() {
-            return Err(Error::unrestorable("a passive scan tells nothing of a queue"));
+            return Ok(());
         }
         let possible = |value, most| (1..=most).contains(&value);
         if !possible(self.maxmsg, HARD.0) || !possible(self.msgsize, HARD.1) {
             return Err(Error::malformed("no queue has such attributes"));
         }
-        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
-        let chunks = chunks.map_or(&[][..], Vec::as_slice);
-        if messages(chunks).count() as u64 > self.maxmsg {
-            return Err(Error::malformed("it has more messages than it can hold"));
-        }
-        for (pieces, priority) in messages(chunks) {
-            let len: usize = pieces.iter().map(|piece| piece.len).sum();
-            if len as u64 > self.msgsize || priority >= PRIORITIES {
-                return Err(Error::malformed("no message of it has such a length or priority"));
-            }
+        Ok(())
+    }
+
+    fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
+        Some(Box::new(MessagesCheck::default()))
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        if file.inode.is_none() {
+            return Err(Error::unrestorable("a passive scan tells nothing of a queue"));
         }
         let is_there = !is_unlinked(file) && self.existing(file, cx)?.is_some();
         if is_there { Ok(()) } else { self.allowed() }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         if let Some(placed) = cx.standing(file) {
             return self.again(placed, file, cx);
         }
@@ -347,7 +338,7 @@ impl Kind for Mqueue {
             true => None,
             false => self.existing(file, cx)?,
         };
-        let Mqueue { maxmsg: _, msgsize: _, messages, ref notify } = self;
+        let Mqueue { maxmsg: _, msgsize: _, messages, ref notify } = *self;
         if let Some(notify) = notify {
             let why = "asked to be told of messages (mq_notify), and has to ask again";
             cx.warnings.push(format!("{shown}: process {} {why}", notify.pid));
@@ -402,6 +393,43 @@ impl Kind for Mqueue {
             mqueue::unlink(&name_now(placed)?).at(|| "mq_unlink")?;
         }
         Ok(())
+    }
+}
+
+/// The messages of a queue fit its attributes, as each of its descriptions has them.
+#[derive(Default)]
+struct MessagesCheck {
+    /// The most messages, and the most bytes of one.
+    most: Option<(u64, u64)>,
+    messages: u64,
+    /// Bytes of the message that is not complete yet.
+    len: usize,
+}
+
+impl ObjectCheck<Mqueue> for MessagesCheck {
+    fn file(&mut self, record: &Mqueue, file: &OpenFile) -> Result<()> {
+        if file.inode.is_some() {
+            let (messages, bytes) = self.most.unwrap_or((u64::MAX, u64::MAX));
+            self.most = Some((messages.min(record.maxmsg), bytes.min(record.msgsize)));
+        }
+        Ok(())
+    }
+
+    fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()> {
+        let Some((most, longest)) = self.most else { return Ok(()) };
+        let priority = piece.meta.and_then(|meta| meta.priority).unwrap_or(0);
+        self.len += piece.len;
+        if self.len as u64 > longest || priority >= PRIORITIES {
+            return Err(Error::malformed("no message of it has such a length or priority"));
+        }
+        if !piece.meta.is_some_and(|meta| meta.more) {
+            self.messages += 1;
+            self.len = 0;
+        }
+        match self.messages > most {
+            true => Err(Error::malformed("it has more messages than it can hold")),
+            false => Ok(()),
+        }
     }
 }
 

@@ -102,8 +102,8 @@ impl Kind for Pipe {
         other_end(file, self.alone, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Pipe { size, queued, alone: _ } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Pipe { size, queued, alone: _ } = *self;
         if let Some(placed) = cx.standing(file) {
             return cx.again(placed.as_fd(), file.flags);
         }

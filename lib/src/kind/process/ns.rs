@@ -94,7 +94,7 @@ impl Ns {
     /// readlink(2) shows that place, which is given, too.
     fn find(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<(OwnedFd, Option<PathBuf>)> {
         let link = &file.link.0;
-        let (name, ino) = parse(link).ok_or_else(|| Error::malformed("it names no namespace"))?;
+        let (name, ino) = parse(link).ok_or(nix::errno::Errno::EINVAL)?;
         if ino >= DYNAMIC && cx.image.head.boot != boot_id() {
             let why = "it was of another boot, and its number means nothing now";
             return Err(Error::unrestorable(why));
@@ -132,11 +132,18 @@ impl Kind for Ns {
         Ok(Ns { id: it.copy.as_ref().and_then(|copy| sys::ns::id(copy.as_fd())) })
     }
 
+    fn validate(&self, file: &OpenFile) -> Result<()> {
+        match parse(&file.link.0) {
+            Some(_) => Ok(()),
+            None => Err(Error::malformed("it names no namespace")),
+        }
+    }
+
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.find(file, cx).map(drop)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let (fd, place) = self.find(file, cx)?;
         let Ns { id: _ } = self;
         if let Some(place) = place {

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::{Kind, Need, body};
+use crate::kind::{Kind, Need};
 use crate::proc::{Descriptor, FdInfo, Stat, boot_id, inode_of};
 use crate::sys::process::{self, Ended};
 use serde::{Deserialize, Serialize};
@@ -97,13 +97,17 @@ impl Kind for Pidfd {
         Ok(Pidfd { pid, start: 0, exit })
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         if self.pid < -1 || self.pid > 0 && self.start == 0 {
             return Err(Error::malformed(format!("no process {} can have been", self.pid)));
         }
         if self.exit.is_some_and(|status| !process::is_exit_status(status)) {
             return Err(Error::malformed("no process ends like that"));
         }
+        Ok(())
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.source(file, cx).map(drop)
     }
 
@@ -111,7 +115,7 @@ impl Kind for Pidfd {
         Need::Processes
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let status = match self.source(file, cx)? {
             Target::Living(pid) => {
                 let fd = process::open(pid, file.flags).at(|| "pidfd_open")?;
@@ -123,13 +127,13 @@ impl Kind for Pidfd {
         let mut mine = child.open(file.flags).at(|| "pidfd_open")?;
         // All descriptions of one process, since once it is waited for nobody can open another.
         for peer in cx.peers(file) {
-            let alike = body::<Pidfd>(peer).is_ok_and(|other| other == self);
+            let alike = cx.image.record_as(peer.id).is_some_and(|other: &Pidfd| other == self);
             if alike && !cx.placed_fds.contains_key(&peer.id) {
                 let fd = child.open(peer.flags).at(|| "pidfd_open")?;
                 mine = cx.leave(peer, Opened { fd, flags: 0 }, mine)?;
             }
         }
-        let Pidfd { pid: _, start: _, exit } = self;
+        let Pidfd { pid: _, start: _, exit } = *self;
         let ended = child.reap().at(|| "wait")?;
         if exit.is_some_and(|exit| exit != ended) {
             let name = crate::text::escape(&file.link.0).into_owned();
@@ -138,7 +142,7 @@ impl Kind for Pidfd {
         Ok(Opened { fd: mine, flags: 0 })
     }
 
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
+    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
         let child = Ended::new(0).at(|| "fork")?;
         child.open(file.flags).at(|| "pidfd_open")
     }

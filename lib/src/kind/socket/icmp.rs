@@ -35,23 +35,26 @@ impl Kind for Icmp {
         Some(self.0.describe(Self::NAME))
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         let protocol = self.0.socket.protocol();
         if !is_icmp(protocol) {
             return Err(Error::malformed(format!("{protocol} is no protocol of ICMP")));
         }
+        self.0.socket.validate()
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.0.socket.check(libc::SOCK_DGRAM, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Icmp(plain) = self;
         plain.make(libc::SOCK_DGRAM, file, cx)
     }
 
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
-        let record = crate::kind::body::<Icmp>(file).ok();
+    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
         // Who may not have a ping socket (ping_group_range) may have one of UDP.
-        inet::null(record.as_ref().map(|it| &it.0.socket), libc::SOCK_DGRAM, 0)
+        inet::null(&self.0.socket, libc::SOCK_DGRAM, 0)
     }
 }

@@ -216,13 +216,20 @@ impl Inet {
         }
     }
 
-    /// Says why a socket of this type cannot be made here. A dry run also tries its address.
-    pub(crate) fn check(&self, kind: i32, cx: &RestoreContext<'_>) -> Result<()> {
+    /// Fails with status 3 if no socket of a protocol has this.
+    pub(crate) fn validate(&self) -> Result<()> {
         if !matches!(self.family, libc::AF_INET | libc::AF_INET6) {
             let family = self.family;
             return Err(Error::malformed(format!("{family} is no family of an internet socket")));
         }
-        let (local, _) = (self.local()?, self.remote()?);
+        let (_, _) = (self.local()?, self.remote()?);
+        self.options.validate()?;
+        self.groups.iter().try_for_each(MulticastGroup::validate)
+    }
+
+    /// Says why a socket of this type cannot be made here. A dry run also tries its address.
+    pub(crate) fn check(&self, kind: i32, cx: &RestoreContext<'_>) -> Result<()> {
+        let local = self.local()?;
         self.options.check((self.family, kind, self.protocol))?;
         if !self.groups.is_empty() {
             let probe = self.fresh(kind, 0)?;
@@ -233,7 +240,7 @@ impl Inet {
         let alone = kind == libc::SOCK_STREAM || !self.shares_its_address();
         if let (true, Some(local)) = (cx.dry && alone, local) {
             let probe = self.fresh(kind, 0)?;
-            self.options.set(probe.as_fd(), Phase::CloneArgs, &mut drop)?;
+            self.options.set(probe.as_fd(), Phase::Created, &mut drop)?;
             self.bind_to(&probe, &local)?;
         }
         Ok(())
@@ -256,7 +263,7 @@ impl Inet {
         }
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
         let made = self.fresh(kind, nonblock)?;
-        self.set(Phase::CloneArgs, made.as_fd(), file, cx)?;
+        self.set(Phase::Created, made.as_fd(), file, cx)?;
         groups.iter().try_for_each(|group| group.join(made.as_fd()))?;
         if let Some(local) = self.local()? {
             self.bind_to(&made, &local)?;
@@ -292,7 +299,7 @@ impl Inet {
         let unspec = (libc::AF_UNSPEC as u16).to_ne_bytes();
         sys::connect(fd, &[&unspec[..], &[0; 14]].concat()).at(|| "disconnect")?;
         // That has also taken its device away.
-        self.set(Phase::CloneArgs, fd, file, cx)?;
+        self.set(Phase::Created, fd, file, cx)?;
         let processor = self.options.int("SO_INCOMING_CPU").unwrap_or(-1);
         sys::set_option(fd, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, processor as i32)
             .at(|| "SO_INCOMING_CPU")?;
@@ -388,8 +395,8 @@ pub(crate) fn end(fd: BorrowedFd<'_>, how: Shutdown) -> Result<()> {
 
 /// What stands in the place of a socket of this type and protocol: one at its end, so that all
 /// that is asked of such a socket still has an answer.
-pub(crate) fn null(inet: Option<&Inet>, kind: i32, protocol: i32) -> Result<OwnedFd> {
-    let v6 = inet.is_some_and(|inet| inet.family == libc::AF_INET6);
+pub(crate) fn null(inet: &Inet, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    let v6 = inet.family == libc::AF_INET6;
     let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
     let made = sys::new(family, kind, protocol).at(|| "socket")?;
     end(made.as_fd(), Shutdown::Both)?;

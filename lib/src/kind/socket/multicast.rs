@@ -141,9 +141,13 @@ impl MulticastGroup {
         Ok((group, sources))
     }
 
+    /// Fails with status 3 if it names no group.
+    pub(crate) fn validate(&self) -> Result<()> {
+        self.parse().map(drop)
+    }
+
     /// Says why no socket can join it here.
     pub(crate) fn check(&self, fd: impl AsFd) -> Result<()> {
-        self.parse()?;
         sys::device_index(fd.as_fd(), self.device.as_bytes())
             .map_err(|_| {
                 let shown = escape(self.device.as_bytes());

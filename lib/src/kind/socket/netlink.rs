@@ -151,7 +151,7 @@ impl Kind for Netlink {
         Some(text)
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         let protocol = usize::try_from(self.protocol).is_ok_and(|number| number < PROTOCOLS);
         if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) || !protocol {
             return Err(Error::malformed("no netlink socket is of such a type or protocol"));
@@ -160,12 +160,16 @@ impl Kind for Netlink {
         if self.port == Some(0) || !self.groups.iter().all(possible) {
             return Err(Error::malformed("no netlink socket has such a port id or group"));
         }
+        self.options.validate()
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         is_at_home(self.netns, cx)?;
         self.options.check((libc::AF_NETLINK, self.class, self.protocol))
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Netlink { class, protocol, port, groups, peer, queued, netns, options } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Netlink { class, protocol, port, ref groups, peer, queued, netns, ref options } = *self;
         if netns.is_none() {
             said_if_elsewhere(cx);
         }
@@ -174,7 +178,7 @@ impl Kind for Netlink {
         let made = sys::new(libc::AF_NETLINK, class | nonblock, protocol).at(|| "socket")?;
         let fd = made.as_fd();
         // The filter comes before the groups, so that nothing slips in before it.
-        for phase in [Phase::CloneArgs, Phase::Last] {
+        for phase in [Phase::Created, Phase::Last] {
             options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         if let Some(port) = port {
@@ -188,7 +192,7 @@ impl Kind for Netlink {
                 bound => bound.at(|| format!("bind to port id {port}"))?,
             }
         }
-        for group in groups {
+        for &group in groups {
             match sys::set_option(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group as i32) {
                 Err(Errno::EINVAL) => {
                     let why = format!("this kernel has no group {group} of protocol {protocol}");

@@ -35,7 +35,7 @@ pub(crate) struct SocketOptions(BTreeMap<String, OptionValue>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// On a new socket: some have a say in bind(2).
-    CloneArgs,
+    Created,
     /// When it is bound, connected and filled: what would keep its queue from being filled.
     Last,
 }
@@ -86,7 +86,7 @@ struct OptionSpec {
 use Encoding::{Int, Linger, Long, Name, Time};
 
 const fn row(name: &'static str, level: i32, number: i32, form: Encoding) -> OptionSpec {
-    OptionSpec { name, level, number, form, phase: Phase::CloneArgs, need: IfRefused::Must }
+    OptionSpec { name, level, number, form, phase: Phase::Created, need: IfRefused::Must }
 }
 
 impl OptionSpec {
@@ -553,16 +553,23 @@ impl SocketOptions {
         Ok(SocketOptions(options))
     }
 
+    /// Fails with status 3 if an option that is known here cannot have its value.
+    pub(crate) fn validate(&self) -> Result<()> {
+        self.0.iter().try_for_each(|(name, value)| {
+            let row = ROWS.iter().find(|row| row.name == name);
+            row.map_or(Ok(()), |row| row.check(value))
+        })
+    }
+
     /// Says why they cannot be set on a socket of this class.
     pub(crate) fn check(&self, class: Class) -> Result<()> {
         let usual = usual(class)?;
-        for (name, value) in &self.0 {
+        for name in self.0.keys() {
             let row = ROWS.iter().find(|row| row.name == name);
             let shown = || crate::text::escape(name.as_bytes()).into_owned();
             let row = row.ok_or_else(|| {
                 Error::unrestorable(format!("socket option {} is not known here", shown()))
             })?;
-            row.check(value)?;
             // Any socket takes what its family does not heed.
             let unheeded = class.0 == libc::AF_UNIX && row.level == SOCKET;
             if !unheeded && !usual.iter().any(|usual| std::ptr::eq(usual.row, row)) {
@@ -684,7 +691,7 @@ mod tests {
         wanted.check(class).unwrap();
         let one = socket(class);
         let mut said = Vec::new();
-        for phase in [Phase::CloneArgs, Phase::Last] {
+        for phase in [Phase::Created, Phase::Last] {
             wanted.set(one.as_fd(), phase, &mut |line| said.push(line)).unwrap();
         }
         assert_eq!(said, Vec::<String>::new());
@@ -749,8 +756,11 @@ mod tests {
 
     #[test]
     fn what_is_no_option_or_no_value_of_it_is_refused() {
-        let refused =
-            |class, name, value| options(&[(name, value)]).check(class).unwrap_err().status() as u8;
+        let refused = |class, name, value| {
+            let options = options(&[(name, value)]);
+            let checked = options.validate().and_then(|()| options.check(class));
+            checked.unwrap_err().status() as u8
+        };
         assert_eq!(refused(UDP4, "SO_NONSENSE", OptionValue::Int(1)), 6);
         assert_eq!(refused(UDP4, "TCP_NODELAY", OptionValue::Int(1)), 6);
         assert_eq!(refused(UDP4, "SO_MARK", OptionValue::Int(1 << 40)), 3);
@@ -770,7 +780,7 @@ mod tests {
         // Of the connection, which kind tcp leaves out.
         read.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
         let fresh = socket(class);
-        for phase in [Phase::CloneArgs, Phase::Last] {
+        for phase in [Phase::Created, Phase::Last] {
             read.set(fresh.as_fd(), phase, &mut |line| panic!("{line}")).unwrap();
         }
         assert_eq!((read.int("IP_MULTICAST_TTL"), read.bytes("IP_MULTICAST_IF")), (None, None));

@@ -165,15 +165,12 @@ impl Kind for Packet {
         Some(text)
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) {
             return Err(Error::malformed("no packet socket is of such a type"));
         }
-        let gone = self.device.as_ref().is_some_and(|device| device.name.0.is_empty());
-        if gone {
-            return Err(Error::unrestorable("the device that it was bound to was taken away"));
-        }
-        let named = self.device.iter().map(|device| &device.name);
+        // The name of one that was taken away is empty.
+        let named = self.device.iter().map(|device| &device.name).filter(|name| !name.0.is_empty());
         let mut named = named.chain(self.members.iter().map(|member| &member.device));
         let usual = |member: &Membership| member.address.0.len() <= MAX_ADDRESS && member.count > 0;
         if !named.all(is_name) || !self.members.iter().all(usual) {
@@ -182,6 +179,14 @@ impl Kind for Packet {
         // Each one is joined as often as it was.
         if self.members.iter().map(|member| u64::from(member.count)).sum::<u64>() > 65536 {
             return Err(Error::malformed("it has joined more than anybody would"));
+        }
+        self.options.validate()
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let gone = self.device.as_ref().is_some_and(|device| device.name.0.is_empty());
+        if gone {
+            return Err(Error::unrestorable("the device that it was bound to was taken away"));
         }
         if self.rings != (false, false) {
             return Err(Error::unrestorable(
@@ -201,9 +206,18 @@ impl Kind for Packet {
         self.options.check((libc::AF_PACKET, self.class, 0))
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Packet { class, protocol, device, members, fanout, rings: _, queued, netns, options } =
-            self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Packet {
+            class,
+            protocol,
+            ref device,
+            ref members,
+            fanout,
+            rings: _,
+            queued,
+            netns,
+            ref options,
+        } = *self;
         if netns.is_none() {
             said_if_elsewhere(cx);
         }
@@ -212,11 +226,11 @@ impl Kind for Packet {
         // Without a protocol it gets nothing before it is bound, when all its options are set.
         let made = sys::new(libc::AF_PACKET, class | nonblock, 0).at(|| "socket")?;
         let fd = made.as_fd();
-        for phase in [Phase::CloneArgs, Phase::Last] {
+        for phase in [Phase::Created, Phase::Last] {
             options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         let device = match device {
-            Some(BoundDevice { index: _, name }) => index(fd, &name)?,
+            Some(BoundDevice { index: _, name }) => index(fd, name)?,
             None => 0,
         };
         for member in members {

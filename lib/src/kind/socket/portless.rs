@@ -40,7 +40,7 @@ impl Plain {
     }
 
     pub(crate) fn make(
-        self,
+        &self,
         kind: i32,
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
@@ -49,7 +49,7 @@ impl Plain {
         let made = socket.make(kind, file, cx)?;
         socket.set(Phase::Last, made.as_fd(), file, cx)?;
         socket.connect(made.as_fd())?;
-        socket.shut(made.as_fd(), shutdown)?;
+        socket.shut(made.as_fd(), *shutdown)?;
         if queued.is_some() {
             let why = "the messages in its queue cannot be looked at, and are lost";
             cx.warnings.push(format!("{}: {why}", escape(&file.link.0)));

@@ -31,20 +31,23 @@ impl Kind for Raw {
         Some(self.0.describe(Self::NAME))
     }
 
+    fn validate(&self, _: &OpenFile) -> Result<()> {
+        self.0.socket.validate()
+    }
+
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.0.socket.check(libc::SOCK_RAW, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Raw(plain) = self;
         plain.make(libc::SOCK_RAW, file, cx)
     }
 
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
-        let record = crate::kind::body::<Raw>(file).ok();
+    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
         // Who may not have a raw socket may have one of UDP.
-        inet::null(record.as_ref().map(|it| &it.0.socket), libc::SOCK_DGRAM, 0)
+        inet::null(&self.0.socket, libc::SOCK_DGRAM, 0)
     }
 }
 

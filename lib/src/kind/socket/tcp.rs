@@ -177,7 +177,7 @@ impl Kind for Tcp {
         Some(text)
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         if !matches!(self.socket.protocol(), libc::IPPROTO_TCP | IPPROTO_MPTCP) {
             let protocol = self.socket.protocol();
             return Err(Error::malformed(format!("{protocol} is no protocol of TCP")));
@@ -189,6 +189,13 @@ impl Kind for Tcp {
         if self.ended.is_some() && self.state != CLOSE {
             return Err(Error::malformed("its state contradicts that it has ended"));
         }
+        if !self.is_connection() && self.socket.remote()?.is_some() {
+            return Err(Error::malformed("it is connected in a state without"));
+        }
+        self.socket.validate()
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         match (self.is_connection(), self.socket.remote()?) {
             (true, Some(remote)) => Err(Error::unrestorable(format!(
                 "its connection to {remote} ({}) is not made anew",
@@ -198,14 +205,13 @@ impl Kind for Tcp {
                 "its connection ({}) is not made anew",
                 self.state()
             ))),
-            (false, Some(_)) => Err(Error::malformed("it is connected in a state without")),
-            (false, None) => self.socket.check(libc::SOCK_STREAM, cx),
+            (false, _) => self.socket.check(libc::SOCK_STREAM, cx),
         }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
-        let Tcp { socket, state: _, listens, connection: _, ended } = &self;
+        let Tcp { socket, state: _, listens, connection: _, ended } = self;
         let made = socket.make(libc::SOCK_STREAM, file, cx)?;
         // Its queue is filled by none of ours.
         socket.set(Phase::Last, made.as_fd(), file, cx)?;
@@ -237,9 +243,8 @@ impl Kind for Tcp {
         }
     }
 
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
-        let record = crate::kind::body::<Tcp>(file).ok();
-        inet::null(record.as_ref().map(|it| &it.socket), libc::SOCK_STREAM, libc::IPPROTO_TCP)
+    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
+        inet::null(&self.socket, libc::SOCK_STREAM, libc::IPPROTO_TCP)
     }
 }
 
@@ -283,7 +288,8 @@ mod tests {
     #[test]
     fn the_null_socket_is_of_the_same_family_and_at_its_end() {
         let listener = TcpListener::bind("[::1]:0").unwrap();
-        let mut null = TcpStream::from(Tcp::null(&file_of(&listener)).unwrap());
+        let mut null =
+            TcpStream::from(Kind::null(&body_of::<Tcp>(&listener), &file_of(&listener)).unwrap());
         let domain = sys::socket::option(null.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN);
         assert_eq!(domain, Ok(libc::AF_INET6));
         assert_eq!(null.read(&mut [0]).unwrap(), 0);

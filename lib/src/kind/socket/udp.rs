@@ -91,17 +91,21 @@ impl Kind for Udp {
         Some(text)
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         if !matches!(self.socket.protocol(), libc::IPPROTO_UDP | UDPLITE) {
             let protocol = self.socket.protocol();
             return Err(Error::malformed(format!("{protocol} is no protocol of UDP")));
         }
+        self.socket.validate()
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.socket.check(libc::SOCK_DGRAM, cx)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
-        let Udp { socket, queued, unsent, shutdown: _ } = &self;
+        let Udp { socket, queued, unsent, shutdown: _ } = self;
         let made = socket.make(libc::SOCK_DGRAM, file, cx)?;
         socket.connect(made.as_fd())?;
         let shown = escape(&file.link.0);
@@ -125,9 +129,8 @@ impl Kind for Udp {
         self.socket.set(Phase::Last, placed.as_fd(), file, cx)
     }
 
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
-        let record = crate::kind::body::<Udp>(file).ok();
-        inet::null(record.as_ref().map(|it| &it.socket), libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
+        inet::null(&self.socket, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
     }
 }
 
@@ -251,16 +254,15 @@ struct Post<'a> {
 
 /// The restored socket of this protocol that has this address.
 fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Option<PlacedFd> {
-    let (sockets, image) = (cx.sockets, cx.image);
+    let (restored, image) = (cx.lowest, cx.image);
     let name = |protocol: i32, address: &str| format!("{protocol} {address}").into_bytes();
     let all = cx.addresses.entry(Udp::NAME).or_insert_with(|| {
-        let file = |id: &u32| image.file(*id).filter(|file| file.kind == Udp::NAME);
-        let address = |file: &OpenFile| {
-            let body = crate::kind::body::<Udp>(file).ok()?;
-            let local = body.socket.local().ok().flatten()?;
-            Some((name(body.socket.protocol(), &local.to_string()), file.id))
+        let address = |(file, record): (&OpenFile, &Udp)| {
+            let local = record.socket.local().ok().flatten()?;
+            Some((name(record.socket.protocol(), &local.to_string()), file.id))
         };
-        Rc::new(sockets.values().filter_map(file).filter_map(address).collect())
+        let restored = image.of_kind().filter(|(file, _)| restored.contains_key(&file.id));
+        Rc::new(restored.filter_map(address).collect())
     });
     let id = all.get(&name(protocol, &address.to_string()))?;
     cx.placed_fds.get(id).copied()

@@ -5,7 +5,7 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::option::{Class, Phase, SocketOptions};
-use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::peek_guard::PeekOffset;
 use crate::sys::socket::{Ancillary, Ucred};
@@ -79,14 +79,14 @@ impl Unix {
         i32::from(self.class) == libc::SOCK_STREAM
     }
 
-    /// The record of the socket that it is connected to, if that is restored too.
-    fn other<'a>(&self, cx: &RestoreContext<'a>) -> Option<(&'a OpenFile, Unix)> {
+    /// The socket that it is connected to, if that is restored too.
+    fn other<'a>(&self, cx: &RestoreContext<'a>) -> Option<(&'a OpenFile, &'a Unix)> {
         let file = cx.socket(self.peer.filter(|&peer| peer != 0)?)?;
-        Some((file, crate::kind::body(file).ok()?))
+        Some((file, cx.image.record_as(file.id)?))
     }
 
     /// Whether that other one is connected to this one too, and is another.
-    fn is_pair(&self, file: &OpenFile, (theirs, other): &(&OpenFile, Unix)) -> bool {
+    fn is_pair(&self, file: &OpenFile, (theirs, other): &(&OpenFile, &Unix)) -> bool {
         theirs.id != file.id
             && self.class == other.class
             && other.peer.map(u64::from) == file.inode.as_ref().map(|inode| inode.ino)
@@ -189,13 +189,20 @@ impl Kind for Unix {
         Some(text)
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         self.class()?;
-        self.options.check(options_of(self.class))?;
-        self.check_queue(file, cx)?;
         if let Some(name) = &self.name {
             address(&name.0)?;
         }
+        self.options.validate()
+    }
+
+    fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
+        Some(Box::new(QueueCheck::default()))
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        self.options.check(options_of(self.class))?;
         let bound = match self.backlog {
             Some(_) => true,
             None => self.peer.is_none(),
@@ -216,6 +223,10 @@ impl Kind for Unix {
         }
     }
 
+    fn peer_id(&self, file: &OpenFile) -> Option<u64> {
+        file.inode.as_ref().map(|inode| inode.ino)
+    }
+
     fn peers(&self) -> Vec<u64> {
         self.peer.filter(|&peer| peer != 0).map(u64::from).into_iter().collect()
     }
@@ -224,11 +235,22 @@ impl Kind for Unix {
         self.peer == Some(0)
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let class = self.class()?;
         let pair = self.other(cx).filter(|other| self.is_pair(file, other));
-        let Unix { class: _, name, node, peer, backlog, pending, urgent, .. } = &self;
+        let Unix {
+            class: _,
+            name,
+            node,
+            peer,
+            backlog,
+            pending,
+            queued: _,
+            shutdown: _,
+            urgent,
+            options: _,
+        } = self;
         let made = match (&pair, peer) {
             (Some((theirs, record)), _) => {
                 let both = file.flags & theirs.flags & NONBLOCK;
@@ -315,9 +337,49 @@ impl Kind for Unix {
         }
     }
 
-    fn null(file: &OpenFile) -> Result<OwnedFd> {
+    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
         // Reads end, and writes fail with EPIPE.
         Ok(new_pair(SockType::Stream, file.flags)?.0)
+    }
+}
+
+/// The queue of a socket has messages as its type has them.
+#[derive(Default)]
+struct QueueCheck {
+    streams: bool,
+    listens: bool,
+    /// The message before goes on in the next piece.
+    inside: bool,
+    /// Bytes of the message so far.
+    len: usize,
+}
+
+impl ObjectCheck<Unix> for QueueCheck {
+    fn file(&mut self, record: &Unix, _: &OpenFile) -> Result<()> {
+        self.streams |= record.streams();
+        self.listens |= record.backlog.is_some();
+        Ok(())
+    }
+
+    fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()> {
+        let files = piece.meta.map_or(0, |meta| meta.files.len());
+        let why = match files {
+            _ if self.listens => "it listens, and has no queue",
+            0 => "",
+            _ if files > MOST => "more descriptors than a message can have are queued in it",
+            _ if self.inside => "descriptors are queued in the middle of a message",
+            _ if self.streams && piece.len == 0 => "descriptors without a byte are queued",
+            _ => "",
+        };
+        if !why.is_empty() {
+            return Err(Error::malformed(why));
+        }
+        self.len = if self.inside { self.len } else { 0 } + piece.len;
+        if self.len > MAX_MESSAGE {
+            return Err(Error::malformed("a message of its queue is beyond any limit"));
+        }
+        self.inside = !self.streams && piece.meta.is_some_and(|meta| meta.more);
+        Ok(())
     }
 }
 
@@ -344,7 +406,7 @@ impl Unix {
     ) -> Result<()> {
         let name = escape(&file.link.0);
         let mut warn = |line| cx.warnings.push(format!("{name}: {line}"));
-        self.options.set(fd, Phase::CloneArgs, &mut warn)
+        self.options.set(fd, Phase::Created, &mut warn)
     }
 
     /// Binds an end of a connection to the name that it had, or says that it could not be: what was
@@ -442,29 +504,6 @@ impl Unix {
         }
     }
 
-    /// Refuses a queue that no such socket can have.
-    fn check_queue(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        let mut inside = false;
-        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
-        for chunk in chunks.into_iter().flatten() {
-            let with = chunk.with.as_deref();
-            let files = with.map_or(0, |with| with.files.len());
-            let why = match files {
-                _ if self.backlog.is_some() => "it listens, and has no queue",
-                0 => "",
-                _ if files > MOST => "more descriptors than a message can have are queued in it",
-                _ if inside => "descriptors are queued in the middle of a message",
-                _ if self.streams() && chunk.len == 0 => "descriptors without a byte are queued",
-                _ => "",
-            };
-            if !why.is_empty() {
-                return Err(Error::malformed(why));
-            }
-            inside = !self.streams() && with.is_some_and(|with| with.more);
-        }
-        Ok(())
-    }
-
     /// Writes what waited to be read into the other end.
     fn fill(
         &self,
@@ -532,29 +571,25 @@ fn sockaddr(name: &[u8]) -> Vec<u8> {
 fn listeners(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
     let image = cx.image;
     let all = cx.addresses.entry("unix listeners").or_insert_with(|| {
-        let named = |file: &OpenFile| {
-            let record: Unix =
-                crate::kind::body(file).ok().filter(|it: &Unix| it.backlog.is_some())?;
-            Some((record.name?.0, file.id))
-        };
-        let files = image.files.iter().filter(|file| file.kind == Unix::NAME);
-        Rc::new(files.filter_map(named).collect())
+        let listening = image.of_kind().filter(|(_, record): &(_, &Unix)| record.backlog.is_some());
+        Rc::new(listening.filter_map(named).collect())
     });
     all.clone()
 }
 
 /// The files of the restored sockets by their names.
 fn names(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
-    let (sockets, image) = (cx.sockets, cx.image);
+    let (restored, image) = (cx.lowest, cx.image);
     let all = cx.addresses.entry(Unix::NAME).or_insert_with(|| {
-        let file = |id: &u32| image.file(*id).filter(|file| file.kind == Unix::NAME);
-        let named = |file: &OpenFile| {
-            let record: Unix = crate::kind::body(file).ok()?;
-            Some((record.name?.0, file.id))
-        };
-        Rc::new(sockets.values().filter_map(file).filter_map(named).collect())
+        let restored = image.of_kind().filter(|(file, _)| restored.contains_key(&file.id));
+        Rc::new(restored.filter_map(named).collect())
     });
     all.clone()
+}
+
+/// The name of a socket, and its file.
+fn named((file, record): (&OpenFile, &Unix)) -> Option<(Vec<u8>, u32)> {
+    Some((record.name.as_ref()?.0.clone(), file.id))
 }
 
 /// A message on its way into a queue.
@@ -651,9 +686,6 @@ fn messages(
             first = with.cloned().unwrap_or_default();
         }
         bytes.extend_from_slice(more);
-        if bytes.len() > MAX_MESSAGE {
-            return Err(Error::malformed("a message of its queue is beyond any limit"));
-        }
         inside = !streams && with.is_some_and(|with| with.more);
         if !inside {
             take(QueuedMessage {

@@ -5,10 +5,10 @@
 //! open stand still. Otherwise it is counted, and not kept.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Chunk, Inode, MessageMeta, OpenFile, Typed};
+use crate::image::{Inode, MessageMeta, OpenFile, Typed};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
-use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink};
 use crate::proc::openers::{self, Opener};
 use crate::proc::{Descriptor, FdInfo};
 use crate::sys::{self, tty};
@@ -78,17 +78,10 @@ fn index_of_link(link: &[u8]) -> Option<u32> {
 /// Whether a path is that of a slave whose pair is restored.
 pub(crate) fn will_be(path: &[u8], cx: &RestoreContext<'_>) -> bool {
     let Some(index) = index_of_link(path) else { return false };
-    let mut files = cx.image.files.iter().filter(|file| cx.lowest.contains_key(&file.id));
-    files.any(|file| file.kind == Pty::NAME && is(file, index))
-}
-
-fn is(file: &OpenFile, index: u32) -> bool {
-    crate::kind::body::<Pty>(file)
-        .is_ok_and(|pty| pty.terminal() == Some(terminal::slave_device(index)))
-}
-
-pub(crate) fn is_master(file: &OpenFile) -> bool {
-    file.kind == Pty::NAME && crate::kind::body::<Pty>(file).is_ok_and(|pty| pty.master)
+    let device = terminal::slave_device(index);
+    let restored = |(file, _): &(&OpenFile, &Pty)| cx.lowest.contains_key(&file.id);
+    let mut ends = cx.image.of_kind::<Pty>().filter(restored);
+    ends.any(|(_, pty)| Kind::terminal(pty).is_some_and(|terminal| terminal.device == device))
 }
 
 fn is_ptmx(link: &[u8]) -> bool {
@@ -241,30 +234,35 @@ impl Kind for Pty {
         Ok(())
     }
 
-    fn terminal(&self) -> Option<(u32, u32)> {
-        (self.master || !self.hung).then(|| terminal::slave_device(self.index))
+    fn terminal(&self) -> Option<OpenTerminal> {
+        let device = terminal::slave_device(self.index);
+        let terminal = OpenTerminal { device, is_pty: true, is_master: self.master };
+        (self.master || !self.hung).then_some(terminal)
     }
 
-    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+    fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref()
+    }
+
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         if self.index > HIGHEST {
             return Err(Error::malformed("an index that no pseudo terminal has"));
         }
-        if let Some(settings) = &self.settings {
-            settings.check()?;
-        }
+        self.settings.as_ref().map_or(Ok(()), Settings::check)
+    }
+
+    fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
+        Some(Box::new(PairCheck::default()))
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let peers = peers(file, cx);
-        let masters = peers.iter().filter(|(_, peer)| peer.master).count();
-        if peers.iter().any(|(_, peer)| peer.index != self.index) || self.master && masters > 0 {
-            return Err(Error::malformed("the ends of its pseudo terminal do not fit together"));
-        }
         if self.hung && !self.master {
             return Ok(());
         }
-        if !self.master && masters == 0 {
+        if !self.master && !peers.iter().any(|(_, peer)| peer.master) {
             return Err(Error::unrestorable("its master is outside the image"));
         }
-        let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
-        expect_pieces(chunks.map_or(&[], Vec::as_slice), self.settings.as_ref())?;
         let unopened = self.hung || self.locked || self.session == Some(cx.task.sid);
         if self.master && peers.is_empty() && !unopened {
             return Err(Error::unrestorable(
@@ -274,13 +272,13 @@ impl Kind for Pty {
         Ok(())
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         if self.hung && !self.master {
             return self.hung_up(file, cx);
         }
         // The master has left all others at their numbers; whoever asks without it comes too early.
         let peers = peers(file, cx);
-        let all = peers.iter().map(|(file, pty)| (*file, pty)).chain([(file, &self)]);
+        let all = peers.iter().copied().chain([(file, self)]);
         let Some((master_file, master)) = all.clone().find(|(_, pty)| pty.master) else {
             return Err(Error::unrestorable("its master is outside the image"));
         };
@@ -373,7 +371,7 @@ impl Kind for Pty {
 
 impl Pty {
     /// A slave whose master is closed: that is how to get one.
-    fn hung_up(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+    fn hung_up(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         // Of one that has hung up nothing is left but its number, which is free again.
         let Pty {
             master: _,
@@ -387,7 +385,7 @@ impl Pty {
             settings: _,
             node: _,
             session: _,
-        } = self;
+        } = *self;
         let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, cx)?;
         tty::set_locked(&master, false).at(|| "unlock it")?;
         let slave = tty::peer(&master, file.flags & OPEN).at(|| "open the slave")?;
@@ -396,9 +394,9 @@ impl Pty {
 }
 
 /// The other ends that are restored.
-fn peers<'a>(file: &OpenFile, cx: &RestoreContext<'a>) -> Vec<(&'a OpenFile, Pty)> {
+fn peers<'a>(file: &OpenFile, cx: &RestoreContext<'a>) -> Vec<(&'a OpenFile, &'a Pty)> {
     let peers = cx.peers(file).into_iter();
-    peers.filter_map(|peer| Some((peer, crate::kind::body::<Pty>(peer).ok()?))).collect()
+    peers.filter_map(|peer| Some((peer, cx.image.record_as(peer.id)?))).collect()
 }
 
 fn node(inode: &Inode) -> (u32, u32, u32) {
@@ -464,38 +462,66 @@ fn undisturbed(Ends { master, slave }: Ends<'_>, holders: &[Opener]) -> Result<(
     }
 }
 
-/// Says why this cannot have waited in a pseudo terminal.
-fn expect_pieces(chunks: &[Chunk], settings: Option<&Settings>) -> Result<()> {
-    let canonical = settings.is_some_and(|it| it.line.lflag & libc::ICANON != 0);
-    let mut sum = [0; 3];
-    let mut typed = 0;
-    for chunk in chunks {
-        let what = chunk.with.as_ref().and_then(|with| with.typed);
+/// The ends of a pair have one index and at most one master, and its contents are what a terminal
+/// with its settings can hold.
+#[derive(Default)]
+struct PairCheck {
+    index: Option<u32>,
+    masters: usize,
+    /// An end has no settings, and so no contents.
+    unset: bool,
+    /// The settings of an end are not those of canonical mode.
+    raw: bool,
+    /// Bytes that wait at the master, before the line discipline, and in it.
+    sum: [usize; 3],
+    /// Pieces of what was typed.
+    typed: usize,
+}
+
+impl ObjectCheck<Pty> for PairCheck {
+    fn file(&mut self, record: &Pty, _: &OpenFile) -> Result<()> {
+        self.masters += usize::from(record.master);
+        if *self.index.get_or_insert(record.index) != record.index || self.masters > 1 {
+            return Err(Error::malformed("the ends of its pseudo terminal do not fit together"));
+        }
+        // Nothing is put back through a slave that has hung up.
+        if record.master || !record.hung {
+            match &record.settings {
+                None => self.unset = true,
+                Some(settings) => self.raw |= settings.line.lflag & libc::ICANON == 0,
+            }
+        }
+        Ok(())
+    }
+
+    fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()> {
+        let canonical = !self.raw;
+        let what = piece.meta.and_then(|meta| meta.typed);
         let (place, len) = match what {
-            None => (0, chunk.len),
-            Some(Typed::Late) => (1, chunk.len),
-            Some(Typed::Eof) => (2, chunk.len + 1),
-            Some(_) => (2, chunk.len),
+            None => (0, piece.len),
+            Some(Typed::Late) => (1, piece.len),
+            Some(Typed::Eof) => (2, piece.len + 1),
+            Some(_) => (2, piece.len),
         };
         let fits = match what {
             None | Some(Typed::Late) => true,
-            Some(Typed::Open) => sum[1] == 0,
-            Some(Typed::Line) => canonical && chunk.len > 0,
-            Some(Typed::Whole) => canonical && chunk.len > 0 && typed == 0,
+            Some(Typed::Open) => self.sum[1] == 0,
+            Some(Typed::Line) => canonical && piece.len > 0,
+            Some(Typed::Whole) => canonical && piece.len > 0 && self.typed == 0,
             Some(Typed::Eof) => canonical,
-            Some(Typed::Quote) => canonical && chunk.len == 0,
+            Some(Typed::Quote) => canonical && piece.len == 0,
         };
-        sum[place] += len;
-        typed += usize::from(what.is_some());
-        if !fits || settings.is_none() {
+        self.sum[place] += len;
+        self.typed += usize::from(what.is_some());
+        if !fits || self.unset {
             return Err(Error::malformed("its contents are not what can wait in a terminal"));
         }
+        // Outside canonical mode one byte less.
+        if self.sum[0] > HOLDS || self.sum[1] > BEFORE || self.sum[2] > HOLDS + 1 {
+            return Err(Error::malformed("more waits in it than a terminal holds"));
+        }
+        Ok(())
     }
-    // Outside canonical mode one byte less.
-    if sum[0] > HOLDS || sum[1] > BEFORE || sum[2] > HOLDS + 1 {
-        return Err(Error::malformed("more waits in it than a terminal holds"));
-    }
-    Ok(())
 }
 
 /// What waited in it.

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{CttyPlan, Opened, RestoreContext};
-use crate::kind::{Kind, Need};
+use crate::kind::{Kind, Need, OpenTerminal, decode};
 use crate::proc::Descriptor;
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
@@ -75,14 +75,20 @@ impl Kind for Tty {
         Ok(this)
     }
 
-    fn terminal(&self) -> Option<(u32, u32)> {
-        (!self.hung).then_some(self.device)
+    fn terminal(&self) -> Option<OpenTerminal> {
+        let terminal = OpenTerminal { device: self.device, is_pty: false, is_master: false };
+        (!self.hung).then_some(terminal)
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        self.settings.as_ref()
+    }
+
+    fn validate(&self, _: &OpenFile) -> Result<()> {
+        self.settings.as_ref().map_or(Ok(()), Settings::check)
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        if let Some(settings) = &self.settings {
-            settings.check()?;
-        }
         if self.hung {
             return Err(Error::unrestorable("it has hung up, and cannot be made to again"));
         }
@@ -93,7 +99,7 @@ impl Kind for Tty {
             }
             (true, _) => Ok(()),
             (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
-                Err(Error::malformed("it is no terminal"))
+                Err(Error::unrestorable("the device is no terminal here"))
             }
             (false, _) if self.asked => cx.probe(file),
             (false, _) => Err(Error::unrestorable(
@@ -106,8 +112,8 @@ impl Kind for Tty {
         if is_own(file) { Need::Session } else { Need::Nothing }
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Tty { device, asked: _, hung: _, queued, exclusive, settings } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Tty { device, asked: _, hung: _, queued, exclusive, ref settings } = *self;
         let own = is_own(file);
         // A serial line without a carrier would wait for one.
         let wait = libc::O_NONBLOCK as u32;
@@ -144,25 +150,15 @@ impl Kind for Tty {
 /// The record of a terminal outside the image, opened by the path that `to` has; none of what needs
 /// no other: masters, what has hung up, what is no terminal. /dev/tty stays.
 pub(crate) fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
-    #[derive(Deserialize)]
-    struct Body {
-        #[serde(default)]
-        master: bool,
-        hung: bool,
-        settings: Option<Settings>,
-    }
-    let terminal = matches!(file.kind.as_str(), "pty" | Tty::NAME);
-    let body = serde_cbor::from_slice::<Body>(&file.body).ok().filter(|_| terminal)?;
-    if body.master || body.hung {
-        return None;
-    }
+    let record = decode(file).ok()?;
+    let terminal = record.terminal().filter(|terminal| !terminal.is_master)?;
     let mut new = file.clone();
-    let own = file.kind == Tty::NAME && is_own(file);
+    let own = !terminal.is_pty && is_own(file);
     if !own {
         (new.link, new.inode, new.mnt) = (to.link.clone(), to.inode.clone(), to.mnt);
     }
     let device = to.inode.as_ref()?.rdev?;
-    let settings = body.settings;
+    let settings = record.settings().cloned();
     let body = Tty { device, asked: !own, hung: false, queued: 0, exclusive: false, settings };
     (new.kind, new.object) = (Tty::NAME.to_owned(), None);
     new.body = serde_cbor::to_vec(&body).ok()?;

@@ -154,13 +154,19 @@ impl Kind for Fanotify {
         Ok(Fanotify { pid: it.process.pid, flags, event_flags, marks, queued })
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        let numbers = cx.numbers_of(self.pid)?;
-        for mark in &self.marks {
-            let Mark { scope, flags, mask, ignored, on } = mark;
+    fn validate(&self, _: &OpenFile) -> Result<()> {
+        for Mark { scope, flags, mask, ignored, on } in &self.marks {
             if flags & !(SURVIVES | EVICTABLE | IGNORE) != 0 || mask | ignored == 0 {
                 return Err(Error::malformed("one of its marks has flags or a mask of none"));
             }
+            on.validate().at(|| format!("its mark on {}", scope.name()))?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
+        for Mark { scope, flags: _, mask, ignored: _, on } in &self.marks {
             if mask & PERMISSION != 0 {
                 let why = "it asks for permission events, and the exec of COMMAND would wait for an \
                     answer that nobody gives";
@@ -181,8 +187,8 @@ impl Kind for Fanotify {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Fanotify { pid: _, flags, event_flags, marks: _, queued } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Fanotify { pid: _, flags, event_flags, marks: _, queued } = *self;
         if queued > 0 {
             let fd = cx.lowest[&file.id];
             cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));

@@ -52,6 +52,14 @@ impl Watched {
         (self.dev, self.ino)
     }
 
+    /// Fails with status 3 if it has both a path and a number.
+    pub(crate) fn validate(&self) -> Result<()> {
+        match (&self.path, self.fd) {
+            (Some(_), Some(_)) => Err(Error::malformed("it has both a path and a number")),
+            _ => Ok(()),
+        }
+    }
+
     /// Says why it cannot be opened, and gives where it could be.
     pub(crate) fn check(
         &self,
@@ -72,8 +80,7 @@ impl Watched {
     ) -> Result<(WatchTarget, Option<String>)> {
         let Watched { dev: (major, minor), ino, kind, path, fd } = self;
         let path = match (path, fd) {
-            (Some(_), Some(_)) => return Err(Error::malformed("it has both a path and a number")),
-            (Some(path), None) => path,
+            (Some(path), _) => path,
             (None, Some(fd)) => {
                 let number = numbers.get(*fd).ok_or_else(|| {
                     Error::unrestorable(format!(

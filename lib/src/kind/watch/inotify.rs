@@ -74,8 +74,7 @@ impl Kind for Inotify {
         Ok(Inotify { pid: it.process.pid, watches, queued })
     }
 
-    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        let numbers = cx.numbers_of(self.pid)?;
+    fn validate(&self, _: &OpenFile) -> Result<()> {
         let (mut last, mut seen) = (0, HashSet::new());
         for InotifyWatch { wd, mask, on } in &self.watches {
             let at = || format!("its watch {wd}");
@@ -88,8 +87,16 @@ impl Kind for Inotify {
             if !seen.insert(on.identity()) {
                 return Err(Error::malformed("it is of one inode with another one").at(at()));
             }
-            on.check(&numbers, cx).at(at)?;
+            on.validate().at(at)?;
             last = *wd;
+        }
+        Ok(())
+    }
+
+    fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        let numbers = cx.numbers_of(self.pid)?;
+        for InotifyWatch { wd, mask: _, on } in &self.watches {
+            on.check(&numbers, cx).at(|| format!("its watch {wd}"))?;
         }
         Ok(())
     }
@@ -98,8 +105,8 @@ impl Kind for Inotify {
         Need::Numbers
     }
 
-    fn restore(self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Inotify { pid: _, watches: _, queued } = self;
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let Inotify { pid: _, watches: _, queued } = *self;
         if queued > 0 {
             let fd = cx.lowest[&file.id];
             cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));

@@ -1,0 +1,207 @@
+//! A decoded record of any kind.
+
+use crate::error::{Error, Result};
+use crate::image::OpenFile;
+use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::{Kind, Need, OpenTerminal, named, null_device};
+use crate::sys::PlacedFd;
+use crate::terminal::Settings;
+use crate::text::escape;
+use std::any::Any;
+use std::os::fd::OwnedFd;
+
+/// A record whose body was decoded and validated: [`Kind`] without its type.
+pub trait Record: Any {
+    /// [`Kind::SEEKS`]
+    fn seeks(&self) -> bool;
+    /// [`Kind::EARLY`]
+    fn is_early(&self) -> bool;
+    /// [`Kind::LATE`]
+    fn is_late(&self) -> bool;
+    /// [`Kind::CARRIES`]
+    fn carries(&self) -> bool;
+    /// [`Kind::describe`]
+    fn describe(&self, file: &OpenFile) -> Option<String>;
+    /// [`Kind::terminal`]
+    fn terminal(&self) -> Option<OpenTerminal>;
+    /// [`Kind::settings`]
+    fn settings(&self) -> Option<&Settings>;
+    /// [`Kind::validate`]
+    fn validate(&self, file: &OpenFile) -> Result<()>;
+    /// [`Kind::check`]
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()>;
+    /// [`Kind::need`]
+    fn need(&self, file: &OpenFile) -> Need;
+    /// [`Kind::peer_id`]
+    fn peer_id(&self, file: &OpenFile) -> Option<u64>;
+    /// [`Kind::peers`]
+    fn peers(&self) -> Vec<u64>;
+    /// [`Kind::parks`]
+    fn parks(&self) -> bool;
+    /// [`Kind::restore`]
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
+    /// [`Kind::late`]
+    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()>;
+    /// [`Kind::null`]
+    fn null(&self, file: &OpenFile) -> Result<OwnedFd>;
+}
+
+impl<K: Kind> Record for K {
+    fn seeks(&self) -> bool {
+        K::SEEKS
+    }
+
+    fn is_early(&self) -> bool {
+        K::EARLY
+    }
+
+    fn is_late(&self) -> bool {
+        K::LATE
+    }
+
+    fn carries(&self) -> bool {
+        K::CARRIES
+    }
+
+    fn describe(&self, file: &OpenFile) -> Option<String> {
+        Kind::describe(self, file)
+    }
+
+    fn terminal(&self) -> Option<OpenTerminal> {
+        Kind::terminal(self)
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        Kind::settings(self)
+    }
+
+    fn validate(&self, file: &OpenFile) -> Result<()> {
+        Kind::validate(self, file)
+    }
+
+    fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+        Kind::check(self, file, cx)
+    }
+
+    fn need(&self, file: &OpenFile) -> Need {
+        Kind::need(self, file)
+    }
+
+    fn peer_id(&self, file: &OpenFile) -> Option<u64> {
+        Kind::peer_id(self, file)
+    }
+
+    fn peers(&self) -> Vec<u64> {
+        Kind::peers(self)
+    }
+
+    fn parks(&self) -> bool {
+        Kind::parks(self)
+    }
+
+    fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        Kind::restore(self, file, cx)
+    }
+
+    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+        Kind::late(self, file, placed, cx)
+    }
+
+    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+        Kind::null(self, file)
+    }
+}
+
+/// The record of a kind that this version does not know: passed on, and not restored.
+struct UnknownKind;
+
+impl UnknownKind {
+    fn refusal(file: &OpenFile) -> Error {
+        let kind = escape(file.kind.as_bytes());
+        Error::unrestorable(format!("kind {kind} is not known here"))
+    }
+}
+
+impl Record for UnknownKind {
+    fn seeks(&self) -> bool {
+        false
+    }
+
+    fn is_early(&self) -> bool {
+        false
+    }
+
+    fn is_late(&self) -> bool {
+        false
+    }
+
+    fn carries(&self) -> bool {
+        true
+    }
+
+    fn describe(&self, _: &OpenFile) -> Option<String> {
+        None
+    }
+
+    fn terminal(&self) -> Option<OpenTerminal> {
+        None
+    }
+
+    fn settings(&self) -> Option<&Settings> {
+        None
+    }
+
+    fn validate(&self, _: &OpenFile) -> Result<()> {
+        Ok(())
+    }
+
+    fn check(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
+        Err(UnknownKind::refusal(file))
+    }
+
+    fn need(&self, _: &OpenFile) -> Need {
+        Need::Nothing
+    }
+
+    fn peer_id(&self, _: &OpenFile) -> Option<u64> {
+        None
+    }
+
+    fn peers(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn parks(&self) -> bool {
+        false
+    }
+
+    fn restore(&self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
+        Err(UnknownKind::refusal(file))
+    }
+
+    fn late(&self, _: &OpenFile, _: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+        null_device(file)
+    }
+}
+
+/// Decodes the body of a file and checks every field of it. Fails with status 3.
+///
+/// A kind that is not known here has a record that cannot be restored.
+pub fn decode(file: &OpenFile) -> Result<Box<dyn Record>> {
+    let record = match named(&file.kind) {
+        Some(kind) => (kind.decode)(file)?,
+        None => Box::new(UnknownKind),
+    };
+    record.validate(file)?;
+    Ok(record)
+}
+
+/// The body of a file, which is of kind K.
+pub(crate) fn body<K: Kind>(file: &OpenFile) -> Result<K> {
+    serde_cbor::from_slice(&file.body)
+        .map_err(|err| Error::malformed(format!("its body is not one of kind {}: {err}", K::NAME)))
+}
