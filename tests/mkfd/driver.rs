@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// The variable in which fdrestore names the descriptors that had close-on-exec.
 pub(crate) const CLOEXEC: &str = "FDRESTORE_CLOEXEC";
 
-/// O_LARGEFILE as F_GETFL tells it; in libc it is 0 on 64 bit machines.
-const O_LARGEFILE: OFlag = OFlag::from_bits_retain(0o100000);
+/// O_LARGEFILE as F_GETFL tells it.
+const O_LARGEFILE: OFlag = OFlag::from_bits_retain(fdkit::sys::flags::O_LARGEFILE as i32);
 
 /// One kind of fixture.
 pub(crate) trait Fixture {

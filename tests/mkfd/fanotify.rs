@@ -3,6 +3,7 @@
 use crate::driver::{Bad, Fixture, open, ready};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
+use fdkit::sys::flags::O_LARGEFILE;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::PollFlags;
@@ -77,7 +78,7 @@ impl Fixture for Fanotify {
         let info = info.unwrap_or_default();
         let lines: Vec<&str> =
             info.lines().filter_map(|line| line.strip_prefix("fanotify ")).collect();
-        let event_flags = 0x8000 | spec.known_number("events").unwrap_or(0);
+        let event_flags = u64::from(O_LARGEFILE) | spec.known_number("events").unwrap_or(0);
         let group = format!("flags:{:x} event-flags:{event_flags:x}", init(spec));
         bad.same("group", lines.first().copied(), Some(group.as_str()));
         let how = HOW.iter().filter(|(key, _)| spec.has(key)).fold(0, |all, (_, flag)| all | flag);

@@ -5,6 +5,7 @@ use crate::harness::{
 };
 use fdkit::image::{Bytes, Data, Item, Reader, Writer};
 use nix::fcntl::OFlag;
+use nix::libc::{S_IFCHR, S_IFREG};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -547,10 +548,10 @@ fn a_record_that_is_of_another_type_than_its_kind_opens_nothing() {
     };
     // A reader of a fifo would wait: what is not known to be a file is not opened as one.
     refused(None, "regular", &fifo, &["fd 3", "another type", "(status 6)"]);
-    refused(Some(0o20600), "regular", "/dev/null", &["fd 3", "(status 3)"]);
-    refused(Some(0o100600), "regular", "/dev/null", &["fd 3", "another type", "(status 6)"]);
-    refused(Some(0o20600), "directory", "/dev/null", &["fd 3", "(status 3)"]);
-    refused(Some(0o100600), "fifo", "/dev/null", &["fd 3", "(status 3)"]);
+    refused(Some(S_IFCHR | 0o600), "regular", "/dev/null", &["fd 3", "(status 3)"]);
+    refused(Some(S_IFREG | 0o600), "regular", "/dev/null", &["fd 3", "another type", "(status 6)"]);
+    refused(Some(S_IFCHR | 0o600), "directory", "/dev/null", &["fd 3", "(status 3)"]);
+    refused(Some(S_IFREG | 0o600), "fifo", "/dev/null", &["fd 3", "(status 3)"]);
     refused(None, "fifo", "/dev/null", &["fd 3", "(status 3)"]);
 }
 

@@ -6,6 +6,7 @@ use crate::harness::{Scratch, Target, image, pipeline, scan};
 use crate::pipelines::python;
 use crate::watch::{at, refused, restored, whole, with_body};
 use fdkit::image::{Bytes, Inode, Item, OpenFile};
+use nix::libc::S_IFCHR;
 use serde_cbor::Value;
 use std::fs;
 
@@ -43,7 +44,7 @@ fn a_memfd_whose_record_lies_is_refused() {
     refused(link(&[b"/memfd:", &[b'a'; 250][..], b" (deleted)"].concat()), 3, &["fd 3", "name"]);
     refused(with_inode(&file, |inode| inode.size = 4), 3, &["fd 3", "past its size"]);
     refused(with_inode(&file, |inode| inode.size = u64::MAX), 3, &["fd 3", "size"]);
-    refused(with_inode(&file, |inode| inode.mode = 0o020666), 3, &["fd 3", "type"]);
+    refused(with_inode(&file, |inode| inode.mode = S_IFCHR | 0o666), 3, &["fd 3", "type"]);
     refused(with_file(&file, |file| file.inode = None), 6, &["fd 3", "passive"]);
 }
 

@@ -5,6 +5,7 @@ use crate::harness::{Scratch, Target, image, pipeline, root, scan, show, skipped
 use crate::pipelines::python;
 use crate::watch::{refused, restored};
 use fdkit::image::{Item, Lock, OpenFile, Slot};
+use nix::libc;
 use std::fs;
 
 /// A lock of each class, and how messages name it.
@@ -325,7 +326,7 @@ fn a_lock_whose_record_lies_is_refused_with_its_number() {
     refused(posix(&|lock| lock.class = "OFDLCK".into()), 3, &["fd 3", "belongs to a table"]);
     refused(flock(&|lock| lock.class = "POSIX".into()), 3, &["fd 3", "belongs to a table"]);
     refused(flock(&|lock| lock.start = 1), 3, &["fd 3", "a part"]);
-    let opath = |file: &mut OpenFile| file.flags = 0o10000000;
+    let opath = |file: &mut OpenFile| file.flags = libc::O_PATH as u32;
     refused(with_locks(&file, opath, |_| ()), 3, &["fd 3", "O_PATH"]);
     // One that a later kernel has is said.
     let other = scratch.file("b.fdi");

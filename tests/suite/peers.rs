@@ -2,25 +2,24 @@
 
 use crate::harness::{Scratch, Target, pipeline, skipped, which};
 use crate::kinds::{CASES, PLACES, at};
+use nix::libc;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is said of each number, by the name of what is said.
 type Said = BTreeMap<u64, BTreeMap<&'static str, Value>>;
 
-const S_IFMT: u64 = 0o170000;
-
 /// The status flags that all have a name for, and their bits; those of several bits come first.
 const FLAGS: &[(&str, u64)] = &[
-    ("sync", 0o4010000),
-    ("dsync", 0o10000),
-    ("append", 0o2000),
-    ("nonblock", 0o4000),
-    ("async", 0o20000),
-    ("direct", 0o40000),
-    ("noatime", 0o1000000),
-    ("directory", 0o200000),
-    ("path", 0o10000000),
+    ("sync", libc::O_SYNC as u64),
+    ("dsync", libc::O_DSYNC as u64),
+    ("append", libc::O_APPEND as u64),
+    ("nonblock", libc::O_NONBLOCK as u64),
+    ("async", libc::O_ASYNC as u64),
+    ("direct", libc::O_DIRECT as u64),
+    ("noatime", libc::O_NOATIME as u64),
+    ("directory", libc::O_DIRECTORY as u64),
+    ("path", libc::O_PATH as u64),
 ];
 
 /// Makes each case, and has what fdkit and a peer say of it compared; gives what was.
@@ -65,14 +64,14 @@ fn ours(pid: &str) -> Said {
     let one = |each: &Value| {
         let inode = &each["inode"];
         let mode = inode["mode"].as_u64().expect("a mode");
-        let kind = match mode & S_IFMT {
-            0o010000 => "FIFO",
-            0o020000 => "CHR",
-            0o040000 => "DIR",
-            0o060000 => "BLK",
-            0o100000 => "REG",
-            0o120000 => "LINK",
-            0o140000 => "SOCK",
+        let kind = match mode as u32 & libc::S_IFMT {
+            libc::S_IFIFO => "FIFO",
+            libc::S_IFCHR => "CHR",
+            libc::S_IFDIR => "DIR",
+            libc::S_IFBLK => "BLK",
+            libc::S_IFREG => "REG",
+            libc::S_IFLNK => "LINK",
+            libc::S_IFSOCK => "SOCK",
             _ => "anonymous",
         };
         let mut flags: BTreeSet<&str> =

@@ -17,6 +17,7 @@ use fdkit::sys::memory::map_sealed;
 use fdkit::table::driver::restore;
 use fdkit::table::stats::Meter;
 use fdkit::text::escape;
+use nix::libc;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -142,7 +143,8 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     let root = match &args.root {
         Some(path) => {
             let mut how = std::fs::OpenOptions::new();
-            let dir = how.read(true).custom_flags(0o10200000).open(path.as_path());
+            let dir =
+                how.read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path.as_path());
             Some(OwnedFd::from(dir.at(|| path.to_string())?))
         }
         None => None,

@@ -4,6 +4,7 @@
 pub mod clone_files;
 pub mod credentials;
 pub mod epoll;
+pub mod flags;
 pub mod fork;
 pub mod lock;
 pub mod memory;

@@ -7,6 +7,7 @@ use crate::kind::context::{Opened, RestoreContext, SETTABLE};
 use crate::kind::file::unlinked::{fill, reader};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::proc::Descriptor;
+use crate::sys::flags::O_LARGEFILE;
 use crate::sys::memory;
 use memfd::MemfdOptions;
 use nix::errno::Errno;
@@ -38,8 +39,6 @@ const SEALS: u32 = 0x3f;
 const EXEC: u32 = 0x10;
 /// Where the flags of memfd_create(2) have the binary logarithm of the page size.
 const MFD_HUGE_SHIFT: u32 = 26;
-/// As F_GETFL tells it; in libc it is 0 on 64 bit machines.
-const O_LARGEFILE: i32 = 0o100000;
 /// What a name may have beside the six bytes before it (NAME_MAX).
 const NAME_MAX: usize = 249;
 /// What stands before the name, and after it.
@@ -183,7 +182,7 @@ impl Kind for Memfd {
         // Only now, since they forbid what was just done; a second description needs nothing of it.
         let seals = SealFlag::from_bits_retain(sealed as i32);
         fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
-        let born = (libc::O_RDWR | O_LARGEFILE) as u32;
+        let born = libc::O_RDWR as u32 | O_LARGEFILE;
         match file.flags & !SETTABLE == born {
             true => Ok(Opened { fd: new, flags: 0 }),
             false => cx.again(new.as_fd(), file.flags),

@@ -7,6 +7,7 @@ use crate::kind::context::{Opened, RestoreContext, SETTABLE};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
+use crate::sys::flags::O_LARGEFILE;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::libc;
@@ -91,9 +92,9 @@ impl Kind for Unlinked {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
         }
         cx.contents(file.object, |chunk, bytes| fill(new.as_fd(), chunk.offset, bytes))?;
-        let plain = libc::O_RDWR as u32 | libc::O_LARGEFILE as u32 | SETTABLE | TMPFILE;
+        let plain = libc::O_RDWR as u32 | O_LARGEFILE | SETTABLE | TMPFILE;
         let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
-            && file.flags & !plain & !0o100000 == 0
+            && file.flags & !plain == 0
         {
             true => Opened { fd: new, flags: 0 },
             false => cx.again(new.as_fd(), file.flags)?,

@@ -9,6 +9,7 @@ use crate::kind::journal::{Log, PATIENCE};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::PlacedFd;
+use crate::sys::flags::O_LARGEFILE;
 use crate::sys::mqueue::{self, Attributes};
 use crate::text::escape;
 use nix::errno::Errno;
@@ -54,8 +55,6 @@ const SIZE: u64 = 80;
 const HARD: (u64, u64) = (65536, 16 << 20);
 /// MQ_PRIO_MAX
 const PRIORITIES: u32 = 32768;
-/// open(2) adds it and mq_open(3) does not. In libc it is 0 on 64 bit machines.
-const O_LARGEFILE: u32 = 0o100000;
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 
@@ -102,7 +101,8 @@ fn is_unlinked(file: &OpenFile) -> bool {
     file.inode.as_ref().is_some_and(|inode| inode.nlink == 0)
 }
 
-/// Whether it was opened by mq_open(3), and not by the path that it has where queues are mounted.
+/// Whether it was opened by mq_open(3), and not by the path that it has where queues are mounted:
+/// open(2) adds O_LARGEFILE, and mq_open(3) does not.
 fn is_called(file: &OpenFile) -> bool {
     file.flags & O_LARGEFILE == 0
 }

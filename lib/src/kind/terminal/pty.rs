@@ -11,6 +11,7 @@ use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink};
 use crate::proc::openers::{self, Opener};
 use crate::proc::{Descriptor, FdInfo};
+use crate::sys::flags::O_LARGEFILE;
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
 use nix::errno::Errno;
@@ -28,10 +29,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 const PTMX: (u32, u32) = (5, 2);
 /// The highest index of a slave that is asked for: NR_UNIX98_PTY_MAX.
 const HIGHEST: u32 = (1 << 20) - 1;
-/// What of a slave's flags it is opened with; open(2) itself adds the last, O_LARGEFILE.
+/// What of a slave's flags it is opened with; open(2) itself adds O_LARGEFILE.
 const OPEN: u32 =
     (libc::O_ACCMODE | libc::O_NONBLOCK | libc::O_APPEND | libc::O_SYNC | libc::O_NOATIME) as u32
-        | 0o100000;
+        | O_LARGEFILE;
 /// How far the index of the pair may be above the lowest free one, to be made the same again.
 const NEAR: usize = 256;
 
