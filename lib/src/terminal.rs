@@ -143,6 +143,11 @@ const fn flag(bit: u32, name: &'static str) -> (u32, u32, &'static str) {
     (bit, bit, name)
 }
 
+/// asm/termbits.h; libc does not have them on all its targets.
+const IUCLC: u32 = if POWERPC { 0x1000 } else { 0x200 };
+const XCASE: u32 = if POWERPC { 0x4000 } else { 0x4 };
+const POWERPC: bool = cfg!(any(target_arch = "powerpc", target_arch = "powerpc64"));
+
 const CFLAGS: Names = &[
     (libc::CSIZE, libc::CS5, "cs5"),
     (libc::CSIZE, libc::CS6, "cs6"),
@@ -166,7 +171,7 @@ const IFLAGS: Names = &[
     flag(libc::INLCR, "inlcr"),
     flag(libc::IGNCR, "igncr"),
     flag(libc::ICRNL, "icrnl"),
-    flag(0o1000, "iuclc"),
+    flag(IUCLC, "iuclc"),
     flag(libc::IXON, "ixon"),
     flag(libc::IXANY, "ixany"),
     flag(libc::IXOFF, "ixoff"),
@@ -196,7 +201,7 @@ const OFLAGS: Names = &[
 const LFLAGS: Names = &[
     flag(libc::ISIG, "isig"),
     flag(libc::ICANON, "icanon"),
-    flag(0o4, "xcase"),
+    flag(XCASE, "xcase"),
     flag(libc::ECHO, "echo"),
     flag(libc::ECHOE, "echoe"),
     flag(libc::ECHOK, "echok"),

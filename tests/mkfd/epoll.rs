@@ -5,6 +5,7 @@ use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{read, write};
@@ -12,15 +13,18 @@ use std::os::fd::{OwnedFd, RawFd};
 
 pub(crate) struct Epoll;
 
-const ADD: i32 = 1;
-const MOD: i32 = 3;
-const OUT: u32 = 0x4;
-const ONESHOT: u32 = 0x4000_0000;
+const ADD: i32 = libc::EPOLL_CTL_ADD;
+const MOD: i32 = libc::EPOLL_CTL_MOD;
+const OUT: u32 = libc::EPOLLOUT as u32;
+const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
 /// EPOLLERR and EPOLLHUP, which the kernel adds.
-const ALWAYS: u32 = 0x18;
+const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 /// The flags by which a key is called.
-const FLAGS: &[(&str, u32)] =
-    &[("et", 0x8000_0000), ("oneshot", ONESHOT), ("exclusive", 0x1000_0000)];
+const FLAGS: &[(&str, u32)] = &[
+    ("et", libc::EPOLLET as u32),
+    ("oneshot", ONESHOT),
+    ("exclusive", libc::EPOLLEXCLUSIVE as u32),
+];
 /// struct epoll_params: 50 microseconds, 8 packets, preferred.
 const BUSY: [u8; 8] = [50, 0, 0, 0, 8, 0, 1, 0];
 

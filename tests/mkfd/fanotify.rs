@@ -6,6 +6,7 @@ use crate::sys;
 use fdkit::sys::flags::O_LARGEFILE;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::libc;
 use nix::poll::PollFlags;
 use nix::sys::fanotify::{EventFFlags, InitFlags, MarkFlags, MaskFlags};
 use nix::unistd::write;
@@ -17,9 +18,13 @@ pub(crate) struct Fanotify;
 /// A mount of a file system of its own, on every machine.
 const SHM: &str = "/dev/shm";
 /// FAN_CLOSE_WRITE.
-const MASK: u32 = 0x8;
+const MASK: u32 = libc::FAN_CLOSE_WRITE as u32;
 /// How it is marked, as fdinfo shows it, by key.
-const HOW: &[(&str, u32)] = &[("surv", 0x40), ("evictable", 0x200), ("ignore", 0x400)];
+const HOW: &[(&str, u32)] = &[
+    ("surv", libc::FAN_MARK_IGNORED_SURV_MODIFY),
+    ("evictable", libc::FAN_MARK_EVICTABLE),
+    ("ignore", libc::FAN_MARK_IGNORE),
+];
 
 impl Fixture for Fanotify {
     const NAME: &'static str = "fanotify";
@@ -130,8 +135,15 @@ fn marked(spec: &Spec) -> Result<PathBuf> {
 fn calls(spec: &Spec) -> Vec<(u32, u32)> {
     let (mask, ignored) = masks(spec);
     let flag = |key, flag| if spec.has(key) { flag } else { 0 };
-    let base = 1 | flag("mount", 0x10) | flag("filesystem", 0x100) | flag("evictable", 0x200);
-    let how = if spec.has("ignore") { 0x400 } else { 0x20 };
-    let calls = [(base, mask), (base | how | flag("surv", 0x40), ignored)];
+    let base = libc::FAN_MARK_ADD
+        | flag("mount", libc::FAN_MARK_MOUNT)
+        | flag("filesystem", libc::FAN_MARK_FILESYSTEM)
+        | flag("evictable", libc::FAN_MARK_EVICTABLE);
+    let how = match spec.has("ignore") {
+        true => libc::FAN_MARK_IGNORE,
+        false => libc::FAN_MARK_IGNORED_MASK,
+    };
+    let surviving = flag("surv", libc::FAN_MARK_IGNORED_SURV_MODIFY);
+    let calls = [(base, mask), (base | how | surviving, ignored)];
     calls.into_iter().filter(|(_, mask)| *mask != 0).collect()
 }

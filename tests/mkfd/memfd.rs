@@ -20,8 +20,6 @@ use std::path::PathBuf;
 
 pub(crate) struct Memfd;
 
-const NOEXEC_SEAL: u32 = 0x8;
-const EXEC: u32 = 0x10;
 /// The seals by the words of their names.
 const SEALS: &[(&str, i32)] =
     &[("seal", 1), ("shrink", 2), ("grow", 4), ("write", 8), ("future", 16), ("exec", 32)];
@@ -56,7 +54,7 @@ impl Fixture for Memfd {
         let mut flags = MFdFlags::MFD_CLOEXEC;
         flags.set(MFdFlags::MFD_ALLOW_SEALING, !spec.has("unsealable"));
         flags.set(MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB, spec.has("huge"));
-        let exec = if spec.has("noexec") { NOEXEC_SEAL } else { EXEC };
+        let exec = if spec.has("noexec") { libc::MFD_NOEXEC_SEAL } else { libc::MFD_EXEC };
         let new = memfd_create(name.as_c_str(), flags | MFdFlags::from_bits_retain(exec));
         let new = new.at("memfd_create")?;
         let (data, after) = (data(spec), spec.number("after")?.unwrap_or(0));

@@ -169,7 +169,12 @@ pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
     let bpf = [0xb7_u64, 0x95];
     let license = c"GPL";
     // One for seccomp(2): SECCOMP_RET_ALLOW.
-    let allow = [libc::sock_filter { code: 6, jt: 0, jf: 0, k: 0x7fff_0000 }];
+    let allow = [libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: libc::SECCOMP_RET_ALLOW,
+    }];
     // SAFETY: each call reads or writes one struct, which `words` has room for and which is laid out
     // as its manual page says, and what it points to, which outlives the call.
     let fd = unsafe {
@@ -317,8 +322,10 @@ pub(crate) fn timer_left(fd: BorrowedFd<'_>) -> Result<(u64, u64)> {
 
 /// TFD_IOC_SET_TICKS of timerfd_create(2).
 pub(crate) fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> Result<()> {
+    // linux/timerfd.h
+    const TFD_IOC_SET_TICKS: libc::Ioctl = nix::request_code_write!(b'T', 0, size_of::<u64>());
     // SAFETY: TFD_IOC_SET_TICKS reads a u64.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), 0x4008_5400, &raw const ticks) };
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) };
     Errno::result(done).map(drop)
 }
 
@@ -363,7 +370,7 @@ pub(crate) fn epoll_wait(epoll: BorrowedFd<'_>) -> Result<Vec<(u64, u32)>> {
 /// EPIOCSPARAMS of ioctl_eventpoll(2), since 6.9.
 pub(crate) fn set_busy(epoll: BorrowedFd<'_>, params: [u8; 8]) -> Result<()> {
     // SAFETY: the kernel reads a struct epoll_params, which is 8 bytes.
-    let done = unsafe { libc::ioctl(epoll.as_raw_fd(), 0x4008_8a01, params.as_ptr()) };
+    let done = unsafe { libc::ioctl(epoll.as_raw_fd(), libc::EPIOCSPARAMS, params.as_ptr()) };
     Errno::result(done).map(drop)
 }
 
@@ -371,7 +378,7 @@ pub(crate) fn set_busy(epoll: BorrowedFd<'_>, params: [u8; 8]) -> Result<()> {
 pub(crate) fn busy(epoll: BorrowedFd<'_>) -> Result<[u8; 8]> {
     let mut params = [0; 8];
     // SAFETY: the kernel writes a struct epoll_params, which is 8 bytes.
-    let done = unsafe { libc::ioctl(epoll.as_raw_fd(), 0x8008_8a02, params.as_mut_ptr()) };
+    let done = unsafe { libc::ioctl(epoll.as_raw_fd(), libc::EPIOCGPARAMS, params.as_mut_ptr()) };
     Errno::result(done).map(|_| params)
 }
 
@@ -401,12 +408,14 @@ pub(crate) fn pidfd_signal(fd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
 
 /// How the process of a pidfd ended, where the kernel tells: PIDFD_GET_INFO.
 pub(crate) fn exit_status(fd: BorrowedFd<'_>) -> Option<c_int> {
-    // struct pidfd_info is 64 bytes: a mask first, the exit status last.
+    // linux/pidfd.h: struct pidfd_info in its first size, a mask first, the exit status last.
+    const PIDFD_INFO_EXIT: u64 = 1 << 3;
+    const PIDFD_GET_INFO: libc::Ioctl = nix::request_code_readwrite!(0xff, 11, 64);
     let mut info = [0_u64; 8];
-    info[0] = 8;
+    info[0] = PIDFD_INFO_EXIT;
     // SAFETY: the number says how many bytes the kernel may write, which are 64.
-    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), 0xc040_ff0b, info.as_mut_ptr()) };
-    (asked == 0 && info[0] & 8 != 0).then_some((info[7] >> 32) as c_int)
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), PIDFD_GET_INFO, info.as_mut_ptr()) };
+    (asked == 0 && info[0] & PIDFD_INFO_EXIT != 0).then_some((info[7] >> 32) as c_int)
 }
 
 /// Ends this process as wait(2) would tell it.
@@ -431,7 +440,7 @@ pub(crate) fn comes(fd: impl AsFd, milliseconds: u16) -> Result<bool> {
 /// Whether it is a namespace: NS_GET_NSTYPE of ioctl_nsfs(2).
 pub(crate) fn is_namespace(fd: BorrowedFd<'_>) -> bool {
     // SAFETY: NS_GET_NSTYPE takes no argument.
-    unsafe { libc::ioctl(fd.as_raw_fd(), 0xb703) > 0 }
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE) > 0 }
 }
 
 /// Reads the events of a fanotify and closes what comes with them.

@@ -13,13 +13,13 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-const TUN: u32 = 0x1;
-const TAP: u32 = 0x2;
-const MULTI_QUEUE: u32 = 0x100;
-const DETACH_QUEUE: u32 = 0x400;
-const PERSIST: u32 = 0x800;
-const NO_PI: u32 = 0x1000;
-const VNET_HDR: u32 = 0x4000;
+const TUN: u32 = libc::IFF_TUN as u32;
+const TAP: u32 = libc::IFF_TAP as u32;
+const MULTI_QUEUE: u32 = libc::IFF_MULTI_QUEUE as u32;
+const DETACH_QUEUE: u32 = libc::IFF_DETACH_QUEUE as u32;
+const PERSIST: u32 = libc::IFF_PERSIST as u32;
+const NO_PI: u32 = libc::IFF_NO_PI as u32;
+const VNET_HDR: u32 = libc::IFF_VNET_HDR as u32;
 /// The hardware address with `address`.
 const ADDRESS: [u8; 6] = [2, 0, 0, 0x12, 0x34, 0x56];
 

@@ -241,7 +241,8 @@ fn a_socket_of_another_namespace_is_not_made_in_silence() {
 import ctypes, socket, time
 libc = ctypes.CDLL(None)
 home = open('/proc/self/ns/net')
-assert libc.unshare(0x40000000) == 0
+CLONE_NEWNET = 0x40000000
+assert libc.unshare(CLONE_NEWNET) == 0
 s = socket.socket()
 assert libc.setns(home.fileno(), 0) == 0
 print(s.fileno(), flush=True)

@@ -75,13 +75,14 @@ fn what_no_path_leads_to_is_opaque_and_not_its_namesake() {
     // the path leads to the same file by another (CLONE_NEWNS twice).
     let script = "import ctypes, os, sys, time
 libc = ctypes.CDLL(None)
-tree = libc.syscall(428, -100, sys.argv[1].encode(), 1)
+SYS_open_tree, AT_FDCWD, OPEN_TREE_CLONE, CLONE_NEWNS = 428, -100, 1, 0x20000
+tree = libc.syscall(SYS_open_tree, AT_FDCWD, sys.argv[1].encode(), OPEN_TREE_CLONE)
 if tree < 0: raise SystemExit('open_tree')
 there = [os.open(f'/proc/self/fd/{tree}/{name}', os.O_RDONLY) for name in ('etc', 'etc/passwd')]
 here = []
 for _ in range(2):
     here.append(os.open(sys.argv[1] + '/etc/passwd', os.O_RDONLY))
-    if libc.unshare(0x20000) < 0: raise SystemExit('unshare')
+    if libc.unshare(CLONE_NEWNS) < 0: raise SystemExit('unshare')
 assert os.readlink(f'/proc/self/fd/{there[1]}') == '/etc/passwd'
 print(tree, *there, *here, flush=True); time.sleep(1000)";
     let target = Target::program(&[python, "-c", script, scratch.dir()]);

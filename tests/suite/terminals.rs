@@ -225,8 +225,9 @@ if pid:
 ctypes.CDLL(None).prctl(1, 9) # PR_SET_PDEATHSIG, SIGKILL
 os.setsid()
 m = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)
-fcntl.ioctl(m, 0x40045431, struct.pack('i', 0))
-n = struct.unpack('i', fcntl.ioctl(m, 0x80045430, b'0000'))[0]
+TIOCSPTLCK, TIOCGPTN = 0x40045431, 0x80045430
+fcntl.ioctl(m, TIOCSPTLCK, struct.pack('i', 0))
+n = struct.unpack('i', fcntl.ioctl(m, TIOCGPTN, b'0000'))[0]
 s = os.open('/dev/pts/%d' % n, os.O_RDWR | os.O_NOCTTY)
 fcntl.ioctl(s, termios.TIOCSCTTY, 0)
 t = os.open('/dev/tty', os.O_RDWR)

@@ -289,7 +289,8 @@ fcntl.ioctl(master, termios.TIOCPKT, struct.pack('i', 1))
 for how in (termios.TCOOFF, termios.TCOON): termios.tcflow(slave, how)
 os.write(slave, b'said')
 m, s = os.openpty()
-mode = termios.tcgetattr(s); mode[3] |= 0o200000; termios.tcsetattr(s, termios.TCSANOW, mode)
+EXTPROC = 0o200000
+mode = termios.tcgetattr(s); mode[3] |= EXTPROC; termios.tcsetattr(s, termios.TCSANOW, mode)
 m, s = os.openpty()
 os.set_blocking(s, False)
 while os.write(s, b'x' * 1000) == 1000 and fcntl.ioctl(m, termios.FIONREAD, b'0000') < b'\\xff\\x0f': pass

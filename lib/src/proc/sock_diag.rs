@@ -204,9 +204,8 @@ fn open(protocol: isize, netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
     inside.unwrap_or_else(|_| Err(Error::new(Status::System, "netlink")))
 }
 
-/// RTM_NEWLINK and RTM_GETLINK of linux/rtnetlink.h.
-const NEWLINK: u16 = 16;
-const GETLINK: u16 = 18;
+const NEWLINK: u16 = libc::RTM_NEWLINK;
+const GETLINK: u16 = libc::RTM_GETLINK;
 /// SOCK_DIAG_BY_FAMILY and the attributes of linux/unix_diag.h.
 const BY_FAMILY: u16 = 20;
 const NAME: u16 = 0;
@@ -215,8 +214,18 @@ const ICONS: u16 = 3;
 const RQLEN: u16 = 4;
 const MEMINFO: u16 = 5;
 const SHUTDOWN: u16 = 6;
-/// UDIAG_SHOW_NAME, PEER, ICONS, RQLEN and MEMINFO.
-const SHOW: u32 = 0x01 | 0x04 | 0x08 | 0x10 | 0x20;
+/// What unix sockets are asked for: linux/unix_diag.h.
+const SHOW: u32 =
+    UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_MEMINFO;
+const UDIAG_SHOW_NAME: u32 = 0x01;
+const UDIAG_SHOW_PEER: u32 = 0x04;
+const UDIAG_SHOW_ICONS: u32 = 0x08;
+const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UDIAG_SHOW_MEMINFO: u32 = 0x20;
+/// What packet sockets are asked for: linux/packet_diag.h.
+const PACKET_SHOW_MCLIST: u32 = 0x02;
+const PACKET_SHOW_RING_CFG: u32 = 0x04;
+const PACKET_SHOW_FANOUT: u32 = 0x08;
 
 /// A request: a struct of the family after its netlink header.
 fn request(kind: u16, body: &[u8], dump: bool) -> Vec<u8> {
@@ -238,10 +247,11 @@ fn unix_request(inode: Option<u32>) -> Vec<u8> {
     request(BY_FAMILY, &body, inode.is_none())
 }
 
-/// A struct packet_diag_req for all of them: PACKET_SHOW_MCLIST, RING_CFG and FANOUT.
+/// A struct packet_diag_req for all packet sockets.
 fn packet_request() -> Vec<u8> {
     let mut body = vec![libc::AF_PACKET as u8, 0, 0, 0];
-    for word in [0_u32, 0x02 | 0x04 | 0x08, u32::MAX, u32::MAX] {
+    let show = PACKET_SHOW_MCLIST | PACKET_SHOW_RING_CFG | PACKET_SHOW_FANOUT;
+    for word in [0, show, u32::MAX, u32::MAX] {
         body.extend(word.to_ne_bytes());
     }
     request(BY_FAMILY, &body, true)
@@ -249,7 +259,7 @@ fn packet_request() -> Vec<u8> {
 
 /// A struct ifinfomsg of nothing but a name: IFLA_IFNAME.
 fn link_request(name: &[u8]) -> Vec<u8> {
-    const IFNAME: u16 = 3;
+    const IFNAME: u16 = libc::IFLA_IFNAME;
     let len = 4 + name.len() as u16 + 1;
     let mut body = vec![0; 16];
     body.extend([len.to_ne_bytes(), IFNAME.to_ne_bytes()].concat());
@@ -319,10 +329,10 @@ fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
 
 /// A struct ifinfomsg with its attributes (linux/if_link.h); none if it is no tunnel.
 fn understood_tunnel(message: &[u8]) -> Option<Tunnel> {
-    const LINKINFO: u16 = 18;
-    const CARRIER: u16 = 33;
+    const LINKINFO: u16 = libc::IFLA_LINKINFO;
+    const CARRIER: u16 = libc::IFLA_CARRIER;
     /// Attributes within attributes have this bit.
-    const NESTED: u16 = 0x8000;
+    const NESTED: u16 = libc::NLA_F_NESTED as u16;
     let inside = |bytes| NlasIterator::new(bytes).map_while(|nla| nla.ok());
     let info = inside(message.get(16..)?).find(|nla| nla.kind() & !NESTED == LINKINFO)?;
     let value = |kind: u16| {

@@ -49,18 +49,16 @@ impl Params {
 
 /// EPIOCGPARAMS of ioctl_eventpoll(2).
 pub fn busy(epoll: BorrowedFd<'_>) -> nix::Result<Params> {
-    const EPIOCGPARAMS: libc::Ioctl = 0x8008_8a02_u32 as libc::Ioctl;
     let mut busy = Params::default();
     // SAFETY: the kernel fills one epoll_params, which Params is.
-    Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCGPARAMS, &mut busy) })?;
+    Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), libc::EPIOCGPARAMS, &mut busy) })?;
     Ok(busy)
 }
 
 /// EPIOCSPARAMS of ioctl_eventpoll(2).
 pub fn set_busy(epoll: BorrowedFd<'_>, busy: Params) -> nix::Result<()> {
-    const EPIOCSPARAMS: libc::Ioctl = 0x4008_8a01_u32 as libc::Ioctl;
     // SAFETY: the kernel reads one epoll_params, which Params is.
-    Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), EPIOCSPARAMS, &busy) }).map(drop)
+    Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), libc::EPIOCSPARAMS, &busy) }).map(drop)
 }
 
 /// Adds what a number has open, whatever that is: EPOLL_CTL_ADD of epoll_ctl(2).

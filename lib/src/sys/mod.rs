@@ -31,9 +31,14 @@ use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
-/// Signals to this process by number, but not by name: F_SETSIG and F_GETSIG of fcntl(2).
+/// Commands of fcntl(2) that libc does not have: asm-generic/fcntl.h, and on all architectures.
 const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+/// Types of kcmp(2): linux/kcmp.h.
+const KCMP_FILE: i32 = 0;
+const KCMP_FILES: i32 = 2;
 
 /// A descriptor that stands for a process and never for another: pidfd_open(2), Linux 5.3.
 pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
@@ -66,13 +71,13 @@ fn kcmp(one: i32, two: i32, kind: i32, a: RawFd, b: RawFd) -> nix::Result<Orderi
 /// How the open file descriptions behind two numbers compare: equal ones are one, and the rest
 /// have an order which holds as long as the kernel runs. kcmp(2) KCMP_FILE.
 pub fn compare_files(a: (i32, RawFd), b: (i32, RawFd)) -> nix::Result<Ordering> {
-    kcmp(a.0, b.0, 0, a.1, b.1)
+    kcmp(a.0, b.0, KCMP_FILE, a.1, b.1)
 }
 
 /// How the descriptor tables of two processes compare: equal ones are shared by CLONE_FILES.
 /// kcmp(2) KCMP_FILES.
 pub fn compare_tables(a: i32, b: i32) -> nix::Result<Ordering> {
-    kcmp(a, b, 2, 0, 0)
+    kcmp(a, b, KCMP_FILES, 0, 0)
 }
 
 /// What statx(2) says of a descriptor without asking a server: AT_STATX_DONT_SYNC.
@@ -96,9 +101,6 @@ pub struct Owner {
     /// The thread, process or process group; zero for nobody.
     pub id: i32,
 }
-
-const F_SETOWN_EX: i32 = 15;
-const F_GETOWN_EX: i32 = 16;
 
 /// Who gets SIGIO and SIGURG from a description: F_GETOWN_EX of fcntl(2).
 pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<Owner> {

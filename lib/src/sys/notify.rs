@@ -22,7 +22,8 @@ pub fn remove_watch(inotify: BorrowedFd<'_>, wd: i32) -> nix::Result<()> {
 /// Sets the number of the next watch: INOTIFY_IOC_SETNEXTWD, in kernels with
 /// CONFIG_CHECKPOINT_RESTORE since Linux 4.16.
 pub fn set_next_watch(inotify: BorrowedFd<'_>, wd: i32) -> nix::Result<()> {
-    const INOTIFY_IOC_SETNEXTWD: libc::Ioctl = 0x4004_4900;
+    // linux/inotify.h
+    const INOTIFY_IOC_SETNEXTWD: libc::Ioctl = nix::request_code_write!(b'I', 0, size_of::<i32>());
     // SAFETY: the argument is the number itself.
     let done = unsafe { libc::ioctl(inotify.as_raw_fd(), INOTIFY_IOC_SETNEXTWD, wd) };
     Errno::result(done).map(drop)

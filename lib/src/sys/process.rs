@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// PIDFD_THREAD of pidfd_open(2), Linux 6.9: a thread, which may be no leader of its group. F_GETFL
 /// shows it.
-pub const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+pub const PIDFD_THREAD: u32 = libc::PIDFD_THREAD;
 
 /// The signals that do not end a process by default: signal(7).
 const HARMLESS: [i32; 8] = [
@@ -45,8 +45,10 @@ struct PidfdInfo {
 /// How a process that was waited for has ended, as wait(2) tells it: PIDFD_GET_INFO, Linux 6.15.
 /// None if it lives, and where the kernel does not say.
 pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    // linux/pidfd.h
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
-    const PIDFD_GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    const PIDFD_GET_INFO: libc::Ioctl =
+        nix::request_code_readwrite!(0xff, 11, size_of::<PidfdInfo>());
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
     // SAFETY: the number says that the struct has 64 bytes, which PidfdInfo has, and the kernel fills
     // no more of it.

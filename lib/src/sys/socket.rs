@@ -2,7 +2,6 @@
 
 use nix::errno::Errno;
 use nix::libc;
-use std::ffi::c_ulong;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// An option that is one int: getsockopt(2).
@@ -173,9 +172,8 @@ pub fn ready(fd: BorrowedFd<'_>) -> nix::Result<i16> {
 /// How much memory the queue takes of what was received and not read, in bytes: the first number of
 /// SO_MEMINFO, Linux 4.12.
 pub fn waiting(fd: BorrowedFd<'_>) -> nix::Result<u32> {
-    const SO_MEMINFO: i32 = 55;
     let mut numbers = [0; 64];
-    option_bytes(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut numbers)?;
+    option_bytes(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut numbers)?;
     Ok(u32::from_ne_bytes([numbers[0], numbers[1], numbers[2], numbers[3]]))
 }
 
@@ -188,24 +186,20 @@ pub fn urgent(fd: BorrowedFd<'_>) -> Option<u8> {
     (got == 1).then_some(byte[0])
 }
 
-const SIOCGSKNS: c_ulong = 0x894c;
-
 /// The network namespace of a socket: SIOCGSKNS, Linux 4.9; takes CAP_NET_ADMIN there.
 pub fn namespace(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     // SAFETY: SIOCGSKNS takes no argument and returns a new descriptor that nobody else owns.
     unsafe {
-        let fd = Errno::result(libc::ioctl(fd.as_raw_fd(), SIOCGSKNS as _))?;
+        let fd = Errno::result(libc::ioctl(fd.as_raw_fd(), libc::SIOCGSKNS as _))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
 }
-
-const SO_NETNS_COOKIE: i32 = 71;
 
 /// What tells the network namespace of a socket from all others until the next boot:
 /// SO_NETNS_COOKIE, Linux 5.14.
 pub fn netns_cookie(fd: BorrowedFd<'_>) -> nix::Result<u64> {
     let mut cookie = [0; 8];
-    option_bytes(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)?;
+    option_bytes(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, &mut cookie)?;
     Ok(u64::from_ne_bytes(cookie))
 }
 
@@ -243,7 +237,7 @@ pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
 /// pidfd, a security context and times. See cmsg(3).
 const CONTROL: usize = 4096;
 
-/// SCM_SECURITY and SCM_PIDFD of linux/socket.h.
+/// linux/socket.h
 const SCM_PIDFD: i32 = 4;
 
 /// A control buffer, aligned as cmsghdr must be.

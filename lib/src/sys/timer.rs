@@ -5,8 +5,8 @@ use nix::libc;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// TFD_IOC_SET_TICKS of timerfd_create(2): Linux 3.17, with CONFIG_CHECKPOINT_RESTORE.
-const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400 as libc::Ioctl;
+/// linux/timerfd.h; Linux 3.17, with CONFIG_CHECKPOINT_RESTORE.
+const TFD_IOC_SET_TICKS: libc::Ioctl = nix::request_code_write!(b'T', 0, size_of::<u64>());
 
 /// A timer on a clock, disarmed: timerfd_create(2).
 ///

@@ -17,9 +17,9 @@ struct SyscallInfo {
     args: [u64; 6],
 }
 
+/// linux/ptrace.h, for the musl library too, which has no name for it in libc.
 const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
 const PTRACE_SYSCALL_INFO_ENTRY: u8 = 1;
-const PTRACE_LISTEN: libc::c_uint = 0x4208;
 const PTRACE_EVENT_STOP: i32 = 128;
 
 /// Why a tracee has stopped, or that it has ended.
@@ -81,7 +81,7 @@ pub fn go_on(pid: Pid, signal: i32) -> nix::Result<()> {
 
 /// Leaves a tracee stopped as the signal left it: PTRACE_LISTEN.
 pub fn listen(pid: Pid) -> nix::Result<()> {
-    request(PTRACE_LISTEN, pid, 0)
+    request(libc::PTRACE_LISTEN as libc::c_uint, pid, 0)
 }
 
 /// Lets a tracee go for good, with this signal unless it is zero.

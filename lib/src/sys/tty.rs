@@ -8,9 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 /// struct termios2 of the kernel: 19 control characters, speeds in baud.
 pub type Termios = libc::termios2;
 
-/// Not in libc: takes the lock of a termios, and sets it.
-const TCSETS2: libc::Ioctl = 0x402c_542b;
-
 /// No flag, no character, no speed.
 pub fn no_termios() -> Termios {
     // SAFETY: termios2 is integers only, for which zeroes are a value.
@@ -57,7 +54,7 @@ pub fn line(fd: impl AsFd) -> nix::Result<Termios> {
 
 /// Sets the line settings at once, and throws nothing away: TCSETS2.
 pub fn set_line(fd: impl AsFd, to: &Termios) -> nix::Result<()> {
-    set_termios(fd, TCSETS2, to)
+    set_termios(fd, libc::TCSETS2, to)
 }
 
 /// Which bits and characters nobody but CAP_SYS_ADMIN can change: TIOCGLCKTRMIOS.

@@ -57,15 +57,15 @@ struct TunDevice {
     waiting: bool,
 }
 
-const TUN: u32 = 0x1;
-const TAP: u32 = 0x2;
-const NAPI: u32 = 0x30;
-const MULTI_QUEUE: u32 = 0x100;
-const DETACH_QUEUE: u32 = 0x400;
-const PERSIST: u32 = 0x800;
-const NO_PI: u32 = 0x1000;
-const NOFILTER: u32 = 0x1000;
-const VNET_HDR: u32 = 0x4000;
+const TUN: u32 = libc::IFF_TUN as u32;
+const TAP: u32 = libc::IFF_TAP as u32;
+const NAPI: u32 = (libc::IFF_NAPI | libc::IFF_NAPI_FRAGS) as u32;
+const MULTI_QUEUE: u32 = libc::IFF_MULTI_QUEUE as u32;
+const DETACH_QUEUE: u32 = libc::IFF_DETACH_QUEUE as u32;
+const PERSIST: u32 = libc::IFF_PERSIST as u32;
+const NO_PI: u32 = libc::IFF_NO_PI as u32;
+const NOFILTER: u32 = libc::IFF_NOFILTER as u32;
+const VNET_HDR: u32 = libc::IFF_VNET_HDR as u32;
 /// What TUNSETIFF takes of them.
 const SETTABLE: u32 = TUN | TAP | NAPI | MULTI_QUEUE | NO_PI | VNET_HDR;
 /// The device number of /dev/net/tun.

@@ -73,7 +73,17 @@ const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
 const FLAGS: u32 =
     (libc::EPOLLWAKEUP | libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLEXCLUSIVE) as u32;
 /// All that poll(2) can say, so that whatever a file is ready for makes a one-shot member fire.
-const ANY: u32 = 0x27df;
+const ANY: u32 = (libc::EPOLLIN
+    | libc::EPOLLPRI
+    | libc::EPOLLOUT
+    | libc::EPOLLERR
+    | libc::EPOLLHUP
+    | libc::EPOLLRDNORM
+    | libc::EPOLLRDBAND
+    | libc::EPOLLWRNORM
+    | libc::EPOLLWRBAND
+    | libc::EPOLLMSG
+    | libc::EPOLLRDHUP) as u32;
 /// How deep epolls nest: EP_MAX_NESTS of fs/eventpoll.c, and the outermost.
 const DEPTH: usize = 5;
 

@@ -32,13 +32,14 @@ pub(crate) struct Memfd {
 }
 
 /// F_SEAL_EXEC, since Linux 6.3.
-const SEAL_EXEC: u32 = 0x20;
+const SEAL_EXEC: u32 = libc::F_SEAL_EXEC as u32;
 /// The seals that this version knows.
-const SEALS: u32 = 0x3f;
-/// MFD_EXEC, since Linux 6.3: executable, whatever the sysctl vm.memfd_noexec says.
-const EXEC: u32 = 0x10;
-/// Where the flags of memfd_create(2) have the binary logarithm of the page size.
-const MFD_HUGE_SHIFT: u32 = 26;
+const SEALS: u32 = (libc::F_SEAL_SEAL
+    | libc::F_SEAL_SHRINK
+    | libc::F_SEAL_GROW
+    | libc::F_SEAL_WRITE
+    | libc::F_SEAL_FUTURE_WRITE
+    | libc::F_SEAL_EXEC) as u32;
 /// What a name may have beside the six bytes before it (NAME_MAX).
 const NAME_MAX: usize = 249;
 /// What stands before the name, and after it.
@@ -168,7 +169,7 @@ impl Kind for Memfd {
         let name = name(&file.link.0).unwrap_or_default();
         let mut new = create(name, huge, MFdFlags::empty())?;
         if seals(new.as_fd())? & !sealed & SEAL_EXEC != 0 {
-            new = create(name, huge, MFdFlags::from_bits_retain(EXEC))?;
+            new = create(name, huge, MFdFlags::from_bits_retain(libc::MFD_EXEC))?;
         }
         if let Some(inode) = &file.inode {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
@@ -226,7 +227,8 @@ fn create(name: &[u8], huge: Option<u64>, more: MFdFlags) -> Result<OwnedFd> {
             Ok(made.at(doing)?.into_file().into())
         }
         _ => {
-            let pages = huge.map_or(0, |page| libc::MFD_HUGETLB | page.ilog2() << MFD_HUGE_SHIFT);
+            let pages =
+                huge.map_or(0, |page| libc::MFD_HUGETLB | page.ilog2() << libc::MFD_HUGE_SHIFT);
             let flags = more | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(pages);
             let name = CString::new(name).map_err(|_| Error::malformed("a name with a zero"))?;
             memfd_create(name.as_c_str(), flags).at(doing)

@@ -47,13 +47,13 @@ struct Notify {
     pid: i32,
 }
 
-/// MQUEUE_MAGIC of ipc/mqueue.c
-const MAGIC: u32 = 0x1980_0202;
+/// The type of the file system of queues, for statfs(2): ipc/mqueue.c.
+const MQUEUE_MAGIC: u32 = 0x1980_0202;
 /// The size of the file that each queue is: FILENT_SIZE of ipc/mqueue.c.
 const SIZE: u64 = 80;
 /// HARD_MSGMAX and HARD_MSGSIZEMAX of linux/ipc_namespace.h: what root is bound to.
 const HARD: (u64, u64) = (65536, 16 << 20);
-/// MQ_PRIO_MAX
+/// MQ_PRIO_MAX of linux/limits.h
 const PRIORITIES: u32 = 32768;
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
@@ -85,7 +85,7 @@ fn ask(queue: BorrowedFd<'_>) -> Result<(u64, Option<Notify>)> {
 }
 
 fn is_queue(fd: BorrowedFd<'_>) -> bool {
-    fstatfs(fd).is_ok_and(|found| found.filesystem_type().0 as u32 == MAGIC)
+    fstatfs(fd).is_ok_and(|found| found.filesystem_type().0 as u32 == MQUEUE_MAGIC)
 }
 
 /// The name of a queue: the last part of its link.

@@ -19,8 +19,8 @@ use std::path::{Path, PathBuf};
 
 const NAMES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
 /// Below it are the numbers that the first namespaces have after every boot; above, a number means
-/// one boot's namespace, and after that another's (PROC_DYNAMIC_FIRST of the kernel).
-const DYNAMIC: u64 = 0xf000_0000;
+/// one boot's namespace, and after that another's: fs/proc/generic.c.
+const PROC_DYNAMIC_FIRST: u64 = 0xf000_0000;
 
 /// A namespace; its type and inode number are in the link.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ impl Ns {
     fn find(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<(OwnedFd, Option<PathBuf>)> {
         let link = &file.link.0;
         let (name, ino) = parse(link).ok_or(nix::errno::Errno::EINVAL)?;
-        if ino >= DYNAMIC && cx.image.head.boot != boot_id() {
+        if ino >= PROC_DYNAMIC_FIRST && cx.image.head.boot != boot_id() {
             let why = "it was of another boot, and its number means nothing now";
             return Err(Error::unrestorable(why));
         }

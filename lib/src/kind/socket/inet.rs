@@ -18,7 +18,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 pub(crate) const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
-const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 
 /// What any socket of these families has.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -349,7 +348,7 @@ impl Inet {
         let fd = fd.as_fd();
         // Without this, bind(2) chooses a port where none is given (Linux 4.2).
         let aside = local.port == 0 && self.options.int("IP_BIND_ADDRESS_NO_PORT").is_none();
-        let set = |on| sys::set_option(fd, libc::IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, on);
+        let set = |on| sys::set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, on);
         if aside {
             set(1).at(|| "IP_BIND_ADDRESS_NO_PORT")?;
         }

@@ -12,9 +12,6 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-const MCAST_JOIN_GROUP: i32 = 42;
-const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
-const MCAST_MSFILTER: i32 = 48;
 /// struct group_filter of linux/in.h before its sources, and what one of those takes.
 const HEAD: usize = 144;
 const ADDRESS: usize = sys::ADDRESS;
@@ -105,7 +102,7 @@ fn sources(
         let mut bytes = filter(group, device, false, &[]);
         bytes[HEAD - 4..].copy_from_slice(&(most as u32).to_ne_bytes());
         bytes.resize(HEAD + most * ADDRESS, 0);
-        match sys::option_bytes(fd, level(group), MCAST_MSFILTER, &mut bytes) {
+        match sys::option_bytes(fd, level(group), libc::MCAST_MSFILTER, &mut bytes) {
             Ok(_) => (),
             Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => return Ok(None),
             Err(errno) => return Err(errno),
@@ -168,14 +165,14 @@ impl MulticastGroup {
         };
         if *only {
             for source in sources {
-                set(MCAST_JOIN_SOURCE_GROUP, &[&head[..], &storage(source)].concat())?;
+                set(libc::MCAST_JOIN_SOURCE_GROUP, &[&head[..], &storage(source)].concat())?;
             }
             return Ok(());
         }
-        set(MCAST_JOIN_GROUP, &head)?;
+        set(libc::MCAST_JOIN_GROUP, &head)?;
         match sources.is_empty() {
             true => Ok(()),
-            false => set(MCAST_MSFILTER, &filter(group, device, false, &sources)),
+            false => set(libc::MCAST_MSFILTER, &filter(group, device, false, &sources)),
         }
     }
 }

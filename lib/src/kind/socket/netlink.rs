@@ -41,9 +41,6 @@ pub(crate) struct Netlink {
     options: SocketOptions,
 }
 
-const SOL_NETLINK: i32 = 270;
-const NETLINK_ADD_MEMBERSHIP: i32 = 1;
-const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
 /// The most groups that are asked for; no protocol has more than some hundreds.
 const GROUPS: usize = 65536;
 /// MAX_LINKS of linux/netlink.h
@@ -100,7 +97,7 @@ fn members(bits: &[u8]) -> Vec<u32> {
 
 fn groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
     let mut bits = vec![0; GROUPS / 8];
-    let len = sys::option_bytes(fd, SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS, &mut bits)
+    let len = sys::option_bytes(fd, libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS, &mut bits)
         .at(|| "NETLINK_LIST_MEMBERSHIPS")?;
     Ok(members(bits.get(..len).ok_or(Errno::EOVERFLOW)?))
 }
@@ -193,7 +190,8 @@ impl Kind for Netlink {
             }
         }
         for &group in groups {
-            match sys::set_option(fd, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group as i32) {
+            match sys::set_option(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
+            {
                 Err(Errno::EINVAL) => {
                     let why = format!("this kernel has no group {group} of protocol {protocol}");
                     return Err(Error::unrestorable(why));

@@ -66,9 +66,6 @@ struct Membership {
     count: u32,
 }
 
-const SOL_PACKET: i32 = 263;
-const PACKET_ADD_MEMBERSHIP: i32 = 1;
-const PACKET_FANOUT: i32 = 18;
 /// PACKET_FANOUT_CBPF and PACKET_FANOUT_EBPF: a program shares the packets, and cannot be read.
 const PROGRAMS: [u8; 2] = [6, 7];
 /// MAX_ADDR_LEN of linux/netdevice.h
@@ -136,7 +133,8 @@ impl Kind for Packet {
         let (protocol, index) = parse(&name).ok_or(Errno::EINVAL)?;
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
         let found = it.process.packet_socket(ino)?;
-        let fanout = || sys::option(fd, SOL_PACKET, PACKET_FANOUT).at(|| "PACKET_FANOUT");
+        let fanout =
+            || sys::option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT).at(|| "PACKET_FANOUT");
         let members = found.members.into_iter().map(|member| Membership::of(fd, member));
         Ok(Packet {
             class: class.1,
@@ -236,7 +234,7 @@ impl Kind for Packet {
         for member in members {
             let member = (member.encode(fd)?, member.count);
             for _ in 0..member.1 {
-                sys::set_option_bytes(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, &member.0)
+                sys::set_option_bytes(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member.0)
                     .at(|| "PACKET_ADD_MEMBERSHIP")?;
             }
         }
@@ -244,7 +242,8 @@ impl Kind for Packet {
             sys::bind(fd, &address(protocol, device)).at(|| "bind")?;
         }
         if let Some(fanout) = fanout {
-            sys::set_option(fd, SOL_PACKET, PACKET_FANOUT, fanout as i32).at(|| "PACKET_FANOUT")?;
+            sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, fanout as i32)
+                .at(|| "PACKET_FANOUT")?;
         }
         if queued > 0 {
             let why = "bytes of packets that were not read are lost";
@@ -275,8 +274,13 @@ mod tests {
             Membership { device: lo.clone(), class: 2, address: Bytes::default(), count: 2 };
         for _ in 0..2 {
             let request = member.encode(socket.as_fd()).unwrap();
-            sys::set_option_bytes(socket.as_fd(), SOL_PACKET, PACKET_ADD_MEMBERSHIP, &request)
-                .unwrap();
+            sys::set_option_bytes(
+                socket.as_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_ADD_MEMBERSHIP,
+                &request,
+            )
+            .unwrap();
         }
         sys::bind(socket.as_fd(), &address(0x88b5, device)).unwrap();
         let body: Packet = body_of(&socket);

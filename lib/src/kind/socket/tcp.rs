@@ -32,8 +32,6 @@ const STATES: [&str; 12] = [
 ];
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
-/// Several paths in one connection (RFC 8684); Linux 5.6.
-const IPPROTO_MPTCP: i32 = 262;
 
 /// A TCP socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -125,7 +123,10 @@ impl Kind for Tcp {
     const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        matches!(inet::class(it), Some((_, libc::SOCK_STREAM, libc::IPPROTO_TCP | IPPROTO_MPTCP)))
+        matches!(
+            inet::class(it),
+            Some((_, libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
+        )
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
@@ -178,7 +179,7 @@ impl Kind for Tcp {
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
-        if !matches!(self.socket.protocol(), libc::IPPROTO_TCP | IPPROTO_MPTCP) {
+        if !matches!(self.socket.protocol(), libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
             let protocol = self.socket.protocol();
             return Err(Error::malformed(format!("{protocol} is no protocol of TCP")));
         }

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
-const UDPLITE: i32 = 136;
+const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 
 /// A UDP or UDP-Lite socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]

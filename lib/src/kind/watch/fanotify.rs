@@ -57,8 +57,11 @@ enum Scope {
 const SURVIVES: u32 = libc::FAN_MARK_IGNORED_SURV_MODIFY;
 const EVICTABLE: u32 = libc::FAN_MARK_EVICTABLE;
 const IGNORE: u32 = libc::FAN_MARK_IGNORE;
-/// FAN_OPEN_PERM, FAN_ACCESS_PERM, FAN_OPEN_EXEC_PERM and FAN_PRE_ACCESS.
-const PERMISSION: u64 = 0x17_0000;
+/// linux/fanotify.h, since Linux 6.14.
+const FAN_PRE_ACCESS: u64 = 0x10_0000;
+/// The events of which the group is asked whether they may happen.
+const PERMISSION: u64 =
+    libc::FAN_OPEN_PERM | libc::FAN_ACCESS_PERM | libc::FAN_OPEN_EXEC_PERM | FAN_PRE_ACCESS;
 
 /// What a line of fdinfo says of a mark, but for what is marked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
