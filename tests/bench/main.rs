@@ -99,7 +99,6 @@ fn image(slots: u32, path: &Path) {
             inode: None,
             signals: None,
             object: None,
-            refs: Vec::new(),
             locks: Vec::new(),
             body: vec![0xa0],
         };

@@ -140,7 +140,6 @@ pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, V
         value["body"] = readable(body);
         let mut value = normal(&value);
         let map = value.as_object_mut().expect("a map");
-        map.remove("refs");
         if let Some(signals) = &file.signals {
             map.insert("owner".into(), known(signals.id).into());
         }

@@ -119,8 +119,8 @@ fn spool() -> Result<File> {
     }
 }
 
-/// Which records are kept: a file because a slot that passes names it, a kept file does, or it waits
-/// in the queue of one.
+/// Which records are kept: a file because a slot that passes names it, or because it waits in the
+/// queue of a kept file.
 fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     let mut reader = Reader::new(source::reading(&mut *from));
     reader.head()?;
@@ -132,7 +132,6 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     let mut files = Ordinals::default();
     let mut places = Bits::default();
     let mut pids: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
-    let mut names: Vec<(u32, Vec<u32>)> = Vec::new();
     // The files that wait in the queue of each object.
     let mut queued: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
     // What the filters say of each file: which of the few outcomes there are.
@@ -156,9 +155,6 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
                     with_object.set(record);
                 }
                 places.set(record);
-                if !file.refs.is_empty() {
-                    names.push((file.id, file.refs.clone()));
-                }
                 if by_file {
                     let link = &file.link.0;
                     let judged: Vec<u64> =
@@ -195,21 +191,13 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
             Item::Head(_) | Item::End(_) => (),
         }
     }
-    // References point backwards, so one walk from the end reaches all.
-    for (id, refs) in names.iter().rev() {
-        if wanted.has(files.of(*id)) {
-            refs.iter().for_each(|id| wanted.set(files.of(*id)));
-        }
-    }
     if !queued.is_empty() {
         let owners = owners(from, &files, &objects)?;
         let mut todo: Vec<usize> = (0..files.count).filter(|&file| wanted.has(file)).collect();
         while let Some(file) = todo.pop() {
-            let refs = names.binary_search_by_key(&file, |(id, _)| files.of(*id));
-            let refs = refs.map_or(&[][..], |at| names[at].1.as_slice());
             let object = owners.binary_search_by_key(&file, |(owner, _)| *owner);
             let inside = object.ok().and_then(|at| queued.remove(&owners[at].1));
-            for id in refs.iter().copied().chain(inside.unwrap_or_default()) {
+            for id in inside.unwrap_or_default() {
                 if !wanted.has(files.of(id)) {
                     wanted.set(files.of(id));
                     todo.push(files.of(id));

@@ -103,7 +103,6 @@ fn target(place: &Place) -> OpenFile {
         inode: Some(place.node.clone()),
         signals: None,
         object: None,
-        refs: Vec::new(),
         locks: Vec::new(),
         body: Vec::new(),
     }

@@ -62,9 +62,6 @@ impl Checker {
                 let id = file.id;
                 self.summary.files += 1;
                 self.summary.opaque += u64::from(file.is_opaque());
-                if let Some(missing) = file.refs.iter().find(|&&each| !self.files.has(each)) {
-                    return broken(format!("file {id} refers to file {missing}, not there before"));
-                }
                 if !self.files.add(id) {
                     return broken(format!("file {id} does not come after smaller ids"));
                 }

@@ -278,9 +278,6 @@ pub struct OpenFile {
     /// The object that it shares with other descriptions, and whose contents `data` records hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<u32>,
-    /// Other files that its body names; they come before it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub refs: Vec<u32>,
     /// Locks that belong to the description.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<Lock>,

@@ -77,7 +77,6 @@ impl Captured {
             inode: self.inode,
             signals: self.signals,
             object: None,
-            refs: Vec::new(),
             locks: Vec::new(),
             body: self.body,
         }

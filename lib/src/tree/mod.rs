@@ -354,11 +354,10 @@ fn origins(
             let first = *objects.entry(object).or_insert(at);
             nodes.join(first, at);
         }
-        let others = file.refs.iter().filter_map(|id| index.get(id)).copied();
         let peers = image.record(file.id).map(|record| record.peers()).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
         let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
-        others.chain(peers).chain(queued).for_each(|other| nodes.join(other, at));
+        peers.chain(queued).for_each(|other| nodes.join(other, at));
     }
     // The one table that has all of a group, if one has.
     let mut tables_of: HashMap<usize, Option<usize>> = HashMap::new();
