@@ -1,7 +1,7 @@
 //! The language of `-F`: `3`, `0-9`, a kind, `deleted`, `path:GLOB`, `pid:N`; `!` negates, a comma
 //! is or, a repeated option is and.
 
-use crate::sys;
+use crate::sys::fnmatch;
 use std::ffi::CString;
 
 /// A descriptor as a filter sees it.
@@ -131,7 +131,7 @@ impl Test {
             Test::Numbers(first, last) => (first..=last).contains(&&subject.fd),
             Test::Kind(kind) => kind == subject.kind,
             Test::Deleted => subject.link.ends_with(b" (deleted)"),
-            Test::Path(glob) => sys::name_matches(glob, subject.link),
+            Test::Path(glob) => fnmatch::matches(glob, subject.link),
             Test::Pid(pid) => subject.pids.contains(pid),
         }
     }

@@ -5,6 +5,7 @@ pub mod clone_files;
 pub mod credentials;
 pub mod epoll;
 pub mod flags;
+pub mod fnmatch;
 pub mod fork;
 pub mod lock;
 pub mod memory;
@@ -27,7 +28,6 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::cmp::Ordering;
-use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -134,14 +134,6 @@ pub fn readable(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     // SAFETY: FIONREAD fills one int, which is ours.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &mut bytes) })?;
     Ok(bytes.max(0) as usize)
-}
-
-/// Whether a name matches a pattern of the shell, byte for byte: fnmatch(3) without flags, so that
-/// `*` also matches a slash.
-pub fn name_matches(pattern: &CStr, name: &[u8]) -> bool {
-    let Ok(name) = CString::new(name) else { return false };
-    // SAFETY: both are C strings that outlive the call.
-    unsafe { libc::fnmatch(pattern.as_ptr(), name.as_ptr(), 0) == 0 }
 }
 
 /// Closes every descriptor from `first` to `last`, both included: close_range(2), Linux 5.9.
