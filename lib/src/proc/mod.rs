@@ -437,8 +437,12 @@ pub fn capacity_of(pid: i32) -> Result<u64> {
 }
 
 fn capacity_at(path: &str) -> Result<u64> {
-    let text = std::fs::read(path).at(|| path.to_owned())?;
-    Ok(StatusText(&text).words("FDSize").next().and_then(|n| n.parse().ok()).unwrap_or(0))
+    Ok(capacity_in(&std::fs::read(path).at(|| path.to_owned())?))
+}
+
+/// FDSize in the text of /proc/PID/status; zero if it is not there.
+pub fn capacity_in(status: &[u8]) -> u64 {
+    StatusText(status).words("FDSize").next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// The effective capabilities of this thread, a bit each: capabilities(7).

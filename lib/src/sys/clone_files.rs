@@ -1,15 +1,22 @@
-//! A child that shares this process's memory, and its descriptor table or not, while something is
-//! done.
+//! What takes a second process for a moment, with this one's memory: to make the descriptor table of
+//! this process a smaller copy, or to do something in a copy of it.
+//!
+//! A thread would do too, but the C library brings signal handlers with its first one, and what the
+//! caller had ignored would not be ignored any more after an exec.
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, clone};
+use nix::sched::{CloneFlags, clone, unshare};
+use nix::unistd::Pid;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Enough for a child that makes two system calls.
 const STACK: usize = 16 << 10;
 
-/// What the child of [`with_shared_table`] looks at.
+/// What the second user of the table looks at.
 struct WaitState {
     parent: libc::pid_t,
     done: AtomicBool,
@@ -28,53 +35,99 @@ extern "C" fn wait(watch: *mut libc::c_void) -> libc::c_int {
     0
 }
 
-/// Does something while the descriptor table of this process has a second user.
+/// Gives this thread a copy of its descriptor table, of the size that the highest open number asks
+/// for: unshare(2) with CLONE_FILES.
 ///
-/// A thread would do it too, but the C library brings signal handlers with its first one, and what
-/// the caller had ignored would not be ignored any more after an exec.
-pub fn with_shared_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
+/// The kernel copies a table only if somebody shares it, so a child does meanwhile.
+pub fn copy_table() -> nix::Result<()> {
     let watch = WaitState { parent: nix::unistd::getpid().as_raw(), done: AtomicBool::new(false) };
     let mut stack = vec![0u8; STACK];
     // The end of the stack, where it begins, aligned as every ABI wants it.
     let top = stack.as_mut_ptr_range().end.map_addr(|at| at & !15);
     let data = (&raw const watch).cast_mut().cast();
     // SAFETY: the child has a stack of its own, calls nothing that allocates, locks or unwinds, and
-    // has ended when this function returns, before the stack and what it looks at go. (nix's clone
-    // would drop the closure that the child runs as soon as it returns here.)
+    // has ended when this function returns, before the stack and what it looks at go: nothing
+    // between here and there unwinds. (nix's clone would drop the closure that the child runs as
+    // soon as it returns here.)
     let child = unsafe {
         Errno::result(libc::clone(wait, top.cast(), libc::CLONE_VM | libc::CLONE_FILES, data))?
     };
-    let outcome = work();
+    let outcome = unshare(CloneFlags::CLONE_FILES);
     watch.done.store(true, Ordering::Release);
-    reap(nix::unistd::Pid::from_raw(child));
-    Ok(outcome)
+    reap(Pid::from_raw(child));
+    outcome
+}
+
+/// Reads a file whole by a copy of the descriptor table, so that this table has room for one number
+/// less and does not grow: what FDSize of proc_pid_status(5) says stays true.
+pub fn read_aside(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    // SAFETY: the file is closed where it was opened, and what is given back owns no descriptor.
+    unsafe { with_copied_table(|| std::fs::File::open(path)?.read_to_end(&mut text))?? };
+    Ok(text)
 }
 
 /// Does something with a copy of the descriptor table, in which any number may be used: what is
-/// closed there drops no record lock of this process, and this table does not grow.
+/// closed there drops no record lock of this process, and this table does not grow. This thread
+/// waits meanwhile.
 ///
-/// This process waits meanwhile. `work` must not unwind.
-pub fn with_copied_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
+/// # Safety
+///
+/// No descriptor that `work` opens may be owned by anything that it leaves behind, in its result or
+/// elsewhere: here the number is free, or means another file. What `work` closes or replaces stays
+/// as it was here.
+pub(super) unsafe fn with_copied_table<T>(work: impl FnOnce() -> T) -> nix::Result<T> {
     // Enough for what is built without optimisation.
     let mut stack = vec![0; 16 * STACK];
     let mut work = Some(work);
     let mut outcome = None;
     let run = || {
-        outcome = work.take().map(|work| work());
+        // What unwinds may not leave the child's stack.
+        outcome = work.take().map(|work| catch_unwind(AssertUnwindSafe(work)));
         0
     };
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-    // SAFETY: as for vfork(2) nothing else runs in this memory until the child has ended, and it
-    // has a stack of its own; what unwinds there is stopped by nix's C function.
+    // SAFETY: as for vfork(2) this thread stands still until the child, which has its thread-local
+    // memory, has ended; the child has a stack of its own.
     let child = unsafe { clone(Box::new(run), &mut stack, flags, None)? };
     reap(child);
-    outcome.ok_or(Errno::ECHILD)
+    match outcome {
+        Some(Ok(outcome)) => Ok(outcome),
+        Some(Err(panic)) => resume_unwind(panic),
+        None => Err(Errno::ECHILD),
+    }
 }
 
-fn reap(child: nix::unistd::Pid) {
+fn reap(child: Pid) {
     // SAFETY: no status is asked for. Without an exit signal only __WALL finds the child.
     while Errno::result(unsafe {
         libc::waitpid(child.as_raw(), std::ptr::null_mut(), libc::__WALL)
     }) == Err(Errno::EINTR)
     {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn what_is_done_aside_changes_nothing_here() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let fd = file.as_raw_fd();
+        // SAFETY: nothing that is opened there is given back.
+        let closed = unsafe { with_copied_table(|| libc::close(fd)) };
+        assert_eq!(closed, Ok(0));
+        assert!(file.metadata().is_ok());
+        assert_eq!(read_aside(Path::new("/dev/null")).unwrap(), b"");
+        assert_eq!(read_aside(Path::new("/no/such")).unwrap_err().raw_os_error(), Some(2));
+    }
+
+    #[test]
+    fn what_unwinds_aside_unwinds_here() {
+        // SAFETY: nothing is opened.
+        let caught = catch_unwind(|| unsafe { with_copied_table(|| panic!("told")) });
+        let told = caught.unwrap_err();
+        assert_eq!(told.downcast_ref::<&str>(), Some(&"told"));
+    }
 }

@@ -1,9 +1,11 @@
-//! epoll(7) by descriptors that are not ours to own.
+//! epoll(7): members by any number, and what nix has no name for.
 
+use super::clone_files;
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::cmp::Ordering;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// How what a number has open compares, in the order of [`super::compare_files`], to what an epoll
 /// watches: the member that was added as `target`, and of several such the `offset`th in fdinfo.
@@ -61,61 +63,178 @@ pub fn set_busy(epoll: BorrowedFd<'_>, busy: Params) -> nix::Result<()> {
     Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), libc::EPIOCSPARAMS, &busy) }).map(drop)
 }
 
-/// Adds what a number has open, whatever that is: EPOLL_CTL_ADD of epoll_ctl(2).
-pub fn epoll_add(epoll: BorrowedFd<'_>, fd: RawFd, events: u32, data: u64) -> nix::Result<()> {
-    epoll_ctl(epoll, libc::EPOLL_CTL_ADD, fd, events, data)
+/// What is to be added to an epoll.
+#[derive(Clone, Copy, Debug)]
+pub struct NewMember {
+    /// The number in this table of what is added.
+    pub source: RawFd,
+    /// The number by which it is added, and which the epoll has for it from then on. It may mean
+    /// something else here, or be free.
+    pub number: RawFd,
+    /// The events, with EPOLLONESHOT and the like.
+    pub events: u32,
+    /// The data.
+    pub data: u64,
+    /// Has fired, with EPOLLONESHOT: it is added with these events, of which one is taken if any is
+    /// there. No other member may be ready meanwhile.
+    pub fired: Option<u32>,
 }
 
-/// Changes a member: EPOLL_CTL_MOD of epoll_ctl(2).
-pub fn epoll_modify(epoll: BorrowedFd<'_>, fd: RawFd, events: u32, data: u64) -> nix::Result<()> {
-    epoll_ctl(epoll, libc::EPOLL_CTL_MOD, fd, events, data)
-}
-
-fn epoll_ctl(
+/// Adds members in this order: EPOLL_CTL_ADD of epoll_ctl(2). Gives what came of each.
+///
+/// Numbers that mean something else here get their meaning in a copy of the descriptor table, below
+/// the soft RLIMIT_NOFILE. Fails if that cannot be made. A member fails with EBADF if its source is
+/// not open, with EPERM if that cannot be waited for, with EEXIST if it is there already.
+pub fn add_members(
     epoll: BorrowedFd<'_>,
-    how: i32,
-    fd: RawFd,
-    events: u32,
-    data: u64,
-) -> nix::Result<()> {
-    let mut event = libc::epoll_event { events, u64: data };
-    // SAFETY: the kernel reads one epoll_event, and takes any number as `fd`.
-    Errno::result(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), how, fd, &mut event) }).map(drop)
+    members: &[NewMember],
+) -> nix::Result<Vec<nix::Result<()>>> {
+    let add = |epoll: BorrowedFd<'_>| members.iter().map(|member| member.add(epoll)).collect();
+    if members.iter().all(|member| member.source == member.number) {
+        return Ok(add(epoll));
+    }
+    let is_needed = |number| members.iter().any(|member| member.number == number);
+    let all = || match is_needed(epoll.as_raw_fd()) {
+        // Its own number will mean a member for a moment, so it is called by another.
+        true => {
+            let mut copy = epoll.try_clone_to_owned()?;
+            while is_needed(copy.as_raw_fd()) {
+                let above = FcntlArg::F_DUPFD_CLOEXEC(copy.as_raw_fd() + 1);
+                // SAFETY: fcntl returned a new descriptor that nobody else owns.
+                copy = unsafe { OwnedFd::from_raw_fd(fcntl(epoll, above)?) };
+            }
+            Ok(add(copy.as_fd()))
+        }
+        false => Ok(add(epoll)),
+    };
+    // SAFETY: what is opened there is owned by nobody but those who close it there.
+    let done: std::io::Result<_> = unsafe { clone_files::with_copied_table(all)? };
+    done.map_err(|err| err.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+}
+
+impl NewMember {
+    /// In a copy of the table, if its numbers differ.
+    fn add(&self, epoll: BorrowedFd<'_>) -> nix::Result<()> {
+        if self.source == self.number {
+            return self.add_by_number(epoll);
+        }
+        // Before the copy below, which could come to stand at this number.
+        // SAFETY: F_GETFD takes no pointer and changes nothing, whatever the number means.
+        Errno::result(unsafe { libc::fcntl(self.source, libc::F_GETFD) })?;
+        // SAFETY: dup takes an integer.
+        let replaced = match Errno::result(unsafe { libc::dup(self.number) }) {
+            // SAFETY: dup returned a new descriptor that nobody else owns.
+            Ok(copy) => Some(unsafe { OwnedFd::from_raw_fd(copy) }),
+            Err(Errno::EBADF) => None,
+            Err(errno) => return Err(errno),
+        };
+        // SAFETY: dup3 takes integers; whoever owns the number owns it in the table that this one
+        // is a copy of, and what stood there is put back below.
+        Errno::result(unsafe { libc::dup3(self.source, self.number, libc::O_CLOEXEC) })?;
+        let outcome = self.add_by_number(epoll);
+        match replaced {
+            // SAFETY: as above.
+            Some(fd) => Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), self.number, 0) })?,
+            // SAFETY: the number was free before, so nobody owns what stands there now.
+            None => Errno::result(unsafe { libc::close(self.number) })?,
+        };
+        outcome
+    }
+
+    fn add_by_number(&self, epoll: BorrowedFd<'_>) -> nix::Result<()> {
+        let Some(ready) = self.fired else {
+            return self.control(epoll, libc::EPOLL_CTL_ADD, self.events);
+        };
+        self.control(epoll, libc::EPOLL_CTL_ADD, self.events | ready)?;
+        match take_event(epoll)? {
+            true => Ok(()),
+            false => self.control(epoll, libc::EPOLL_CTL_MOD, self.events),
+        }
+    }
+
+    fn control(&self, epoll: BorrowedFd<'_>, operation: i32, events: u32) -> nix::Result<()> {
+        let mut event = libc::epoll_event { events, u64: self.data };
+        // SAFETY: the kernel reads one epoll_event, and takes any number.
+        Errno::result(unsafe {
+            libc::epoll_ctl(epoll.as_raw_fd(), operation, self.number, &raw mut event)
+        })
+        .map(drop)
+    }
 }
 
 /// Takes an event, if there is one: epoll_wait(2) without waiting.
-pub fn epoll_take(epoll: BorrowedFd<'_>) -> nix::Result<bool> {
+fn take_event(epoll: BorrowedFd<'_>) -> nix::Result<bool> {
     let mut event = libc::epoll_event { events: 0, u64: 0 };
     // SAFETY: the kernel fills one epoll_event at most.
-    let count = unsafe { libc::epoll_wait(epoll.as_raw_fd(), &mut event, 1, 0) };
+    let count = unsafe { libc::epoll_wait(epoll.as_raw_fd(), &raw mut event, 1, 0) };
     Ok(Errno::result(count)? > 0)
 }
 
-/// Does something while `number` means what `fd` has open, and then means again what it meant.
-///
-/// Only in a copy of the table ([`super::share::with_copied_table`]): a close drops record locks.
-pub fn lend<T>(
-    fd: BorrowedFd<'_>,
-    number: RawFd,
-    work: impl FnOnce() -> nix::Result<T>,
-) -> nix::Result<T> {
-    let aside = match super::PlacedFd::inherited(number) {
-        Ok(placed) => {
-            // SAFETY: dup returned a new descriptor that nobody else owns.
-            let copy = unsafe { Errno::result(libc::dup(placed.number()))? };
-            // SAFETY: as above.
-            Some(unsafe { OwnedFd::from_raw_fd(copy) })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
+    use nix::sys::eventfd::EventFd;
+
+    /// The `tfd:` lines of fdinfo: number, events and data.
+    fn members(epoll: &Epoll) -> Vec<String> {
+        let path = format!("/proc/self/fdinfo/{}", epoll.0.as_raw_fd());
+        let text = std::fs::read_to_string(path).unwrap();
+        let words = |line: &str| line.split_whitespace().take(6).collect::<Vec<_>>().join(" ");
+        text.lines().filter(|line| line.starts_with("tfd:")).map(words).collect()
+    }
+
+    #[test]
+    fn a_member_is_added_by_a_number_that_means_something_else() {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+        let (event, other) = (EventFd::new().unwrap(), std::fs::File::open("/dev/null").unwrap());
+        let source = event.as_fd().as_raw_fd();
+        let member = |source, number, data| NewMember {
+            source,
+            number,
+            events: libc::EPOLLIN as u32,
+            data,
+            fired: None,
+        };
+        let taken = other.as_raw_fd();
+        let free = 1000;
+        let list = [
+            member(source, taken, 1),
+            member(source, free, 2),
+            member(source, source, 3),
+            member(999, taken, 4),
+            member(source, source, 5),
+            member(taken, taken, 6),
+            member(source, epoll.0.as_raw_fd(), 7),
+        ];
+        let outcomes = add_members(epoll.0.as_fd(), &list).unwrap();
+        let errors = [Ok(()), Ok(()), Ok(()), Err(Errno::EBADF), Err(Errno::EEXIST)];
+        assert_eq!(outcomes[..5], errors);
+        assert_eq!(outcomes[5..], [Err(Errno::EPERM), Ok(())]);
+        let line = |number, data| format!("tfd: {number} events: 19 data: {data:x}");
+        let mut wanted =
+            [line(taken, 1), line(free, 2), line(source, 3), line(epoll.0.as_raw_fd(), 7)];
+        let mut found = members(&epoll);
+        (wanted.sort(), found.sort());
+        assert_eq!(found, wanted);
+        // Here the numbers mean what they meant.
+        assert!(other.metadata().unwrap().len() == 0 && !other.metadata().unwrap().is_file());
+        assert!(std::fs::read_link(format!("/proc/self/fd/{free}")).is_err());
+    }
+
+    #[test]
+    fn a_member_that_has_fired_waits_for_nothing() {
+        let once = libc::EPOLLONESHOT as u32;
+        for count in [0, 1] {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+            let event = EventFd::from_value(count).unwrap();
+            let number = event.as_fd().as_raw_fd();
+            let ready = Some(libc::EPOLLIN as u32);
+            let member = NewMember { source: number, number, events: once, data: 0, fired: ready };
+            assert_eq!(add_members(epoll.0.as_fd(), &[member]), Ok(vec![Ok(())]));
+            // The kernel adds EPOLLERR and EPOLLHUP to what is set, and takes all from what fired.
+            let events = if count > 0 { once } else { once | 0x18 };
+            assert_eq!(members(&epoll), [format!("tfd: {number} events: {events:x} data: 0")]);
         }
-        Err(_) => None,
-    };
-    // SAFETY: dup3 takes integers; who stood at the number is put back below.
-    Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) })?;
-    let outcome = work();
-    match aside {
-        // SAFETY: as above.
-        Some(aside) => Errno::result(unsafe { libc::dup3(aside.as_raw_fd(), number, 0) })?,
-        // SAFETY: the number was free before, so nobody owns what stands there now.
-        None => Errno::result(unsafe { libc::close(number) })?,
-    };
-    outcome
+    }
 }

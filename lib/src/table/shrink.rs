@@ -3,13 +3,12 @@
 use crate::error::Result;
 use crate::proc;
 use crate::sys;
-use nix::sched::{CloneFlags, unshare};
 
 /// Shrinks the table of this process if it has more than `capacity` slots.
 ///
 /// The kernel makes a table smaller only when it copies it, and copies it only if it is shared:
 /// dup_fd in fs/file.c takes the size that the highest open number asks for. So a child shares
-/// the table while unshare(2) gives us a copy. execve(2) alone keeps the size.
+/// the table while unshare(2) makes a copy. execve(2) alone keeps the size.
 pub fn to(capacity: u64) -> Result<()> {
     if proc::own_capacity()? <= capacity {
         return Ok(());
@@ -19,12 +18,13 @@ pub fn to(capacity: u64) -> Result<()> {
 
 /// Shrinks the table of this process to what is open.
 pub fn now() -> Result<()> {
-    Ok(sys::clone_files::with_shared_table(|| unshare(CloneFlags::CLONE_FILES))??)
+    Ok(sys::clone_files::copy_table()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sched::{CloneFlags, unshare};
 
     #[test]
     fn a_table_shrinks_to_what_its_highest_number_asks_for() {

@@ -1,6 +1,6 @@
 //! What a restore took, for `--stats`: measured, not derived from the plan.
 
-use crate::error::Result;
+use crate::error::{At, Result};
 use crate::placement::Size;
 use crate::proc;
 use crate::sys;
@@ -44,8 +44,10 @@ impl<'c> Meter<'c> {
     /// a copy, since a descriptor more could make it larger.
     pub fn look(&mut self) -> Result<u64> {
         let before = self.all();
-        let pid = nix::unistd::getpid().as_raw();
-        let size = sys::clone_files::with_copied_table(|| proc::capacity_of(pid))??;
+        // Not "self", which is the process that reads.
+        let path = format!("/proc/{}/status", nix::unistd::getpid());
+        let status = sys::clone_files::read_aside(path.as_ref()).at(|| path.clone())?;
+        let size = proc::capacity_in(&status);
         self.peak = self.peak.max(size);
         let took = self.all() - before;
         self.aside.all += took.all;

@@ -6,7 +6,8 @@ use crate::image::{OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::{ImageCheck, Kind, Need};
 use crate::proc::{self, Descriptor, FdInfo};
-use crate::sys::{self, PlacedFd, clone_files, epoll};
+use crate::sys::epoll::{self, NewMember};
+use crate::sys::{self, PlacedFd};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
@@ -14,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 
 /// A set of members.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -97,24 +98,11 @@ impl EpollMember {
         self.events & !FLAGS == 0
     }
 
-    /// Adds it to a set of which no member can be ready, if it has fired.
-    fn add(&self, epoll: BorrowedFd<'_>) -> nix::Result<()> {
-        let fd = self.fd as RawFd;
-        if !self.fired() {
-            return epoll::epoll_add(epoll, fd, self.events, self.data);
-        }
-        epoll::epoll_add(epoll, fd, self.events | ANY, self.data)?;
-        match epoll::epoll_take(epoll)? {
-            true => Ok(()),
-            false => epoll::epoll_modify(epoll, fd, self.events, self.data),
-        }
-    }
-
-    fn add_from(&self, from: RawFd, epoll: BorrowedFd<'_>) -> nix::Result<()> {
-        if from == self.fd as RawFd {
-            return self.add(epoll);
-        }
-        epoll::lend(PlacedFd::inherited(from)?.as_fd(), self.fd as RawFd, || self.add(epoll))
+    /// As it is added, from this number.
+    fn adding(&self, source: RawFd) -> NewMember {
+        let fired = self.fired().then_some(ANY);
+        let EpollMember { fd, events, data, at: _, lost: _ } = *self;
+        NewMember { source, number: fd as RawFd, events, data, fired }
     }
 }
 
@@ -289,24 +277,24 @@ impl Kind for Epoll {
         let mut list: Vec<(RawFd, &EpollMember)> = self.members.iter().filter_map(place).collect();
         // Those that have fired must be alone when they fire again.
         list.sort_by_key(|(_, member)| !member.fired());
-        let add = |(from, member): &(RawFd, &EpollMember)| member.add_from(*from, placed.as_fd());
-        let moved = |(from, member): &&(RawFd, &EpollMember)| *from != member.fd as RawFd;
-        let outcome: Vec<nix::Result<()>> = match list.iter().filter(moved).map(|(_, m)| m.fd).max()
-        {
-            None => list.iter().map(add).collect(),
+        let new: Vec<NewMember> = list.iter().map(|(from, member)| member.adding(*from)).collect();
+        let moved = new.iter().filter(|member| member.source != member.number);
+        let outcome = match moved.map(|member| member.number).max() {
+            None => epoll::add_members(placed.as_fd(), &new),
             Some(highest) => {
                 let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-                let above = u64::from(highest) >= soft;
+                let above = highest as u64 >= soft;
                 if above {
                     setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
                 }
-                let done = clone_files::with_copied_table(|| list.iter().map(add).collect());
+                let done = epoll::add_members(placed.as_fd(), &new);
                 if above {
                     setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
                 }
-                done.at(|| "a copy of the table")?
+                done
             }
         };
+        let outcome = outcome.at(|| "a copy of the table")?;
         let mut added = Vec::new();
         for ((_, member), outcome) in list.into_iter().zip(outcome) {
             let why = match outcome {
