@@ -215,7 +215,8 @@ mod tests {
         let mut wanted =
             [line(taken, 1), line(free, 2), line(source, 3), line(epoll.0.as_raw_fd(), 7)];
         let mut found = members(&epoll);
-        (wanted.sort(), found.sort());
+        wanted.sort();
+        found.sort();
         assert_eq!(found, wanted);
         // Here the numbers mean what they meant.
         assert!(other.metadata().unwrap().len() == 0 && !other.metadata().unwrap().is_file());
