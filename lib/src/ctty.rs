@@ -6,15 +6,16 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::Task;
 use crate::kind::DecodedImage;
-use crate::kind::context::CttyPlan;
+use crate::kind::context::{CttyPlan, RestoreContext};
 use crate::proc::Stat;
 use crate::sys::tty;
 use crate::terminal;
 use crate::text::escape;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::unistd::{Pid, tcgetpgrp, tcsetpgrp};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The process that will be a task of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +114,38 @@ pub fn take(terminal: BorrowedFd<'_>, steal: bool) -> Result<()> {
         Err(Errno::EIO) => Err(Error::new(Status::System, "it has hung up: its master is closed")),
         Err(errno) => Err(errno).at(|| "TIOCSCTTY"),
     }
+}
+
+/// Makes the terminal of a slave, or of a master, the controlling one of this process: [`take`].
+pub fn seize(terminal: BorrowedFd<'_>, steal: bool) -> Result<()> {
+    // Through a master it would be the master's; the slave is opened for the moment.
+    match tty::index(terminal) {
+        Ok(_) => slave(terminal).and_then(|fd| take(fd.as_fd(), steal)),
+        Err(_) => take(terminal, steal),
+    }
+}
+
+/// The slave of a master, unlocked for the moment if it must be.
+fn slave(master: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let locked = tty::locked(master)?;
+    if locked {
+        tty::set_locked(master, false)?;
+    }
+    let slave = tty::peer(master, libc::O_RDWR as u32).at(|| "open the slave");
+    if locked {
+        tty::set_locked(master, true)?;
+    }
+    slave
+}
+
+/// Opens the terminal at a path below the root of a restore, if it is this device.
+pub(crate) fn open(path: &[u8], device: u32, cx: &RestoreContext<'_>) -> Result<OwnedFd> {
+    let place = cx.open(path, libc::O_PATH as u32)?;
+    let node = crate::proc::inode_of(place.as_fd())?;
+    if !terminal::is_node(&node) || node.rdev != Some(tty::numbers(device)) {
+        return Err(Error::unrestorable("the path now names something else"));
+    }
+    cx.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)
 }
 
 /// Puts a process group of this session into the foreground of its controlling terminal.

@@ -9,6 +9,7 @@ pub mod sys;
 pub mod text;
 
 pub mod image;
+pub mod operation;
 
 pub mod cli;
 pub mod proc;
@@ -18,6 +19,7 @@ pub mod kind;
 
 pub mod capture;
 pub mod ctty;
+mod lock;
 pub mod plan;
 pub mod table;
 pub mod tree;

@@ -196,7 +196,8 @@ fn main() {
         return draw();
     }
     // What our caller left open would make the tables of all that we start larger.
-    fdkit::sys::close_range(3, std::os::fd::RawFd::MAX).expect("close_range");
+    let table = fdkit::sys::own_table::OwnTable::take().expect("the table");
+    table.close_range(3, std::os::fd::RawFd::MAX).expect("close_range");
     let sizes: Vec<usize> = match args.is_empty() {
         true => vec![1, 200, 1000],
         false => args.iter().map(|arg| arg.parse().expect("a number of tasks")).collect(),

@@ -99,6 +99,7 @@ pub(crate) fn root() -> bool {
 fn program(word: &str) -> String {
     match word {
         "mkfd" => MKFD.into(),
+        "fdchild" => env!("CARGO_BIN_EXE_fdchild").into(),
         _ if TOOLS.contains(&word) => tool(word).to_string_lossy().into_owned(),
         _ => word.into(),
     }

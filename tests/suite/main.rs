@@ -15,6 +15,7 @@ mod normal; // two records of one thing, made comparable
 mod costs; // --stats against strace, and the bounds of what a restore takes
 mod daemons; // redis, nginx, postgres, asyncio: every descriptor has its kind
 mod errors; // bad input: a clear line, the status, and nothing lost
+mod executor; // operations that run in another process
 mod files; // memfds, devices, queues, tunnels: programs, and what cannot come back
 mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
 mod grammar; // images are as fdimage(5) says, and every kind is named everywhere

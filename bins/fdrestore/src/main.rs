@@ -14,7 +14,7 @@ use fdkit::kind::context::Changed;
 use fdkit::placement::Placement;
 use fdkit::plan::{Inherit, Missing, Plan, RestoreOptions};
 use fdkit::sys::memory::map_sealed;
-use fdkit::table::driver::restore;
+use fdkit::table::command::restore;
 use fdkit::table::stats::Meter;
 use fdkit::text::escape;
 use nix::libc;
@@ -155,7 +155,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     let plan = Plan::new(&image, &options, root.as_ref().map(AsFd::as_fd), args.dry_run)
         .at(|| name(&args))?;
     if args.dry_run {
-        cli::text_stdout()?.write_all(show::plan(&plan, args.json).as_bytes())?;
+        cli::text_stdout()?.write_all(show::plan(&plan, &options, args.json)?.as_bytes())?;
         plan.refuse(&mut |line| tool.warn(line))?;
         return Ok(Status::Done.into());
     }

@@ -1,61 +1,131 @@
-//! Plans as tables and as JSON.
+//! What a restore would do, as a table and as JSON.
 
+use fdkit::error::Result;
 use fdkit::kind::context::CttyPlan;
-use fdkit::plan::{Action, Plan, Step};
+use fdkit::operation::{Operation, Origin};
+use fdkit::plan::{Action, Plan, RestoreOptions};
+use fdkit::table::command;
 use fdkit::text::escape;
-use fdkit::tree::Tree;
+use fdkit::tree::{self, Tree};
 use serde_json::{Value, json};
 use std::borrow::Cow;
+use std::os::fd::RawFd;
 
-/// The plan of one table.
-pub(crate) fn plan(plan: &Plan<'_>, json: bool) -> String {
-    match json {
-        true => format!("{:#}\n", value(plan)),
-        false => table(plan),
-    }
+/// The operations on one table.
+pub(crate) fn plan(plan: &Plan<'_>, options: &RestoreOptions, json: bool) -> Result<String> {
+    let operations = command::operations(plan, options)?;
+    Ok(match json {
+        true => format!("{:#}\n", value(plan, &operations)),
+        false => table(plan, &operations),
+    })
 }
 
-/// The plans of all tables of a tree.
-pub(crate) fn tree(tree: &Tree<'_>, json: bool) -> String {
+/// The operations on all tables of a tree.
+pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Result<String> {
+    let all = tree::operations(tree, options)?;
     let owner = |task: usize| &tree.image.tasks[tree.shape.nodes[task].owner];
     let mut out = String::new();
     let mut tasks = Vec::new();
+    if !all.common.is_empty() && !json {
+        out += &format!("fdrestore\n{}", table(&tree.common, &all.common));
+    }
     for &at in &tree.shape.order {
         let task = &tree.image.tasks[at];
         let name = escape(&task.comm.0);
-        match (&tree.tables[at], json) {
-            (Some(plan), true) => tasks.push(value(plan)),
+        match (tree.tables[at].as_ref().zip(all.tasks[at].as_ref()), json) {
+            (Some((plan, operations)), true) => tasks.push(value(plan, operations)),
             (None, true) => tasks.push(json!({"pid": task.pid, "shares": owner(at).pid})),
-            (Some(plan), false) => out += &format!("{} {name}\n{}", task.pid, table(plan)),
+            (Some((plan, operations)), false) => {
+                out += &format!("{} {name}\n{}", task.pid, table(plan, operations));
+            }
             (None, false) => {
                 out += &format!("{} {name}\n       the table of {}\n", task.pid, owner(at).pid);
             }
         }
     }
-    match json {
-        true => format!("{:#}\n", json!({"tasks": tasks, "problems": tree.problems})),
+    Ok(match json {
+        true => {
+            let common = list(&tree.common, &all.common);
+            format!("{:#}\n", json!({"common": common, "tasks": tasks, "problems": tree.problems}))
+        }
         false => out,
+    })
+}
+
+/// An operation for a reader: its number, its verb, the file that it is about, and what more there
+/// is to say.
+struct Line {
+    number: Option<RawFd>,
+    verb: String,
+    file: Option<u32>,
+    detail: String,
+}
+
+fn line(plan: &Plan<'_>, operation: &Operation) -> Line {
+    let file_at = |number: RawFd| {
+        let at = plan.steps.binary_search_by_key(&number, |step| step.fd).ok()?;
+        plan.steps[at].file
+    };
+    let of = |number: RawFd, verb: &str, detail: String| Line {
+        number: Some(number),
+        verb: verb.to_owned(),
+        file: file_at(number),
+        detail,
+    };
+    match operation {
+        Operation::Place { number, file, origin } => Line {
+            number: Some(*number),
+            verb: match origin {
+                Origin::Opened => "open",
+                Origin::Store(_) => "receive",
+                Origin::Parent => "inherited",
+                Origin::Null => "null",
+                Origin::Parked => "park",
+            }
+            .to_owned(),
+            file: Some(*file),
+            detail: String::new(),
+        },
+        Operation::Inherit { number, from } => {
+            of(*number, &format!("inherit {from}"), String::new())
+        }
+        Operation::Dup { from, number } => of(*number, "dup", format!("of {from}")),
+        Operation::ControllingTerminal { name, .. } => Line {
+            number: None,
+            verb: "control".to_owned(),
+            file: None,
+            detail: format!("controlling terminal {name}"),
+        },
+        Operation::EpollMembers { number, members } => {
+            of(*number, "epoll", format!("{} members", members.len()))
+        }
+        Operation::Finish { number, what, .. } => of(*number, "finish", what.clone()),
+        Operation::Owner { number, owner, signal } => {
+            let owner = owner.map_or("as it is".to_owned(), |(_, id)| match id {
+                0 => "not forked yet".to_owned(),
+                id => id.to_string(),
+            });
+            of(*number, "owner", format!("{owner}, signal {signal}"))
+        }
+        Operation::Async { number, .. } => of(*number, "async", String::new()),
+        Operation::Lock { number, lock } => of(*number, "lock", lock.describe()),
+        Operation::TestLock { number, lock } => of(*number, "test", lock.describe()),
+        Operation::Close { number } => of(*number, "close", String::new()),
+        Operation::CloseOnExec { first, last } => of(*first, "cloexec", format!("to {last}")),
+        Operation::Shrink { capacity } => Line {
+            number: None,
+            verb: "shrink".to_owned(),
+            file: None,
+            detail: format!("to {capacity} slots if it has more"),
+        },
     }
 }
 
-fn deed(step: &Step) -> String {
-    match step.action {
-        Action::Make => "make".to_owned(),
-        Action::Dup => "dup".to_owned(),
-        Action::Inherit(from) => format!("inherit {from}"),
-        Action::Null => "/dev/null".to_owned(),
-        Action::Skip => "none".to_owned(),
-        Action::FromStore(_) => "fetch".to_owned(),
-        Action::FromParent => "inherited".to_owned(),
-        Action::Park => "fill".to_owned(),
-    }
-}
-
-/// Kind and name of what a step is about.
-fn what<'p>(plan: &'p Plan<'_>, step: &Step) -> (Cow<'p, str>, Cow<'p, str>) {
-    match step.file.and_then(|id| plan.image.file(id)) {
+/// Kind and name of a file.
+fn what<'p>(plan: &'p Plan<'_>, file: Option<u32>) -> (Cow<'p, str>, Cow<'p, str>) {
+    match file.and_then(|id| plan.image.file(id)) {
         Some(file) => (escape(file.kind.as_bytes()), escape(&file.link.0)),
-        None => ("-".into(), "the caller's own".into()),
+        None => ("-".into(), "".into()),
     }
 }
 
@@ -74,25 +144,53 @@ fn terminal(plan: &Plan<'_>) -> Option<String> {
     }
 }
 
-fn table(plan: &Plan<'_>) -> String {
-    let line = |step: &Step| {
-        let (kind, link) = what(plan, step);
-        let number = if step.waits { "queue".to_owned() } else { step.fd.to_string() };
-        format!("{number:>5}  {:<10}  {kind:<9}  {link}\n", deed(step))
+fn table(plan: &Plan<'_>, operations: &[Operation]) -> String {
+    let row = |operation: &Operation| {
+        let Line { number, verb, file, detail } = line(plan, operation);
+        let (kind, link) = what(plan, file);
+        let number = number.map_or("-".to_owned(), |number| match waits(plan, number) {
+            true => "queue".to_owned(),
+            false => number.to_string(),
+        });
+        let name = match (link.is_empty(), detail.is_empty()) {
+            (_, true) => link.into_owned(),
+            (true, false) => detail,
+            (false, false) => format!("{link}  ({detail})"),
+        };
+        format!("{number:>5}  {verb:<10}  {kind:<9}  {name}\n")
     };
+    let skipped = plan.steps.iter().filter(|step| step.action == Action::Skip).map(|step| {
+        let (kind, link) = what(plan, step.file);
+        format!("{:>5}  {:<10}  {kind:<9}  {link}\n", step.fd, "none")
+    });
     let terminal = terminal(plan).map(|is| format!("controlling terminal: {is}\n"));
-    plan.steps.iter().map(line).chain(terminal).collect()
+    operations.iter().map(row).chain(skipped).chain(terminal).collect()
 }
 
-fn value(plan: &Plan<'_>) -> Value {
-    let row = |step: &Step| {
-        let (kind, link) = what(plan, step);
-        json!({
-            "fd": (!step.waits).then_some(step.fd), "deed": deed(step), "kind": kind, "name": link, "cloexec": step.cloexec,
-        })
+/// Reports whether a number is in the table only until all queues are filled.
+fn waits(plan: &Plan<'_>, number: RawFd) -> bool {
+    let at = plan.steps.binary_search_by_key(&number, |step| step.fd);
+    at.is_ok_and(|at| plan.steps[at].waits)
+}
+
+fn list(plan: &Plan<'_>, operations: &[Operation]) -> Vec<Value> {
+    let row = |operation: &Operation| {
+        let Line { number, verb, file, detail } = line(plan, operation);
+        let (kind, link) = what(plan, file);
+        let number = number.filter(|number| !waits(plan, *number));
+        let mut row = json!({"fd": number, "verb": verb, "kind": kind, "name": link});
+        if !detail.is_empty() {
+            row["detail"] = detail.into();
+        }
+        row["operation"] = serde_json::to_value(operation).unwrap_or_default();
+        row
     };
+    operations.iter().map(row).collect()
+}
+
+fn value(plan: &Plan<'_>, operations: &[Operation]) -> Value {
     json!({
-        "pid": plan.task.pid, "steps": plan.steps.iter().map(row).collect::<Vec<_>>(),
+        "pid": plan.task.pid, "operations": list(plan, operations),
         "terminal": terminal(plan), "problems": plan.problems,
     })
 }

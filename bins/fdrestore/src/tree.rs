@@ -36,7 +36,7 @@ pub(crate) fn restore(
     let mut tree = Tree::new(image, options, dir, SessionRole::myself()?, args.dry_run).at(at)?;
     tree::foresee(&mut tree, options, &mode, path.as_deref()).at(at)?;
     if args.dry_run {
-        cli::text_stdout()?.write_all(crate::show::tree(&tree, args.json).as_bytes())?;
+        cli::text_stdout()?.write_all(crate::show::tree(&tree, options, args.json)?.as_bytes())?;
         tree.refuse(&mut |line| tool.warn(line))?;
         return Ok(Status::Done.into());
     }

@@ -5,12 +5,11 @@ use crate::error::{At, Error, Result};
 use crate::image::{Chunk, Inode, OpenFile, Task};
 use crate::kind::DecodedImage;
 use crate::proc::inode_of;
-use crate::sys::PlacedFd;
-use nix::errno::Errno;
+use crate::sys::own_table::PlacedFd;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
 use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Uid, dup, fchownat, getegid, geteuid};
+use nix::unistd::{Gid, Uid, fchownat, getegid, geteuid};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -20,12 +19,51 @@ pub const SETTABLE: u32 =
     (libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u32;
 const ASYNC: u32 = libc::O_ASYNC as u32;
 
-/// A description just made, and the status flags it was born with.
+/// A description just made, and what was made with it.
 pub struct Opened {
     /// A descriptor of it.
     pub fd: OwnedFd,
-    /// Its flags, of which those in [`SETTABLE`] count.
+    /// Its status flags, of which those in [`SETTABLE`] count.
     pub flags: u32,
+    /// Descriptions that were made together with it, as the other end of a pipe is.
+    pub others: Vec<Other>,
+    /// The other end, if that is closed in the image, and must be open until its queue is filled.
+    pub parked: Option<OwnedFd>,
+}
+
+/// A description of another file that was made together with one.
+pub struct Other {
+    /// The file.
+    pub file: u32,
+    /// A descriptor of it.
+    pub fd: OwnedFd,
+    /// Its status flags, of which those in [`SETTABLE`] count.
+    pub flags: u32,
+}
+
+impl Opened {
+    /// A description that was made alone.
+    pub fn new(fd: OwnedFd, flags: u32) -> Opened {
+        Opened { fd, flags, others: Vec::new(), parked: None }
+    }
+}
+
+/// A descriptor in this process of a description that is restored.
+#[derive(Debug)]
+pub enum Held {
+    /// It is at a number of the table that is restored, which is this process's own.
+    Placed(PlacedFd),
+    /// It is beside that table.
+    Owned(OwnedFd),
+}
+
+impl AsFd for Held {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Held::Placed(placed) => placed.as_fd(),
+            Held::Owned(fd) => fd.as_fd(),
+        }
+    }
 }
 
 /// What to do about a file that is not what it was.
@@ -68,9 +106,6 @@ pub trait PidMap {
     fn group(&self, pgid: i32) -> Option<i32>;
 }
 
-/// Something left to do; it may have a line to say.
-pub type After<'a> = Box<dyn FnOnce(&mut Vec<String>) -> Result<()> + 'a>;
-
 /// The work in progress.
 pub struct RestoreContext<'a> {
     /// The image.
@@ -82,41 +117,38 @@ pub struct RestoreContext<'a> {
     /// Its bytes; empty as long as nothing is made.
     pub source: &'a [u8],
     /// The directory below which paths are opened.
-    pub root: Option<PlacedFd>,
+    pub root: Option<BorrowedFd<'a>>,
     /// Whether nothing will be made.
     pub dry: bool,
-    /// Whether descriptors stay where they are born, to be moved or sent away later.
-    pub anywhere: bool,
     /// What to do about changed files.
     pub changed: Changed,
     /// Said before COMMAND runs.
     pub warnings: Vec<String>,
     /// The lowest number of each file that is restored.
     pub lowest: &'a HashMap<u32, RawFd>,
-    /// The numbers where closed ends stand for a while, and their ids among the placed.
-    pub parks: &'a HashMap<u32, (u32, RawFd)>,
-    /// What stands for files that are not made: the caller's.
-    pub handed: HashMap<u32, PlacedFd>,
+    /// By file: the id and the number of its other end, if that is closed in the image and is open
+    /// until the queue is filled.
+    pub parked: &'a HashMap<u32, (u32, RawFd)>,
+    /// The caller's descriptors that stand for files.
+    pub inherited: HashMap<u32, Rc<Held>>,
     /// The files of each object that are restored.
     pub objects: &'a HashMap<u32, Vec<u32>>,
     /// The sockets that are restored, by inode.
     pub sockets: &'a HashMap<u64, u32>,
     /// The numbers of the table, ascending; those left out by `--missing skip` too.
-    pub numbers: &'a [RawFd],
-    /// What stands already.
-    pub placed_fds: HashMap<u32, PlacedFd>,
-    /// What is done when all queues are filled.
-    pub after: Vec<After<'a>>,
+    pub numbers: &'a [Number],
+    /// The descriptions that are open by now, by file.
+    pub held: HashMap<u32, Rc<Held>>,
     /// What becomes of the controlling terminal.
-    pub terminal: &'a CttyPlan,
+    pub ctty: &'a CttyPlan,
     /// Paths of the image that are others now.
     pub moved: HashMap<Vec<u8>, Vec<u8>>,
     /// The files of sockets by their addresses, for each question of who has one.
     pub addresses: HashMap<&'static str, Rc<HashMap<Vec<u8>, u32>>>,
-    /// The files in whose place is something else: nothing of theirs is put back.
-    pub stand_ins: HashSet<u32>,
+    /// The files in whose place is something else (`--missing null`): nothing of theirs is put back.
+    pub nulled: HashSet<u32>,
     /// Terminals whose settings are put back already.
-    pub dressed: HashSet<(u32, u32)>,
+    pub set_terminals: HashSet<(u32, u32)>,
 }
 
 impl<'a> RestoreContext<'a> {
@@ -136,7 +168,7 @@ impl<'a> RestoreContext<'a> {
         let dir = match &self.root {
             Some(root) => {
                 resolve |= ResolveFlag::RESOLVE_IN_ROOT;
-                root.as_fd()
+                *root
             }
             None => nix::fcntl::AT_FDCWD,
         };
@@ -156,7 +188,7 @@ impl<'a> RestoreContext<'a> {
         let fd = self.open(&file.link.0, flags)?;
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
         self.compare(file, &found)?;
-        Ok(Opened { fd, flags: flags & !ASYNC })
+        Ok(Opened::new(fd, flags & !ASYNC))
     }
 
     /// [`RestoreContext::reopen`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
@@ -235,7 +267,7 @@ impl<'a> RestoreContext<'a> {
         let unwanted = libc::O_ASYNC | libc::O_TMPFILE;
         let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
         let fd = open(path.as_str(), how, Mode::empty()).at(|| "open a second description")?;
-        Ok(Opened { fd, flags: flags & !ASYNC })
+        Ok(Opened::new(fd, flags & !ASYNC))
     }
 
     /// Gives what was made anew its owner and permissions.
@@ -258,14 +290,6 @@ impl<'a> RestoreContext<'a> {
             0 | 1 => self.pids.process(id),
             2 => self.pids.group(id),
             _ => None,
-        }
-    }
-
-    /// Puts a new descriptor at its number, or keeps it where it is.
-    pub fn place(&self, fd: OwnedFd, number: RawFd) -> Result<PlacedFd> {
-        match self.anywhere {
-            true => Ok(PlacedFd::here(fd)),
-            false => PlacedFd::take(fd, number).at(|| format!("put it at {number}")),
         }
     }
 
@@ -300,60 +324,25 @@ impl<'a> RestoreContext<'a> {
         self.lowest.contains_key(id).then(|| self.image.file(*id))?
     }
 
-    /// What stands for a file, made or not.
-    pub fn stands(&self, file: u32) -> Option<PlacedFd> {
-        self.placed_fds.get(&file).or_else(|| self.handed.get(&file)).copied()
+    /// A descriptor of a file, if it is open by now: restored, or the caller's.
+    pub fn descriptor(&self, file: u32) -> Option<Rc<Held>> {
+        self.held.get(&file).or_else(|| self.inherited.get(&file)).cloned()
     }
 
-    /// Puts aside an end that leads to a file and that nobody has, until the queue is filled. `mine`
-    /// is given back as [`RestoreContext::leave`] does.
-    pub fn park(&mut self, file: &OpenFile, end: OwnedFd, mine: OwnedFd) -> Result<OwnedFd> {
-        let (id, number) = *self.parks.get(&file.id).ok_or(Errno::EBADF)?;
-        let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
-        let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
-        let placed = self.place(end, number)?;
-        self.placed_fds.insert(id, placed);
-        Ok(mine)
+    /// Reports whether the closed other end of a file must be open until its queue is filled:
+    /// [`Opened::parked`].
+    pub fn wants_parked(&self, file: &OpenFile) -> bool {
+        self.parked.contains_key(&file.id)
     }
 
-    /// The end that was put aside for a file.
-    pub fn parked(&self, file: u32) -> Option<PlacedFd> {
-        self.placed_fds.get(&self.parks.get(&file)?.0).copied()
+    /// The other end of a file, if that is parked.
+    pub fn parked_end(&self, file: u32) -> Option<Rc<Held>> {
+        self.held.get(&self.parked.get(&file)?.0).cloned()
     }
 
-    /// One of the files of the same object that stands already.
-    pub fn standing(&self, file: &OpenFile) -> Option<PlacedFd> {
-        self.peers(file).iter().find_map(|peer| self.placed_fds.get(&peer.id).copied())
-    }
-
-    /// Puts at its number what was made ahead of its turn: the other end of a pipe. `mine`, made
-    /// with it, is given back; it steps aside if it was born at that very number.
-    pub fn leave(&mut self, file: &OpenFile, made: Opened, mine: OwnedFd) -> Result<OwnedFd> {
-        let number = self.lowest[&file.id];
-        let in_the_way = mine.as_raw_fd() == number && !self.anywhere;
-        let mine = if in_the_way { dup(mine).at(|| "dup")? } else { mine };
-        set_flags(made.fd.as_fd(), made.flags, file.flags)?;
-        let placed = self.place(made.fd, number)?;
-        self.placed_fds.insert(file.id, placed);
-        Ok(mine)
-    }
-
-    /// [`RestoreContext::leave`] for any number of ends that were made together; what becomes of `mine`.
-    pub fn leave_all(
-        &mut self,
-        mut ends: Vec<(&OpenFile, OwnedFd)>,
-        mine: &OpenFile,
-    ) -> Result<Opened> {
-        let at = ends.iter().position(|(file, _)| file.id == mine.id).ok_or(Errno::EBADF)?;
-        let mut kept = ends.swap_remove(at).1;
-        while let Some((file, fd)) = ends.pop() {
-            let number = self.lowest[&file.id];
-            for (_, other) in ends.iter_mut().filter(|(_, fd)| fd.as_raw_fd() == number) {
-                *other = dup(&*other).at(|| "dup")?;
-            }
-            kept = self.leave(file, Opened { fd, flags: file.flags }, kept)?;
-        }
-        Ok(Opened { fd: kept, flags: mine.flags })
+    /// A description of the same object, if one is open by now.
+    pub fn open_peer(&self, file: &OpenFile) -> Option<Rc<Held>> {
+        self.peers(file).iter().find_map(|peer| self.held.get(&peer.id).cloned())
     }
 
     /// Hands the contents of an object to `take`, piece by piece.
@@ -386,22 +375,37 @@ pub(crate) fn expect_type(file: &OpenFile, class: libc::mode_t) -> Result<()> {
     }
 }
 
+/// A number of a table, and the file that it names in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Number {
+    /// The number.
+    pub fd: RawFd,
+    /// The file; none for a descriptor of the caller that the image does not have.
+    pub file: Option<u32>,
+}
+
 /// What [`RestoreContext::numbers_of`] found.
 pub struct Numbers<'a> {
-    table: &'a [RawFd],
+    table: &'a [Number],
     /// From the numbers of another table.
     other: Option<HashMap<u32, u32>>,
 }
 
 impl Numbers<'_> {
-    /// The number in this table, if it is to have one. It may be closed: `--missing skip`.
+    /// The number in this table, if it has one. It may be closed: `--missing skip`.
     pub fn get(&self, number: u32) -> Option<RawFd> {
+        self.find(number).map(|number| number.fd)
+    }
+
+    /// The number in this table and its file, if it has one.
+    pub fn find(&self, number: u32) -> Option<Number> {
         let here = match &self.other {
             None => number,
             Some(other) => *other.get(&number)?,
         };
         let here = RawFd::try_from(here).ok()?;
-        self.table.binary_search(&here).is_ok().then_some(here)
+        let at = self.table.binary_search_by_key(&here, |number| number.fd).ok()?;
+        Some(self.table[at])
     }
 }
 

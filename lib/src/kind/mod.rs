@@ -30,22 +30,22 @@ use crate::error::{At, Error, Result};
 use crate::image::{MessageMeta, OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::validate::{ErasedImageCheck, ErasedObjectCheck};
+use crate::operation::{Operation, Outcome};
 use crate::proc::Descriptor;
-use crate::sys::PlacedFd;
 use crate::terminal::Settings;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sys::stat::Mode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// The step of a restore that must be done before a description can be made, or finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// None.
     Nothing,
-    /// The descriptors of its table are placed: [`Kind::late`] names their numbers.
+    /// The descriptors of its table are placed: what finishes it names their numbers.
     Numbers,
     /// The processes of the image exist.
     Processes,
@@ -115,8 +115,6 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     const SEEKS: bool = false;
     /// It is made before all others: paths and the controlling terminal may lead to it.
     const EARLY: bool = false;
-    /// It has something left to do when all descriptors of the table are placed: [`Kind::late`].
-    const LATE: bool = false;
     /// Descriptors can be queued in it (SCM_RIGHTS).
     const CARRIES: bool = false;
 
@@ -198,8 +196,7 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
         Vec::new()
     }
 
-    /// Its other end is closed, and must be open until its queue is filled:
-    /// [`RestoreContext::park`].
+    /// Its other end is closed, and must be open until its queue is filled: [`Opened::parked`].
     fn parks(&self) -> bool {
         false
     }
@@ -208,12 +205,36 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     /// is forgotten.
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
 
-    /// Finishes the description when all descriptors of the table are placed. `placed` is its lowest
-    /// number.
-    fn late(
+    /// The operation of its own on the table, once all descriptors of that are placed: the members
+    /// of an epoll. `number` is the lowest number of the description.
+    fn operation(&self, _number: RawFd, _cx: &RestoreContext<'_>) -> Result<Option<Operation>> {
+        Ok(None)
+    }
+
+    /// The words for what [`Kind::finish`] does, if it does anything: `set the timer`.
+    fn finishes(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Finishes the description once all descriptors of its table are placed and its operation, if
+    /// it has one, has this outcome. `number` is its lowest number, `fd` a descriptor of it in this
+    /// process.
+    fn finish(
         &self,
         _file: &OpenFile,
-        _placed: PlacedFd,
+        _number: RawFd,
+        _fd: BorrowedFd<'_>,
+        _outcome: &Outcome,
+        _cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    /// Does what would keep queues from being filled, once all of them are.
+    fn finish_last(
+        &self,
+        _file: &OpenFile,
+        _fd: BorrowedFd<'_>,
         _cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         Ok(())

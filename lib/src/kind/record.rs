@@ -4,11 +4,11 @@ use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::{Kind, Need, OpenTerminal, named, null_device};
-use crate::sys::PlacedFd;
+use crate::operation::{Operation, Outcome};
 use crate::terminal::Settings;
 use crate::text::escape;
 use std::any::Any;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// A record whose body was decoded and validated: [`Kind`] without its type.
 pub trait Record: Any {
@@ -16,8 +16,6 @@ pub trait Record: Any {
     fn seeks(&self) -> bool;
     /// [`Kind::EARLY`]
     fn is_early(&self) -> bool;
-    /// [`Kind::LATE`]
-    fn is_late(&self) -> bool;
     /// [`Kind::CARRIES`]
     fn carries(&self) -> bool;
     /// [`Kind::describe`]
@@ -40,8 +38,26 @@ pub trait Record: Any {
     fn parks(&self) -> bool;
     /// [`Kind::restore`]
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
-    /// [`Kind::late`]
-    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()>;
+    /// [`Kind::operation`]
+    fn operation(&self, number: RawFd, cx: &RestoreContext<'_>) -> Result<Option<Operation>>;
+    /// [`Kind::finishes`]
+    fn finishes(&self) -> Option<&'static str>;
+    /// [`Kind::finish`]
+    fn finish(
+        &self,
+        file: &OpenFile,
+        number: RawFd,
+        fd: BorrowedFd<'_>,
+        outcome: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()>;
+    /// [`Kind::finish_last`]
+    fn finish_last(
+        &self,
+        file: &OpenFile,
+        fd: BorrowedFd<'_>,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()>;
     /// [`Kind::null`]
     fn null(&self, file: &OpenFile) -> Result<OwnedFd>;
 }
@@ -53,10 +69,6 @@ impl<K: Kind> Record for K {
 
     fn is_early(&self) -> bool {
         K::EARLY
-    }
-
-    fn is_late(&self) -> bool {
-        K::LATE
     }
 
     fn carries(&self) -> bool {
@@ -103,8 +115,32 @@ impl<K: Kind> Record for K {
         Kind::restore(self, file, cx)
     }
 
-    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
-        Kind::late(self, file, placed, cx)
+    fn operation(&self, number: RawFd, cx: &RestoreContext<'_>) -> Result<Option<Operation>> {
+        Kind::operation(self, number, cx)
+    }
+
+    fn finishes(&self) -> Option<&'static str> {
+        Kind::finishes(self)
+    }
+
+    fn finish(
+        &self,
+        file: &OpenFile,
+        number: RawFd,
+        fd: BorrowedFd<'_>,
+        outcome: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        Kind::finish(self, file, number, fd, outcome, cx)
+    }
+
+    fn finish_last(
+        &self,
+        file: &OpenFile,
+        fd: BorrowedFd<'_>,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        Kind::finish_last(self, file, fd, cx)
     }
 
     fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
@@ -128,10 +164,6 @@ impl Record for UnknownKind {
     }
 
     fn is_early(&self) -> bool {
-        false
-    }
-
-    fn is_late(&self) -> bool {
         false
     }
 
@@ -179,7 +211,31 @@ impl Record for UnknownKind {
         Err(UnknownKind::refusal(file))
     }
 
-    fn late(&self, _: &OpenFile, _: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
+    fn operation(&self, _: RawFd, _: &RestoreContext<'_>) -> Result<Option<Operation>> {
+        Ok(None)
+    }
+
+    fn finishes(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn finish(
+        &self,
+        _: &OpenFile,
+        _: RawFd,
+        _: BorrowedFd<'_>,
+        _: &Outcome,
+        _: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish_last(
+        &self,
+        _: &OpenFile,
+        _: BorrowedFd<'_>,
+        _: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         Ok(())
     }
 

@@ -5,15 +5,16 @@ use crate::ctty::{self, SessionRole};
 use crate::error::{Error, Result};
 use crate::image::{Lock, OpenFile, Slot, Task};
 use crate::kind::DecodedImage;
-use crate::kind::context::{Changed, CttyPlan, PidMap, RestoreContext};
+use crate::kind::context::{Changed, CttyPlan, Number, PidMap, RestoreContext};
+use crate::lock;
 use crate::placement::{self, Placement};
 use crate::proc::{self, HeldLock};
-use crate::sys::{self, PlacedFd};
-use crate::table::lock;
+use crate::sys;
+use crate::sys::own_table::is_open;
 use crate::text::escape;
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, RawFd};
 
 /// What to do with a descriptor that cannot be restored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,7 +103,7 @@ pub struct Step {
 
 /// Where a file is at home that is made elsewhere.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Home<'a> {
+pub(crate) struct FileOwner<'a> {
     pub task: &'a Task,
     /// Which of [`Plan::numbers`] are those of its table.
     pub numbers: usize,
@@ -123,14 +124,14 @@ pub struct Plan<'a> {
     /// What becomes of the controlling terminal.
     pub terminal: CttyPlan,
     /// Where else files are at home.
-    pub(crate) homes: HashMap<u32, Home<'a>>,
+    pub(crate) file_owners: HashMap<u32, FileOwner<'a>>,
     /// What was made elsewhere and is at home here.
-    pub(crate) guests: HashSet<u32>,
+    pub(crate) owned_here: HashSet<u32>,
     /// The numbers of this table, then of others at home.
-    pub(crate) numbers: Vec<Vec<RawFd>>,
+    pub(crate) numbers: Vec<Vec<Number>>,
     pub(crate) lowest: HashMap<u32, RawFd>,
     /// The numbers of [`Action::Park`] by the files, and ids that no file has for what stands there.
-    pub(crate) parks: HashMap<u32, (u32, RawFd)>,
+    pub(crate) parked: HashMap<u32, (u32, RawFd)>,
     objects: HashMap<u32, Vec<u32>>,
     sockets: HashMap<u64, u32>,
 }
@@ -141,9 +142,9 @@ pub(crate) fn what(file: &OpenFile) -> String {
 }
 
 /// This process as the only task that is restored.
-pub(crate) struct Myself<'a>(pub(crate) &'a Task);
+pub(crate) struct SingleTask<'a>(pub(crate) &'a Task);
 
-impl PidMap for Myself<'_> {
+impl PidMap for SingleTask<'_> {
     fn process(&self, pid: i32) -> Option<i32> {
         (pid == self.0.pid).then(|| nix::unistd::getpid().as_raw())
     }
@@ -158,9 +159,7 @@ impl RestoreOptions {
     pub(crate) fn look_at_handed(&self) -> Result<()> {
         for inherit in &self.inherit {
             let (Inherit::Own(fd) | Inherit::Key(_, fd)) = inherit;
-            if (0..3).contains(fd) && sys::start::closed_at_start(*fd)
-                || PlacedFd::inherited(*fd).is_err()
-            {
+            if (0..3).contains(fd) && sys::start::closed_at_start(*fd) || !is_open(*fd) {
                 return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
             }
         }
@@ -220,7 +219,7 @@ impl<'a> Plan<'a> {
         let mut plan = Plan::of(image, task, steps);
         let role = SessionRole::myself()?;
         plan.terminal = plan.plan_ctty(role);
-        plan.check(options, &Myself(task), root, dry, &proc::locks())?;
+        plan.check(options, &SingleTask(task), root, dry, &proc::locks())?;
         // What controls COMMAND may be among what was refused.
         plan.terminal = plan.plan_ctty(role);
         Ok(plan)
@@ -234,19 +233,20 @@ impl<'a> Plan<'a> {
             steps,
             problems: Vec::new(),
             terminal: CttyPlan::None,
-            homes: HashMap::new(),
-            guests: HashSet::new(),
+            file_owners: HashMap::new(),
+            owned_here: HashSet::new(),
             numbers: Vec::new(),
             lowest: HashMap::new(),
-            parks: HashMap::new(),
+            parked: HashMap::new(),
             objects: HashMap::new(),
             sockets: HashMap::new(),
         };
         let lasting = plan.steps.iter().filter(|step| !step.waits);
-        plan.numbers.push(lasting.map(|step| step.fd).collect());
+        let number = |step: &Step| Number { fd: step.fd, file: step.file };
+        plan.numbers.push(lasting.map(number).collect());
         let unused = (0..=u32::MAX).rev().filter(|id| image.file(*id).is_none());
         let parks = plan.steps.iter().filter(|step| step.action == Action::Park);
-        plan.parks =
+        plan.parked =
             parks.zip(unused).filter_map(|(step, id)| Some((step.file?, (id, step.fd)))).collect();
         for step in &plan.steps {
             let Some(file) = step.file.and_then(|id| image.file(id)) else { continue };
@@ -289,8 +289,7 @@ impl<'a> Plan<'a> {
         let mut steps = std::mem::take(&mut self.steps);
         let mut problems = Vec::new();
         {
-            let root = root.map(|root| PlacedFd::known(root.as_raw_fd()));
-            let mut cx = self.cx(&[], pids, root, options.changed);
+            let mut cx = self.context(&[], pids, root, options.changed);
             cx.dry = dry;
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
@@ -318,7 +317,7 @@ impl<'a> Plan<'a> {
                 }
             }
             // Where the numbers are those of a table, everything is at home.
-            let own = self.homes.is_empty();
+            let own = self.file_owners.is_empty();
             for (step, file, lock, of_table) in self.locks(&steps) {
                 if of_table && !own {
                     continue;
@@ -365,12 +364,12 @@ impl<'a> Plan<'a> {
         of_files.chain(of_table)
     }
 
-    /// Where the plan is carried out, or looked into.
-    pub(crate) fn cx<'b>(
+    /// The context in which the plan is checked, or carried out.
+    pub fn context<'b>(
         &'b self,
         source: &'b [u8],
         pids: &'b dyn PidMap,
-        root: Option<PlacedFd>,
+        root: Option<BorrowedFd<'b>>,
         changed: Changed,
     ) -> RestoreContext<'b> {
         RestoreContext {
@@ -380,28 +379,26 @@ impl<'a> Plan<'a> {
             source,
             root,
             dry: false,
-            anywhere: false,
             changed,
             warnings: Vec::new(),
             lowest: &self.lowest,
-            parks: &self.parks,
-            handed: HashMap::new(),
+            parked: &self.parked,
+            inherited: HashMap::new(),
             objects: &self.objects,
             sockets: &self.sockets,
             numbers: &self.numbers[0],
-            placed_fds: HashMap::new(),
-            after: Vec::new(),
-            terminal: &self.terminal,
+            held: HashMap::new(),
+            ctty: &self.terminal,
             moved: HashMap::new(),
             addresses: HashMap::new(),
-            stand_ins: HashSet::new(),
-            dressed: Default::default(),
+            nulled: HashSet::new(),
+            set_terminals: HashSet::new(),
         }
     }
 
     /// Turns to a file: what the context says of its task and its numbers is of that file's home.
     pub(crate) fn enter<'b>(&'b self, cx: &mut RestoreContext<'b>, file: u32) {
-        let home = self.homes.get(&file);
+        let home = self.file_owners.get(&file);
         cx.task = home.map_or(self.task, |home| home.task);
         cx.numbers = &self.numbers[home.map_or(0, |home| home.numbers)];
     }
@@ -409,7 +406,7 @@ impl<'a> Plan<'a> {
     /// A step, as messages name it.
     pub(crate) fn name(&self, step: &Step) -> String {
         let file = step.file.and_then(|id| self.image.file(id)).map_or(String::new(), what);
-        match step.file.and_then(|id| self.homes.get(&id)) {
+        match step.file.and_then(|id| self.file_owners.get(&id)) {
             Some(home) => format!("task {}: fd {} ({file})", home.task.pid, home.fd),
             None => format!("{} ({file})", self.number(step)),
         }
@@ -423,7 +420,7 @@ impl<'a> Plan<'a> {
         let Some(carrier) = self.image.carrier_of(id) else { return "queued".to_owned() };
         let name = what(carrier);
         let Some(slot) = self.image.slot_of(carrier.id) else { return format!("queued in {name}") };
-        let own = self.homes.is_empty() && slot.table == self.task.table.id;
+        let own = self.file_owners.is_empty() && slot.table == self.task.table.id;
         match self.image.owner_of(slot.table).filter(|_| !own) {
             Some(pid) => format!("queued in task {pid}: fd {} ({name})", slot.fd),
             None => format!("queued in fd {} ({name})", slot.fd),

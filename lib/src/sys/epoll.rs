@@ -4,6 +4,7 @@ use super::clone_files;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -64,7 +65,7 @@ pub fn set_busy(epoll: BorrowedFd<'_>, busy: Params) -> nix::Result<()> {
 }
 
 /// What is to be added to an epoll.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewMember {
     /// The number in this table of what is added.
     pub source: RawFd,

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod mqueue;
 pub mod notify;
 pub mod ns;
+pub mod own_table;
 pub mod peek_guard;
 pub mod process;
 pub mod shared_mem;
@@ -25,11 +26,10 @@ pub mod tty;
 pub mod tun;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use std::cmp::Ordering;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Commands of fcntl(2) that libc does not have: asm-generic/fcntl.h, and on all architectures.
 const F_SETSIG: i32 = 10;
@@ -134,104 +134,4 @@ pub fn readable(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     // SAFETY: FIONREAD fills one int, which is ours.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &mut bytes) })?;
     Ok(bytes.max(0) as usize)
-}
-
-/// Closes every descriptor from `first` to `last`, both included: close_range(2), Linux 5.9.
-///
-/// Only for numbers that no `OwnedFd` stands for.
-pub fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
-    // SAFETY: three integers. The restorer is the only caller, after it has moved all that it owns
-    // to its service numbers, which it leaves out.
-    Errno::result(unsafe {
-        libc::syscall(libc::SYS_close_range, first as libc::c_uint, last as libc::c_uint, 0)
-    })
-    .map(drop)
-}
-
-/// Sets close-on-exec from `first` to `last`, both included: CLOSE_RANGE_CLOEXEC, Linux 5.11.
-pub fn close_on_exec(first: RawFd, last: RawFd) -> nix::Result<()> {
-    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 1 << 2;
-    let (first, last) = (first as libc::c_uint, last as libc::c_uint);
-    // SAFETY: three integers, and nothing is closed.
-    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, CLOSE_RANGE_CLOEXEC) })
-        .map(drop)
-}
-
-/// A descriptor that stands at its number for as long as the process runs: a restored one, or one
-/// that the caller handed down. Nobody closes it but an exec or [`close_range`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PlacedFd(RawFd);
-
-impl PlacedFd {
-    /// The descriptor which the caller of this process left open at this number.
-    pub fn inherited(number: RawFd) -> nix::Result<PlacedFd> {
-        // SAFETY: F_GETFD takes no pointer and changes nothing, whatever the number means.
-        Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-        Ok(PlacedFd(number))
-    }
-
-    /// Puts a descriptor at this number, or fails with EBUSY and leaves whoever stands there.
-    ///
-    /// No system call if it is there already, two otherwise.
-    pub fn take(fd: OwnedFd, number: RawFd) -> nix::Result<PlacedFd> {
-        if fd.as_raw_fd() == number {
-            return Ok(PlacedFd(fd.into_raw_fd()));
-        }
-        PlacedFd::copy(fd.as_fd(), number)
-    }
-
-    /// The descriptor that is known to be at this number: this process's parent had it there.
-    pub fn known(number: RawFd) -> PlacedFd {
-        PlacedFd(number)
-    }
-
-    /// Leaves a descriptor where it is.
-    pub fn here(fd: OwnedFd) -> PlacedFd {
-        PlacedFd(fd.into_raw_fd())
-    }
-
-    /// Moves it to another number, which is free, with two system calls.
-    pub fn shift(self, number: RawFd) -> nix::Result<PlacedFd> {
-        let there = PlacedFd::copy(self.as_fd(), number)?;
-        self.close();
-        Ok(there)
-    }
-
-    /// Moves it to another number with close-on-exec set, and closes whoever stands there.
-    pub fn oust(self, number: RawFd) -> nix::Result<PlacedFd> {
-        if self.0 != number {
-            // SAFETY: dup3 takes integers; the restorer chose the number among those it does not own.
-            Errno::result(unsafe { libc::dup3(self.0, number, libc::O_CLOEXEC) })?;
-            self.close();
-        }
-        Ok(PlacedFd(number))
-    }
-
-    /// Closes it: it was only on its way.
-    pub fn close(self) {
-        // SAFETY: nobody else closes what a PlacedFd stands for, see its words.
-        unsafe { libc::close(self.0) };
-    }
-
-    /// Makes a second number of the same description, with one system call.
-    pub fn copy(fd: BorrowedFd<'_>, number: RawFd) -> nix::Result<PlacedFd> {
-        // SAFETY: fcntl returned a new descriptor that nobody else owns.
-        let new = unsafe { OwnedFd::from_raw_fd(fcntl(fd, FcntlArg::F_DUPFD(number))?) };
-        match new.as_raw_fd() {
-            there if there == number => Ok(PlacedFd(new.into_raw_fd())),
-            _ => Err(Errno::EBUSY),
-        }
-    }
-
-    /// The number.
-    pub fn number(self) -> RawFd {
-        self.0
-    }
-}
-
-impl AsFd for PlacedFd {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: a PlacedFd is open until the exec, see its words.
-        unsafe { BorrowedFd::borrow_raw(self.0) }
-    }
 }

@@ -1,222 +1,566 @@
-//! Makes one table in the process that will own it: place, make in ascending order, late steps.
-//! Nothing outside this process is touched.
+//! The driver: restores one table, in any mode, by operations that an executor runs.
+//!
+//! Descriptions are made in ascending order of their numbers, since the lowest free number is then
+//! nearly always the right one. What needs the numbers of the whole table is done after that.
 
-use crate::ctty;
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
 use crate::kind::Need;
-use crate::kind::context::{CttyPlan, Opened, RestoreContext, set_flags};
-use crate::placement::{self, Placement, Wanted};
-use crate::plan::{Action, Missing, Myself, Plan, RestoreOptions, Step, hard_limit, refuse, what};
-use crate::proc::inode_of;
-use crate::sys::{self, Owner, PlacedFd};
+use crate::kind::context::{Held, Other, RestoreContext, set_flags};
+use crate::lock;
+use crate::operation::{Operation, Origin, Outcome};
+use crate::plan::{Action, Missing, Plan, RestoreOptions, Step, refuse, what};
+use crate::sys::own_table::PlacedFd;
+use crate::table::executor::Executor;
 use crate::table::fdstore::Store;
-use crate::table::lock;
-use crate::table::shrink;
-use crate::table::stats::Meter;
-use crate::terminal;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use crate::table::source::Source;
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::{Whence, lseek};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::rc::Rc;
 
-/// What a table is made from beside the image.
-#[derive(Default)]
-pub(crate) struct With<'a> {
-    /// Descriptors that the caller hands down to another number than theirs.
-    pub handed: HashMap<RawFd, PlacedFd>,
-    /// What was made for several tasks of a tree.
-    pub store: Option<&'a Store<'a>>,
-    /// Any open descriptor, which holds numbers for a while.
-    pub filler: Option<PlacedFd>,
-}
-
-/// Makes the table of this process what the plan says. `source` is the image.
-///
-/// What is given first is where messages go although 2 may be COMMAND's by now; an exec closes it.
-/// Nothing outside this process is changed. `meter` looks on.
-pub fn restore(
-    plan: &Plan<'_>,
-    options: &RestoreOptions,
-    source: &[u8],
-    root: Option<OwnedFd>,
-    meter: Option<&mut Meter<'_>>,
-) -> (Option<PlacedFd>, Result<Vec<RawFd>>) {
-    let err = match sys::start::closed_at_start(2) {
-        true => None,
-        false => std::io::stderr().as_fd().try_clone_to_owned().ok(),
-    };
-    let mut services = vec![err.map(PlacedFd::here), root.map(PlacedFd::here)];
-    let made = in_place(plan, options, source, &mut services, meter);
-    (services[0], made)
-}
-
-/// The work of [`restore`]: the services are where to say what, the root, what is handed down.
-fn in_place(
-    plan: &Plan<'_>,
-    options: &RestoreOptions,
-    source: &[u8],
-    services: &mut Vec<Option<PlacedFd>>,
-    mut meter: Option<&mut Meter<'_>>,
-) -> Result<Vec<RawFd>> {
-    let mut handed: Vec<RawFd> = Vec::new();
-    for step in &plan.steps {
-        // One that stays at its number needs no place; another waits among the services.
-        let Action::Inherit(from) = step.action else { continue };
-        if from != step.fd && !handed.contains(&from) {
-            let copy = PlacedFd::inherited(from)?.as_fd().try_clone_to_owned()?;
-            services.push(Some(PlacedFd::here(copy)));
-            handed.push(from);
-        }
-    }
-    let wanted: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
-    let highest = plan.highest();
-    let limits = raise_limit(wanted.last().copied())?;
-    let table = Wanted {
-        numbers: &wanted,
-        handed: handed.iter().map(|&from| from as u32).max(),
-        sharers: 1,
-        floor: placement::capacity(wanted.last().copied()),
-        limit: limits.1.min(u64::from(u32::MAX)) as u32,
-    };
-    place(services, options.placement, &table)?;
-    if let Some(meter) = &mut meter {
-        meter.placed();
-    }
-    let stays = |step: &&Step| step.action == Action::Inherit(step.fd);
-    let mut keep: Vec<RawFd> = plan.steps.iter().filter(stays).map(|step| step.fd).collect();
-    keep.extend(services.iter().flatten().map(|placed| placed.number()));
-    keep.sort_unstable();
-    close_others(&keep)?;
-    let err = services[0];
-    let of_caller = services.split_off(2);
-    let with = With {
-        handed: handed.into_iter().zip(of_caller.into_iter().flatten()).collect(),
-        store: None,
-        filler: err,
-    };
-    let pids = Myself(plan.task);
-    let mut cx = plan.cx(source, &pids, services[1], options.changed);
-    cx.anywhere = options.placement == Placement::Late;
-    let built = build(plan, options, &mut cx, &with, &mut |line| say(err, line));
-    for warning in &cx.warnings {
-        say(err, warning);
-    }
-    let done = cx.root.into_iter().chain(with.handed.into_values());
-    done.for_each(PlacedFd::close);
-    // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
-    if let Some(err) = err.filter(|err| err.number() as u64 >= placement::capacity(highest)) {
-        if built.is_ok() {
-            err.close();
-            services[0] = None;
-        }
-    }
-    let cloexec = built?;
-    if limits.0 != limits.1 {
-        setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
-    }
-    if let Some(meter) = meter {
-        meter.look()?;
-    }
-    if options.placement == Placement::Tight {
-        shrink::to(placement::capacity(highest)).at(|| "shrink the table")?;
-    }
-    // The exec closes it, and with it would go the locks of a log that COMMAND has locked.
-    if let Some(err) = services[0].filter(|err| is_locked(plan, *err)) {
-        err.close();
-        services[0] = None;
-    }
-    let unlocked = of_table(plan, true);
-    if options.missing == Missing::Fail {
-        refuse(&unlocked, &mut |line| say(services[0], line))?;
-    }
-    Ok(cloexec)
-}
-
-/// Says a line where stderr was.
-fn say(err: Option<PlacedFd>, line: &str) {
-    if let Some(err) = err {
-        let _ = nix::unistd::write(err.as_fd(), format!("fdrestore: {line}\n").as_bytes());
-    }
-}
-
-/// Raises the soft limit if the highest number asks for it: (before, now).
-pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    match highest {
-        Some(highest) if u64::from(highest) >= soft => {
-            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-            Ok((soft, hard))
-        }
-        _ => Ok((soft, soft)),
-    }
-}
-
-/// The numbers of so many services; fails with status 6 if a table has no room for them.
-pub(crate) fn room(policy: Placement, table: &Wanted<'_>, count: usize) -> Result<Vec<u32>> {
-    placement::numbers(policy, table, count).ok_or_else(|| {
-        let limit = table.limit;
-        let why = format!("no room for {count} descriptors of our own below the limit {limit}");
-        Error::unrestorable(why)
-    })
-}
-
-/// Moves the services to their numbers. Whoever else stands there is closed: nobody that is kept
-/// does, since service numbers are not wanted ones.
-pub(crate) fn place(
-    services: &mut [Option<PlacedFd>],
-    policy: Placement,
-    table: &Wanted<'_>,
-) -> Result<()> {
-    let numbers = room(policy, table, services.iter().flatten().count())?;
-    let held = services.iter().flatten().map(|placed| placed.number() as u32);
-    let wanted: Vec<(u32, u32)> = held.zip(numbers).collect();
-    let spare = wanted.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
-    for (from, to) in placement::moves(&wanted, spare) {
-        let stands = |placed: &&mut PlacedFd| placed.number() as u32 == from;
-        if let Some(placed) = services.iter_mut().flatten().find(stands) {
-            *placed = placed.oust(to as RawFd).at(|| "place the service descriptors")?;
-        }
-    }
-    Ok(())
-}
-
-/// Closes every number but these, which ascend.
-pub(crate) fn close_others(keep: &[RawFd]) -> Result<()> {
-    let mut first = 0;
-    for &number in keep.iter().chain([&RawFd::MAX]) {
-        if first < number {
-            sys::close_range(first, number - 1).at(|| "close_range")?;
-        }
-        first = number.saturating_add(1);
-    }
-    Ok(())
-}
-
-/// Makes all that the plan says; gives the numbers that were close-on-exec.
-fn build<'s>(
+/// A table on its way.
+pub struct TableRestore<'w, 's> {
     plan: &'s Plan<'s>,
-    options: &RestoreOptions,
-    cx: &mut RestoreContext<'s>,
-    with: &With<'_>,
-    say: &mut dyn FnMut(&str),
-) -> Result<Vec<RawFd>> {
-    let mut work = Work::new(plan, options, cx, with);
-    work.early();
-    control(plan, options, work.cx, &with.handed)?;
-    work.make(|step| !step.passed)?;
-    work.end(say)?;
-    work.settle()?;
-    let mut unlocked = late(plan, cx)?;
-    unlocked.extend(of_table(plan, false));
-    go_without(unlocked, options, &mut cx.warnings, say)?;
-    Ok(plan.steps.iter().filter(|step| step.cloexec && stands(step)).map(|step| step.fd).collect())
+    options: &'w RestoreOptions,
+    /// The context of its kinds.
+    pub cx: RestoreContext<'s>,
+    source: &'w mut dyn Source,
+    store: Option<&'w Store<'w>>,
+    /// What could not be made, a line each.
+    problems: Vec<String>,
+    /// The outcomes of files that were made before the others.
+    early: HashMap<u32, Result<()>>,
+    placed: Placed,
+    /// Which steps are done.
+    done: Vec<bool>,
+}
+
+/// What is in a table by now.
+#[derive(Debug, Default)]
+struct Placed {
+    /// The first number of each file.
+    numbers: HashMap<u32, RawFd>,
+    /// What became of files that could not be made.
+    replaced: HashMap<u32, Action>,
+}
+
+/// A table that is restored, but for the POSIX locks of the table.
+pub struct RestoredTable<'p> {
+    plan: &'p Plan<'p>,
+    placed: Placed,
+}
+
+/// The locks that could not be taken, a line each.
+pub type Unlocked = Vec<String>;
+
+impl<'w, 's> TableRestore<'w, 's> {
+    /// A restore of the table of a plan, in which nothing is done yet.
+    pub fn new(
+        plan: &'s Plan<'s>,
+        options: &'w RestoreOptions,
+        cx: RestoreContext<'s>,
+        source: &'w mut dyn Source,
+        store: Option<&'w Store<'w>>,
+    ) -> Self {
+        let done = plan.steps.iter().map(|step| step.action == Action::FromParent).collect();
+        TableRestore {
+            plan,
+            options,
+            cx,
+            source,
+            store,
+            problems: Vec::new(),
+            early: HashMap::new(),
+            placed: Placed::default(),
+            done,
+        }
+    }
+
+    /// Takes notice of what the process was forked with.
+    pub fn from_parent(&mut self, executor: &mut dyn Executor) -> Result<()> {
+        let plan = self.plan;
+        for step in plan.steps.iter().filter(|step| step.action == Action::FromParent) {
+            let Some(id) = step.file else { continue };
+            if let std::collections::hash_map::Entry::Vacant(first) = self.placed.numbers.entry(id)
+            {
+                first.insert(step.fd);
+                if !executor.is_paper() {
+                    self.cx.held.insert(id, Rc::new(executor.held(step.fd)?));
+                }
+            }
+            if executor.is_paper() {
+                let (number, origin) = (step.fd, Origin::Parent);
+                executor.run(&Operation::Place { number, file: id, origin })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what paths and the controlling terminal lead to.
+    pub fn make_early(&mut self, executor: &mut dyn Executor) {
+        let plan = self.plan;
+        for step in plan.steps.iter().filter(|step| step.action == Action::Make) {
+            let Some(file) = step.file.and_then(|id| plan.image.file(id)) else { continue };
+            if plan.image.record(file.id).is_some_and(|record| record.is_early()) {
+                let outcome = self.make_file(file, step.fd, executor);
+                self.early.insert(file.id, outcome);
+            }
+        }
+    }
+
+    /// Makes those steps that are not done yet, in ascending order.
+    pub fn make(
+        &mut self,
+        which: impl Fn(&Step) -> bool,
+        executor: &mut dyn Executor,
+    ) -> Result<()> {
+        let plan = self.plan;
+        let makes = |step: &&Step| matches!(step.action, Action::Make | Action::FromStore(_));
+        let mut expected = 0;
+        let mut at = 0;
+        while let Some(step) = plan.steps.get(at) {
+            if self.done[at] || !which(step) {
+                expected = if self.done[at] { step.fd + 1 } else { expected };
+                at += 1;
+                continue;
+            }
+            let hole = (step.fd - expected) as usize;
+            if hole > 0 {
+                let run = plan.steps[at..].iter().take(hole).filter(makes).count();
+                executor.prepare(expected, step.fd, run)?;
+            }
+            let count = match step.action {
+                Action::FromStore(message) => {
+                    let of = |step: &&Step| step.action == Action::FromStore(message);
+                    let run = &plan.steps[at..];
+                    let run = &run[..run.iter().take_while(of).count()];
+                    self.receive(message, run, executor)?;
+                    run.len()
+                }
+                _ => {
+                    self.step(step, executor)?;
+                    1
+                }
+            };
+            self.done[at..at + count].fill(true);
+            expected = step.fd + count as RawFd;
+            at += count;
+        }
+        Ok(())
+    }
+
+    /// Receives a run of descriptions from the fdstore.
+    fn receive(&mut self, message: u32, run: &[Step], executor: &mut dyn Executor) -> Result<()> {
+        let files: Vec<u32> = run.iter().filter_map(|step| step.file).collect();
+        let place = |step: &Step| Operation::Place {
+            number: step.fd,
+            file: step.file.unwrap_or_default(),
+            origin: Origin::Store(message),
+        };
+        let operations: Vec<Operation> = run.iter().map(place).collect();
+        let fds = match executor.is_paper() {
+            true => Vec::new(),
+            false => {
+                let store = self.store.ok_or(Errno::EBADF)?;
+                store.get(message, run.len()).at(|| "the fdstore")?
+            }
+        };
+        let held = executor.place(fds, &operations)?;
+        for (id, step) in files.iter().zip(run) {
+            self.placed.numbers.entry(*id).or_insert(step.fd);
+        }
+        self.cx.held.extend(files.into_iter().zip(held.into_iter().map(Rc::new)));
+        Ok(())
+    }
+
+    /// Does one step.
+    fn step(&mut self, step: &Step, executor: &mut dyn Executor) -> Result<()> {
+        let plan = self.plan;
+        let number = step.fd;
+        let file = step.file.and_then(|id| plan.image.file(id));
+        let mut action = step.action;
+        if let (Action::Dup, Some(file)) = (action, file) {
+            action = self.placed.replaced.get(&file.id).copied().unwrap_or(action);
+        }
+        if let (Action::Make, Some(file)) = (action, file) {
+            let early = self.early.remove(&file.id);
+            let made = early.unwrap_or_else(|| self.make_file(file, number, executor));
+            if let Err(why) = made {
+                if self.options.missing == Missing::Fail {
+                    self.problems.push(format!("{}: {why}", plan.name(step)));
+                }
+                action = match self.options.missing {
+                    Missing::Null => Action::Null,
+                    _ => Action::Skip,
+                };
+                self.placed.replaced.insert(file.id, action);
+            }
+        }
+        match (action, file) {
+            (Action::Dup, Some(file)) => {
+                if let Some(&from) = self.placed.numbers.get(&file.id) {
+                    executor.run(&Operation::Dup { from, number })?;
+                }
+            }
+            (Action::Inherit(from), file) => {
+                executor.run(&Operation::Inherit { number, from })?;
+                if let (Some(file), false) = (file, executor.is_paper()) {
+                    self.cx.inherited.insert(file.id, Rc::new(executor.held(number)?));
+                }
+            }
+            (Action::Null, Some(file)) => self.make_null(file, number, executor)?,
+            (Action::Park, _) if executor.is_paper() => {
+                let file = step.file.unwrap_or_default();
+                executor.run(&Operation::Place { number, file, origin: Origin::Parked })?;
+            }
+            _ => (),
+        }
+        Ok(())
+    }
+
+    /// Makes a description and places it, unless it came with another.
+    fn make_file(
+        &mut self,
+        file: &OpenFile,
+        number: RawFd,
+        executor: &mut dyn Executor,
+    ) -> Result<()> {
+        self.plan.enter(&mut self.cx, file.id);
+        if self.cx.held.contains_key(&file.id) {
+            return self.seek(file);
+        }
+        let place = |file: u32, number| Operation::Place { number, file, origin: Origin::Opened };
+        if executor.is_paper() {
+            self.placed.numbers.entry(file.id).or_insert(number);
+            executor.place(Vec::new(), &[place(file.id, number)])?;
+            return Ok(());
+        }
+        let opened = self.source.open(file, &mut self.cx)?;
+        set_flags(opened.fd.as_fd(), opened.flags, file.flags)?;
+        let mut ids = vec![file.id];
+        let mut fds: Vec<OwnedFd> = vec![opened.fd];
+        let mut operations = vec![place(file.id, number)];
+        for Other { file, fd, flags } in opened.others {
+            let other = self.plan.image.file(file).ok_or(Errno::EBADF)?;
+            set_flags(fd.as_fd(), flags, other.flags)?;
+            ids.push(file);
+            fds.push(fd);
+            operations.push(place(file, self.plan.lowest[&file]));
+        }
+        if let (Some(end), Some(&(id, number))) = (opened.parked, self.plan.parked.get(&file.id)) {
+            ids.push(id);
+            fds.push(end);
+            operations.push(Operation::Place { number, file: file.id, origin: Origin::Parked });
+        }
+        let held = executor.place(fds, &operations)?;
+        for ((id, operation), held) in ids.into_iter().zip(&operations).zip(held) {
+            if let Operation::Place { number, .. } = operation {
+                self.placed.numbers.entry(id).or_insert(*number);
+            }
+            self.cx.held.insert(id, Rc::new(held));
+        }
+        self.seek(file)
+    }
+
+    /// Places what is in the place of a file that cannot be restored.
+    fn make_null(
+        &mut self,
+        file: &OpenFile,
+        number: RawFd,
+        executor: &mut dyn Executor,
+    ) -> Result<()> {
+        let place = Operation::Place { number, file: file.id, origin: Origin::Null };
+        let fds = match executor.is_paper() {
+            true => Vec::new(),
+            false => {
+                let record = self.plan.image.record(file.id).ok_or(Errno::EBADF)?;
+                vec![record.null(file)?]
+            }
+        };
+        let held = executor.place(fds, &[place])?;
+        self.placed.numbers.entry(file.id).or_insert(number);
+        self.cx.held.extend(held.into_iter().map(|held| (file.id, Rc::new(held))));
+        self.cx.nulled.insert(file.id);
+        Ok(())
+    }
+
+    /// Sets the position of a description.
+    fn seek(&self, file: &OpenFile) -> Result<()> {
+        let path = file.flags & libc::O_PATH as u32 != 0;
+        let seeks = || self.plan.image.record(file.id).is_some_and(|record| record.seeks());
+        if file.pos == 0 || path || !seeks() {
+            return Ok(());
+        }
+        let held = self.cx.held.get(&file.id).ok_or(Errno::EBADF)?;
+        lseek(held.as_fd(), file.pos, Whence::SeekSet).at(|| "lseek").map(drop)
+    }
+
+    /// Fails with status 6 if something could not be made; `say` gets a line each.
+    pub fn end_making(
+        &mut self,
+        executor: &mut dyn Executor,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<()> {
+        executor.release()?;
+        refuse(&self.problems, say)
+    }
+
+    /// Moves all descriptors to their final numbers.
+    pub fn settle(&mut self, executor: &mut dyn Executor) -> Result<()> {
+        let moved: HashMap<RawFd, RawFd> = executor.settle()?.into_iter().collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        for held in self.cx.held.values_mut() {
+            let Held::Placed(placed) = &**held else { continue };
+            if let Some(&number) = moved.get(&placed.number()) {
+                *held = Rc::new(executor.held(number)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what can be done only when all descriptors of the table are placed: what finishes
+    /// descriptions, owners, O_ASYNC, and last the locks of descriptions.
+    ///
+    /// What was made for several tasks is finished where it was made; but what names numbers or
+    /// processes is left to the task that owns the file.
+    pub fn finish(&mut self, executor: &mut dyn Executor) -> Result<Unlocked> {
+        let plan = self.plan;
+        let mut locked: Vec<(&Step, &OpenFile, RawFd)> = Vec::new();
+        let mut last: Vec<&OpenFile> = Vec::new();
+        for step in &plan.steps {
+            let Some(file) = step.file.and_then(|id| plan.image.file(id)) else { continue };
+            let Some(record) = plan.image.record(file.id) else { continue };
+            let here = self.placed.numbers.get(&file.id).copied();
+            let Some(number) = here.filter(|_| !self.cx.nulled.contains(&file.id)) else {
+                continue;
+            };
+            let of_numbers = record.need(file) == Need::Numbers;
+            let (made, owned) = match step.action {
+                Action::Make => (true, !plan.file_owners.contains_key(&file.id)),
+                Action::FromStore(_) | Action::FromParent => {
+                    (false, plan.owned_here.contains(&file.id))
+                }
+                _ => continue,
+            };
+            if self.placed.replaced.contains_key(&file.id) {
+                continue;
+            }
+            if if of_numbers { owned } else { made } {
+                self.finish_file(file, number, executor)
+                    .at(|| format!("fd {number}: {}", what(file)))?;
+                last.push(file);
+            }
+            if owned && plan.lowest.get(&file.id) == Some(&step.fd) {
+                self.owner(file, number, executor)?;
+                if !file.locks.is_empty() {
+                    locked.push((step, file, number));
+                }
+            }
+        }
+        for file in last {
+            let held = self.cx.held.get(&file.id).cloned();
+            let record = plan.image.record(file.id);
+            if let (Some(held), Some(record)) = (held, record) {
+                record.finish_last(file, held.as_fd(), &mut self.cx)?;
+            }
+        }
+        // A lease is broken by whoever opens the file after it was taken.
+        let mut unlocked = Vec::new();
+        for (step, file, number) in locked {
+            self.locks(step, file, number, executor, &mut unlocked)?;
+        }
+        self.close_temporary(executor)?;
+        Ok(unlocked)
+    }
+
+    fn finish_file(
+        &mut self,
+        file: &OpenFile,
+        number: RawFd,
+        executor: &mut dyn Executor,
+    ) -> Result<()> {
+        let Some(record) = self.plan.image.record(file.id) else { return Ok(()) };
+        let outcome = match record.operation(number, &self.cx)? {
+            Some(operation) => executor.run(&operation)?,
+            None => Outcome::Done,
+        };
+        if executor.is_paper() {
+            if let Some(what) = record.finishes() {
+                let (file, what) = (file.id, what.to_owned());
+                executor.run(&Operation::Finish { number, file, what })?;
+            }
+            return Ok(());
+        }
+        let held = self.cx.held.get(&file.id).cloned().ok_or(Errno::EBADF)?;
+        record.finish(file, number, held.as_fd(), &outcome, &mut self.cx)
+    }
+
+    /// Sets who is told that a description is ready, and by which signal.
+    fn owner(&mut self, file: &OpenFile, number: RawFd, executor: &mut dyn Executor) -> Result<()> {
+        if let Some(signals) = &file.signals {
+            let id = self.cx.current_id(signals.kind, signals.id);
+            if id.is_none() && signals.id != 0 {
+                let line = format!("fd {number}: its owner {} is not restored", signals.id);
+                self.cx.warnings.push(line);
+            }
+            let owner = id.map(|id| (signals.kind, id));
+            if owner.is_some() || signals.signal != 0 {
+                executor.run(&Operation::Owner { number, owner, signal: signals.signal })?;
+            }
+        }
+        if file.flags & libc::O_ASYNC as u32 != 0 {
+            executor.run(&Operation::Async { number, flags: file.flags })?;
+        }
+        Ok(())
+    }
+
+    /// Takes the locks of a description, in the process that owns the file: /proc/locks names that
+    /// process, and a lease tells it by a signal, with the number.
+    fn locks(
+        &mut self,
+        step: &Step,
+        file: &OpenFile,
+        number: RawFd,
+        executor: &mut dyn Executor,
+        unlocked: &mut Unlocked,
+    ) -> Result<()> {
+        if let Some(held) = self.cx.held.get(&file.id) {
+            if !lock::is_of(file, held.as_fd()) {
+                return Ok(());
+            }
+        }
+        let called = self.plan.name(step);
+        for lock in &file.locks {
+            let line = |why: &str| format!("{called}: {}: {why}", lock.describe());
+            // How a lease was before it was to end, and who waits, is not known; or we know no such
+            // lock.
+            if lock.breaking || !["FLOCK", "OFDLCK", "LEASE"].contains(&lock.class.as_str()) {
+                self.cx.warnings.push(line("it is not taken again"));
+                continue;
+            }
+            let taken = executor.run(&Operation::Lock { number, lock: lock.clone() })?;
+            if let Outcome::Refused(why) = taken {
+                unlocked.push(line(&why));
+            } else if lock.class == "LEASE" {
+                let signals = file.signals.as_ref();
+                let owner = signals.and_then(|it| self.cx.current_id(it.kind, it.id));
+                // The kernel makes whoever takes it the owner, if the description has none.
+                let nobody = Operation::Owner { number, owner: Some((1, 0)), signal: 0 };
+                if owner.is_none() && executor.run(&nobody).is_err() {
+                    unlocked.push(line("its owner is this process"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes what was in the table only until all queues were filled.
+    fn close_temporary(&mut self, executor: &mut dyn Executor) -> Result<()> {
+        for step in self.plan.steps.iter().filter(|step| step.waits) {
+            let parked = step.file.and_then(|id| self.plan.parked.get(&id)).map(|(id, _)| *id);
+            let id = if step.action == Action::Park { parked } else { step.file };
+            let Some(id) = id else { continue };
+            let held = self.cx.held.remove(&id).or_else(|| self.cx.inherited.remove(&id));
+            if held.is_some() || executor.is_paper() {
+                executor.run(&Operation::Close { number: step.fd })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets all descriptions that were made, after they were sent away; `close` gets those that
+    /// are under the table.
+    pub(crate) fn forget(&mut self, mut close: impl FnMut(PlacedFd)) {
+        self.placed.numbers.clear();
+        for (_, held) in self.cx.held.drain() {
+            if let Some(Held::Placed(placed)) = Rc::into_inner(held) {
+                close(placed);
+            }
+        }
+    }
+
+    /// Ends the restore: what is left needs the plan alone.
+    pub fn end<'p>(self, plan: &'p Plan<'p>) -> RestoredTable<'p> {
+        RestoredTable { plan, placed: self.placed }
+    }
+
+    /// Tests whether the POSIX locks of the table can be taken.
+    pub fn test_table_locks(&self, executor: &mut dyn Executor) -> Result<Unlocked> {
+        self.placed.table_locks(self.plan, false, executor)
+    }
+}
+
+impl RestoredTable<'_> {
+    /// Takes the POSIX locks of the table. The last of all operations: once a lock is taken, no
+    /// descriptor of the inode may be closed any more, nor the table be copied (fcntl(2)).
+    pub fn take_table_locks(&self, executor: &mut dyn Executor) -> Result<Unlocked> {
+        self.placed.table_locks(self.plan, true, executor)
+    }
+
+    /// The numbers that are close-on-exec in the image, of those that were restored.
+    pub fn close_on_exec(&self) -> Vec<RawFd> {
+        let restored = |step: &&Step| step.cloexec && self.placed.has(step);
+        self.plan.steps.iter().filter(restored).map(|step| step.fd).collect()
+    }
+}
+
+impl Placed {
+    /// Reports whether a step has put a descriptor of the image into the table, which stays there.
+    fn has(&self, step: &Step) -> bool {
+        let replaced = step.file.and_then(|id| self.replaced.get(&id));
+        let action = replaced.copied().unwrap_or(step.action);
+        let known = step.file.is_some_and(|id| self.numbers.contains_key(&id));
+        !step.waits && known && !matches!(action, Action::Skip | Action::Inherit(_))
+    }
+
+    fn table_locks(
+        &self,
+        plan: &Plan<'_>,
+        really: bool,
+        executor: &mut dyn Executor,
+    ) -> Result<Unlocked> {
+        let mut unlocked = Vec::new();
+        for (step, file, lock, of_table) in plan.locks(&plan.steps) {
+            if of_table && (executor.is_paper() || self.has(step)) {
+                let refused = table_lock(step.fd, file, lock, really, executor)?;
+                unlocked.extend(refused.map(|line| format!("{}: {line}", plan.name(step))));
+            }
+        }
+        Ok(unlocked)
+    }
+}
+
+/// Takes a POSIX lock, or tests whether it can be taken. Gives a line if not.
+fn table_lock(
+    number: RawFd,
+    file: &OpenFile,
+    lock: &Lock,
+    really: bool,
+    executor: &mut dyn Executor,
+) -> Result<Option<String>> {
+    if !executor.is_paper() && !lock::is_of(file, executor.held(number)?.as_fd()) {
+        return Ok(None);
+    }
+    let lock = lock.clone();
+    let called = lock.describe();
+    let operation = match really {
+        true => Operation::Lock { number, lock },
+        false => Operation::TestLock { number, lock },
+    };
+    match executor.run(&operation)? {
+        Outcome::Refused(why) => Ok(Some(format!("{called}: {why}"))),
+        _ => Ok(None),
+    }
 }
 
 /// Refuses what cannot be locked, with status 6, or says it where descriptors may be missing too.
-pub(crate) fn go_without(
-    unlocked: Vec<String>,
+pub(crate) fn refuse_unlocked(
+    unlocked: Unlocked,
     options: &RestoreOptions,
     warnings: &mut Vec<String>,
     say: &mut dyn FnMut(&str),
@@ -228,440 +572,10 @@ pub(crate) fn go_without(
     Ok(())
 }
 
-/// Whether what stands there was restored, and is not the caller's.
-pub(crate) fn stands(step: &Step) -> bool {
-    !step.waits
-        && !matches!(step.action, Action::Skip | Action::Inherit(_))
-        && PlacedFd::inherited(step.fd).is_ok()
-}
-
-/// A table on the way.
-pub(crate) struct Work<'w, 's> {
-    plan: &'s Plan<'s>,
-    options: &'w RestoreOptions,
-    pub(crate) cx: &'w mut RestoreContext<'s>,
-    with: &'w With<'w>,
-    problems: Vec<String>,
-    /// What became of files that could not be made.
-    lost: HashMap<u32, Action>,
-    /// What became of files that others lead to.
-    early: HashMap<u32, Result<()>>,
-    /// Numbers that are held only for a while.
-    fillers: Vec<(RawFd, RawFd)>,
-    /// What waits for the end to be moved, or copied, to its number.
-    unsettled: Vec<(u32, RawFd)>,
-    /// Which steps are done.
-    done: Vec<bool>,
-}
-
-impl<'w, 's> Work<'w, 's> {
-    pub(crate) fn new(
-        plan: &'s Plan<'s>,
-        options: &'w RestoreOptions,
-        cx: &'w mut RestoreContext<'s>,
-        with: &'w With<'w>,
-    ) -> Self {
-        for step in plan.steps.iter().filter(|step| step.action == Action::FromParent) {
-            if let Some(id) = step.file {
-                cx.placed_fds.entry(id).or_insert(PlacedFd::known(step.fd));
-            }
-        }
-        let (early, lost) = (HashMap::new(), HashMap::new());
-        let (problems, fillers, unsettled) = (Vec::new(), Vec::new(), Vec::new());
-        let done = plan.steps.iter().map(|step| step.action == Action::FromParent).collect();
-        Work { plan, options, cx, with, problems, lost, early, fillers, unsettled, done }
+/// An error with the lines that led to it before it.
+pub(crate) fn with_lines(err: Error, lines: &[String]) -> Error {
+    match lines {
+        [] => err,
+        _ => Error::new(err.status(), lines.join("; ")),
     }
-
-    /// Makes what others lead to.
-    pub(crate) fn early(&mut self) {
-        for step in self.plan.steps.iter().filter(|step| step.action == Action::Make) {
-            let Some(file) = step.file.and_then(|id| self.plan.image.file(id)) else { continue };
-            if self.plan.image.record(file.id).is_some_and(|record| record.is_early()) {
-                self.plan.enter(self.cx, file.id);
-                let outcome = make(file, step.fd, self.cx);
-                self.early.insert(file.id, outcome);
-            }
-        }
-    }
-
-    /// Makes those numbers, in ascending order.
-    pub(crate) fn make(&mut self, which: impl Fn(&Step) -> bool) -> Result<()> {
-        let mut expected = 0;
-        let mut at = 0;
-        while let Some(step) = self.plan.steps.get(at) {
-            at += 1;
-            if self.done[at - 1] || !which(step) {
-                expected = if self.done[at - 1] { step.fd + 1 } else { expected };
-                continue;
-            }
-            if !self.cx.anywhere {
-                self.fill_hole(at - 1, expected)?;
-            }
-            expected = step.fd + 1;
-            match step.action {
-                Action::FromStore(message) => {
-                    let of = |step: &&Step| step.action == Action::FromStore(message);
-                    let run = &self.plan.steps[at - 1..];
-                    let run = &run[..run.iter().take_while(of).count()];
-                    self.fetch(message, run)?;
-                    self.done[at - 1..at - 1 + run.len()].fill(true);
-                    at += run.len() - 1;
-                    expected = step.fd + run.len() as RawFd;
-                }
-                action => {
-                    self.done[at - 1] = true;
-                    self.one(step, action)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a run of numbers out of the store.
-    fn fetch(&mut self, message: u32, run: &[Step]) -> Result<()> {
-        let store = self.with.store.ok_or(nix::errno::Errno::EBADF)?;
-        let fds = store.get(message, run.len()).at(|| "the fdstore")?;
-        // From the end: what came too low may stand where an earlier one of the run belongs.
-        for (fd, step) in fds.into_iter().zip(run).rev() {
-            let placed = self.cx.place(fd, step.fd)?;
-            if let Some(id) = step.file {
-                self.unsettled.extend(self.cx.anywhere.then_some((id, step.fd)));
-                self.cx.placed_fds.insert(id, placed);
-            }
-        }
-        Ok(())
-    }
-
-    fn one(&mut self, step: &Step, mut action: Action) -> Result<()> {
-        let fd = step.fd;
-        let file = step.file.and_then(|id| self.plan.image.file(id));
-        if let (Action::Dup, Some(file)) = (action, file) {
-            action = self.lost.get(&file.id).copied().unwrap_or(action);
-        }
-        if let (Action::Make, Some(file)) = (action, file) {
-            self.plan.enter(self.cx, file.id);
-            let made = self.early.remove(&file.id).unwrap_or_else(|| make(file, fd, self.cx));
-            if let Err(why) = made {
-                if self.options.missing == Missing::Fail {
-                    self.problems.push(format!("{}: {why}", self.plan.name(step)));
-                }
-                action = match self.options.missing {
-                    Missing::Null => Action::Null,
-                    _ => Action::Skip,
-                };
-                self.lost.insert(file.id, action);
-            }
-        }
-        match (action, file) {
-            (Action::Make, Some(file)) => {
-                self.unsettled.extend(self.cx.anywhere.then_some((file.id, fd)));
-            }
-            (Action::Dup, Some(file)) if self.cx.anywhere => self.unsettled.push((file.id, fd)),
-            (Action::Dup, Some(file)) => {
-                if let Some(placed) = self.cx.placed_fds.get(&file.id) {
-                    PlacedFd::copy(placed.as_fd(), fd).at(|| format!("dup to {fd}"))?;
-                }
-            }
-            (Action::Inherit(from), file) => {
-                if let Some(copy) = self.with.handed.get(&from).filter(|_| from != fd) {
-                    PlacedFd::copy(copy.as_fd(), fd).at(|| format!("dup {from} to {fd}"))?;
-                }
-                self.cx.handed.extend(file.map(|file| (file.id, PlacedFd::known(fd))));
-            }
-            (Action::Null, Some(file)) => {
-                let record = self.plan.image.record(file.id).ok_or(nix::errno::Errno::EBADF)?;
-                let placed = self.cx.place(record.null(file)?, fd)?;
-                self.cx.placed_fds.insert(file.id, placed);
-                self.cx.stand_ins.insert(file.id);
-                self.unsettled.extend(self.cx.anywhere.then_some((file.id, fd)));
-            }
-            _ => (),
-        }
-        Ok(())
-    }
-
-    /// Fills the numbers before a step with placeholders if that costs less than moving what comes
-    /// after the hole: the lowest free number is then the right one again.
-    fn fill_hole(&mut self, at: usize, expected: RawFd) -> Result<()> {
-        let fd = self.plan.steps[at].fd;
-        let hole = (fd - expected) as usize;
-        if hole == 0 {
-            return Ok(());
-        }
-        let makes = |step: &&Step| matches!(step.action, Action::Make | Action::FromStore(_));
-        let run = self.plan.steps[at..].iter().take(hole).filter(makes).count();
-        let standing = self.cx.placed_fds.values().next().copied();
-        let Some(filler) = standing.or(self.with.filler).filter(|_| hole < 2 * run) else {
-            return Ok(());
-        };
-        for number in expected..fd {
-            // A service may stand in the hole; it fills its number as well.
-            match PlacedFd::copy(filler.as_fd(), number) {
-                Ok(placed) => match self.fillers.last_mut() {
-                    Some((_, last)) if *last + 1 == placed.number() => *last = placed.number(),
-                    _ => self.fillers.push((placed.number(), placed.number())),
-                },
-                Err(nix::errno::Errno::EBUSY) => (),
-                Err(errno) => return Err(errno).at(|| format!("hold number {number}")),
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets go of what held numbers, which no child is to be born with.
-    pub(crate) fn let_go(&mut self) -> Result<()> {
-        for (first, last) in std::mem::take(&mut self.fillers) {
-            sys::close_range(first, last).at(|| "close_range")?;
-        }
-        Ok(())
-    }
-
-    /// Lets go of what held numbers; fails with status 6 if something could not be made.
-    pub(crate) fn end(&mut self, say: &mut dyn FnMut(&str)) -> Result<()> {
-        self.let_go()?;
-        refuse(&self.problems, say)
-    }
-
-    /// Moves what stands where it was born. The first number of a file is where it is placed.
-    pub(crate) fn settle(&mut self) -> Result<()> {
-        let mut unsettled = std::mem::take(&mut self.unsettled);
-        if self.cx.anywhere {
-            unsettled.extend(self.plan.parks.values());
-        }
-        let mut moved: HashMap<u32, RawFd> = HashMap::new();
-        let mut copies = Vec::new();
-        for (id, fd) in unsettled {
-            match self.cx.placed_fds.get(&id) {
-                Some(placed) if placed.number() != fd && !moved.contains_key(&id) => {
-                    moved.insert(id, fd);
-                }
-                Some(placed) if placed.number() != fd => copies.push((id, fd)),
-                _ => (),
-            }
-        }
-        let by_number: HashMap<u32, u32> =
-            moved.keys().map(|id| (self.cx.placed_fds[id].number() as u32, *id)).collect();
-        let mut pairs: Vec<(u32, u32)> =
-            by_number.iter().map(|(from, id)| (*from, moved[id] as u32)).collect();
-        pairs.sort_unstable();
-        let highest = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0);
-        let mut aside = None;
-        // What stands where it belongs is moved by nobody, and is in nobody's way.
-        let free = |number: &u32| PlacedFd::inherited(*number as RawFd).is_err();
-        let spare = (highest + 1..).find(|number| pairs.is_empty() || free(number));
-        let spare = spare.unwrap_or(highest + 1);
-        for (from, to) in placement::moves(&pairs, spare) {
-            match by_number.get(&from).copied().or(aside) {
-                Some(id) => {
-                    let placed = self.cx.placed_fds[&id].shift(to as RawFd);
-                    let placed = placed.at(|| format!("move {from} to {to}"))?;
-                    self.cx.placed_fds.insert(id, placed);
-                    aside = if to > highest { Some(id) } else { aside };
-                }
-                None => return Err(nix::errno::Errno::EBADF.into()),
-            }
-        }
-        for (id, fd) in copies {
-            let placed = self.cx.placed_fds[&id];
-            PlacedFd::copy(placed.as_fd(), fd).at(|| format!("dup to {fd}"))?;
-        }
-        Ok(())
-    }
-}
-
-/// Gives this process its controlling terminal, through a descriptor that is no part of the table.
-/// That it cannot be had is said; COMMAND runs without.
-fn control(
-    plan: &Plan<'_>,
-    options: &RestoreOptions,
-    cx: &mut RestoreContext<'_>,
-    handed: &HashMap<RawFd, PlacedFd>,
-) -> Result<()> {
-    let Some(old) = &plan.task.terminal else { return Ok(()) };
-    let name = terminal::name(sys::tty::numbers(old.device));
-    let taken = match &plan.terminal {
-        CttyPlan::None | CttyPlan::Kept | CttyPlan::Session(_) => return Ok(()),
-        CttyPlan::Unavailable(why) => {
-            cx.warnings.push(why.clone());
-            return Ok(());
-        }
-        CttyPlan::FromImage(id) => match cx.placed_fds.get(id) {
-            Some(placed) => seize(*placed, options.steal),
-            None => return Ok(()),
-        },
-        CttyPlan::FromCaller(fd) => {
-            let from = plan.steps.iter().find(|step| step.fd == *fd).map(|step| step.action);
-            match from {
-                Some(Action::Inherit(from)) if from != *fd => match handed.get(&from) {
-                    Some(copy) => ctty::take(copy.as_fd(), options.steal),
-                    None => return Ok(()),
-                },
-                _ => ctty::take(PlacedFd::inherited(*fd)?.as_fd(), options.steal),
-            }
-        }
-        CttyPlan::FromPath(path) => control_by_path(path, old.device, cx, options.steal),
-    };
-    if let Err(why) = taken {
-        cx.warnings.push(format!("{name}, its controlling terminal, is not COMMAND's: {why}"));
-    } else if old.foreground > 0 && cx.current_id(2, old.foreground).is_none() {
-        // A session leader that takes a terminal is its foreground group too.
-        let why = "is not restored: COMMAND is in the foreground";
-        cx.warnings.push(format!("{name}: its foreground group {} {why}", old.foreground));
-    }
-    Ok(())
-}
-
-/// Makes the terminal at a path the controlling one of this process, if it is that device.
-pub(crate) fn control_by_path(
-    path: &[u8],
-    device: u32,
-    cx: &RestoreContext<'_>,
-    steal: bool,
-) -> Result<()> {
-    let place = cx.open(path, libc::O_PATH as u32)?;
-    let node = crate::proc::inode_of(place.as_fd())?;
-    if !terminal::is_node(&node) || node.rdev != Some(sys::tty::numbers(device)) {
-        return Err(Error::unrestorable("the path now names something else"));
-    }
-    let fd = cx.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
-    ctty::take(fd.as_fd(), steal)
-}
-
-/// Makes the terminal of a slave, or of a master, the controlling one of this process.
-pub(crate) fn seize(placed: PlacedFd, steal: bool) -> Result<()> {
-    // Through a master it would be the master's; the slave is opened for the moment.
-    match sys::tty::index(placed) {
-        Ok(_) => slave(placed).and_then(|fd| ctty::take(fd.as_fd(), steal)),
-        Err(_) => ctty::take(placed.as_fd(), steal),
-    }
-}
-
-/// The slave of a master, unlocked for the moment if it must be.
-fn slave(master: PlacedFd) -> Result<OwnedFd> {
-    let locked = sys::tty::locked(master)?;
-    if locked {
-        sys::tty::set_locked(master, false)?;
-    }
-    let slave = sys::tty::peer(master, libc::O_RDWR as u32).at(|| "open the slave");
-    if locked {
-        sys::tty::set_locked(master, true)?;
-    }
-    slave
-}
-
-/// Makes a description at its number, unless it stands there already as another's other end.
-fn make(file: &OpenFile, fd: RawFd, cx: &mut RestoreContext<'_>) -> Result<()> {
-    if cx.placed_fds.contains_key(&file.id) {
-        return seek(file, cx);
-    }
-    let record = cx.image.record(file.id).ok_or(nix::errno::Errno::EBADF)?;
-    let Opened { fd: new, flags } = record.restore(file, cx)?;
-    set_flags(new.as_fd(), flags, file.flags)?;
-    let placed = cx.place(new, fd)?;
-    cx.placed_fds.insert(file.id, placed);
-    seek(file, cx)
-}
-
-fn seek(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-    let path = file.flags & libc::O_PATH as u32 != 0;
-    if file.pos == 0 || path || !cx.image.record(file.id).is_some_and(|record| record.seeks()) {
-        return Ok(());
-    }
-    let whence = nix::unistd::Whence::SeekSet;
-    nix::unistd::lseek(cx.placed_fds[&file.id].as_fd(), file.pos, whence).at(|| "lseek").map(drop)
-}
-
-/// What can be done only when all numbers stand: what kinds left for then, owners, O_ASYNC. F_SETFL
-/// registers the process for SIGIO; an O_ASYNC given to open(2) would be set and dead (fcntl(2)).
-///
-/// What was made for several tasks is finished where it was made, but for what names numbers or
-/// processes, which is left to the task where it is at home. So are locks, last of all; gives a line
-/// for each that cannot be had.
-pub(crate) fn late(plan: &Plan<'_>, cx: &mut RestoreContext<'_>) -> Result<Vec<String>> {
-    let mut locked = Vec::new();
-    for step in &plan.steps {
-        let file = step.file.and_then(|id| plan.image.file(id));
-        let Some(file) = file.filter(|file| !cx.stand_ins.contains(&file.id)) else { continue };
-        let Some(placed) = cx.placed_fds.get(&file.id).copied() else { continue };
-        let Some(record) = plan.image.record(file.id) else { continue };
-        let of_numbers = record.need(file) == Need::Numbers;
-        let (made, home) = match step.action {
-            Action::Make => (true, !plan.homes.contains_key(&file.id)),
-            Action::FromStore(_) | Action::FromParent => (false, plan.guests.contains(&file.id)),
-            _ => continue,
-        };
-        let due = if of_numbers { home } else { made };
-        if record.is_late() && due {
-            record
-                .late(file, placed, cx)
-                .at(|| format!("fd {}: {}", placed.number(), what(file)))?;
-        }
-        if home && plan.lowest.get(&file.id) == Some(&step.fd) {
-            signals(file, placed, cx)?;
-            if !file.locks.is_empty() {
-                locked.push((step, file, placed));
-            }
-        }
-    }
-    for left in std::mem::take(&mut cx.after) {
-        left(&mut cx.warnings)?;
-    }
-    // A lease is broken by whoever opens the file after it was taken.
-    let take = |(step, file, placed)| lock::of_description(file, placed, &plan.name(step), cx);
-    let unlocked = locked.into_iter().flat_map(take).collect();
-    for step in plan.steps.iter().filter(|step| step.waits) {
-        let parked = step.file.and_then(|id| plan.parks.get(&id)).map(|(id, _)| *id);
-        let id = if step.action == Action::Park { parked } else { step.file };
-        let placed = id.and_then(|id| cx.placed_fds.remove(&id).or_else(|| cx.handed.remove(&id)));
-        if let Some(placed) = placed {
-            placed.close();
-        }
-    }
-    Ok(unlocked)
-}
-
-/// Takes the POSIX locks of the table of this process, or looks whether they can be had: a line for
-/// each that cannot. The last of all steps, see [`lock::of_table`].
-pub(crate) fn of_table(plan: &Plan<'_>, really: bool) -> Vec<String> {
-    let of_table = plan.locks(&plan.steps).filter(|(.., of_table)| *of_table);
-    let line = |(step, file, lock, _): (&Step, &OpenFile, &Lock, bool)| {
-        let placed = PlacedFd::inherited(step.fd).ok()?;
-        let line = lock::of_table(file, lock, placed, really)?;
-        Some(format!("{}: {line}", plan.name(step)))
-    };
-    of_table.filter_map(line).collect()
-}
-
-/// Whether to close this descriptor drops a POSIX lock of the plan's table.
-fn is_locked(plan: &Plan<'_>, fd: PlacedFd) -> bool {
-    let key = |fd: PlacedFd| inode_of(fd.as_fd()).map(|it| (it.dev, it.ino)).ok();
-    let its = key(fd);
-    let mut locks = plan.locks(&plan.steps);
-    locks.any(|(step, .., of_table)| {
-        of_table && PlacedFd::inherited(step.fd).is_ok_and(|placed| key(placed) == its)
-    })
-}
-
-/// Who is told that it is ready, and by which signal.
-fn signals(file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
-    if let Some(signals) = &file.signals {
-        if signals.signal != 0 {
-            sys::set_signal(placed.as_fd(), signals.signal).at(|| "F_SETSIG")?;
-        }
-        match cx.current_id(signals.kind, signals.id) {
-            Some(id) => sys::set_owner(placed.as_fd(), Owner { kind: signals.kind, id })
-                .at(|| "F_SETOWN_EX")?,
-            None if signals.id != 0 => {
-                let id = signals.id;
-                let line = format!("fd {}: its owner {id} is not restored", placed.number());
-                cx.warnings.push(line);
-            }
-            None => (),
-        }
-    }
-    if file.flags & libc::O_ASYNC as u32 != 0 {
-        let flags = OFlag::from_bits_retain(file.flags as i32);
-        fcntl(placed.as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
-    }
-    Ok(())
 }

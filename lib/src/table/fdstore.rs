@@ -6,8 +6,8 @@
 //! of a peer's queue (net.unix.max_dgram_qlen) does not count.
 
 use crate::error::{At, Error, Result};
+use crate::sys;
 use crate::sys::shared_mem::SharedMem;
-use crate::sys::{self, PlacedFd};
 use nix::errno::Errno;
 use nix::libc;
 use std::cell::Cell;
@@ -19,9 +19,24 @@ pub const MOST: usize = 253;
 
 /// A store, as one process sees it.
 pub struct Store<'b> {
-    socket: PlacedFd,
+    socket: Socket<'b>,
     lock: (&'b SharedMem, usize),
     messages: Cell<u32>,
+}
+
+/// The socket of a store.
+enum Socket<'b> {
+    Owned(OwnedFd),
+    Borrowed(BorrowedFd<'b>),
+}
+
+impl AsFd for Socket<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Socket::Owned(fd) => fd.as_fd(),
+            Socket::Borrowed(fd) => *fd,
+        }
+    }
 }
 
 impl<'b> Store<'b> {
@@ -35,7 +50,7 @@ impl<'b> Store<'b> {
         sys::socket::bind(socket.as_fd(), &family).at(|| "the fdstore")?;
         let name = sys::socket::name(socket.as_fd()).at(|| "the fdstore")?;
         sys::socket::connect(socket.as_fd(), &name).at(|| "the fdstore")?;
-        let store = Store { socket: PlacedFd::here(socket), lock, messages: Cell::new(0) };
+        let store = Store { socket: Socket::Owned(socket), lock, messages: Cell::new(0) };
         // Each message takes some hundred bytes of the buffer; what is beyond wmem_max takes root.
         for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
             let _ = store.set(buffer, i32::MAX / 2);
@@ -72,19 +87,14 @@ impl<'b> Store<'b> {
         }
     }
 
-    /// The store again, where its socket stands now.
-    pub fn seated(socket: PlacedFd, lock: (&'b SharedMem, usize)) -> Store<'b> {
-        Store { socket, lock, messages: Cell::new(0) }
+    /// A store that another process has filled, by a descriptor of its socket.
+    pub fn of(socket: BorrowedFd<'b>, lock: (&'b SharedMem, usize)) -> Store<'b> {
+        Store { socket: Socket::Borrowed(socket), lock, messages: Cell::new(0) }
     }
 
     /// How many messages were put and taken through this view of it.
     pub fn messages(&self) -> u32 {
         self.messages.get()
-    }
-
-    /// Where its socket stands.
-    pub fn place(&self) -> PlacedFd {
-        self.socket
     }
 }
 

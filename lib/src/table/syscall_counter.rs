@@ -5,10 +5,11 @@
 //! this process may have no descriptor of its own any more.
 
 use crate::error::{At, Result};
+use crate::sys::credentials;
 use crate::sys::fork::{self, CloneArgs};
+use crate::sys::own_table::close_all_but_stderr;
 use crate::sys::shared_mem::SharedMem;
 use crate::sys::trace::{self, TraceStop};
-use crate::sys::{self, PlacedFd, credentials};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace;
@@ -16,7 +17,6 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getpid};
 use std::collections::HashSet;
-use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 /// What a process has called.
@@ -128,7 +128,7 @@ impl Counter {
     fn trace(&self) -> ! {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
         let _ = credentials::die_with_parent(true);
-        let _ = sys::close_range(0, 1).and(sys::close_range(3, RawFd::MAX));
+        let _ = close_all_but_stderr();
         if let Err(errno) = self.seize() {
             self.shared.set(STATE, -(errno as i32));
             while self.shared.cell(STATE).load(Ordering::Acquire) != ENOUGH {
@@ -137,7 +137,7 @@ impl Counter {
         } else {
             self.follow();
         }
-        let _ = nix::unistd::write(PlacedFd::known(2), self.shared.said(0).as_bytes());
+        let _ = nix::unistd::write(std::io::stderr(), self.shared.said(0).as_bytes());
         fork::end(0)
     }
 

@@ -1,15 +1,12 @@
 //! What a forked task does.
 
-use super::state::{BORN, Before, LOCK, RESTORED, TreeRestore};
+use super::state::{BORN, Before, RESTORED, Services, TreeRestore};
 use crate::error::{At, Result};
 use crate::sys::credentials;
 use crate::sys::fork::{self};
-use crate::table::driver::With;
 use crate::table::fdstore::Store;
-use nix::errno::Errno;
 use nix::sys::signal::{SigmaskHow, sigprocmask};
 use nix::unistd::{getpid, getppid};
-use std::collections::HashMap;
 use std::convert::Infallible;
 
 impl TreeRestore<'_> {
@@ -30,12 +27,11 @@ impl TreeRestore<'_> {
 
     /// One that shares the table of another, who restores it.
     pub(super) fn share(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
-        let plan =
-            self.tree.tables[self.tree.shape.nodes[at].owner].as_ref().ok_or(Errno::EBADF)?;
         let meter = self.meter();
-        let store = before.services.store.map(|placed| Store::seated(placed, (self.shared, LOCK)));
-        let with = With { handed: HashMap::new(), store: store.as_ref(), filler: None };
-        self.children(at, before.services, &with, None)?;
+        let socket = before.services.store.map(|number| self.table.known(number));
+        let services = Services { store: socket, root: None };
+        let store = services.store(self.shared);
+        self.children(at, before.services, store.as_ref(), None)?;
         self.arrive(at, BORN);
         self.join(at)?;
         self.foreground(at)?;
@@ -43,6 +39,6 @@ impl TreeRestore<'_> {
         self.arrive(at, RESTORED);
         self.reap_stand_ins(at);
         self.put_down(at, &meter, store.as_ref().map_or(0, Store::messages));
-        self.go_on(at, plan)
+        self.go_on(at, &[])
     }
 }

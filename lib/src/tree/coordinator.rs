@@ -6,19 +6,24 @@ use super::barrier::{enders, killed_for_memory};
 use super::credentials::ours;
 use super::report::Grown;
 use super::state::{
-    BORN, Before, FIXED, GONE_ON, LOCK, Mode, RESTORED, STAGE, STATS_CELLS, Services, StatsPage,
-    TreeRestore,
+    BORN, Before, FIXED, GONE_ON, LOCK, Mode, RESTORED, STAGE, STATS_CELLS, ServiceNumbers,
+    StatsPage, TreeRestore,
 };
 use crate::ctty;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result, Status};
 use crate::image::Task;
+use crate::placement::Placement;
 use crate::plan::RestoreOptions;
+use crate::sys::credentials;
 use crate::sys::fork::{self};
+use crate::sys::own_table::OwnTable;
 use crate::sys::shared_mem::SharedMem;
 use crate::sys::title::Title;
-use crate::sys::{PlacedFd, credentials};
-use crate::table::driver::{close_others, raise_limit};
+use crate::table::driver::TableRestore;
 use crate::table::fdstore::Store;
+use crate::table::own::Own;
+use crate::table::services::{close_others, raise_limit};
+use crate::table::source::Anew;
 use crate::table::syscall_counter::Counter;
 use crate::terminal::Settings;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -26,7 +31,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -69,8 +74,13 @@ pub fn grow(
         }
         false => None,
     };
+    let Some(table) = OwnTable::take() else {
+        let why = "the descriptor table of this process was restored before";
+        return Err(Error::new(Status::System, why));
+    };
     let restore = TreeRestore {
         tree,
+        table,
         options,
         mode,
         source,
@@ -124,28 +134,35 @@ impl TreeRestore<'_> {
     ) -> Result<Option<WaitStatus>> {
         let tree = self.tree;
         let meter = self.meter();
-        let root = root.map(PlacedFd::here);
         let mut store = Store::new((self.shared, LOCK))?;
-        let mut cx = tree.common.cx(self.source, self, root, self.options.changed);
-        cx.anywhere = true;
-        self.stock(&mut store, &mut cx, false)?;
-        self.moved.replace(cx.moved.clone());
-        let services = Services { store: Some(store.place()), root };
+        let dir = root.as_ref().map(AsFd::as_fd);
+        let cx = tree.common.context(self.source, self, dir, self.options.changed);
+        // Where descriptors are in fdrestore does not matter: they stay where they come.
+        let mut own = Own::new(&self.table, Placement::Late, None);
+        let mut anew = Anew;
+        let mut common = TableRestore::new(&tree.common, self.options, cx, &mut anew, None);
+        self.stock(&mut store, &mut common, &mut own, false)?;
+        self.moved.replace(common.cx.moved.clone());
+        let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
+        let services = ServiceNumbers { store: Some(number(store.as_fd())), root: dir.map(number) };
         // What our caller left open would make the tables of all larger.
         let mut keep = vec![0, 1, 2];
-        keep.extend(services.all().map(PlacedFd::number));
+        keep.extend(services.all());
         keep.sort_unstable();
-        close_others(&keep)?;
+        close_others(&self.table, &keep)?;
         let ours = OomGuard::children();
         for &at in tree.shape.order.iter().filter(|&&at| tree.shape.nodes[at].maker.is_none()) {
             self.make(at, Before { services, stands: &[0, 1, 2] })?;
         }
         let usual = ours.end();
         self.wait_for(BORN)?;
-        self.stock(&mut store, &mut cx, true)?;
-        let mut said = std::mem::take(&mut cx.warnings);
+        self.stock(&mut store, &mut common, &mut own, true)?;
+        let mut said = std::mem::take(&mut common.cx.warnings);
         said.extend(self.stats_page.as_ref().and_then(|stats_page| stats_page.counter.why_not()));
-        services.all().for_each(PlacedFd::close);
+        let messages = store.messages();
+        drop(common);
+        drop(store);
+        drop(root);
         self.shared.set(STAGE, BORN);
         self.wait_for(RESTORED)?;
         if let Some(usual) = usual {
@@ -168,7 +185,7 @@ impl TreeRestore<'_> {
         if let Some(stats_page) = &self.stats_page {
             self.shared.set(STAGE, RESTORED);
             self.wait_for(GONE_ON)?;
-            grown.stats = Some(self.stats(stats_page, &store, meter.calls())?);
+            grown.stats = Some(self.stats(stats_page, messages, meter.calls())?);
             stats_page.counter.end();
         }
         if self.mode.holds() {

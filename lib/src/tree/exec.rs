@@ -5,18 +5,18 @@ use crate::error::Result;
 use crate::image::Bytes;
 use crate::plan::Plan;
 use crate::sys::fork::{self};
-use crate::sys::{self, PlacedFd, credentials};
-use crate::table::driver::{self};
+use crate::sys::{self, credentials};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::unistd::getppid;
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 impl TreeRestore<'_> {
     /// Puts back what is not in a table, and holds, or runs its command.
-    pub(super) fn go_on(&self, at: usize, plan: &Plan<'_>) -> Result<Infallible> {
+    pub(super) fn go_on(&self, at: usize, cloexec: &[RawFd]) -> Result<Infallible> {
         let task = &self.tree.image.tasks[at];
         let command = match (self.is_given(at), self.mode.respawn) {
             (true, _) => Some(Program::new(None, self.mode.command.iter().map(|it| it.as_bytes()))),
@@ -53,10 +53,7 @@ impl TreeRestore<'_> {
             self.arrive(at, GONE_ON);
         }
         credentials::die_with_parent(false)?;
-        let owner = self.tree.shape.nodes[at].owner == at;
-        let cloexec =
-            plan.steps.iter().filter(|step| owner && step.cloexec && driver::stands(step));
-        let cloexec: Vec<String> = cloexec.map(|step| step.fd.to_string()).collect();
+        let cloexec: Vec<String> = cloexec.iter().map(ToString::to_string).collect();
         if task.stopped {
             self.stop(at)?;
         }
@@ -64,11 +61,11 @@ impl TreeRestore<'_> {
         sys::start::sigpipe_as_inherited();
         if let Err(why) = awaited {
             let line = format!("fdrestore: task {}: {why}\n", task.pid);
-            let _ = nix::unistd::write(PlacedFd::known(2), line.as_bytes());
+            let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
         }
         let why = command.run(&cloexec);
         let line = format!("fdrestore: task {}: {}: {}\n", task.pid, command.name(), why.desc());
-        let _ = nix::unistd::write(PlacedFd::known(2), line.as_bytes());
+        let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
         fork::end(if why == Errno::ENOENT { 127 } else { 126 })
     }
 }

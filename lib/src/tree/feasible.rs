@@ -8,7 +8,7 @@ use super::spawn::{is_taken, no_choice};
 use super::state::{Mode, below_root};
 use crate::error::{At, Result};
 use crate::plan::{Missing, RestoreOptions, hard_limit};
-use crate::table::driver::room;
+use crate::table::services::room;
 use crate::text::escape;
 use std::path::Path;
 

@@ -1,18 +1,18 @@
 //! Job control: sessions, process groups, controlling terminals, the foreground group.
 
 use super::shape::ProcessGroup;
-use super::state::{GONE, Services, TreeRestore};
+use super::state::{GONE, ServiceNumbers, TreeRestore};
 use crate::ctty;
 use crate::error::{At, Result};
 use crate::image::Terminal;
 use crate::kind::context::{CttyPlan, PidMap};
-use crate::sys::{self, PlacedFd};
-use crate::table::driver::{self, With, seize};
+use crate::sys;
+use crate::table::fdstore::Store;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, setpgid, setsid};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 impl TreeRestore<'_> {
@@ -20,8 +20,8 @@ impl TreeRestore<'_> {
     pub(super) fn leave_session(
         &self,
         at: usize,
-        services: Services,
-        with: &With<'_>,
+        services: ServiceNumbers,
+        store: Option<&Store<'_>>,
     ) -> Result<()> {
         setsid().at(|| "setsid")?;
         let owner = self.tree.shape.nodes[at].owner;
@@ -32,15 +32,16 @@ impl TreeRestore<'_> {
         let steal = self.options.steal;
         let taken = match (&self.tree.ctty_plans[at], self.tree.controls[at]) {
             (_, Some((message, place))) => {
-                let store = with.store.ok_or(Errno::EBADF)?;
+                let store = store.ok_or(Errno::EBADF)?;
                 let count = self.tree.messages[message as usize].files.len();
                 let fds = store.get(message, count).at(|| "the fdstore")?;
-                seize(PlacedFd::known(fds[place].as_raw_fd()), steal)
+                ctty::seize(fds[place].as_fd(), steal)
             }
             (CttyPlan::FromPath(path), _) => {
-                let root = services.root;
-                let cx = plan.cx(self.source, self, root, self.options.changed);
-                driver::control_by_path(&path.clone(), old.device, &cx, steal)
+                let root = services.root.map(|number| self.table.known(number));
+                let root = root.as_ref().map(AsFd::as_fd);
+                let cx = plan.context(self.source, self, root, self.options.changed);
+                ctty::open(path, old.device, &cx).and_then(|fd| ctty::seize(fd.as_fd(), steal))
             }
             (CttyPlan::Unavailable(why), _) => {
                 self.shared.say(at, why);

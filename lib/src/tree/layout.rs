@@ -3,11 +3,11 @@
 use super::origin::Origin;
 use super::shape::Shape;
 use super::slots_of;
-use crate::image::OpenFile;
-use crate::kind::context::CttyPlan;
+use crate::image::{OpenFile, Slot};
+use crate::kind::context::{CttyPlan, Number};
 use crate::kind::{DecodedImage, Need};
 use crate::placement::Wanted;
-use crate::plan::{self, Action, Home, Plan, Step};
+use crate::plan::{self, Action, FileOwner, Plan, Step};
 use crate::table::fdstore::MOST;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
@@ -54,10 +54,11 @@ pub(super) fn common<'a>(
         let task = &image.tasks[home];
         let all = &mut plan.numbers;
         let at = *numbers.entry(home).or_insert_with(|| {
-            all.push(slots_of(image, task).iter().map(|slot| slot.fd as RawFd).collect());
+            let number = |slot: &Slot| Number { fd: slot.fd as RawFd, file: Some(slot.file) };
+            all.push(slots_of(image, task).iter().map(number).collect());
             all.len() - 1
         });
-        plan.homes.insert(id, Home { task, numbers: at, fd });
+        plan.file_owners.insert(id, FileOwner { task, numbers: at, fd });
     }
     plan
 }

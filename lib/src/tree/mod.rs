@@ -13,6 +13,7 @@ mod exec;
 mod feasible;
 mod jobs;
 mod layout;
+mod operations;
 mod origin;
 mod report;
 mod shape;
@@ -24,6 +25,7 @@ mod terminals;
 pub use coordinator::grow;
 pub use feasible::foresee;
 pub use layout::StoreMessage;
+pub use operations::{TreeOperations, operations};
 pub use report::Grown;
 pub use shape::{LeaderlessGroup, Node, ProcessGroup, Shape};
 pub use state::Mode;
@@ -76,9 +78,9 @@ fn slots_of<'a>(image: &'a DecodedImage, task: &Task) -> &'a [Slot] {
 }
 
 /// The tasks of an image before there are processes.
-struct Unborn<'a>(&'a HashMap<i32, usize>);
+struct NotYetForked<'a>(&'a HashMap<i32, usize>);
 
-impl PidMap for Unborn<'_> {
+impl PidMap for NotYetForked<'_> {
     fn process(&self, pid: i32) -> Option<i32> {
         self.0.contains_key(&pid).then_some(0)
     }
@@ -102,7 +104,8 @@ impl<'a> Tree<'a> {
         options.look_at_handed()?;
         let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
         let held = crate::proc::locks();
-        let check = |plan: &mut Plan<'a>| plan.check(options, &Unborn(&by_pid), root, dry, &held);
+        let check =
+            |plan: &mut Plan<'a>| plan.check(options, &NotYetForked(&by_pid), root, dry, &held);
         // Below another root a path leads to another terminal.
         let own = crate::ctty::own().filter(|_| root.is_none());
         Tree::planned(image, options, (ours, own), check)
@@ -166,7 +169,7 @@ impl<'a> Tree<'a> {
             let at_home = |id: &u32| {
                 homes.get(id).is_some_and(|home| home.0 == owner) && !handed.contains_key(id)
             };
-            plan.guests = plan
+            plan.owned_here = plan
                 .steps
                 .iter()
                 .filter(away)

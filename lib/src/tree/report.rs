@@ -5,7 +5,6 @@ use crate::error::{Error, Result, Status};
 use crate::placement::Size;
 use crate::plan::Plan;
 use crate::sys::fork::{self};
-use crate::table::fdstore::Store;
 use crate::table::stats::{Meter, ProcessStats, TableStats};
 use crate::table::syscall_counter::Calls;
 use std::sync::atomic::Ordering;
@@ -37,7 +36,7 @@ impl TreeRestore<'_> {
     pub(super) fn stats(
         &self,
         stats_page: &StatsPage,
-        store: &Store<'_>,
+        messages: u32,
         calls: Option<Calls>,
     ) -> Result<Vec<ProcessStats>> {
         let ends = self.sizes()?;
@@ -58,7 +57,7 @@ impl TreeRestore<'_> {
                 messages,
             }
         };
-        let own = ProcessStats { pid: None, table: None, calls, messages: store.messages() };
+        let own = ProcessStats { pid: None, table: None, calls, messages };
         Ok(self.tree.shape.order.iter().map(row).chain([own]).collect())
     }
 

@@ -1,12 +1,16 @@
 //! Forking the tasks and the placeholder leaders of groups, in order.
 
 use super::shape::ProcessGroup;
-use super::state::{Before, GONE, RESTORED, Services, TreeRestore};
+use super::state::{Before, GONE, RESTORED, ServiceNumbers, TreeRestore};
 use crate::error::{At, Error, Result, Status};
 use crate::plan::{Action, Step};
 use crate::sys::credentials;
 use crate::sys::fork::{self, CloneArgs};
-use crate::table::driver::{With, Work, close_others};
+use crate::table::driver::TableRestore;
+use crate::table::executor::Executor;
+use crate::table::fdstore::Store;
+use crate::table::own::Own;
+use crate::table::services::close_others;
 use nix::errno::Errno;
 use nix::sys::signal::killpg;
 use nix::sys::wait::waitpid;
@@ -45,9 +49,9 @@ impl TreeRestore<'_> {
     pub(super) fn children(
         &self,
         at: usize,
-        services: Services,
-        with: &With<'_>,
-        mut work: Option<&mut Work<'_, '_>>,
+        services: ServiceNumbers,
+        store: Option<&Store<'_>>,
+        mut restore: Option<(&mut TableRestore<'_, '_>, &mut Own<'_>)>,
     ) -> Result<()> {
         let nodes = &self.tree.shape.nodes[at];
         let plan = self.tree.tables[nodes.owner].as_ref().ok_or(Errno::EBADF)?;
@@ -60,14 +64,14 @@ impl TreeRestore<'_> {
         for &child in &nodes.makes {
             if leaves && !self.tree.shape.nodes[child].before {
                 leaves = false;
-                self.leave_session(at, services, with)?;
+                self.leave_session(at, services, store)?;
             }
             let reached = self.tree.reached[child];
             if made != Some(reached) {
                 made = Some(reached);
-                if let Some(work) = work.as_mut() {
-                    work.make(|step| step.passed && Some(step.fd) <= reached)?;
-                    work.let_go()?;
+                if let Some((restore, own)) = restore.as_mut() {
+                    restore.make(|step| step.passed && Some(step.fd) <= reached, *own)?;
+                    own.release()?;
                 }
                 let there = |step: &&Step| {
                     step.action == Action::FromParent
@@ -78,7 +82,7 @@ impl TreeRestore<'_> {
             self.make(child, Before { services, stands: &stands })?;
         }
         if leaves {
-            self.leave_session(at, services, with)?;
+            self.leave_session(at, services, store)?;
         }
         for (index, group_index) in self.tree.shape.leaderless.iter().enumerate() {
             if group_index.first == at {
@@ -109,7 +113,7 @@ impl TreeRestore<'_> {
                 if getppid().as_raw() != self.pid(self.tree.shape.leaderless[group_index].first) {
                     fork::end(1);
                 }
-                let _ = close_others(&[]);
+                let _ = close_others(&self.table, &[]);
                 self.await_stage(RESTORED);
                 fork::end(0)
             }

@@ -6,16 +6,17 @@ use super::shape::ProcessGroup;
 use crate::image::Credentials;
 use crate::kind::context::PidMap;
 use crate::plan::RestoreOptions;
-use crate::sys::PlacedFd;
+use crate::sys::own_table::{OwnTable, PlacedFd};
 use crate::sys::shared_mem::SharedMem;
 use crate::sys::title::Title;
+use crate::table::fdstore::Store;
 use crate::table::syscall_counter::Counter;
 use nix::sys::signal::SigSet;
 use nix::unistd::Pid;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -62,6 +63,8 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(100);
 /// What a process of the tree knows.
 pub(super) struct TreeRestore<'a> {
     pub(super) tree: &'a Tree<'a>,
+    /// The descriptor table of this process; each task goes on with a copy of it.
+    pub(super) table: OwnTable,
     pub(super) options: &'a RestoreOptions,
     pub(super) mode: &'a Mode,
     pub(super) source: &'a [u8],
@@ -97,31 +100,54 @@ pub(super) struct StatsPage {
 /// Of a task: system calls, dups, messages, and the largest table that it saw itself.
 pub(super) const STATS_CELLS: usize = 4;
 
-/// Our own descriptors in a table.
+/// The numbers of the service descriptors in a table.
 #[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ServiceNumbers {
+    pub(super) store: Option<RawFd>,
+    pub(super) root: Option<RawFd>,
+}
+
+impl ServiceNumbers {
+    pub(super) fn all(self) -> impl Iterator<Item = RawFd> {
+        [self.store, self.root].into_iter().flatten()
+    }
+
+    pub(super) fn highest(self) -> Option<u32> {
+        self.all().max().map(|number| number as u32)
+    }
+
+    pub(super) fn has(self, number: RawFd) -> bool {
+        self.all().any(|service| service == number)
+    }
+}
+
+/// The service descriptors of a task.
+#[derive(Debug, Default)]
 pub(super) struct Services {
     pub(super) store: Option<PlacedFd>,
     pub(super) root: Option<PlacedFd>,
 }
 
 impl Services {
-    pub(super) fn all(self) -> impl Iterator<Item = PlacedFd> {
-        [self.store, self.root].into_iter().flatten()
+    pub(super) fn numbers(&self) -> ServiceNumbers {
+        let number = |placed: &Option<PlacedFd>| placed.as_ref().map(PlacedFd::number);
+        ServiceNumbers { store: number(&self.store), root: number(&self.root) }
     }
 
-    pub(super) fn highest(self) -> Option<u32> {
-        self.all().map(|placed| placed.number() as u32).max()
+    /// The fdstore of the tree.
+    pub(super) fn store<'b>(&'b self, shared: &'b SharedMem) -> Option<Store<'b>> {
+        self.store.as_ref().map(|store| Store::of(store.as_fd(), (shared, LOCK)))
     }
 
-    pub(super) fn has(self, number: RawFd) -> bool {
-        self.all().any(|placed| placed.number() == number)
+    pub(super) fn close(self, table: &OwnTable) {
+        [self.store, self.root].into_iter().flatten().for_each(|placed| table.close(placed));
     }
 }
 
 /// What is in a table when a child is made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Before<'b> {
-    pub(super) services: Services,
+    pub(super) services: ServiceNumbers,
     /// The numbers that the task of the table has by then, ascending.
     pub(super) stands: &'b [RawFd],
 }

@@ -2,72 +2,68 @@
 
 use super::exec::{LEFT, leaves_locks};
 use super::layout::{numbers, ranges, wanted};
-use super::state::{BORN, Before, LOCK, RESTORED, Services, TreeRestore};
-use crate::error::{At, Error, Result};
-use crate::kind::context::RestoreContext;
+use super::state::{BORN, Before, RESTORED, ServiceNumbers, Services, TreeRestore};
+use crate::error::{At, Result};
+use crate::kind::context::Held;
+use crate::operation::Operation;
 use crate::placement::{self, Placement};
 use crate::plan::{Action, Plan};
-use crate::sys::{self, PlacedFd};
-use crate::table::driver::{self, With, Work, place};
+use crate::table::driver::{TableRestore, refuse_unlocked, with_lines};
+use crate::table::executor::Executor;
 use crate::table::fdstore::Store;
+use crate::table::own::Own;
+use crate::table::services::place;
 use crate::table::shrink;
+use crate::table::source::Anew;
 use crate::table::stats::Meter;
 use nix::errno::Errno;
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 
 impl TreeRestore<'_> {
     /// Makes what several tasks have, as far as it can be made by now, and puts it into the store.
-    pub(super) fn stock<'s>(
-        &'s self,
+    pub(super) fn stock(
+        &self,
         store: &mut Store<'_>,
-        cx: &mut RestoreContext<'s>,
+        common: &mut TableRestore<'_, '_>,
+        own: &mut Own<'_>,
         last: bool,
     ) -> Result<()> {
-        let plan = &self.tree.common;
-        let with = With::default();
-        let mut problems = Vec::new();
         for (id, from) in &self.tree.handed {
-            cx.handed.insert(*id, PlacedFd::inherited(*from)?);
+            let held = Held::Placed(self.table.at(*from)?);
+            common.cx.inherited.insert(*id, Rc::new(held));
         }
-        let mut work = Work::new(plan, self.options, cx, &with);
         if !last {
-            work.early();
+            common.make_early(own);
         }
-        work.make(|step| step.passed != last)?;
-        let made = work.end(&mut |line| problems.push(line.to_owned()));
-        made.map_err(|err| listed(err, &problems))?;
-        let unlocked = driver::late(plan, cx)?;
-        self.go_without(unlocked, cx)?;
+        common.make(|step| step.passed != last, own)?;
+        let mut problems = Vec::new();
+        let made = common.end_making(own, &mut |line| problems.push(line.to_owned()));
+        made.map_err(|err| with_lines(err, &problems))?;
+        let unlocked = common.finish(own)?;
+        self.go_without(unlocked, &mut common.cx.warnings)?;
         for message in self.tree.messages.iter().filter(|message| message.last == last) {
-            let placed = |id: &u32| match cx.placed_fds.get(id) {
-                Some(placed) => Ok(*placed),
-                None => self.handed(*id),
-            };
-            let placed_fds = message.files.iter().map(placed).collect::<Result<Vec<PlacedFd>>>()?;
-            store.put(&placed_fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+            let held = |id: &u32| common.cx.descriptor(*id).ok_or(Errno::EBADF);
+            let held = message.files.iter().map(held).collect::<nix::Result<Vec<Rc<Held>>>>()?;
+            let fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
+            store.put(&fds)?;
         }
-        cx.placed_fds.drain().for_each(|(_, placed)| placed.close());
+        common.forget(|placed| self.table.close(placed));
+        own.forget_moves();
         Ok(())
     }
 
-    /// Refuses what cannot be locked, or says it: [`driver::go_without`].
+    /// Refuses what cannot be locked, or says it: [`refuse_unlocked`].
     pub(super) fn go_without(
         &self,
         unlocked: Vec<String>,
-        cx: &mut RestoreContext<'_>,
+        warnings: &mut Vec<String>,
     ) -> Result<()> {
         let mut problems = Vec::new();
         let mut say = |line: &str| problems.push(line.to_owned());
-        let gone = driver::go_without(unlocked, self.options, &mut cx.warnings, &mut say);
-        gone.map_err(|err| listed(err, &problems))
-    }
-
-    /// The caller's descriptor that stands for a file.
-    pub(super) fn handed(&self, id: u32) -> Result<PlacedFd> {
-        let from = self.tree.handed.get(&id).copied().ok_or(Errno::EBADF)?;
-        Ok(PlacedFd::inherited(from)?)
+        let gone = refuse_unlocked(unlocked, self.options, warnings, &mut say);
+        gone.map_err(|err| with_lines(err, &problems))
     }
 
     /// One that has a table of its own.
@@ -76,43 +72,49 @@ impl TreeRestore<'_> {
         let mut meter = self.meter();
         let services = self.newborn(plan, before, &mut meter)?;
         meter.placed();
-        let store = services.store.map(|placed| Store::seated(placed, (self.shared, LOCK)));
-        let mut cx = plan.cx(self.source, self, services.root, self.options.changed);
+        let service_numbers = services.numbers();
+        let store = services.store(self.shared);
+        let root = services.root.as_ref().map(AsFd::as_fd);
+        let mut cx = plan.context(self.source, self, root, self.options.changed);
         cx.moved = self.moved.borrow().clone();
-        let with = With { handed: HashMap::new(), store: store.as_ref(), filler: services.store };
-        let mut work = Work::new(plan, self.options, &mut cx, &with);
-        self.children(at, services, &with, Some(&mut work))?;
+        let mut own = Own::new(&self.table, Placement::Tight, service_numbers.store);
+        let mut anew = Anew;
+        let mut restore = TableRestore::new(plan, self.options, cx, &mut anew, store.as_ref());
+        restore.from_parent(&mut own)?;
+        self.children(at, service_numbers, store.as_ref(), Some((&mut restore, &mut own)))?;
         self.arrive(at, BORN);
         self.join(at)?;
-        work.cx.anywhere = self.options.placement == Placement::Late;
-        work.early();
-        work.make(|_| true)?;
+        own.set_late(self.options.placement == Placement::Late);
+        restore.make_early(&mut own);
+        restore.make(|_| true, &mut own)?;
         let mut problems = Vec::new();
-        let made = work.end(&mut |line| problems.push(line.to_owned()));
-        made.map_err(|err| listed(err, &problems))?;
-        work.settle()?;
-        let mut unlocked = driver::late(plan, &mut cx)?;
+        let made = restore.end_making(&mut own, &mut |line| problems.push(line.to_owned()));
+        made.map_err(|err| with_lines(err, &problems))?;
+        restore.settle(&mut own)?;
+        let mut unlocked = restore.finish(&mut own)?;
         self.foreground(at)?;
         self.surround(at)?;
-        services.all().for_each(PlacedFd::close);
-        self.fit(at, plan, services, &mut meter)?;
+        let messages = store.as_ref().map_or(0, Store::messages);
+        let mut warnings = std::mem::take(&mut restore.cx.warnings);
+        let restored = restore.end(plan);
+        services.close(&self.table);
+        self.fit(at, plan, service_numbers, &mut meter)?;
         match leaves_locks(self.mode, self.tree.sharers[at], plan) {
             true => unlocked.push(LEFT.to_owned()),
-            false => unlocked.extend(driver::of_table(plan, true)),
+            false => unlocked.extend(restored.take_table_locks(&mut own)?),
         }
-        self.go_without(unlocked, &mut cx)?;
-        cx.warnings.iter().for_each(|line| self.shared.say(at, line));
+        self.go_without(unlocked, &mut warnings)?;
+        warnings.iter().for_each(|line| self.shared.say(at, line));
         self.arrive(at, RESTORED);
         self.reap_stand_ins(at);
+        let cloexec = restored.close_on_exec();
         if self.mode.holds() {
-            let cloexec = plan.steps.iter().filter(|step| step.cloexec && driver::stands(step));
-            let cloexec: Vec<RawFd> = cloexec.map(|step| step.fd).collect();
             for (first, last) in ranges(&cloexec) {
-                sys::close_on_exec(first, last).at(|| "FD_CLOEXEC")?;
+                own.run(&Operation::CloseOnExec { first, last })?;
             }
         }
-        self.put_down(at, &meter, store.as_ref().map_or(0, Store::messages));
-        self.go_on(at, plan)
+        self.put_down(at, &meter, messages);
+        self.go_on(at, &cloexec)
     }
 
     /// Finds our own descriptors a place, closes what the task does not want of its parent's, and
@@ -127,21 +129,25 @@ impl TreeRestore<'_> {
         let owner = self.by_pid.get(&plan.task.pid);
         let sharers = owner.map_or(1, |&owner| self.tree.sharers[owner]);
         let table = wanted(&numbers, sharers, self.limits.1);
-        let Before { services: Services { store, root }, stands } = before;
-        let mut placed = [store, root];
-        place(&mut placed, self.options.placement, &table)?;
-        let services = Services { store: placed[0], root: placed[1] };
+        let Before { services, stands } = before;
+        let known = |number: Option<RawFd>| number.map(|number| self.table.known(number));
+        let mut placed = [known(services.store), known(services.root)];
+        place(&self.table, &mut placed, self.options.placement, &table)?;
+        let [store, root] = placed;
+        let services = Services { store, root };
+        let service_numbers = services.numbers();
         let stays = |fd: &RawFd| {
             let step = plan.steps.binary_search_by_key(fd, |step| step.fd);
-            step.is_ok_and(|at| plan.steps[at].action == Action::FromParent) || services.has(*fd)
+            step.is_ok_and(|at| plan.steps[at].action == Action::FromParent)
+                || service_numbers.has(*fd)
         };
         let strays: Vec<RawFd> = stands.iter().copied().filter(|fd| !stays(fd)).collect();
         for (first, last) in ranges(&strays) {
-            sys::close_range(first, last).at(|| "close_range")?;
+            self.table.close_range(first, last).at(|| "close_range")?;
         }
         let highest = stands.last().map(|&fd| fd as u32);
         let born = placement::capacity(before.services.highest().max(highest));
-        let need = placement::capacity(services.highest().max(numbers.last().copied()));
+        let need = placement::capacity(service_numbers.highest().max(numbers.last().copied()));
         if self.options.placement == Placement::Tight && born > need {
             if self.stats_page.is_some() {
                 meter.look()?;
@@ -157,7 +163,7 @@ impl TreeRestore<'_> {
         &self,
         at: usize,
         plan: &Plan<'_>,
-        services: Services,
+        services: ServiceNumbers,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
         let wanted = plan.steps.iter().filter(|step| step.action != Action::Skip);
@@ -174,13 +180,5 @@ impl TreeRestore<'_> {
             shrink::now().at(|| "shrink the table")?;
         }
         Ok(())
-    }
-}
-
-/// An error with what led to it before it.
-pub(super) fn listed(err: Error, problems: &[String]) -> Error {
-    match problems {
-        [] => err,
-        _ => Error::new(err.status(), problems.join("; ")),
     }
 }

@@ -6,7 +6,6 @@ use crate::ctty::SessionRole;
 use crate::image::Task;
 use crate::kind::DecodedImage;
 use crate::kind::context::CttyPlan;
-use crate::sys::PlacedFd;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 
@@ -18,7 +17,7 @@ pub(super) fn joined(
     steal: bool,
     handed: &HashMap<u32, RawFd>,
 ) -> HashSet<i32> {
-    use nix::sys::stat::{fstat, major, minor, stat};
+    use nix::sys::stat::{major, minor, stat};
     use std::os::unix::ffi::OsStrExt;
     let Some(own) = own.filter(|_| !steal) else { return HashSet::new() };
     let is_ours = |task: &&Task| {
@@ -27,7 +26,7 @@ pub(super) fn joined(
         let found = match crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied())
         {
             CttyPlan::FromPath(path) => stat(std::ffi::OsStr::from_bytes(&path)),
-            CttyPlan::FromCaller(fd) => fstat(PlacedFd::known(fd)),
+            CttyPlan::FromCaller(fd) => stat(format!("/proc/self/fd/{fd}").as_str()),
             _ => return false,
         };
         let device = found.map(|it| (major(it.st_rdev) as u32, minor(it.st_rdev) as u32));

@@ -6,9 +6,9 @@ use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::said_if_elsewhere;
+use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
-use crate::sys::PlacedFd;
 use crate::sys::socket::{self, device_index};
 use crate::sys::tun::{self, Number};
 use crate::text::escape;
@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// A queue, or a descriptor that is none yet.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -163,7 +163,6 @@ impl TunDevice {
 
 impl Kind for Tun {
     const NAME: &'static str = "tun";
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         !it.is_path() && it.copy.is_some() && it.inode.as_ref().is_some_and(is_tun)
@@ -248,10 +247,21 @@ impl Kind for Tun {
         Ok(made)
     }
 
+    fn finishes(&self) -> Option<&'static str> {
+        self.device.as_ref().filter(|device| device.persist).map(|_| "make the device persistent")
+    }
+
     /// Nothing of it is left if what comes before this fails.
-    fn late(&self, _: &OpenFile, placed: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
+    fn finish(
+        &self,
+        _: &OpenFile,
+        _: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        _: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         match &self.device {
-            Some(device) if device.persist => tun::persist(placed.as_fd()).at(|| "TUNSETPERSIST"),
+            Some(device) if device.persist => tun::persist(fd).at(|| "TUNSETPERSIST"),
             _ => Ok(()),
         }
     }

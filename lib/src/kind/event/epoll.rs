@@ -5,17 +5,18 @@ use crate::error::{At, Error, Result};
 use crate::image::{OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::{ImageCheck, Kind, Need};
+use crate::operation::{Operation, Outcome};
 use crate::proc::{self, Descriptor, FdInfo};
+use crate::sys;
 use crate::sys::epoll::{self, NewMember};
-use crate::sys::{self, PlacedFd};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 /// A set of members.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -167,7 +168,6 @@ fn find(it: &Descriptor<'_>, members: &mut [EpollMember]) {
 
 impl Kind for Epoll {
     const NAME: &'static str = "epoll";
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.link.0 == b"anon_inode:[eventpoll]" && !it.is_path()
@@ -265,59 +265,58 @@ impl Kind for Epoll {
                 cx.warnings.push(format!("fd {fd}: it does not poll network devices: {why}"));
             }
         }
-        Ok(Opened { fd: new.0, flags: 0 })
+        Ok(Opened::new(new.0, 0))
     }
 
-    fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
-        let numbers = cx.numbers_of(self.pid)?;
-        let place = |member| -> Option<(RawFd, &EpollMember)> {
-            let from = numbers.get(EpollMember::source(member))?;
-            Some((from, member))
-        };
-        let mut list: Vec<(RawFd, &EpollMember)> = self.members.iter().filter_map(place).collect();
-        // Those that have fired must be alone when they fire again.
-        list.sort_by_key(|(_, member)| !member.fired());
-        let new: Vec<NewMember> = list.iter().map(|(from, member)| member.adding(*from)).collect();
-        let moved = new.iter().filter(|member| member.source != member.number);
-        let outcome = match moved.map(|member| member.number).max() {
-            None => epoll::add_members(placed.as_fd(), &new),
-            Some(highest) => {
-                let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-                let above = highest as u64 >= soft;
-                if above {
-                    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-                }
-                let done = epoll::add_members(placed.as_fd(), &new);
-                if above {
-                    setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
-                }
-                done
-            }
-        };
-        let outcome = outcome.at(|| "a copy of the table")?;
+    fn operation(&self, number: RawFd, cx: &RestoreContext<'_>) -> Result<Option<Operation>> {
+        let list = self.to_add(cx)?;
+        let members: Vec<NewMember> = list.iter().map(|(from, it)| it.adding(*from)).collect();
+        Ok((!members.is_empty()).then_some(Operation::EpollMembers { number, members }))
+    }
+
+    fn finish(
+        &self,
+        _: &OpenFile,
+        number: RawFd,
+        fd: BorrowedFd<'_>,
+        outcome: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        let Outcome::Members(outcomes) = outcome else { return Ok(()) };
         let mut added = Vec::new();
-        for ((_, member), outcome) in list.into_iter().zip(outcome) {
-            let why = match outcome {
-                Ok(()) => {
+        for ((_, member), outcome) in self.to_add(cx)?.into_iter().zip(outcomes) {
+            let why = match Errno::from_raw(*outcome) {
+                _ if *outcome == 0 => {
                     added.push(member);
                     continue;
                 }
-                Err(Errno::EBADF) => "it is not restored",
-                Err(Errno::EPERM) => "what stands at its number cannot be waited for",
-                Err(errno) => return Err(errno).at(|| format!("add its member {}", member.fd)),
+                Errno::EBADF => "it is not restored",
+                Errno::EPERM => "what is at its number cannot be waited for",
+                errno => return Err(errno).at(|| format!("add its member {}", member.fd)),
             };
-            let line =
-                format!("fd {}: its member {} is left out: {why}", placed.number(), member.fd);
+            let line = format!("fd {number}: its member {} is left out: {why}", member.fd);
             cx.warnings.push(line);
         }
-        compare(placed, &added, cx);
+        compare(fd, number, &added, cx);
         Ok(())
     }
 }
 
-/// Tells of members that are not what they were: what the kernel took is in our own fdinfo.
-fn compare(placed: PlacedFd, added: &[&EpollMember], cx: &mut RestoreContext<'_>) {
-    let text = std::fs::read(format!("/proc/self/fdinfo/{}", placed.number())).unwrap_or_default();
+impl Epoll {
+    /// The members that can be added, and the numbers of the table that have them, in the order in
+    /// which they are added: those that have fired must be alone when they fire again.
+    fn to_add(&self, cx: &RestoreContext<'_>) -> Result<Vec<(RawFd, &EpollMember)>> {
+        let numbers = cx.numbers_of(self.pid)?;
+        let place = |member| Some((numbers.get(EpollMember::source(member))?, member));
+        let mut list: Vec<(RawFd, &EpollMember)> = self.members.iter().filter_map(place).collect();
+        list.sort_by_key(|(_, member)| !member.fired());
+        Ok(list)
+    }
+}
+
+/// Tells of members that are not what they were: fdinfo of a descriptor shows what the kernel took.
+fn compare(fd: BorrowedFd<'_>, number: RawFd, added: &[&EpollMember], cx: &mut RestoreContext<'_>) {
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
     let is = members(&FdInfo::parse(&text).rest).unwrap_or_default();
     let is: HashSet<_> = is.iter().map(|member| (member.fd, member.events, member.data)).collect();
     for member in added {
@@ -330,7 +329,7 @@ fn compare(placed: PlacedFd, added: &[&EpollMember], cx: &mut RestoreContext<'_>
                 "has other events: EPOLLWAKEUP takes CAP_BLOCK_SUSPEND and a kernel that suspends"
             }
         };
-        let line = format!("fd {}: its member {} {why}", placed.number(), member.fd);
+        let line = format!("fd {number}: its member {} {why}", member.fd);
         cx.warnings.push(line);
     }
 }

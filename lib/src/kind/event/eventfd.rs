@@ -53,7 +53,7 @@ impl Kind for Eventfd {
         if count > u64::from(first) {
             new.write(count).at(|| "write the count")?;
         }
-        Ok(Opened { fd: new.into(), flags: file.flags & libc::O_NONBLOCK as u32 })
+        Ok(Opened::new(new.into(), file.flags & libc::O_NONBLOCK as u32))
     }
 }
 

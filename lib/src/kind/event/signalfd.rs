@@ -46,7 +46,7 @@ impl Kind for Signalfd {
         let Signalfd { mask } = *self;
         let nonblock = file.flags & NONBLOCK;
         let fd = sys::signal::signalfd(mask, nonblock != 0).at(|| "signalfd")?;
-        Ok(Opened { fd, flags: nonblock })
+        Ok(Opened::new(fd, nonblock))
     }
 }
 

@@ -5,13 +5,14 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::operation::Outcome;
 use crate::proc::{Descriptor, FdInfo};
-use crate::sys::{PlacedFd, timer};
+use crate::sys::timer;
 use nix::errno::Errno;
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 const NANO: u64 = 1_000_000_000;
 const ABSTIME: u32 = libc::TFD_TIMER_ABSTIME as u32;
@@ -131,7 +132,6 @@ impl Timerfd {
 
 impl Kind for Timerfd {
     const NAME: &'static str = "timerfd";
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.link.0 == b"anon_inode:[timerfd]" && !it.is_path()
@@ -190,16 +190,27 @@ impl Kind for Timerfd {
     fn restore(&self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
         let nonblock = file.flags & NONBLOCK;
         let fd = timer::create(self.clock, nonblock != 0).at(|| "timerfd_create")?;
-        Ok(Opened { fd, flags: nonblock })
+        Ok(Opened::new(fd, nonblock))
     }
 
-    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+    fn finishes(&self) -> Option<&'static str> {
+        Some("set the timer")
+    }
+
+    fn finish(
+        &self,
+        file: &OpenFile,
+        number: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         let Timerfd { clock, flags, ticks, value: _, interval, now: _ } = *self;
         let of_the_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
         let same_clock = of_the_day || cx.image.head.boot == crate::proc::boot_id();
         let mut warn = |why: &str| {
             let name = crate::text::escape(&file.link.0).into_owned();
-            cx.warnings.push(format!("fd {} ({name}): {why}", placed.number()));
+            cx.warnings.push(format!("fd {} ({name}): {why}", number));
         };
         if self.stands_still() {
             warn("when it would have ticked next is not known: an interval from now");
@@ -222,11 +233,11 @@ impl Kind for Timerfd {
                 Some(next) => next,
                 None => 0,
             };
-            timer::set(placed.as_fd(), flags, value, interval).at(|| "timerfd_settime")?;
+            timer::set(fd, flags, value, interval).at(|| "timerfd_settime")?;
             if ticks == 0 {
                 break;
             }
-            match timer::set_ticks(placed.as_fd(), ticks) {
+            match timer::set_ticks(fd, ticks) {
                 Err(Errno::ENOTTY) => {
                     warn("its ticks are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE");
                     break;

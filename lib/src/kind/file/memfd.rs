@@ -162,8 +162,8 @@ impl Kind for Memfd {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        if let Some(placed) = cx.standing(file) {
-            return cx.again(placed.as_fd(), file.flags);
+        if let Some(peer) = cx.open_peer(file) {
+            return cx.again(peer.as_fd(), file.flags);
         }
         let Memfd { seals: sealed, huge } = *self;
         let name = name(&file.link.0).unwrap_or_default();
@@ -185,7 +185,7 @@ impl Kind for Memfd {
         fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
         let born = libc::O_RDWR as u32 | O_LARGEFILE;
         match file.flags & !SETTABLE == born {
-            true => Ok(Opened { fd: new, flags: 0 }),
+            true => Ok(Opened::new(new, 0)),
             false => cx.again(new.as_fd(), file.flags),
         }
     }

@@ -34,7 +34,7 @@ impl Kind for Path {
         let link = file.inode.as_ref().is_some_and(|it| it.mode & libc::S_IFMT == libc::S_IFLNK);
         let nofollow = if link { libc::O_NOFOLLOW as u32 } else { 0 };
         let fd = cx.open(&file.link.0, file.flags | libc::O_PATH as u32 | nofollow)?;
-        Ok(Opened { fd, flags: file.flags })
+        Ok(Opened::new(fd, file.flags))
     }
 }
 

@@ -84,8 +84,8 @@ impl Kind for Unlinked {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Unlinked { tmpfile } = *self;
-        if let Some(placed) = cx.standing(file) {
-            return cx.again(placed.as_fd(), file.flags);
+        if let Some(peer) = cx.open_peer(file) {
+            return cx.again(peer.as_fd(), file.flags);
         }
         let new = create(cx, file, tmpfile)?;
         if let Some(inode) = &file.inode {
@@ -96,7 +96,7 @@ impl Kind for Unlinked {
         let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
             && file.flags & !plain == 0
         {
-            true => Opened { fd: new, flags: 0 },
+            true => Opened::new(new, 0),
             false => cx.again(new.as_fd(), file.flags)?,
         };
         cx.own(made.fd.as_fd(), file)?;

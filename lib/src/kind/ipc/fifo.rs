@@ -83,8 +83,8 @@ impl Kind for Fifo {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Fifo { size, queued, ref unlinked, ref renamed } = *self;
-        let standing = cx.standing(file);
-        let (both, made) = match (unlinked, standing) {
+        let peer = cx.open_peer(file);
+        let (both, made) = match (unlinked, &peer) {
             (None, _) => {
                 let file = Renamed::living(renamed, file)?;
                 cx.probe(&file)?;
@@ -93,7 +93,7 @@ impl Kind for Fifo {
             }
             (Some(NamelessFifo { alone: _ }), stands) => {
                 let both = match stands {
-                    Some(placed) => cx.again(placed.as_fd(), BOTH as u32)?.fd,
+                    Some(peer) => cx.again(peer.as_fd(), BOTH as u32)?.fd,
                     None => nameless(cx, file, create)?,
                 };
                 let made = cx.again(both.as_fd(), file.flags)?;
@@ -104,7 +104,7 @@ impl Kind for Fifo {
                 (both, made)
             }
         };
-        if standing.is_none() && queued > 0 {
+        if peer.is_none() && queued > 0 {
             let name = crate::text::escape(&file.link.0).into_owned();
             if sys::readable(both.as_fd())? > 0 {
                 cx.warnings.push(format!("{name}: others have written to it: left as it is"));

@@ -7,8 +7,8 @@ use crate::image::{MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::journal::{Log, PATIENCE};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
+use crate::operation::Outcome;
 use crate::proc::Descriptor;
-use crate::sys::PlacedFd;
 use crate::sys::flags::O_LARGEFILE;
 use crate::sys::mqueue::{self, Attributes};
 use crate::text::escape;
@@ -19,7 +19,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::fstatfs;
 use nix::sys::uio::pread;
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// A queue; its name is the last part of the link.
@@ -108,9 +108,8 @@ fn is_called(file: &OpenFile) -> bool {
 }
 
 /// What a queue that stands is called now, by its link.
-fn name_now(placed: PlacedFd) -> Result<Vec<u8>> {
-    let link =
-        std::fs::read_link(format!("/proc/self/fd/{}", placed.number())).at(|| "readlink")?;
+fn name_now(fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).at(|| "readlink")?;
     let link = link.into_os_string().into_vec();
     Ok(link.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec())
 }
@@ -200,7 +199,7 @@ impl Mqueue {
         let inode = |fd: BorrowedFd<'_>| fstat(fd).map(|found| (found.st_dev, found.st_ino));
         if let Ok(Some(fd)) = self.existing(file, cx) {
             if inode(fd.as_fd())? == inode(queue)? {
-                return Ok(Opened { fd, flags: file.flags });
+                return Ok(Opened::new(fd, file.flags));
             }
         }
         if !is_unlinked(file) {
@@ -214,7 +213,7 @@ impl Mqueue {
     /// A description of a queue that stands, with these flags.
     fn again(
         &self,
-        queue: PlacedFd,
+        queue: BorrowedFd<'_>,
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
     ) -> Result<Opened> {
@@ -222,7 +221,7 @@ impl Mqueue {
         if is_called(file) && fstat(queue.as_fd())?.st_nlink > 0 {
             let flags = file.flags & (ACCESS | NONBLOCK);
             let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
-            return Ok(Opened { fd, flags });
+            return Ok(Opened::new(fd, flags));
         }
         self.by_path(queue.as_fd(), file, cx)
     }
@@ -232,7 +231,6 @@ impl Kind for Mqueue {
     const NAME: &'static str = "mqueue";
     const SHARES: bool = true;
     const SEEKS: bool = true;
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         match (&it.copy, &it.inode) {
@@ -329,8 +327,8 @@ impl Kind for Mqueue {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        if let Some(placed) = cx.standing(file) {
-            return self.again(placed, file, cx);
+        if let Some(peer) = cx.open_peer(file) {
+            return self.again(peer.as_fd(), file, cx);
         }
         let shown = escape(&file.link.0).into_owned();
         let flags = file.flags & (ACCESS | NONBLOCK);
@@ -350,7 +348,7 @@ impl Kind for Mqueue {
                 cx.warnings
                     .push(format!("{shown}: it had {messages} messages and has {now}: {why}"));
             }
-            return Ok(Opened { fd, flags });
+            return Ok(Opened::new(fd, flags));
         }
         if messages > 0 && !cx.has_contents(file.object) {
             let why = "are not in the image (scan with --freeze --data): it is restored empty";
@@ -371,10 +369,10 @@ impl Kind for Mqueue {
                 Ok(())
             })?;
             let made = match flags & ACCESS == libc::O_RDWR as u32 && is_called(file) {
-                true => Opened { fd: queue.try_clone().at(|| "dup")?, flags: 0 },
+                true => Opened::new(queue.try_clone().at(|| "dup")?, 0),
                 false if is_called(file) => {
                     let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
-                    Opened { fd, flags }
+                    Opened::new(fd, flags)
                 }
                 false => self.by_path(queue.as_fd(), file, cx)?,
             };
@@ -388,9 +386,20 @@ impl Kind for Mqueue {
         made
     }
 
-    fn late(&self, file: &OpenFile, placed: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
-        if is_unlinked(file) && fstat(placed.as_fd())?.st_nlink > 0 {
-            mqueue::unlink(&name_now(placed)?).at(|| "mq_unlink")?;
+    fn finishes(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn finish(
+        &self,
+        file: &OpenFile,
+        _: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        _: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        if is_unlinked(file) && fstat(fd)?.st_nlink > 0 {
+            mqueue::unlink(&name_now(fd)?).at(|| "mq_unlink")?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Opened, Other, RestoreContext};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
@@ -104,8 +104,8 @@ impl Kind for Pipe {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Pipe { size, queued, alone: _ } = *self;
-        if let Some(placed) = cx.standing(file) {
-            return cx.again(placed.as_fd(), file.flags);
+        if let Some(peer) = cx.open_peer(file) {
+            return cx.again(peer.as_fd(), file.flags);
         }
         let ours = file.flags & ACCESS;
         let other = cx.peers(file).into_iter().find(|peer| {
@@ -130,11 +130,12 @@ impl Kind for Pipe {
         if ours > WRONLY {
             return cx.again(reader.as_fd(), file.flags);
         }
-        let (mut mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
+        let (mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
+        let mut opened = Opened::new(mine, born);
         if let Some(other) = other {
-            mine = cx.leave(other, Opened { fd: theirs, flags: born }, mine)?;
+            opened.others.push(Other { file: other.id, fd: theirs, flags: born });
         }
-        Ok(Opened { fd: mine, flags: born })
+        Ok(opened)
     }
 }
 

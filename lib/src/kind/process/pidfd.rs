@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Opened, Other, RestoreContext};
 use crate::kind::{Kind, Need};
 use crate::proc::{Descriptor, FdInfo, Stat, boot_id, inode_of};
 use crate::sys::process::{self, Ended};
@@ -119,18 +119,18 @@ impl Kind for Pidfd {
         let status = match self.source(file, cx)? {
             Target::Living(pid) => {
                 let fd = process::open(pid, file.flags).at(|| "pidfd_open")?;
-                return Ok(Opened { fd, flags: 0 });
+                return Ok(Opened::new(fd, 0));
             }
             Target::Ended(status) => status,
         };
         let child = Ended::new(status).at(|| "fork")?;
-        let mut mine = child.open(file.flags).at(|| "pidfd_open")?;
+        let mut opened = Opened::new(child.open(file.flags).at(|| "pidfd_open")?, 0);
         // All descriptions of one process, since once it is waited for nobody can open another.
         for peer in cx.peers(file) {
             let alike = cx.image.record_as(peer.id).is_some_and(|other: &Pidfd| other == self);
-            if alike && !cx.placed_fds.contains_key(&peer.id) {
+            if alike && !cx.held.contains_key(&peer.id) {
                 let fd = child.open(peer.flags).at(|| "pidfd_open")?;
-                mine = cx.leave(peer, Opened { fd, flags: 0 }, mine)?;
+                opened.others.push(Other { file: peer.id, fd, flags: 0 });
             }
         }
         let Pidfd { pid: _, start: _, exit } = *self;
@@ -139,7 +139,7 @@ impl Kind for Pidfd {
             let name = crate::text::escape(&file.link.0).into_owned();
             cx.warnings.push(format!("{name}: its process ended with {status:#x}, now {ended:#x}"));
         }
-        Ok(Opened { fd: mine, flags: 0 })
+        Ok(opened)
     }
 
     fn null(&self, file: &OpenFile) -> Result<OwnedFd> {

@@ -206,7 +206,7 @@ impl Kind for Netlink {
             let why = "bytes of messages that were not read are lost";
             cx.warnings.push(format!("{shown}: {queued} {why}"));
         }
-        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 }
 

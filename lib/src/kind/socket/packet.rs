@@ -249,7 +249,7 @@ impl Kind for Packet {
             let why = "bytes of packets that were not read are lost";
             cx.warnings.push(format!("{shown}: {queued} {why}"));
         }
-        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 }
 

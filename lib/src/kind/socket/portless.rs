@@ -54,7 +54,7 @@ impl Plain {
             let why = "the messages in its queue cannot be looked at, and are lost";
             cx.warnings.push(format!("{}: {why}", escape(&file.link.0)));
         }
-        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 }
 

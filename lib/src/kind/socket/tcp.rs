@@ -6,14 +6,15 @@ use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
+use crate::operation::Outcome;
 use crate::proc::Descriptor;
-use crate::sys::{self, PlacedFd};
+use crate::sys;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{Backlog, Shutdown, listen};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The states of include/net/tcp_states.h, from 1 on, by the names that ss(8) gives them.
 const STATES: [&str; 12] = [
@@ -120,7 +121,6 @@ impl Tcp {
 
 impl Kind for Tcp {
     const NAME: &'static str = "tcp";
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         matches!(
@@ -228,15 +228,26 @@ impl Kind for Tcp {
         if let Some((_, pending)) = *listens {
             lost(pending, "connections that waited to be accepted are");
         }
-        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened::new(made, file.flags & NONBLOCK))
+    }
+
+    fn finishes(&self) -> Option<&'static str> {
+        self.listens.map(|_| "listen")
     }
 
     /// Nobody connects before all stands; and what listens keeps others from binding to its port,
     /// whatever they share (SO_REUSEADDR).
-    fn late(&self, _: &OpenFile, placed: PlacedFd, _: &mut RestoreContext<'_>) -> Result<()> {
+    fn finish(
+        &self,
+        _: &OpenFile,
+        _: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        _: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         let Some((backlog, _)) = self.listens else { return Ok(()) };
         let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX));
-        match listen(&placed, backlog.unwrap_or(Backlog::MAXCONN)) {
+        match listen(&fd, backlog.unwrap_or(Backlog::MAXCONN)) {
             Err(Errno::EADDRINUSE) => {
                 Err(Error::unrestorable("another socket has come to listen at its address"))
             }

@@ -3,20 +3,21 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Held, Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Address, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::sys::peek_guard::PeekOffset;
-use crate::sys::{PlacedFd, socket};
+use crate::sys::socket;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
@@ -38,7 +39,6 @@ pub(crate) struct Udp {
 impl Kind for Udp {
     const NAME: &'static str = "udp";
     const SHARES: bool = true;
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         matches!(inet::class(it), Some((_, libc::SOCK_DGRAM, libc::IPPROTO_UDP | UDPLITE)))
@@ -117,16 +117,27 @@ impl Kind for Udp {
             let why = "are not in the image (scan with --data): it is restored empty";
             cx.warnings.push(format!("{shown}: the messages in its queue {why}"));
         }
-        Ok(Opened { fd: made, flags: file.flags & NONBLOCK })
+        Ok(Opened::new(made, file.flags & NONBLOCK))
+    }
+
+    fn finishes(&self) -> Option<&'static str> {
+        Some("fill the queue, set what is left of its options")
     }
 
     /// Senders are restored too by now, perhaps.
-    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+    fn finish(
+        &self,
+        file: &OpenFile,
+        _: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         if cx.has_contents(file.object) {
-            self.fill(file, placed, cx)?;
+            self.fill(file, fd, cx)?;
         }
-        self.socket.shut(placed.as_fd(), self.shutdown)?;
-        self.socket.set(Phase::Last, placed.as_fd(), file, cx)
+        self.socket.shut(fd, self.shutdown)?;
+        self.socket.set(Phase::Last, fd, file, cx)
     }
 
     fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
@@ -188,7 +199,7 @@ fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Datagram>> {
 
 impl Udp {
     /// Sends what waited in its queue to it once more, and looks what came of it.
-    fn fill(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+    fn fill(&self, file: &OpenFile, fd: BorrowedFd<'_>, cx: &mut RestoreContext<'_>) -> Result<()> {
         let mut messages: Vec<Datagram> = Vec::new();
         cx.contents(file.object, |chunk: &Chunk, bytes| {
             let from = chunk.with.as_ref().and_then(|with| with.from.as_ref());
@@ -203,12 +214,12 @@ impl Udp {
             moved: false,
         };
         for (from, bytes) in &messages {
-            post.send(placed.as_fd(), from.as_ref(), bytes, cx);
+            post.send(fd, from.as_ref(), bytes, cx);
         }
         if post.moved {
-            self.socket.reconnect(placed.as_fd(), file, cx)?;
+            self.socket.reconnect(fd, file, cx)?;
         }
-        let there = queue(placed.as_fd(), u64::MAX, true)?;
+        let there = queue(fd, u64::MAX, true)?;
         let (lost, nameless) = compared(&messages, &there);
         for (count, what) in [(lost, "are lost"), (nameless, "lose their senders")] {
             if count > 0 {
@@ -253,7 +264,7 @@ struct Post<'a> {
 }
 
 /// The restored socket of this protocol that has this address.
-fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Option<PlacedFd> {
+fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Option<Rc<Held>> {
     let (restored, image) = (cx.lowest, cx.image);
     let name = |protocol: i32, address: &str| format!("{protocol} {address}").into_bytes();
     let all = cx.addresses.entry(Udp::NAME).or_insert_with(|| {
@@ -265,7 +276,7 @@ fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Op
         Rc::new(restored.filter_map(address).collect())
     });
     let id = all.get(&name(protocol, &address.to_string()))?;
-    cx.placed_fds.get(id).copied()
+    cx.held.get(id).cloned()
 }
 
 impl Post<'_> {

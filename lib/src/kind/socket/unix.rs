@@ -3,13 +3,14 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Held, Opened, Other, RestoreContext};
 use crate::kind::socket::option::{Class, Phase, SocketOptions};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
+use crate::operation::Outcome;
 use crate::proc::Descriptor;
+use crate::sys;
 use crate::sys::peek_guard::PeekOffset;
 use crate::sys::socket::{Ancillary, Ucred};
-use crate::sys::{self, PlacedFd};
 use crate::table::fdstore::MOST;
 use crate::text::escape;
 use nix::errno::Errno;
@@ -22,7 +23,7 @@ use nix::sys::socket::{
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
@@ -109,7 +110,6 @@ fn address(name: &[u8]) -> Result<UnixAddr> {
 impl Kind for Unix {
     const NAME: &'static str = "unix";
     const SHARES: bool = true;
-    const LATE: bool = true;
     const CARRIES: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
@@ -258,18 +258,20 @@ impl Kind for Unix {
                 record.set_options(other.as_fd(), theirs, cx)?;
                 record.keep_name(&other, theirs, cx);
                 self.keep_name(&mine, file, cx);
-                let mine = cx.leave(theirs, Opened { fd: other, flags: both }, mine)?;
-                Opened { fd: mine, flags: both }
+                let mut opened = Opened::new(mine, both);
+                opened.others.push(Other { file: theirs.id, fd: other, flags: both });
+                opened
             }
             (None, Some(0)) => {
                 let both = file.flags & NONBLOCK;
-                let (mut mine, gone) = new_pair(class, both)?;
+                let (mine, gone) = new_pair(class, both)?;
                 self.keep_name(&mine, file, cx);
-                match cx.parks.contains_key(&file.id) {
-                    true => mine = cx.park(file, gone, mine)?,
+                let mut opened = Opened::new(mine, both);
+                match cx.wants_parked(file) {
+                    true => opened.parked = Some(gone),
                     false => self.fill(file, gone.as_fd(), cx)?,
                 }
-                Opened { fd: mine, flags: both }
+                opened
             }
             _ => {
                 let flags = file.flags & NONBLOCK;
@@ -278,7 +280,7 @@ impl Kind for Unix {
                 if let Some(name) = name {
                     self.bind(&made, name, *node, cx)?;
                 }
-                Opened { fd: made, flags }
+                Opened::new(made, flags)
             }
         };
         self.set_options(made.fd.as_fd(), file, cx)?;
@@ -297,26 +299,46 @@ impl Kind for Unix {
         Ok(made)
     }
 
-    fn late(&self, file: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
-        if let Some(gone) = cx.parked(file.id) {
-            self.fill(file, gone.as_fd(), cx)?;
+    fn finishes(&self) -> Option<&'static str> {
+        (self.backlog.is_none()).then_some("connect it, fill the queue, shut it down")
+    }
+
+    fn finish(
+        &self,
+        file: &OpenFile,
+        _: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        if let Some(gone) = cx.parked_end(file.id) {
+            self.fill(file, gone.as_fd(), cx)
         } else if let Some(other) = self.other(cx) {
-            let there = cx.placed_fds.get(&other.0.id).copied().ok_or(Errno::ENOTCONN)?;
+            let theirs = cx.held.get(&other.0.id).cloned().ok_or(Errno::ENOTCONN)?;
             if self.is_pair(file, &other) {
-                self.fill(file, there.as_fd(), cx)?;
+                self.fill(file, theirs.as_fd(), cx)?;
             } else if let Some(name) = &other.1.name {
-                connect_seat(placed, &address(&name.0)?).at(|| "connect")?;
+                connect(fd.as_raw_fd(), &address(&name.0)?).at(|| "connect")?;
                 self.lost(file, cx);
             }
+            Ok(())
         } else if self.peer.is_none() && self.backlog.is_none() {
-            self.fill_bound(file, cx)?;
+            self.fill_bound(file, cx)
+        } else {
+            Ok(())
         }
+    }
+
+    fn finish_last(
+        &self,
+        file: &OpenFile,
+        fd: BorrowedFd<'_>,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         if !self.options.is_empty() {
-            let (options, name) = (self.options.clone(), escape(&file.link.0).into_owned());
-            cx.after.push(Box::new(move |warnings| {
-                let mut warn = |line| warnings.push(format!("{name}: {line}"));
-                options.set(placed.as_fd(), Phase::Last, &mut warn)
-            }));
+            let name = escape(&file.link.0);
+            let mut warn = |line| cx.warnings.push(format!("{name}: {line}"));
+            self.options.set(fd, Phase::Last, &mut warn)?;
         }
         let how = match self.shutdown & 3 {
             0 => return Ok(()),
@@ -324,16 +346,11 @@ impl Kind for Unix {
             2 => Shutdown::Write,
             _ => Shutdown::Both,
         };
-        // The last of the two to be shut down would keep the first's queue from being filled.
         match self.peer {
             Some(0) => Ok(()),
-            _ => {
-                cx.after.push(Box::new(move |_| {
-                    use std::os::fd::AsRawFd;
-                    shutdown(placed.as_fd().as_raw_fd(), how).at(|| "shutdown")
-                }));
-                Ok(())
-            }
+            // The last of two ends to be shut down would keep the queue of the other from being
+            // filled.
+            _ => shutdown(fd.as_raw_fd(), how).at(|| "shutdown"),
         }
     }
 
@@ -391,11 +408,6 @@ fn new_pair(class: SockType, flags: u32) -> Result<(OwnedFd, OwnedFd)> {
     socketpair(AddressFamily::Unix, class, None, birth(flags)).at(|| "socketpair")
 }
 
-fn connect_seat(placed: PlacedFd, to: &UnixAddr) -> nix::Result<()> {
-    use std::os::fd::AsRawFd;
-    connect(placed.as_fd().as_raw_fd(), to)
-}
-
 impl Unix {
     /// Sets those of its options whose turn it is.
     fn set_options(
@@ -432,7 +444,6 @@ impl Unix {
         node: Option<(u32, u32, u32)>,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        use std::os::fd::AsRawFd;
         let at = address(&name.0)?;
         let shown = escape(&name.0).into_owned();
         if name.0.starts_with(&[0]) {
@@ -541,8 +552,8 @@ impl Unix {
         let mut differs = Differs::default();
         messages(cx, file, false, |message| {
             let from = message.from;
-            let standing = from.and_then(|from| cx.placed_fds.get(senders.get(from)?)).copied();
-            if let Some(placed) = standing {
+            let held = from.and_then(|from| cx.held.get(senders.get(from)?)).cloned();
+            if let Some(placed) = held {
                 return post(message, placed.as_fd(), &to, false, cx, &mut differs);
             }
             let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
@@ -636,9 +647,9 @@ fn post(
     differs: &mut Differs,
 ) -> Result<()> {
     let QueuedMessage { from: _, files, credentials, mut bytes } = message;
-    let placed_fds: Vec<PlacedFd> = files.iter().filter_map(|&id| cx.stands(id)).collect();
-    differs.left_out += files.len() - placed_fds.len();
-    let mut fds: Vec<BorrowedFd<'_>> = placed_fds.iter().map(AsFd::as_fd).collect();
+    let held: Vec<Rc<Held>> = files.iter().filter_map(|&id| cx.descriptor(id)).collect();
+    differs.left_out += files.len() - held.len();
+    let mut fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
     let ours = nix::unistd::getpid().as_raw();
     // Without a process nobody asked for credentials when it was sent, and nobody does so yet.
     let mut said = credentials.filter(|&(pid, ..)| pid != 0).map(|(pid, uid, gid)| {

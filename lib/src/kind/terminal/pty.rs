@@ -6,7 +6,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Inode, MessageMeta, OpenFile, Typed};
-use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::context::{Opened, Other, RestoreContext};
 use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink};
 use crate::proc::openers::{self, Opener};
@@ -366,7 +366,11 @@ impl Kind for Pty {
         }
         let mut ends: Vec<(&OpenFile, OwnedFd)> = vec![(master_file, new)];
         ends.extend(slaves.into_iter().map(|(file, fd, _)| (file, fd)));
-        cx.leave_all(ends, file)
+        let mine = ends.iter().position(|(end, _)| end.id == file.id).ok_or(Errno::EBADF)?;
+        let mut opened = Opened::new(ends.swap_remove(mine).1, file.flags);
+        let other = |(end, fd): (&OpenFile, OwnedFd)| Other { file: end.id, fd, flags: end.flags };
+        opened.others = ends.into_iter().map(other).collect();
+        Ok(opened)
     }
 }
 
@@ -390,7 +394,7 @@ impl Pty {
         let master = make(b"/dev/ptmx", libc::O_RDWR as u32, index, cx)?;
         tty::set_locked(&master, false).at(|| "unlock it")?;
         let slave = tty::peer(&master, file.flags & OPEN).at(|| "open the slave")?;
-        Ok(Opened { fd: slave, flags: file.flags })
+        Ok(Opened::new(slave, file.flags))
     }
 }
 

@@ -92,7 +92,7 @@ impl Kind for Tty {
         if self.hung {
             return Err(Error::unrestorable("it has hung up, and cannot be made to again"));
         }
-        match (is_own(file), cx.terminal) {
+        match (is_own(file), cx.ctty) {
             (true, CttyPlan::Unavailable(why)) => Err(Error::unrestorable(why)),
             (true, CttyPlan::None) => {
                 Err(Error::unrestorable("COMMAND has no controlling terminal"))
@@ -128,7 +128,7 @@ impl Kind for Tty {
             if crate::proc::inode_of(fd.as_fd())?.rdev == Some(OWN) {
                 return Err(Error::unrestorable("the path now names something of another type"));
             }
-            if cx.dressed.insert(is) {
+            if cx.set_terminals.insert(is) {
                 // Its window is as large as it is; the rest is what the program expects.
                 let apply = |it: &Settings| it.apply(fd.as_fd(), false);
                 lost = settings.as_ref().map(apply).transpose()?.unwrap_or_default();
@@ -143,7 +143,7 @@ impl Kind for Tty {
         for line in lost {
             cx.warnings.push(format!("{}: {line}", terminal::name(is)));
         }
-        Ok(Opened { fd, flags: file.flags & !(libc::O_ASYNC as u32) | wait })
+        Ok(Opened::new(fd, file.flags & !(libc::O_ASYNC as u32) | wait))
     }
 }
 

@@ -6,14 +6,15 @@ use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
+use crate::operation::Outcome;
 use crate::proc::{Descriptor, FdInfo, hex_word};
-use crate::sys::{self, PlacedFd, notify};
+use crate::sys::{self, notify};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::fanotify::{EventFFlags, InitFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A group.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -122,7 +123,6 @@ impl Mark {
 
 impl Kind for Fanotify {
     const NAME: &'static str = "fanotify";
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.link.0 == b"anon_inode:[fanotify]" && !it.is_path()
@@ -203,27 +203,38 @@ impl Kind for Fanotify {
         // Given with the flags even if it is not wanted, so that fdinfo shows them as they were.
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         let born = flags.contains(InitFlags::FAN_NONBLOCK);
-        Ok(Opened { fd, flags: if born { libc::O_NONBLOCK as u32 } else { 0 } })
+        Ok(Opened::new(fd, if born { libc::O_NONBLOCK as u32 } else { 0 }))
     }
 
-    fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+    fn finishes(&self) -> Option<&'static str> {
+        (!self.marks.is_empty()).then_some("add the marks")
+    }
+
+    fn finish(
+        &self,
+        _: &OpenFile,
+        number: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
         for mark in &self.marks {
-            let what = format!("fd {}: its mark on {}", placed.number(), mark.scope.name());
+            let what = format!("fd {}: its mark on {}", number, mark.scope.name());
             let Some(place) = mark.on.find(&what, &numbers, cx)? else { continue };
             let at = || what.as_str();
             for (flags, mask) in mark.calls() {
-                notify::mark(placed.as_fd(), &place.path(), flags, mask).at(at)?;
+                notify::mark(fd, &place.path(), flags, mask).at(at)?;
             }
         }
         let text =
-            std::fs::read(format!("/proc/self/fdinfo/{}", placed.number())).unwrap_or_default();
+            std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
         let info = FdInfo::parse(&text);
         let is: HashSet<MarkLine> = lines(&info.rest).filter_map(row).collect();
         for mark in self.marks.iter().filter(|mark| !is.contains(&mark.row())) {
-            let (fd, what) = (placed.number(), mark.scope.name());
+            let what = mark.scope.name();
             let line =
-                format!("fd {fd}: the kernel keeps its mark on {what} otherwise than it was");
+                format!("fd {number}: the kernel keeps its mark on {what} otherwise than it was");
             cx.warnings.push(line);
         }
         Ok(())

@@ -3,9 +3,9 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Inode};
-use crate::kind::context::{Changed, Numbers, RestoreContext};
+use crate::kind::context::{Changed, Held, Number, Numbers, RestoreContext};
 use crate::proc::{self, Descriptor, FdInfo, Process, device, hex_word, inode_of};
-use crate::sys::{self, PlacedFd, notify};
+use crate::sys::{self, notify};
 use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
@@ -17,6 +17,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::rc::Rc;
 
 /// An inode that is watched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,7 +83,7 @@ impl Watched {
         let path = match (path, fd) {
             (Some(path), _) => path,
             (None, Some(fd)) => {
-                let number = numbers.get(*fd).ok_or_else(|| {
+                let number = numbers.find(*fd).ok_or_else(|| {
                     Error::unrestorable(format!(
                         "descriptor {fd}, which has it, is not in the image"
                     ))
@@ -121,9 +122,14 @@ impl Watched {
             cx.warnings.extend(changed.map(|changed| format!("{what}: {changed}")));
         }
         match place {
-            WatchTarget::Number(number) if PlacedFd::inherited(number).is_err() => {
-                cx.warnings.push(format!("{what} is left out: {number} is not restored"));
-                Ok(None)
+            WatchTarget::Number(Number { fd, file }) => {
+                match file.and_then(|file| cx.descriptor(file)) {
+                    Some(held) => Ok(Some(WatchTarget::Held(held))),
+                    None => {
+                        cx.warnings.push(format!("{what} is left out: {fd} is not restored"));
+                        Ok(None)
+                    }
+                }
             }
             place => Ok(Some(place)),
         }
@@ -134,8 +140,10 @@ impl Watched {
 pub(crate) enum WatchTarget {
     /// At a number of ours.
     Path(OwnedFd),
-    /// At one of the restored table.
-    Number(i32),
+    /// At a number of the restored table.
+    Number(Number),
+    /// At that number, by a descriptor of this process.
+    Held(Rc<Held>),
 }
 
 impl WatchTarget {
@@ -143,7 +151,8 @@ impl WatchTarget {
     pub(crate) fn path(&self) -> CString {
         magic(match self {
             WatchTarget::Path(fd) => fd.as_raw_fd(),
-            WatchTarget::Number(number) => *number,
+            WatchTarget::Held(held) => held.as_fd().as_raw_fd(),
+            WatchTarget::Number(number) => number.fd,
         })
     }
 
@@ -151,7 +160,7 @@ impl WatchTarget {
     pub(crate) fn is_mount(&self) -> Result<()> {
         let mount = match self {
             WatchTarget::Path(fd) => notify::mount(fd.as_fd())?.1,
-            WatchTarget::Number(_) => false,
+            WatchTarget::Number(_) | WatchTarget::Held(_) => false,
         };
         if mount { Ok(()) } else { Err(Error::unrestorable("nothing is mounted there")) }
     }

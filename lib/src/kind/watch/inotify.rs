@@ -6,14 +6,15 @@ use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
 use crate::kind::{Kind, Need};
+use crate::operation::Outcome;
 use crate::proc::{Descriptor, hex_word};
-use crate::sys::{self, PlacedFd, notify};
+use crate::sys::{self, notify};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::inotify::InitFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// An instance.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +51,6 @@ fn watch(line: &str) -> Option<(u32, u32)> {
 
 impl Kind for Inotify {
     const NAME: &'static str = "inotify";
-    const LATE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.link.0 == b"anon_inode:inotify" && !it.is_path()
@@ -112,18 +112,29 @@ impl Kind for Inotify {
             cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
         }
         let new = nix::sys::inotify::Inotify::init(InitFlags::empty()).at(|| "inotify_init1")?;
-        Ok(Opened { fd: new.into(), flags: 0 })
+        Ok(Opened::new(new.into(), 0))
     }
 
-    fn late(&self, _: &OpenFile, placed: PlacedFd, cx: &mut RestoreContext<'_>) -> Result<()> {
+    fn finishes(&self) -> Option<&'static str> {
+        (!self.watches.is_empty()).then_some("add the watches")
+    }
+
+    fn finish(
+        &self,
+        _: &OpenFile,
+        number: RawFd,
+        fd: BorrowedFd<'_>,
+        _: &Outcome,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
         for InotifyWatch { wd, mask, on } in &self.watches {
-            let what = format!("fd {}: its watch {wd}", placed.number());
+            let what = format!("fd {}: its watch {wd}", number);
             let Some(place) = on.find(&what, &numbers, cx)? else { continue };
-            let add = || notify::add_watch(placed.as_fd(), &place.path(), *mask);
-            let added = match notify::set_next_watch(placed.as_fd(), *wd as i32) {
+            let add = || notify::add_watch(fd, &place.path(), *mask);
+            let added = match notify::set_next_watch(fd, *wd as i32) {
                 Ok(()) => add().at(|| "inotify_add_watch"),
-                Err(_) => count(placed.as_fd(), *wd, add),
+                Err(_) => count(fd, *wd, add),
             };
             let added = added.at(|| what)?;
             if added != *wd as i32 {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{Lock, OpenFile};
 use crate::kind::context::RestoreContext;
 use crate::proc::{self, HeldLock, inode_of};
-use crate::sys::{self, Owner, PlacedFd};
+use crate::sys;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -106,7 +106,7 @@ fn record(lock: &Lock) -> libc::flock {
 }
 
 /// Fails with status 6 if somebody else has a record lock in the way of this one.
-fn ask(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
+pub(crate) fn test(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
     let mut found = record(lock);
     match lock.class.as_str() {
         "POSIX" => fcntl(fd, FcntlArg::F_GETLK(&mut found))?,
@@ -119,7 +119,7 @@ fn ask(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
 }
 
 /// Takes a lock without waiting; fails with status 6 if it cannot be had, and says why.
-fn take(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
+pub(crate) fn take(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
     let done = match lock.class.as_str() {
         "FLOCK" => sys::lock::flock(fd, if lock.write { libc::LOCK_EX } else { libc::LOCK_SH }),
         "LEASE" => sys::lock::set_lease(fd, if lock.write { libc::F_WRLCK } else { libc::F_RDLCK }),
@@ -138,59 +138,15 @@ fn take(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
             let mut held = held.filter(|it| it.inode == key && exclude(lock, &it.lock));
             taken(held.next().map_or(0, |held| held.pid))
         }
-        (_, Errno::EAGAIN | Errno::EACCES) => ask(fd, lock).err().unwrap_or_else(|| taken(0)),
+        (_, Errno::EAGAIN | Errno::EACCES) => test(fd, lock).err().unwrap_or_else(|| taken(0)),
         (_, errno) => Error::unrestorable(errno.desc()),
     })
 }
 
-/// Whether a descriptor is of a file, and not of what stands in for it: /dev/null.
-fn is_of(file: &OpenFile, fd: BorrowedFd<'_>) -> bool {
+/// Reports whether a descriptor is of a file, and not of what is in its place: /dev/null.
+pub(crate) fn is_of(file: &OpenFile, fd: BorrowedFd<'_>) -> bool {
     let (Some(old), Ok(new)) = (&file.inode, inode_of(fd)) else { return true };
     old.mode & libc::S_IFMT == new.mode & libc::S_IFMT && old.rdev == new.rdev
-}
-
-/// Takes the locks of a description, in a process where it is at home: that is whom /proc/locks
-/// names, and whom a lease tells by a signal, with the number. A line for each that cannot be had;
-/// `called` is what lines begin with.
-pub(crate) fn of_description(
-    file: &OpenFile,
-    placed: PlacedFd,
-    called: &str,
-    cx: &mut RestoreContext<'_>,
-) -> Vec<String> {
-    let mut problems = Vec::new();
-    for lock in file.locks.iter().filter(|_| is_of(file, placed.as_fd())) {
-        let line = |why: &str| format!("{called}: {}: {why}", lock.describe());
-        // What a lease was before, and who waits for its end, is not known; or we know no such lock.
-        if lock.breaking || !["FLOCK", "OFDLCK", "LEASE"].contains(&lock.class.as_str()) {
-            cx.warnings.push(line("it is not taken again"));
-        } else if let Err(why) = take(placed.as_fd(), lock) {
-            problems.push(line(&why.to_string()));
-        } else if lock.class == "LEASE" {
-            let owner = file.signals.as_ref().and_then(|it| cx.current_id(it.kind, it.id));
-            // The kernel makes whoever takes it the owner, if the description has none.
-            if owner.is_none() && sys::set_owner(placed.as_fd(), Owner { kind: 1, id: 0 }).is_err()
-            {
-                problems.push(line("its owner is this process"));
-            }
-        }
-    }
-    problems
-}
-
-/// Takes a POSIX lock for the table of this process, or looks whether it can be had; a line if not.
-/// Once it is taken no descriptor of the inode may be closed any more, nor the table be copied.
-pub(crate) fn of_table(
-    file: &OpenFile,
-    lock: &Lock,
-    placed: PlacedFd,
-    really: bool,
-) -> Option<String> {
-    if !is_of(file, placed.as_fd()) {
-        return None;
-    }
-    let done = if really { take(placed.as_fd(), lock) } else { ask(placed.as_fd(), lock) };
-    done.err().map(|why| format!("{}: {why}", lock.describe()))
 }
 
 #[cfg(test)]

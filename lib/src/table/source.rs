@@ -1,0 +1,23 @@
+//! Sources: where the descriptions of an image come from.
+
+use crate::error::Result;
+use crate::image::OpenFile;
+use crate::kind::context::{Opened, RestoreContext};
+use nix::errno::Errno;
+
+/// Opens descriptions of an image, in this process.
+pub trait Source {
+    /// Opens a description. Fails with status 6 if that cannot be done here.
+    fn open(&mut self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
+}
+
+/// The source that makes descriptions anew: each by its kind.
+#[derive(Debug, Default)]
+pub struct Anew;
+
+impl Source for Anew {
+    fn open(&mut self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
+        let image = cx.image;
+        image.record(file.id).ok_or(Errno::EBADF)?.restore(file, cx)
+    }
+}

@@ -1,0 +1,55 @@
+//! The operations of a tree, without running them: for `--dry-run`.
+
+use super::{NotYetForked, Tree};
+use crate::error::Result;
+use crate::operation::Operation;
+use crate::placement::{self, Placement};
+use crate::plan::{Plan, RestoreOptions};
+use crate::table::driver::TableRestore;
+use crate::table::executor::{Executor, Paper};
+use crate::table::source::Anew;
+use std::collections::HashMap;
+
+/// The operations by which a tree is restored.
+pub struct TreeOperations {
+    /// Those of fdrestore itself: it opens what several tasks have, for the fdstore.
+    pub common: Vec<Operation>,
+    /// Those of each task, by its index in the image; none for one that shares a table.
+    pub tasks: Vec<Option<Vec<Operation>>>,
+}
+
+/// Lists the operations that a restore of the tree runs: by the executor on paper.
+pub fn operations(tree: &Tree<'_>, options: &RestoreOptions) -> Result<TreeOperations> {
+    let tasks = tree.image.tasks.iter().enumerate();
+    let by_pid: HashMap<i32, usize> = tasks.map(|(at, task)| (task.pid, at)).collect();
+    let of_task = |(at, plan): (usize, &Option<Plan<'_>>)| {
+        let shrinks = tree.sharers[at] == 1 && options.placement == Placement::Tight;
+        plan.as_ref().map(|plan| of_plan(plan, options, &by_pid, shrinks)).transpose()
+    };
+    Ok(TreeOperations {
+        common: of_plan(&tree.common, options, &by_pid, false)?,
+        tasks: tree.tables.iter().enumerate().map(of_task).collect::<Result<_>>()?,
+    })
+}
+
+fn of_plan(
+    plan: &Plan<'_>,
+    options: &RestoreOptions,
+    by_pid: &HashMap<i32, usize>,
+    shrinks: bool,
+) -> Result<Vec<Operation>> {
+    let pids = NotYetForked(by_pid);
+    let cx = plan.context(&[], &pids, None, options.changed);
+    let (mut paper, mut anew) = (Paper::default(), Anew);
+    let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
+    restore.from_parent(&mut paper)?;
+    restore.make(|step| step.passed, &mut paper)?;
+    restore.make_early(&mut paper);
+    restore.make(|_| true, &mut paper)?;
+    restore.finish(&mut paper)?;
+    if shrinks {
+        paper.run(&Operation::Shrink { capacity: placement::capacity(plan.highest()) })?;
+    }
+    restore.end(plan).take_table_locks(&mut paper)?;
+    Ok(paper.operations)
+}
