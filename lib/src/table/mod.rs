@@ -11,3 +11,6 @@ pub mod shrink;
 pub mod source;
 pub mod stats;
 pub mod syscall_counter;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! The lists of operations that the driver makes for small images, by the executor on paper.
+
+use crate::image::{Bytes, Writer};
+use crate::image::{Data, Head, Image, Item, Lock, MessageMeta, OpenFile, Signals, Slot, Task};
+use crate::kind::tests::file_of;
+use crate::kind::{Captured, DecodedImage};
+use crate::operation::{Operation, Origin};
+use crate::placement::Placement;
+use crate::plan::{Inherit, Missing, Plan, RestoreOptions};
+use crate::proc::Process;
+use crate::table::command::operations;
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::eventfd::EventFd;
+use proptest::prelude::*;
+use std::os::fd::{AsFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+/// An image of one task: its files in the order of their ids, and its slots.
+#[derive(Default)]
+struct Table {
+    /// The process id of the task; 700 if it is none.
+    pid: i32,
+    files: Vec<OpenFile>,
+    slots: Vec<Slot>,
+    data: Vec<Data>,
+}
+
+impl Table {
+    /// A file, whose id is given.
+    fn file(&mut self, file: OpenFile) -> u32 {
+        let id = self.files.len() as u32;
+        self.files.push(OpenFile { id, ..file });
+        id
+    }
+
+    fn pid(&self) -> i32 {
+        if self.pid == 0 { 700 } else { self.pid }
+    }
+
+    fn slot(&mut self, fd: u32, file: u32) -> &mut Slot {
+        self.slots.push(Slot { table: 0, fd, cloexec: false, file, locks: Vec::new() });
+        self.slots.last_mut().unwrap()
+    }
+
+    /// A description of its own at a number.
+    fn at(&mut self, fd: u32, of: impl AsFd) -> u32 {
+        let file = self.file(file_of(of));
+        self.slot(fd, file);
+        file
+    }
+
+    fn image(&self) -> DecodedImage {
+        let myself = Process::open(std::process::id() as i32).unwrap();
+        let task = Task { pid: self.pid(), terminal: None, ..myself.task(0, None).unwrap() };
+        let head = Head { contents: true, ..crate::capture::head("test") };
+        let mut writer = Writer::new(Vec::new());
+        let mut put = |item: Item| writer.put(&item).unwrap();
+        put(Item::Head(head));
+        put(Item::Task(task.into()));
+        self.files.iter().for_each(|file| put(Item::File(file.clone().into())));
+        let mut slots = self.slots.clone();
+        slots.sort_by_key(|slot| slot.fd);
+        slots.into_iter().for_each(|slot| put(Item::Slot(slot)));
+        self.data.iter().for_each(|data| put(Item::Data(data.clone())));
+        let image = Image::load(&writer.end().unwrap()[..]).unwrap();
+        DecodedImage::new(image).unwrap()
+    }
+
+    fn operations(&self, options: &RestoreOptions) -> Vec<Operation> {
+        let image = self.image();
+        let plan = Plan::new(&image, options, None, false).unwrap();
+        assert_eq!(plan.problems, Vec::<String>::new());
+        operations(&plan, options).unwrap()
+    }
+}
+
+fn eventfd() -> EventFd {
+    EventFd::new().unwrap()
+}
+
+fn place(number: RawFd, file: u32) -> Operation {
+    Operation::Place { number, file, origin: Origin::Opened }
+}
+
+const SHRINK: Operation = Operation::Shrink { capacity: 64 };
+
+#[test]
+fn descriptions_are_opened_in_ascending_order_and_a_dup_follows_the_first_number() {
+    let mut table = Table::default();
+    let first = table.at(7, eventfd());
+    let second = table.at(3, eventfd());
+    table.slot(9, first);
+    table.slot(4, second);
+    let wanted = [
+        place(3, second),
+        Operation::Dup { from: 3, number: 4 },
+        place(7, first),
+        Operation::Dup { from: 7, number: 9 },
+        SHRINK,
+    ];
+    assert_eq!(table.operations(&RestoreOptions::default()), wanted);
+}
+
+#[test]
+fn only_the_tight_policy_shrinks_the_table() {
+    let mut table = Table::default();
+    let file = table.at(700, eventfd());
+    let shrink = Operation::Shrink { capacity: 1024 };
+    for placement in Placement::ALL {
+        let options = RestoreOptions { placement, ..RestoreOptions::default() };
+        let found = table.operations(&options);
+        let wanted = match placement {
+            Placement::Tight => vec![place(700, file), shrink.clone()],
+            _ => vec![place(700, file)],
+        };
+        assert_eq!(found, wanted, "{placement:?}");
+    }
+}
+
+#[test]
+fn the_members_of_an_epoll_are_added_when_all_numbers_are_placed() {
+    use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+    use std::os::fd::AsRawFd;
+    let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+    let member = eventfd();
+    epoll.add(&member, EpollEvent::new(EpollFlags::EPOLLIN, 5)).unwrap();
+    // The record names numbers of this process.
+    let mut table = Table { pid: std::process::id() as i32, ..Table::default() };
+    let (low, high) = (epoll.0.as_raw_fd(), member.as_fd().as_raw_fd());
+    let outer = table.at(low as u32, &epoll.0);
+    let inner = table.at(high as u32, &member);
+    let found = table.operations(&RestoreOptions::default());
+    let mut places = [place(low, outer), place(high, inner)];
+    places.sort_by_key(|operation| match operation {
+        Operation::Place { number, .. } => *number,
+        _ => 0,
+    });
+    assert_eq!(found[..2], places);
+    let Operation::EpollMembers { number, members } = &found[2] else { panic!("{found:?}") };
+    assert_eq!((*number, members.len()), (low, 1));
+    assert_eq!((members[0].source, members[0].number, members[0].data), (high, high, 5));
+}
+
+#[test]
+fn owners_come_before_locks_of_descriptions_and_those_before_locks_of_the_table() {
+    let dir = std::env::temp_dir().join(format!("fdkit-operations-{}", std::process::id()));
+    let file = std::fs::File::options();
+    let file = file.clone().read(true).write(true).create(true).truncate(true).open(&dir).unwrap();
+    let lock = |class: &str| Lock {
+        class: class.into(),
+        write: true,
+        start: 0,
+        end: None,
+        breaking: false,
+    };
+    let mut table = Table::default();
+    let mut record = file_of(&file);
+    record.flags |= libc::O_ASYNC as u32;
+    record.signals = Some(Signals { kind: 1, id: 700, signal: 10 });
+    record.locks = vec![lock("FLOCK")];
+    let id = table.file(record.clone());
+    table.slot(5, id).locks = vec![lock("POSIX")];
+    let found = table.operations(&RestoreOptions::default());
+    std::fs::remove_file(&dir).unwrap();
+    let us = std::process::id() as i32;
+    let wanted = [
+        place(5, id),
+        Operation::Owner { number: 5, owner: Some((1, us)), signal: 10 },
+        Operation::Async { number: 5, flags: record.flags },
+        Operation::Lock { number: 5, lock: lock("FLOCK") },
+        SHRINK,
+        Operation::Lock { number: 5, lock: lock("POSIX") },
+    ];
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn an_owner_that_is_not_restored_is_nobody_and_its_signal_is_kept() {
+    let mut table = Table::default();
+    let mut record = file_of(eventfd());
+    record.signals = Some(Signals { kind: 1, id: 1, signal: 12 });
+    let id = table.file(record);
+    table.slot(3, id);
+    let wanted = [place(3, id), Operation::Owner { number: 3, owner: None, signal: 12 }, SHRINK];
+    assert_eq!(table.operations(&RestoreOptions::default()), wanted);
+}
+
+#[test]
+fn what_cannot_be_restored_is_replaced_at_all_its_numbers_or_at_none() {
+    let mut table = Table::default();
+    let id = table.file(Captured::unreadable(3, &Errno::EIO.into()).file(0));
+    table.slot(3, id);
+    table.slot(8, id);
+    let run = |missing| table.operations(&RestoreOptions { missing, ..RestoreOptions::default() });
+    let null = |number| Operation::Place { number, file: id, origin: Origin::Null };
+    assert_eq!(run(Missing::Null), [null(3), null(8), SHRINK]);
+    assert_eq!(run(Missing::Skip), [SHRINK]);
+}
+
+#[test]
+fn a_descriptor_of_the_caller_is_inherited_and_not_opened() {
+    let mut table = Table::default();
+    let file = table.at(0, eventfd());
+    let other = table.at(6, eventfd());
+    table.slot(7, file);
+    let own = RestoreOptions { inherit: vec![Inherit::Own(0)], ..RestoreOptions::default() };
+    let wanted =
+        [Operation::Inherit { number: 0, from: 0 }, place(6, other), place(7, file), SHRINK];
+    assert_eq!(table.operations(&own), wanted);
+}
+
+#[test]
+fn a_queued_descriptor_is_open_until_the_queue_is_filled() {
+    let (socket, peer) = UnixStream::pair().unwrap();
+    drop(peer);
+    let mut table = Table::default();
+    let carrier = table.file(OpenFile { object: Some(0), ..file_of(&socket) });
+    table.slot(3, carrier);
+    let queued = table.file(file_of(eventfd()));
+    let meta = MessageMeta { files: vec![queued], ..MessageMeta::default() };
+    let bytes = Bytes(b"x".to_vec());
+    table.data.push(Data { object: 0, offset: 0, with: Some(meta.into()), bytes });
+    let found = table.operations(&RestoreOptions::default());
+    // The other end is closed in the image; it is open for as long.
+    let parked = Operation::Place { number: 0, file: carrier, origin: Origin::Parked };
+    let what = "connect it, fill the queue, shut it down".to_owned();
+    let wanted = [
+        parked,
+        place(1, queued),
+        place(3, carrier),
+        Operation::Finish { number: 3, file: carrier, what },
+        Operation::Close { number: 0 },
+        Operation::Close { number: 1 },
+        SHRINK,
+    ];
+    assert_eq!(found, wanted);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_number_is_placed_once_and_from_what_is_placed_before(
+        slots in proptest::collection::btree_map(0..200u32, 0..6u32, 1..40),
+    ) {
+        let mut table = Table::default();
+        let files: Vec<OpenFile> = (0..6).map(|_| file_of(eventfd())).collect();
+        for file in files {
+            table.file(file);
+        }
+        for (fd, file) in &slots {
+            table.slot(*fd, *file);
+        }
+        let mut placed: Vec<RawFd> = Vec::new();
+        let found = table.operations(&RestoreOptions::default());
+        for operation in &found {
+            let number = match operation {
+                Operation::Place { number, .. } => *number,
+                Operation::Dup { from, number } => {
+                    prop_assert!(placed.contains(from));
+                    *number
+                }
+                Operation::Shrink { .. } => continue,
+                other => panic!("{other:?}"),
+            };
+            prop_assert!(placed.last().is_none_or(|last| *last < number));
+            placed.push(number);
+        }
+        let wanted: Vec<RawFd> = slots.keys().map(|fd| *fd as RawFd).collect();
+        prop_assert_eq!(placed, wanted);
+    }
+}
