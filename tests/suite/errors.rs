@@ -634,6 +634,52 @@ fn root_keeps_paths_below_it() {
 }
 
 #[test]
+fn root_must_be_a_directory() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["regular@3"]);
+    for stage in [&["fdrestore", "-n"][..], &["fdrestore"]] {
+        let rest = ["--root", &file, "-i", &file, "--inherit", "0,1,2", "--", "echo", "run"];
+        let ran = pipeline(&[&[stage, &rest[..]].concat()]);
+        assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
+        ran.refuses(125, &[&file, "Not a directory"]).in_one_line();
+    }
+}
+
+#[test]
+fn a_dry_run_lists_the_operations_of_the_restore_in_their_order() {
+    let scratch = Scratch::new();
+    let file = image(&scratch, &["epoll@3,4", "eventfd@5,6:dup", "regular@7:lock=posix-w:0-9"]);
+    let words = ["fdrestore", "-n", "-i", &file, "--inherit", "0,1,2"];
+    let text = pipeline(&[&words]).quiet().text();
+    let word = |line: &str, n: usize| line.split_whitespace().nth(n).unwrap_or("").to_owned();
+    let lines: Vec<(String, String)> =
+        text.lines().map(|line| (word(line, 0), word(line, 1))).collect();
+    let pairs: Vec<(&str, &str)> = lines.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let wanted = [
+        ("0", "inherit"),
+        ("1", "inherit"),
+        ("2", "inherit"),
+        ("3", "open"),
+        ("4", "open"),
+        ("5", "open"),
+        ("6", "dup"),
+        ("7", "open"),
+        ("3", "epoll"),
+        ("-", "shrink"),
+        ("7", "lock"),
+    ];
+    assert_eq!(pairs, wanted, "{text}");
+    assert!(text.contains("(POSIX write lock on bytes 0 to 9)"), "{text}");
+    let json = pipeline(&[&[&words[..], &["-J"]].concat()]).quiet();
+    let plan: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let listed = plan["operations"].as_array().unwrap();
+    let verbs: Vec<&str> = listed.iter().map(|row| row["verb"].as_str().unwrap()).collect();
+    assert_eq!(verbs.len(), wanted.len(), "{plan:#}");
+    assert!(verbs.iter().zip(wanted).all(|(verb, (_, wanted))| verb.starts_with(wanted)));
+    assert_eq!(listed[8]["operation"]["epoll-members"]["members"][0]["source"], 4);
+}
+
+#[test]
 fn fdscan_o_does_not_leave_half_a_file() {
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");

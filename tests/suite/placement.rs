@@ -4,6 +4,18 @@ use crate::harness::{Scratch, Target, pipeline, tool};
 use serde_json::Value;
 use std::fs;
 
+/// A soft limit below the highest number is raised while the table is restored, and put back.
+#[test]
+fn the_soft_limit_of_open_files_is_put_back() {
+    let scratch = Scratch::new();
+    let file = crate::harness::image(&scratch, &["eventfd@700"]);
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    let limited = ["sh", "-c", "ulimit -Sn 256; exec \"$@\"", "sh", &fdrestore, "-i", &file];
+    let rest = ["--inherit", "0,1,2", "--", "sh", "-c", "ulimit -Sn; readlink /proc/self/fd/700"];
+    let ran = pipeline(&[&[&limited[..], &rest].concat()]).quiet();
+    assert_eq!(ran.text(), "256\nanon_inode:[eventfd]\n", "{}", ran.whole());
+}
+
 const POLICIES: [&str; 4] = ["rlimit", "task", "late", "tight"];
 
 /// The highest numbers at which tables and policies have their edges.
