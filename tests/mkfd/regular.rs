@@ -95,7 +95,7 @@ impl Fixture for Regular {
                 let same = nix::sys::stat::stat(&other)?.st_ino;
                 bad.same("inode of the other name", same, found.st_ino);
                 let (shown, gone) = (link(spec.fds[0]), format!("{} (deleted)", path.display()));
-                bad.unless(shown == other || shown == *gone, "it has a third name");
+                bad.unless(shown == other || shown == Path::new(&gone), "it has a third name");
             }
             Some(path) => bad.same("path", link(spec.fds[0]), path),
             None => (),
