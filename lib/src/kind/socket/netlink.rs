@@ -224,15 +224,22 @@ mod tests {
 
     #[test]
     fn a_socket_has_its_port_id_groups_and_peer() {
-        let socket = sys::new(libc::AF_NETLINK, libc::SOCK_RAW, 2).unwrap();
-        let body: Netlink = body_of(&socket);
-        assert_eq!((body.port, body.peer, body.queued), (None, None, 0));
-        sys::bind(socket.as_fd(), &address(0, 1)).unwrap();
-        sys::connect(socket.as_fd(), &address(7, 0)).unwrap();
-        let body: Netlink = body_of(&socket);
-        assert!(body.port.is_some());
-        assert_eq!((body.groups.as_slice(), body.peer), (&[1][..], Some((7, 0))));
-        let title = format!("netlink usersock port={} groups=1", body.port.unwrap());
-        assert_eq!(describe_of(&socket), title);
+        // Anybody may join groups of rtnetlink(7), and connect within NETLINK_USERSOCK.
+        let listener = sys::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap();
+        let sender = sys::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_USERSOCK).unwrap();
+        for socket in [&listener, &sender] {
+            let body: Netlink = body_of(socket);
+            assert_eq!((body.port, body.peer, body.queued), (None, None, 0));
+        }
+        sys::bind(listener.as_fd(), &address(0, 1)).unwrap();
+        sys::connect(sender.as_fd(), &address(7, 0)).unwrap();
+        let body: Netlink = body_of(&listener);
+        assert_eq!((body.groups.as_slice(), body.peer), (&[1][..], None));
+        let title = format!("netlink route port={} groups=1", body.port.unwrap());
+        assert_eq!(describe_of(&listener), title);
+        let body: Netlink = body_of(&sender);
+        assert_eq!((body.groups.as_slice(), body.peer), (&[][..], Some((7, 0))));
+        let title = format!("netlink usersock port={}", body.port.unwrap());
+        assert_eq!(describe_of(&sender), title);
     }
 }

@@ -875,13 +875,15 @@ mod tests {
     #[test]
     fn descriptors_are_found_with_their_message_once_however_long_the_queue() {
         let (a, b) = UnixStream::pair().unwrap();
-        sys::socket::set_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)
-            .unwrap();
+        // What net.core.wmem_max usually lets anybody have.
+        sys::socket::set_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 212_992).unwrap();
+        let room = sys::socket::option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
+        assert!(room > 400_000, "net.core.wmem_max is {}", room / 2);
         let send = |bytes: &[u8], fds: &[BorrowedFd<'_>]| {
             sys::socket::send(b.as_fd(), &[], bytes, fds, None).unwrap()
         };
         let long = vec![7; 30_000];
-        (0..20).for_each(|_| assert_eq!(send(&long, &[]), long.len()));
+        (0..10).for_each(|_| assert_eq!(send(&long, &[]), long.len()));
         send(&long, &[a.as_fd(), b.as_fd()]);
         send(b"rest", &[]);
         send(b"x", &[b.as_fd()]);
@@ -889,7 +891,7 @@ mod tests {
             let seen = contents(&a);
             let fds: Vec<usize> = seen.iter().map(|(_, fds)| *fds).filter(|fds| *fds > 0).collect();
             assert_eq!(fds, [2, 1]);
-            assert_eq!(seen.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), 630_005);
+            assert_eq!(seen.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), 330_005);
         }
     }
 
