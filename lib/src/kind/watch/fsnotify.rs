@@ -224,6 +224,21 @@ fn mount(line: &[u8]) -> Option<Mount> {
     })
 }
 
+/// The mount on which the root of a process is, which its mountinfo has not if that is some directory
+/// of it (chroot(2)). We may see the mount itself; else its root is not known, and left empty.
+fn mount_of_root(pid: i32) -> Option<Mount> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty()).ok()?;
+    let (id, _) = notify::mount(root.as_fd()).ok()?;
+    let seen = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let seen = seen.split(|&byte| byte == b'\n').filter_map(mount).find(|mount| mount.id == id);
+    let (dev, remote) = match seen {
+        Some(mount) => (mount.dev, mount.remote),
+        None => (inode_of(root.as_fd()).ok()?.dev, false),
+    };
+    Some(Mount { id, dev, root: Vec::new(), point: b"/".to_vec(), remote })
+}
+
 /// Blanks, newlines and backslashes are shown as three octal digits.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
@@ -341,7 +356,10 @@ impl<'a> Finder<'a> {
     fn new(process: &'a Process, passive: bool) -> Finder<'a> {
         let text = if passive { None } else { process.read("mountinfo").ok() };
         let text = text.unwrap_or_default();
-        let mounts = text.split(|&byte| byte == b'\n').filter_map(mount).collect();
+        let mut mounts: Vec<Mount> = text.split(|&byte| byte == b'\n').filter_map(mount).collect();
+        if !passive && !mounts.iter().any(|mount| mount.point == b"/") {
+            mounts.extend(mount_of_root(process.pid));
+        }
         let root = process.link("root").map(|root| root.0).filter(|root| root != b"/");
         let namespace = std::fs::read_link("/proc/self/ns/mnt").ok();
         let ours = process.link("ns/mnt").map(|link| link.0)
@@ -375,7 +393,7 @@ impl<'a> Finder<'a> {
 
     /// Finds where a mount is.
     pub(crate) fn mount(&self, id: u64) -> Watched {
-        let mount = self.mounts.iter().find(|mount| mount.id == id);
+        let mount = self.mounts.iter().find(|it| it.id == id && !it.root.is_empty());
         let found = mount.and_then(|mount| {
             let path = self.seen_from_here(&mount.point);
             let fd = self.look(&path)?;
@@ -391,7 +409,7 @@ impl<'a> Finder<'a> {
 
     /// Finds a place where a file system is mounted whole.
     pub(crate) fn file_system(&self, sdev: u32) -> Watched {
-        let mut mounts: Vec<&Mount> = self.of(sdev).collect();
+        let mut mounts: Vec<&Mount> = self.of(sdev).filter(|it| !it.root.is_empty()).collect();
         mounts.sort_by_key(|mount| mount.root.len());
         let found = mounts.into_iter().find_map(|mount| {
             let path = self.seen_from_here(&mount.point);
