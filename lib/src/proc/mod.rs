@@ -121,6 +121,7 @@ impl Process {
         let inside = |name: &str| {
             directory(dir.as_fd(), name).map_err(|errno| match errno {
                 Errno::ENOENT | Errno::ESRCH => gone(),
+                Errno::EACCES | Errno::EPERM if is_zombie(dir.as_fd()) => ended(),
                 Errno::EACCES | Errno::EPERM => refusal(dir.as_fd(), pid),
                 other => Error::from(other),
             })
@@ -132,8 +133,7 @@ impl Process {
         })?;
         let stat = Stat::parse(&stat).ok_or_else(gone)?;
         if stat.is_zombie() {
-            let why = "it has ended and waits for its parent to notice (a zombie)";
-            return Err(Error::new(Status::Gone, why));
+            return Err(ended());
         }
         let start = stat.field(22) as u64;
         Ok(Process {
@@ -274,6 +274,7 @@ impl Process {
         let dir = self.dir()?;
         let found = directory(dir, "fd").map_err(|errno| match errno {
             Errno::ENOENT => Errno::ESRCH.into(),
+            Errno::EACCES | Errno::EPERM if is_zombie(dir) => Errno::ESRCH.into(),
             Errno::EACCES | Errno::EPERM => refusal(dir, self.pid),
             other => Error::from(other),
         })?;
@@ -460,6 +461,15 @@ pub fn all() -> impl Iterator<Item = (i32, Stat)> {
     pids.into_iter().filter_map(|pid| {
         Some((pid, Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?))
     })
+}
+
+/// Whether a process has ended: its descriptors are root's to look at then, of which it has none.
+fn is_zombie(dir: BorrowedFd<'_>) -> bool {
+    read_at(dir, "stat").ok().and_then(|text| Stat::parse(&text)).is_some_and(|it| it.is_zombie())
+}
+
+fn ended() -> Error {
+    Error::new(Status::Gone, "it has ended and waits for its parent to notice (a zombie)")
 }
 
 /// Why the descriptors of a process may not be looked at, and the cure.

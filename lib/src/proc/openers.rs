@@ -152,7 +152,10 @@ fn stranger(known: &[i32], has: impl Fn(ReadDir) -> bool) -> Option<i32> {
     let others = proc::all().map(|(pid, _)| pid).filter(|pid| *pid != us && !known.contains(pid));
     others.into_iter().find(|pid| match std::fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(dir) => has(dir),
-        // One that has ended meanwhile has nothing open.
-        Err(err) => err.kind() != std::io::ErrorKind::NotFound,
+        // One that has ended has nothing open.
+        Err(err) => {
+            err.kind() != std::io::ErrorKind::NotFound
+                && !proc::Stat::of(*pid).is_none_or(|stat| stat.is_zombie())
+        }
     })
 }
