@@ -50,8 +50,12 @@ impl ContentsContext<'_> {
         }
         match another(self.captured) {
             None => Ok(()),
+            Some(pid) if std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok() => Err(
+                Error::unrestorable(format!("process {pid}, which is not stopped, has it open")),
+            ),
             Some(pid) => Err(Error::unrestorable(format!(
-                "process {pid}, which is not stopped, has it open or may have"
+                "process {pid} may have it open, but may not be looked at; run as root \
+                 (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
             ))),
         }
     }

@@ -186,7 +186,8 @@ impl Kind for Pty {
         if tty::index(&master) != Ok(index as u32) {
             return Err(Error::unrestorable("its master is another by now"));
         }
-        let counted = sys::readable(copy)? + sys::readable(master.as_fd())?;
+        let typed = typed(&holders, cx.captured);
+        let counted = sys::readable(copy)? + sys::readable(master.as_fd())? + typed;
         let stranger = stranger(&holders, cx.captured);
         let hidden = stranger.is_none().then(|| openers::hidden(cx.captured)).flatten();
         if counted == 0 && hidden.is_some() {
@@ -427,6 +428,18 @@ fn stranger(holders: &[Opener], captured: &[i32]) -> Option<i32> {
     let mut others =
         holders.iter().filter(|it| !captured.contains(&it.pid) && !ours(it) && has(it));
     others.next().map(|it| it.pid)
+}
+
+/// How much was typed and not read, as a slave tells it that one of these processes has open.
+fn typed(holders: &[Opener], captured: &[i32]) -> usize {
+    let mut these = holders.iter().filter(|it| captured.contains(&it.pid));
+    let told = these.find_map(|it| {
+        let pidfd = sys::pidfd_open(it.pid).ok()?;
+        let mut slaves = it.fds.iter().flatten();
+        let slave = slaves.find_map(|&fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok())?;
+        sys::readable(slave.as_fd()).ok()
+    });
+    told.unwrap_or(0)
 }
 
 /// Whether anything waits in it, or may: a line that was begun is seen only by reading it.
