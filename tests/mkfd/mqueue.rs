@@ -56,13 +56,14 @@ impl Fixture for Mqueue {
             for (priority, message) in messages {
                 mq_send(&sys::queue(&new), &message, priority).at("mq_send")?;
             }
-            if let Some(mode) = spec.number("mode")? {
-                fchmod(&new, Mode::from_bits_truncate(mode as u32)).at("fchmod")?;
-            }
         }
         let mut made = vec![open(Self::flags(spec, 0), None)?];
         if spec.has("two") {
             made.push(open(OFlag::O_RDONLY, None)?);
+        }
+        // Once they are open: its owner may not be allowed to open it again.
+        if let Some(mode) = spec.number("mode")? {
+            fchmod(&made[0], Mode::from_bits_truncate(mode as u32)).at("fchmod")?;
         }
         if !spec.has("kept") && !spec.has("old") {
             mq_unlink(name.as_str()).at("mq_unlink")?;
@@ -103,7 +104,9 @@ impl Fixture for Mqueue {
         if flags == OFlag::O_RDONLY {
             bad.same("a send", mq_send(&sys::queue(&fd), b"x", 0), Err(Errno::EBADF));
         }
+        fchmod(fd, Mode::from_bits_truncate(0o600))?;
         let both = reopen(fd, OFlag::O_RDWR | OFlag::O_NONBLOCK)?;
+        fchmod(fd, Mode::from_bits_truncate(mode as u32))?;
         let seen = received(&both)?;
         bad.same("messages", &seen, &messages(spec));
         mq_send(&sys::queue(&both), b"new", 7)?;

@@ -15,7 +15,7 @@ use crate::text::escape;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::sys::statfs::fstatfs;
 use nix::sys::uio::pread;
 use serde::{Deserialize, Serialize};
@@ -218,10 +218,18 @@ impl Mqueue {
         cx: &mut RestoreContext<'_>,
     ) -> Result<Opened> {
         let name = name_now(queue)?;
-        if is_called(file) && fstat(queue.as_fd())?.st_nlink > 0 {
+        let found = fstat(queue.as_fd())?;
+        if is_called(file) && found.st_nlink > 0 {
             let flags = file.flags & (ACCESS | NONBLOCK);
-            let fd = mqueue::open(&name, flags as i32, None).at(|| "mq_open")?;
-            return Ok(Opened::new(fd, flags));
+            let mut opened = mqueue::open(&name, flags as i32, None);
+            if matches!(opened, Err(Errno::EACCES)) && is_unlinked(file) {
+                // We have made it; its mode, which it has by now, does not allow this to its owner.
+                let chmod = |mode| fchmod(queue.as_fd(), Mode::from_bits_truncate(mode));
+                chmod(0o600).at(|| "fchmod")?;
+                opened = mqueue::open(&name, flags as i32, None);
+                chmod(found.st_mode & 0o7777).at(|| "fchmod")?;
+            }
+            return Ok(Opened::new(opened.at(|| "mq_open")?, flags));
         }
         self.by_path(queue.as_fd(), file, cx)
     }
