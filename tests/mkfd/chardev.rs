@@ -1,6 +1,6 @@
 //! Character devices whose open does nothing.
 
-use crate::driver::{Bad, Fixture, link, open, stat};
+use crate::driver::{Bad, Fixture, link, open_device, stat};
 use crate::regular::access;
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
@@ -37,11 +37,7 @@ impl Fixture for Chardev {
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         device(spec).ok_or_else(|| Stop::Misuse("dev: see mkfd list".into()))?;
-        let path = path(spec);
-        if !path.exists() {
-            return Err(Stop::Cannot(format!("{} is not there", path.display())));
-        }
-        let new = open(&path, Self::flags(spec, 0))?;
+        let new = open_device(&path(spec), Self::flags(spec, 0))?;
         if let Some(pos) = spec.number("pos")? {
             lseek(&new, pos as i64, Whence::SeekSet).at("lseek")?;
         }

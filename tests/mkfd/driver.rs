@@ -505,6 +505,16 @@ pub(crate) fn open(path: &Path, flags: OFlag) -> Result<OwnedFd> {
     nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, mode).at(path.display())
 }
 
+/// Opens a device, which not everybody may and not every machine has.
+pub(crate) fn open_device(path: &Path, flags: OFlag) -> Result<OwnedFd> {
+    match nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty()) {
+        Err(errno @ (Errno::EACCES | Errno::ENOENT | Errno::ENODEV | Errno::ENXIO)) => {
+            Err(Stop::Cannot(format!("{}: {}", path.display(), errno.desc())))
+        }
+        other => other.at(path.display()),
+    }
+}
+
 /// A fresh description of what `fd` has open.
 pub(crate) fn reopen(fd: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", crate::raw(fd));

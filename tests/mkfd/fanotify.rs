@@ -52,7 +52,7 @@ impl Fixture for Fanotify {
         let flags = InitFlags::from_bits_retain(init(spec));
         let events = spec.number("events")?.unwrap_or(0) as u32;
         let new = nix::sys::fanotify::Fanotify::init(flags, EventFFlags::from_bits_retain(events))
-            .at("fanotify_init")?;
+            .at("fanotify_init, which takes CAP_SYS_ADMIN")?;
         let mut made = Vec::new();
         if spec.has("gone") {
             made.push(open(&path, OFlag::O_RDWR)?);

@@ -114,7 +114,12 @@ fn values(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
 pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
     let made = socket::new(family(spec), kind | libc::SOCK_CLOEXEC, protocol);
     let made = made.map_err(|errno| match errno {
-        Errno::EPROTONOSUPPORT | Errno::EACCES => Stop::Cannot(format!("socket: {errno}")),
+        Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT => Stop::Cannot(format!("socket: {errno}")),
+        Errno::EPERM => Stop::Cannot("socket: a raw one takes CAP_NET_RAW".into()),
+        Errno::EACCES => {
+            let why = "socket: net.ipv4.ping_group_range lets none of our groups have this one";
+            Stop::Cannot(why.into())
+        }
         _ => Stop::Failed(format!("socket: {errno}")),
     })?;
     if spec.has("two") {
@@ -159,7 +164,8 @@ pub(crate) fn at<'s>(
 pub(crate) fn set(spec: &Spec, fd: BorrowedFd<'_>) -> Result<()> {
     for (level, name, value) in options(spec)? {
         let set = sys::set_option(fd, level, name, &value);
-        set.at(format!("setsockopt {level}.{name}"))?;
+        let takes = if set == Err(Errno::EPERM) { ", which takes CAP_NET_ADMIN" } else { "" };
+        set.at(format!("setsockopt {level}.{name}{takes}"))?;
     }
     Ok(())
 }

@@ -24,6 +24,9 @@ pub(crate) struct Memfd;
 const SEALS: &[(&str, i32)] =
     &[("seal", 1), ("shrink", 2), ("grow", 4), ("write", 8), ("future", 16), ("exec", 32)];
 
+const NO_HUGE_PAGE: &str =
+    "no huge page of 2 MiB is free (vm.nr_hugepages, vm.nr_overcommit_hugepages)";
+
 impl Fixture for Memfd {
     const NAME: &'static str = "memfd";
     const ABOUT: &'static str = "a file in memory";
@@ -56,12 +59,17 @@ impl Fixture for Memfd {
         flags.set(MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB, spec.has("huge"));
         let exec = if spec.has("noexec") { libc::MFD_NOEXEC_SEAL } else { libc::MFD_EXEC };
         let new = memfd_create(name.as_c_str(), flags | MFdFlags::from_bits_retain(exec));
-        let new = new.at("memfd_create")?;
+        let new = match new {
+            Err(Errno::ENODEV) if spec.has("huge") => {
+                return Err(Stop::Cannot(NO_HUGE_PAGE.into()));
+            }
+            new => new.at("memfd_create")?,
+        };
         let (data, after) = (data(spec), spec.number("after")?.unwrap_or(0));
         ftruncate(&new, size(spec) as i64).at("ftruncate")?;
         if spec.has("huge") {
             sys::fill_mapped(new.as_fd(), &data).or_else(|errno| match errno {
-                Errno::ENOMEM | Errno::ENOSPC => Err(Stop::Cannot("no huge page is free".into())),
+                Errno::ENOMEM | Errno::ENOSPC => Err(Stop::Cannot(NO_HUGE_PAGE.into())),
                 other => Err(other).at("mmap"),
             })?;
         } else {
@@ -70,7 +78,8 @@ impl Fixture for Memfd {
         }
         if let Some(owner) = spec.number("owner")? {
             let id = owner as u32;
-            fchown(&new, Some(Uid::from_raw(id)), Some(Gid::from_raw(id))).at("fchown")?;
+            fchown(&new, Some(Uid::from_raw(id)), Some(Gid::from_raw(id)))
+                .at("fchown, which takes CAP_CHOWN")?;
         }
         if let Some(mode) = spec.number("mode")? {
             fchmod(&new, Mode::from_bits_truncate(mode as u32)).at("fchmod")?;

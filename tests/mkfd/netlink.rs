@@ -44,7 +44,8 @@ impl Fixture for Netlink {
             socket::bind(fd, &address(port)).at("bind")?;
         }
         for group in groups(spec)? {
-            socket::set_option(fd, SOL_NETLINK, ADD_MEMBERSHIP, group).at("join a group")?;
+            socket::set_option(fd, SOL_NETLINK, ADD_MEMBERSHIP, group)
+                .at("to join a group, which takes CAP_NET_ADMIN")?;
         }
         if let Some(peer) = spec.number("peer")? {
             socket::connect(fd, &address(peer as u32)).at("connect")?;

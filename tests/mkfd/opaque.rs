@@ -42,8 +42,9 @@ impl Fixture for Opaque {
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let (name, odd, ..) = odd(spec).ok_or_else(|| Stop::Misuse("of: see mkfd list".into()))?;
         let made = sys::odd(odd).map_err(|errno| match errno {
-            // What the kernel was built without, or the machine is.
-            Errno::EAFNOSUPPORT
+            // What the kernel was built without, or the machine is, or not everybody may make.
+            Errno::EACCES
+            | Errno::EAFNOSUPPORT
             | Errno::EPROTONOSUPPORT
             | Errno::ESOCKTNOSUPPORT
             | Errno::ENOENT

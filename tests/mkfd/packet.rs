@@ -40,7 +40,7 @@ impl Fixture for Packet {
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let made = new(class(spec)).at("socket")?;
+        let made = new(class(spec)).at("a packet socket, which takes CAP_NET_RAW")?;
         let fd = made.as_fd();
         inet::set(spec, fd)?;
         let lo = device(fd, b"lo")?;

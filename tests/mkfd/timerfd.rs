@@ -29,7 +29,7 @@ impl Fixture for Timerfd {
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let wanted = Wanted::of(spec)?;
-        let fd = sys::timer(wanted.clock).at("timerfd_create")?;
+        let fd = sys::timer(wanted.clock).at("timerfd_create, for alarms with CAP_WAKE_ALARM")?;
         let every = wanted.every;
         sys::set_timer(fd.as_fd(), wanted.flags, wanted.value, every).at("timerfd_settime")?;
         if wanted.expires_at_once() && !sys::comes(&fd, 5000).at("poll")? {

@@ -1,6 +1,6 @@
 //! /dev/net/tun: queues of network devices.
 
-use crate::driver::{Bad, Fixture, link, open, ready, stat};
+use crate::driver::{Bad, Fixture, link, open_device, ready, stat};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use fdkit::sys::tun::{self, Number};
@@ -48,7 +48,7 @@ impl Fixture for Tun {
     }
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let new = || open(Path::new("/dev/net/tun"), OFlag::O_RDWR);
+        let new = || open_device(Path::new("/dev/net/tun"), OFlag::O_RDWR);
         let mut made = vec![new()?];
         if spec.has("unattached") {
             return Ok(made);

@@ -36,7 +36,8 @@ fn other(spec: &Spec, address: SocketAddr) -> Result<OwnedFd> {
     let made = made.at("socket")?;
     if spec.has("from") {
         let (level, name) = if address.is_ipv6() { (libc::IPPROTO_IPV6, 75) } else { (0, 19) };
-        socket::set_option(made.as_fd(), level, name, 1).at("IP_TRANSPARENT")?;
+        socket::set_option(made.as_fd(), level, name, 1)
+            .at("IP_TRANSPARENT, which takes CAP_NET_RAW")?;
     }
     socket::bind(made.as_fd(), &inet::encode(address)).at("bind")?;
     Ok(made)
