@@ -423,9 +423,13 @@ pub(crate) fn end(status: c_int) -> ! {
     unblock_signals();
     // SAFETY: all of these take numbers.
     unsafe {
-        libc::prctl(libc::PR_SET_DUMPABLE, 0);
-        if status & 0x7f != 0 {
-            libc::kill(libc::getpid(), status & 0x7f);
+        let signal = status & 0x7f;
+        // What dumps core (signal(7)). How others ended is told to whoever may look at them.
+        if matches!(signal, 3..=8 | 11 | 24 | 25 | 31) {
+            libc::prctl(libc::PR_SET_DUMPABLE, 0);
+        }
+        if signal != 0 {
+            libc::kill(libc::getpid(), signal);
         }
         libc::_exit(status >> 8)
     }
