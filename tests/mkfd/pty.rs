@@ -129,14 +129,16 @@ impl Fixture for Pty {
             (false, true) => b"out\n",
             (false, false) => b"out\r\n",
         };
-        bad.same_bytes("what the master reads", &wait(first)?, seen);
+        let head: &[u8] = if spec.has("packet") { b"\0" } else { b"" };
+        bad.same_bytes("what the master reads", &wait(first, head, seen)?, seen);
         write_all(first, b"in\n")?;
-        bad.same_bytes("what the slave reads", &wait(slave)?, b"in\n");
+        bad.same_bytes("what the slave reads", &wait(slave, b"", b"in\n")?, b"in\n");
         let echo = if raw { Vec::new() } else { drain(first)? };
         bad.unless(raw || !echo.is_empty(), "no echo");
         if spec.has("two") {
             write_all(first, b"2\n")?;
-            bad.same_bytes("the second slave reads", &wait(sys::at(spec.fds[2])?)?, b"2\n");
+            let second = sys::at(spec.fds[2])?;
+            bad.same_bytes("the second slave reads", &wait(second, b"", b"2\n")?, b"2\n");
         }
         if spec.has("place") {
             let place = fstat(sys::at(*spec.fds.last().unwrap_or(&-1))?)?;
@@ -146,13 +148,25 @@ impl Fixture for Pty {
     }
 }
 
-/// What can be read within a moment: it takes the kernel one to hand it on.
-fn wait(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
-    let mut polled = [nix::poll::PollFd::new(fd, PollFlags::POLLIN)];
-    nix::poll::poll(&mut polled, 2000_u16)?;
-    let mut buffer = [0; 64];
-    let got = read(fd, &mut buffer)?;
-    Ok(buffer[..got].to_vec())
+/// What can be read within a moment: it takes the kernel one to hand it on, maybe in parts, of which
+/// each begins with `head`.
+fn wait(fd: BorrowedFd<'_>, head: &[u8], wanted: &[u8]) -> Result<Vec<u8>, Errno> {
+    let mut seen = Vec::new();
+    loop {
+        let mut polled = [nix::poll::PollFd::new(fd, PollFlags::POLLIN)];
+        let comes = nix::poll::poll(&mut polled, 2000_u16)? > 0;
+        if !comes && !seen.is_empty() {
+            return Ok(seen);
+        }
+        let mut buffer = [0; 64];
+        let got = read(fd, &mut buffer)?;
+        let part = &buffer[..got];
+        let rest = part.strip_prefix(head).filter(|_| !seen.is_empty());
+        seen.extend_from_slice(rest.unwrap_or(part));
+        if seen.len() >= wanted.len() || got == 0 {
+            return Ok(seen);
+        }
+    }
 }
 
 /// What waits at the master: what was said, and the echo of what was typed.
@@ -228,12 +242,12 @@ fn waits(
     let (lines, begun) = typed.split_at(end);
     for line in lines.split_inclusive(|byte| matches!(*byte, b'\n' | EOF)) {
         let line = line.strip_suffix(&[EOF]).unwrap_or(line);
-        bad.same_bytes("a line that was typed", &wait(slave)?, line);
+        bad.same_bytes("a line that was typed", &wait(slave, b"", line)?, line);
     }
     bad.same("more was typed", ready(slave, PollFlags::POLLIN)?, false);
     write_all(master, b"x\x7f!\n")?;
     let whole = [begun, b"!\n"].concat();
-    bad.same_bytes("the line that was begun", &wait(slave)?, &whole);
+    bad.same_bytes("the line that was begun", &wait(slave, b"", &whole)?, &whole);
     drain(master)?;
     Ok(true)
 }
@@ -269,7 +283,7 @@ fn dress(spec: &Spec, slave: BorrowedFd<'_>) -> Result<()> {
     if spec.has("locked") {
         let mut lock = tty::no_termios();
         (lock.c_lflag, lock.c_cc[2]) = (libc::ECHO, 1);
-        tty::set_line_lock(slave, &lock).at("TIOCSLCKTRMIOS")?;
+        tty::set_line_lock(slave, &lock).at("TIOCSLCKTRMIOS, which takes CAP_SYS_ADMIN")?;
     }
     if let Some(mode) = spec.number("mode")? {
         fchmod(slave, Mode::from_bits_truncate(mode as u32)).at("fchmod")?;
