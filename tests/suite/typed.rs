@@ -293,7 +293,11 @@ EXTPROC = 0o200000
 mode = termios.tcgetattr(s); mode[3] |= EXTPROC; termios.tcsetattr(s, termios.TCSANOW, mode)
 m, s = os.openpty()
 os.set_blocking(s, False)
-while os.write(s, b'x' * 1000) == 1000 and fcntl.ioctl(m, termios.FIONREAD, b'0000') < b'\\xff\\x0f': pass
+written = 0
+while written < 5000 or fcntl.ioctl(m, termios.FIONREAD, b'0000') < b'\\xff\\x0f':
+    # Until the kernel has handed on what was written before there may be no room.
+    try: written += os.write(s, b'x' * 1000)
+    except BlockingIOError: pass
 m = os.open('/dev/ptmx', os.O_RDWR | os.O_NOCTTY)
 os.write(m, b'typed')
 time.sleep(.1)
