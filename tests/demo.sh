@@ -1,10 +1,16 @@
 #!/bin/sh
 # The whole pipeline on a real program: a shell with a file, a pipe with data in it and an unlinked
 # file open is scanned, ended, and restored into a new one that proves the contents.
+# FDKIT_BINDIR names the folder of tools that are built already.
 set -eu
-cd "$(dirname "$0")/.."
-cargo build --release --quiet
-PATH=$PWD/target/release:$PATH
+if [ -n "${FDKIT_BINDIR:-}" ]; then
+    bin=$(cd "$FDKIT_BINDIR" && pwd)
+else
+    cd "$(dirname "$0")/.."
+    cargo build --release --quiet
+    bin=$(cd "${CARGO_TARGET_DIR:-target}/release" && pwd)
+fi
+PATH=$bin:$PATH
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"; kill "$pid" 2>/dev/null || :' EXIT
 cd "$dir"
