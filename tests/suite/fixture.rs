@@ -157,6 +157,10 @@ fn what_was_not_made_is_noticed() {
         ("directory@3:steps=2", "directory@3", "position"),
     ] {
         let (status, stderr) = make_and_check(&[made], &[wanted]);
+        if status == 77 {
+            crate::harness::skipped(&format!("{made}: {stderr}"));
+            continue;
+        }
         assert_eq!(status, 1, "{made} is taken for {wanted}\n{stderr}");
         assert!(stderr.contains(said), "{made} as {wanted}: {said:?} is not said\n{stderr}");
     }

@@ -508,10 +508,15 @@ pub(crate) fn scan(pid: &str, file: &str) {
 
 /// The image of a process that had these SPECs and is no more.
 pub(crate) fn image(scratch: &Scratch, specs: &[&str]) -> String {
-    let target = Target::make(scratch.dir(), specs).expect("these can be made everywhere");
+    image_if_can(scratch, specs).expect("these can be made everywhere")
+}
+
+/// As [`image`]; the reason, if they cannot be made here.
+pub(crate) fn image_if_can(scratch: &Scratch, specs: &[&str]) -> Result<String, String> {
+    let target = Target::make(scratch.dir(), specs)?;
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
-    file
+    Ok(file)
 }
 
 /// `fdimg show -J FILE`.

@@ -1,8 +1,9 @@
 //! Netlink and packet sockets, and tunnels: what is lost, what cannot come back, and records that lie.
 
-use crate::harness::{Ran, Scratch, image, pipeline, root, scan, show};
+use crate::harness::{Ran, Scratch, image_if_can, pipeline, scan, show};
 use crate::normal::records;
 use crate::pipelines::python;
+use crate::rights;
 use crate::watch::{at, refused, restored, whole, with_body};
 use serde_cbor::Value;
 
@@ -42,7 +43,6 @@ fn a_port_id_comes_back_and_one_that_is_taken_is_another_by_then() {
 
 #[test]
 fn messages_and_packets_that_wait_are_said_to_be_lost() {
-    needs!(root(), "only root can make a packet socket");
     let scratch = Scratch::new();
     let target = target!(
         scratch.dir(),
@@ -68,7 +68,7 @@ fn messages_and_packets_that_wait_are_said_to_be_lost() {
 
 #[test]
 fn a_monitor_of_devices_goes_on() {
-    needs!(root(), "only root can make devices");
+    may!(rights::devices());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let monitor = "import socket, struct
@@ -91,7 +91,7 @@ while True:
 
 #[test]
 fn a_device_is_found_by_its_name_and_one_that_is_gone_is_refused_by_it() {
-    needs!(root(), "only root can make devices");
+    may!(rights::devices());
     let scratch = Scratch::new();
     let script = "ip tuntap add fdk0 mode tap; ip link set fdk0 up; make packet@3:dev=fdk0
         ip link del fdk0
@@ -104,9 +104,11 @@ fn a_device_is_found_by_its_name_and_one_that_is_gone_is_refused_by_it() {
 
 #[test]
 fn a_ring_is_refused_with_its_reason() {
-    needs!(root(), "only root can make a packet socket");
     let scratch = Scratch::new();
-    let file = image(&scratch, &["packet@3:ring", "eventfd@4"]);
+    let file = match image_if_can(&scratch, &["packet@3:ring", "eventfd@4"]) {
+        Ok(file) => file,
+        Err(reason) => skip!("{reason}"),
+    };
     refused(std::fs::read(&file).unwrap(), 6, &["fd 3", "its ring", "mapped"]);
     let check = ["mkfd", "check", "--std", "0,1,2", "eventfd@4"];
     restored(&file, &["--missing", "skip"], &check).ok();
@@ -114,9 +116,11 @@ fn a_ring_is_refused_with_its_reason() {
 
 #[test]
 fn a_link_whose_record_lies_is_refused() {
-    needs!(root(), "only root can make a packet socket");
     let scratch = Scratch::new();
-    let file = image(&scratch, &["netlink@3:groups=1", "packet@4:members=1"]);
+    let file = match image_if_can(&scratch, &["netlink@3:groups=1", "packet@4:members=1"]) {
+        Ok(file) => file,
+        Err(reason) => skip!("{reason}"),
+    };
     let body = |kind: &str, path: &[&str], value: Value| {
         with_body(&file, kind, |body| *at(body, path) = value.clone())
     };
@@ -151,7 +155,7 @@ fn a_link_whose_record_lies_is_refused() {
 
 #[test]
 fn tunnels_are_made_anew_and_work() {
-    needs!(root(), "only root can make a tunnel");
+    may!(rights::devices());
     for specs in [
         &["tun@3"][..],
         &["tun@4:tap,address,sndbuf=100000,owner=1234", "tun@3:pi"],
@@ -182,7 +186,7 @@ fn tunnels_are_made_anew_and_work() {
 
 #[test]
 fn a_tunnel_that_lives_on_is_attached_to_and_one_in_use_is_refused() {
-    needs!(root(), "only root can make a tunnel");
+    may!(rights::devices());
     let scratch = Scratch::new();
     // The address of a device that is still there is not touched.
     let script = "make tun@3:tap,persist,address
@@ -207,7 +211,7 @@ fn a_tunnel_that_lives_on_is_attached_to_and_one_in_use_is_refused() {
 
 #[test]
 fn a_tunnel_whose_record_lies_is_refused() {
-    needs!(root(), "only root can make a tunnel");
+    may!(rights::devices());
     let scratch = Scratch::new();
     private("make tun@3", &scratch).ok();
     let file = scratch.file("a.fdi");

@@ -1,7 +1,7 @@
 //! Locks: who is kept out, by whom, and what cannot be taken again.
 
 use crate::errors::forged;
-use crate::harness::{Scratch, Target, image, pipeline, root, scan, show, skipped};
+use crate::harness::{Scratch, Target, image, pipeline, scan, show, skipped};
 use crate::pipelines::python;
 use crate::watch::{refused, restored};
 use fdkit::image::{Item, Lock, OpenFile, Slot};
@@ -162,7 +162,6 @@ fn a_lock_outlives_what_fdrestore_itself_closes() {
 #[test]
 fn each_process_of_a_tree_has_its_own_locks() {
     let Some(python) = python() else { skip!("python3 is missing") };
-    needs!(root(), "only root can restore what a process ran as");
     let scratch = Scratch::new();
     let path = scratch.file("locked");
     fs::write(&path, "0123456789").unwrap();
@@ -216,7 +215,6 @@ time.sleep(1000)";
 #[test]
 fn the_locks_of_a_shared_table_are_taken_by_those_that_go_on_sharing_it() {
     let Some(python) = python() else { skip!("python3 is missing") };
-    needs!(root(), "only root can restore what a process ran as");
     needs!(cfg!(target_arch = "x86_64"), "clone(2) has another number here");
     let scratch = Scratch::new();
     let path = scratch.file("locked");
@@ -243,7 +241,6 @@ fn the_locks_of_a_shared_table_are_taken_by_those_that_go_on_sharing_it() {
 
 #[test]
 fn a_command_of_a_tree_has_the_locks_of_the_process_that_became_it() {
-    needs!(root(), "only root can restore what a process ran as");
     let scratch = Scratch::new();
     let spec = format!("regular@3:path={},lock=posix-w:2-3+flock-w", scratch.file("locked"));
     let target = target!(scratch.dir(), &[&spec]);

@@ -10,6 +10,8 @@ mod cgroup; // memory cgroups
 mod chart; // the chart of the README
 #[macro_use]
 mod harness; // tools, targets, pipelines, skips
+#[macro_use]
+mod rights; // what not every user may do
 mod normal; // two records of one thing, made comparable
 
 mod costs; // --stats against strace, and the bounds of what a restore takes

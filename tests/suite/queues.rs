@@ -1,8 +1,9 @@
 //! Message queues: what is in them is read only while all that have them stand still, and a name
 //! that lives on is not made anew.
 
-use crate::harness::{Scratch, Target, image, pipeline, root, scan, show};
+use crate::harness::{Scratch, Target, image, pipeline, scan, show};
 use crate::normal::records;
+use crate::rights;
 use crate::watch::{at, refused, restored, whole, with_body};
 use nix::mqueue::{MQ_OFlag, mq_close, mq_open, mq_receive, mq_unlink};
 use nix::sys::stat::Mode;
@@ -55,6 +56,7 @@ const MESSAGES: &[&str] = &[
 
 #[test]
 fn messages_wait_again_in_their_order_with_their_priorities() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), MESSAGES);
     let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
@@ -98,6 +100,7 @@ fn without_freeze_messages_are_counted_and_left_alone() {
 
 #[test]
 fn what_another_has_open_or_is_to_be_told_of_is_not_taken_out() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3]);
     let file = scratch.file("a.fdi");
@@ -127,6 +130,7 @@ fn what_another_has_open_or_is_to_be_told_of_is_not_taken_out() {
 
 #[test]
 fn a_limit_on_contents_holds_for_messages() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["mqueue@3:data=0.hello"]);
     let scan = |limit| {
@@ -142,6 +146,7 @@ fn a_limit_on_contents_holds_for_messages() {
 
 #[test]
 fn a_queue_that_is_still_there_is_opened_and_left_as_it_is() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let _names = Names::new(&scratch, &[3, 4]);
     let specs = ["mqueue@3:kept,data=1.a+0.b", "mqueue@4:kept,read"];
@@ -162,6 +167,7 @@ fn a_queue_that_is_still_there_is_opened_and_left_as_it_is() {
 
 #[test]
 fn a_queue_that_is_gone_is_made_anew_with_its_contents_mode_and_name() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3, 4]);
     let specs = ["mqueue@3:kept,data=1.a+0.b,mode=416,maxmsg=2", "mqueue@4,5:kept,two,write"];
@@ -204,7 +210,7 @@ fn a_name_that_another_queue_has_is_left_to_it() {
 
 #[test]
 fn a_queue_that_is_opened_by_a_path_is_opened_by_it_again() {
-    needs!(root(), "only root can mount");
+    may!(rights::mounts());
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3]);
     let place = scratch.file("queues");
@@ -238,6 +244,7 @@ fn a_queue_that_is_opened_by_a_path_is_opened_by_it_again() {
 
 #[test]
 fn a_queue_whose_record_lies_is_refused() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["mqueue@3:maxmsg=2,msgsize=10,data=5.hello+4.x"]);
     let file = scratch.file("a.fdi");

@@ -1,9 +1,8 @@
 //! Terminals with programs that are typed to: what ttyctl says of them and does to them, and what
 //! becomes of a controlling terminal.
 
-use crate::harness::{
-    MKFD, Pipeline, Scratch, Target, command, pipeline, root, scan, show, tool, which,
-};
+use crate::harness::{MKFD, Pipeline, Scratch, Target, command, pipeline, scan, show, tool, which};
+use crate::rights;
 use fdkit::sys::tty;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -856,6 +855,7 @@ impl Drop for Leaders {
 
 #[test]
 fn nobody_is_told_of_a_hang_up_that_is_ours() {
+    may!(rights::all_processes());
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
@@ -883,6 +883,7 @@ fn nobody_is_told_of_a_hang_up_that_is_ours() {
 
 #[test]
 fn a_hang_up_of_the_users_own_is_not_taken_away() {
+    may!(rights::all_processes());
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
@@ -1282,15 +1283,15 @@ fn the_terminal_of_another_session_is_refused_and_its_owner_named() {
     let open = ["ttyctl", "open", &screen.tty, "--", "true"];
     pipeline(&[&open])
         .refuses(125, &[&format!("controlling terminal of session {sid} (sleep)"), "(status 4)"]);
-    needs!(root(), "only root can steal a terminal");
+    // TIOCSCTTY with 1.
+    may!(rights::capability("sys_admin"));
     pipeline(&[&["ttyctl", "open", "--steal", &screen.tty, "--", "sh", "-c", "exit 5"]])
         .refuses(5, &[]);
 }
 
 #[test]
 fn another_users_terminal_is_refused_whatever_its_permissions() {
-    needs!(root(), "only root can become somebody else");
-    needs!(which("setpriv").is_some(), "setpriv is missing");
+    may!(rights::other_user());
     use std::os::unix::fs::PermissionsExt;
     let scratch = Scratch::new();
     let copy = scratch.file("ttyctl-copy");
@@ -1326,11 +1327,9 @@ fn an_image_without_a_terminal_has_nothing_to_load_or_to_retarget() {
 
 #[test]
 fn a_device_is_opened_only_when_asked() {
-    needs!(root(), "only root may open the console");
-    let Ok(tty) = fs::File::options().read(true).write(true).open("/dev/tty9") else {
-        skip!("no virtual console here");
-    };
-    drop(tty);
+    if let Err(err) = fs::File::options().read(true).write(true).open("/dev/tty9") {
+        skip!("no virtual console can be opened: /dev/tty9: {err}");
+    }
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
     let target =

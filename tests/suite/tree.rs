@@ -1,9 +1,10 @@
 //! fdrestore --tree: real trees of processes come back as they were, or nothing does.
 
 use crate::errors::forged;
-use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, root, tool, which};
+use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, tool, which};
 use crate::normal;
 use crate::pipelines::python;
+use crate::rights;
 use fdkit::image::{Image, Item};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -292,7 +293,7 @@ fn jobs_in_groups_of_their_own_come_back_without_their_leaders_too() {
 
 #[test]
 fn groups_without_their_leaders_have_the_ids_they_had() {
-    needs!(root(), "only root can choose a pid");
+    may!(rights::pids());
     needs!(which("bash").is_some(), "bash is missing");
     let jobs = "set -m; sleep 0 | sleep 1004 | sleep 1005 & sleep 0 | sleep 1007 & wait";
     let grove = Grove::new(&["bash", "-c", jobs], 4);
@@ -536,8 +537,7 @@ while True: signal.pause()";
 
 #[test]
 fn a_task_of_another_user_comes_back_as_that_user() {
-    needs!(root(), "only root can become somebody else");
-    needs!(which("setpriv").is_some(), "setpriv is missing");
+    may!(rights::other_user());
     let other = "setpriv --reuid 65534 --regid 65533 --groups 7,8";
     let script = format!(
         "{other} sleep 1001 & {other} sh -c 'sleep 1002; true' & \
@@ -549,7 +549,7 @@ fn a_task_of_another_user_comes_back_as_that_user() {
 
 #[test]
 fn root_below_another_user_is_gone_with_fdrestore_too() {
-    needs!(root(), "only root can become somebody else");
+    may!(rights::other_user());
     let Some(python) = python() else { skip!("python3 is missing") };
     // The signal of a dying parent is its own, and may not reach a child of root's.
     let script = "import os, signal
@@ -572,7 +572,7 @@ while True: signal.pause()";
 
 #[test]
 fn folder_umask_and_root_of_each_task_come_back() {
-    needs!(root(), "only root can change its root");
+    may!(rights::chroot());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     for name in ["a", "b", "jail", "jail/inner"] {
@@ -631,13 +631,16 @@ ctypes.memset(begin, 0, end - begin); ctypes.memmove(begin, text, len(text))
 while True: signal.pause()";
     let Some(python) = python() else { skip!("python3 is missing") };
     let image = Grove::new(&[python, "-c", script], 1).scan();
-    for restore in [&["-n", "--respawn"], &["--respawn", "--same-pids"]] {
+    let is_refused = |restore: &[&str]| {
         let words = [&["fdrestore", "--tree"][..], restore].concat();
         let ran = Pipeline::new(&[&words]).stdin(&*image).run();
         ran.refuses(6, &["its command line 'server: waits' is a title"]);
-    }
+    };
+    is_refused(&["-n", "--respawn"]);
     let held = Held::quiet(&image, &[]);
     held.end(Signal::SIGTERM);
+    may!(rights::pids());
+    is_refused(&["--respawn", "--same-pids"]);
 }
 
 #[test]
@@ -655,8 +658,7 @@ fn nobody_runs_as_the_user_that_means_any_and_no_plan_is_promised_and_not_given(
 
 #[test]
 fn a_program_runs_with_no_more_rights_than_it_had() {
-    needs!(root(), "only root can become somebody else");
-    needs!(which("setpriv").is_some(), "setpriv is missing");
+    may!(rights::other_user(), rights::less("-setuid"));
     let other = "setpriv --reuid 65534 --regid 65533 --clear-groups sleep 1001 & wait";
     let image = Grove::sh(other, 2).scan();
     let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
@@ -664,10 +666,7 @@ fn a_program_runs_with_no_more_rights_than_it_had() {
     let less = ["setpriv", "--bounding-set=-setuid"];
     let ran = Pipeline::new(&[&[&less[..], &restore].concat()]).stdin(&*image).run();
     ran.refuses(6, &["it cannot run as before, and would have rights that it had not"]);
-    needs!(
-        pipeline(&[&["unshare", "-r", "true"]]).status(0) == 0,
-        "unshare is missing, or user namespaces are not permitted"
-    );
+    may!(rights::user_namespace());
     // There is no such user there, which only the attempt shows.
     let ran = Pipeline::new(&[&[&["unshare", "-r"][..], &restore].concat()]).stdin(&*image).run();
     ran.refuses(7, &["it cannot run as before", "its group ids"]);
@@ -820,7 +819,7 @@ fn end_and_free(grove: Grove) {
 
 #[test]
 fn a_tree_comes_back_with_the_pids_it_had() {
-    needs!(root(), "only root can choose a pid");
+    may!(rights::pids());
     let jobs = "sleep 1001 | sleep 1002 & setsid sh -c 'sleep 1003; true' & \
                 (sleep 1004; true) & wait";
     let grove = Grove::sh(jobs, 7);
@@ -849,7 +848,7 @@ fn a_tree_comes_back_with_the_pids_it_had() {
 
 #[test]
 fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
-    needs!(root(), "only root can choose a pid");
+    may!(rights::pids());
     let grove = Grove::sh("sleep 1001 | sleep 1002 & sleep 1003 & wait", 4);
     let image = grove.scan();
     end_and_free(grove);
@@ -873,8 +872,7 @@ fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
 
 #[test]
 fn pids_are_not_chosen_without_the_capability() {
-    needs!(root(), "only root can lose a capability");
-    needs!(which("setpriv").is_some(), "setpriv is missing");
+    may!(rights::less("-sys_admin,-checkpoint_restore"));
     let scratch = Scratch::new();
     // What this process itself has not got cannot be asked for, so the tree has less as well.
     let less = ["setpriv", "--bounding-set=-sys_admin,-checkpoint_restore"];

@@ -5,6 +5,7 @@ use crate::errors::forged;
 use crate::grammar::judged;
 use crate::harness::{MKFD, Ran, Scratch, Target, command, pipeline, show, which};
 use crate::normal::records;
+use crate::rights;
 use crate::watch::{at, refused, restored, whole, with_body};
 use fdkit::image::{Data, Item, Typed};
 use std::fs;
@@ -79,6 +80,7 @@ fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
 
 #[test]
 fn lines_and_one_that_was_begun_wait_again_and_so_does_what_was_said() {
+    may!(rights::all_processes());
     let seen = comes_back("pty@3,4:said=ready%0a,typed=one%0a%0atwo%04%04begun");
     let said = (None, b"ready\r\none\r\n\r\ntwobegun".to_vec());
     let typed = [
@@ -94,6 +96,7 @@ fn lines_and_one_that_was_begun_wait_again_and_so_does_what_was_said() {
 
 #[test]
 fn a_line_that_was_only_begun_is_found_although_nobody_counts_it() {
+    may!(rights::all_processes());
     let echo = (None, b"begun".to_vec());
     let begun = (Some(Typed::Open), b"begun".to_vec());
     assert_eq!(comes_back("pty@3,4:typed=begun"), [echo, begun]);
@@ -101,17 +104,20 @@ fn a_line_that_was_only_begun_is_found_although_nobody_counts_it() {
 
 #[test]
 fn characters_that_mean_something_wait_again_where_they_mean_nothing() {
+    may!(rights::all_processes());
     let seen = comes_back("pty@4,3:raw,said=%03%0a%0d%ff,typed=%04%0a%7f%16%ff");
     assert_eq!(seen[1].0, Some(Typed::Open));
 }
 
 #[test]
 fn packets_wait_again() {
+    may!(rights::all_processes());
     comes_back("pty@3,4:packet,said=hello,typed=one%0a");
 }
 
 #[test]
 fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
+    may!(rights::all_processes());
     // A line may have been begun in the first, and nobody looks while the output is stopped.
     let why = "its output is stopped";
     let specs = [("pty@3,4:stopped", "pty@3,4", why), ("pty@3,4:raw,off", "pty@3,4:raw", "")];
@@ -134,6 +140,7 @@ fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
 
 #[test]
 fn what_a_master_has_not_read_of_a_slave_that_is_closed_waits_again() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let spec = "pty@3:left,said=the end%0a";
     let target = Target::make(scratch.dir(), &[spec]).unwrap();
@@ -163,6 +170,7 @@ fn without_freeze_what_waits_is_counted_and_left_alone() {
 
 #[test]
 fn a_terminal_that_another_has_open_is_left_alone() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
     let target = Target::make(scratch.dir(), &["pty@3,4:said=hello"]).unwrap();
@@ -182,6 +190,7 @@ fn a_terminal_that_another_has_open_is_left_alone() {
 
 #[test]
 fn whoever_is_told_by_a_signal_of_what_comes_is_not_disturbed() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
     let spec = "pty@3,4:raw,own,async=0,sig=12,typed=hello";
@@ -193,6 +202,7 @@ fn whoever_is_told_by_a_signal_of_what_comes_is_not_disturbed() {
 
 #[test]
 fn a_limit_on_contents_holds_for_terminals() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = Target::make(scratch.dir(), &["pty@3,4:raw,said=hello"]).unwrap();
     let scan = |limit| {
@@ -208,6 +218,7 @@ fn a_limit_on_contents_holds_for_terminals() {
 
 #[test]
 fn what_cannot_wait_in_a_terminal_is_refused() {
+    may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = Target::make(scratch.dir(), &["pty@3,4:said=x,typed=one%0abegun"]).unwrap();
     let file = scratch.file("a.fdi");
@@ -241,6 +252,7 @@ fn what_cannot_wait_in_a_terminal_is_refused() {
 
 #[test]
 fn a_program_reads_the_line_that_was_begun_before_it_was_looked_at() {
+    may!(rights::all_processes(), rights::programs(&["python3"]));
     let scratch = Scratch::new();
     let script = "
 import os, pty, sys
@@ -279,6 +291,7 @@ os.close(master)
 
 #[test]
 fn what_could_not_be_put_back_as_it_was_is_left_alone() {
+    may!(rights::all_processes());
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));

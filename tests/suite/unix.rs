@@ -4,6 +4,7 @@
 use crate::errors::forged;
 use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, tool};
 use crate::pipelines::python;
+use crate::rights;
 use crate::watch::{refused, restored};
 use fdkit::image::{Bytes, Data, Item, MessageMeta, OpenFile};
 use std::fs;
@@ -81,6 +82,7 @@ fn links(file: &str) -> Vec<String> {
 
 #[test]
 fn what_is_queued_for_two_processes_comes_from_one_that_is_there() {
+    may!(rights::senders());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let script = "import os, signal, socket, time
@@ -313,6 +315,7 @@ fn queues_in_queues_may_go_round_and_be_deep_and_name_one_file_twice() {
 
 #[test]
 fn a_peek_offset_of_the_program_is_its_own() {
+    may!(rights::all_processes());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let script = "import os, socket, time

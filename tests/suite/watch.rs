@@ -2,9 +2,10 @@
 
 use crate::errors::forged;
 use crate::harness::{
-    MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, root, scan, settled, show, which,
+    MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, scan, settled, show, which,
 };
 use crate::pipelines::python;
+use crate::rights;
 use fdkit::image::Item;
 use serde_cbor::Value;
 use std::fs;
@@ -498,8 +499,7 @@ fn tail_and_inotifywait_watch_on() {
 
 #[test]
 fn what_is_watched_on_an_overlay_in_another_namespace_is_found() {
-    needs!(root(), "only root can mount");
-    needs!(which("unshare").is_some() && which("nsenter").is_some(), "unshare is missing");
+    may!(rights::mounts(), rights::programs(&["nsenter"]));
     let scratch = Scratch::new();
     for name in ["lower", "upper", "work", "merged"] {
         fs::create_dir(scratch.file(name)).unwrap();
