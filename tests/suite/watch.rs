@@ -411,7 +411,9 @@ fn marks_whose_record_lies_are_refused() {
     refused(mark(&["mask"], whole(0)), 3, &["fd 3"]);
     refused(mark(&["mask"], whole(0x1_0000)), 6, &["fd 3", "permission"]);
     refused(mark(&["type"], Value::Text("net".into())), 3, &["fd 3", "kind fanotify"]);
-    refused(mark(&["on", "path"], Value::Bytes("/etc".into())), 6, &["fd 3", "mounted there"]);
+    let plain = scratch.file("plain");
+    fs::create_dir(&plain).unwrap();
+    refused(mark(&["on", "path"], Value::Bytes(plain.into())), 6, &["fd 3", "mounted there"]);
     refused(mark(&["on", "path"], Value::Bytes(scratch.dir().into())), 6, &["fd 3", "mount"]);
     refused(mark(&["on", "path"], Value::Null), 6, &["fd 3", "mount", "no path"]);
     let flags = with_body(&file, "fanotify", |body| *at(body, &["flags"]) = whole(1 << 30));
