@@ -1,7 +1,8 @@
 #!/bin/sh
-# The whole pipeline on a real program: a shell with a file, a pipe with data in it and an unlinked
-# file open is scanned, ended, and restored into a new one that proves the contents.
-# FDKIT_BINDIR names the folder of tools that are built already.
+# Shows the whole pipeline on a real program. A shell has a file, a pipe with data and an unlinked
+# file open. Its descriptors are scanned, the shell is ended, and the descriptors are restored in
+# a new shell, which checks the contents.
+# FDKIT_BINDIR names the directory of tools that are built already.
 set -eu
 if [ -n "${FDKIT_BINDIR:-}" ]; then
     bin=$(cd "$FDKIT_BINDIR" && pwd)
@@ -15,7 +16,8 @@ dir=$(mktemp -d)
 trap 'rm -rf "$dir"; kill "$pid" 2>/dev/null || :' EXIT
 cd "$dir"
 printf 'first line\nsecond line\n' >notes
-# 3 is a file read up to its second line, 4 an unlinked file, 5 and 6 the ends of one pipe.
+# Descriptor 3 is a file that was read up to its second line, 4 is an unlinked file, and 5 and 6 are
+# the ends of one pipe.
 : | sh -c '
     exec 5</proc/self/fd/0 6>/proc/self/fd/0 </dev/null >/dev/null 2>&1 3<notes 4<>scratch
     rm scratch
@@ -43,4 +45,4 @@ fdrestore -i demo.fdi --inherit 1,2 -- sh -c '
     echo "pipe:     $pipe"
     echo "unlinked: $gone ($(readlink /proc/self/fd/4))"
     [ "$file" = "second line" ] && [ "$pipe" = "still in the pipe" ] && [ "$gone" = "only in memory" ]'
-echo "All contents came back."
+echo "All contents were restored."
