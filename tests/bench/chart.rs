@@ -1,10 +1,11 @@
-//! The chart of the README, from the figures of the bench: slots of a task's table over its highest
-//! number, and the kernel memory of the tree with a big parent. Plain SVG, for light and dark pages.
+//! The chart in the README, drawn from the numbers of the benchmark: slots of a task's table over
+//! its highest number, and the kernel memory of the tree with a large parent. Plain SVG, for light
+//! and dark pages.
 
 use serde_json::Value;
 use std::fmt::Write as _;
 
-/// The policies, in the order in which they are drawn over each other, and what they are.
+/// The policies, in the order in which they are drawn, and what they mean.
 const POLICIES: [(&str, &str); 4] = [
     ("rlimit", "below the limit of open files"),
     ("task", "above the task's own numbers"),
@@ -24,7 +25,7 @@ text{font:13px system-ui,sans-serif;fill:#1f2328}.soft{fill:#59636e}.head{font-w
 .bar{stroke:none}.bar.before{fill:#656c76}.bar.rlimit{fill:#ff7b72}.bar.task{fill:#e3b341}\
 .bar.late{fill:#1f6feb}.bar.tight{fill:#56d364}}";
 
-/// The place of the left panel, and of the bars.
+/// The coordinates of the left panel, and of the bars.
 const LEFT: f64 = 62.0;
 const TOP: f64 = 64.0;
 const WIDTH: f64 = 470.0;
@@ -36,7 +37,7 @@ fn number(value: &Value) -> f64 {
     value.as_f64().unwrap_or(0.0)
 }
 
-/// The trees of the sweep whose tasks all have the same highest number, for the most tasks.
+/// The trees whose tasks all have the same highest number, for the largest number of tasks.
 fn sweep(figures: &Value) -> Vec<&Value> {
     let trees = || figures["trees"].as_array().into_iter().flatten();
     let flat = |tree: &&Value| tree["later"].as_array().is_some_and(Vec::is_empty);
@@ -44,14 +45,14 @@ fn sweep(figures: &Value) -> Vec<&Value> {
     trees().filter(flat).filter(|tree| number(&tree["tasks"]) == most).collect()
 }
 
-/// The tree whose parent opened all its high numbers.
+/// The tree whose parent opened all of the high numbers.
 fn big(figures: &Value) -> Option<&Value> {
     let trees = figures["trees"].as_array()?;
     let later = |tree: &Value| tree["later"].as_array().map_or(0, Vec::len);
     trees.iter().max_by_key(|tree| later(tree)).filter(|tree| later(tree) > 0)
 }
 
-/// The figures as SVG.
+/// The numbers of the benchmark as SVG.
 pub(crate) fn draw(figures: &Value) -> String {
     let mut out = String::new();
     let _ = write!(
@@ -72,7 +73,7 @@ fn text(out: &mut String, x: f64, y: f64, class: &str, words: &str) {
     let _ = writeln!(out, "<text x=\"{x:.0}\" y=\"{y:.0}\" class=\"{class}\">{words}</text>");
 }
 
-/// Slots of a table after the restore, for each highest number.
+/// Draws the slots of a table after the restore, for each highest number.
 fn slots(out: &mut String, trees: &[&Value]) {
     text(out, LEFT - 46.0, 24.0, "head", "Slots of a task's table after the restore");
     text(out, LEFT - 46.0, 42.0, "soft", "by its highest descriptor");
@@ -102,13 +103,14 @@ fn slots(out: &mut String, trees: &[&Value]) {
             let begin = if at == 0 { 'M' } else { 'L' };
             let _ = write!(path, "{begin}{x:.1} {height:.1}H{:.1}", x + step);
         }
-        // What is the same for two is seen of both.
+        // Where two lines coincide, the wider one shows behind the other.
         let wide = if policy == "late" { " wide" } else { "" };
         let _ = writeln!(out, "<path d=\"{path}\" class=\"line {policy}{wide}\"/>");
     }
 }
 
-/// Kernel memory of the tree with the big parent; bytes of its tables where there is no cgroup.
+/// Draws the kernel memory of the tree with the large parent, or the bytes of its tables if there
+/// is no cgroup.
 fn bars(out: &mut String, tree: &Value) {
     let children = number(&tree["tasks"]) - 1.0;
     let counted = tree["before"]["kernel"].is_number();

@@ -1,4 +1,5 @@
-//! `just bench`: what the tools cost, beside their peers in one run. Ratios of medians, no verdict.
+//! `just bench`: the time, memory and system calls of the tools and of lsfd and lsof, in one run.
+//! It prints ratios of medians and does not judge them.
 
 use fdkit::image::{Bytes, Credentials, Head, Item, OpenFile, Slot, Table, Task, VERSION, Writer};
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ fn tool(name: &str) -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_mkfd")).with_file_name(name)
 }
 
-/// Runs a command; how long it took.
+/// Runs a command, and gives the time that it took.
 fn run(command: &[&str]) -> Option<Duration> {
     let begin = Instant::now();
     let mut child = Command::new(command[0]);
@@ -21,12 +22,12 @@ fn run(command: &[&str]) -> Option<Duration> {
     child.status().ok().map(|_| begin.elapsed())
 }
 
-/// The medians of commands that take turns, in ms; none for one that is not there.
+/// The medians of commands that run in turn, in ms; none for a command that does not exist.
 fn side_by_side(commands: &[Vec<&str>]) -> Vec<Option<f64>> {
     let mut times = vec![Vec::new(); commands.len()];
     for round in 0..=ROUNDS {
         for (command, times) in commands.iter().zip(&mut times) {
-            // The first round warms up.
+            // The first round only fills caches.
             times.extend(run(command).filter(|_| round > 0));
         }
     }
@@ -109,7 +110,7 @@ fn image(slots: u32, path: &Path) {
     writer.end().expect("written");
 }
 
-/// The most memory that a command had resident, in MiB, read while it runs.
+/// The peak of the resident memory of a command, in MiB, read while it runs.
 fn peak(command: &[&str]) -> f64 {
     let mut child = Command::new(command[0]);
     let mut child = child.args(&command[1..]).stdout(Stdio::null()).spawn().expect("started");
@@ -134,7 +135,7 @@ fn row(what: &str, ours: Option<f64>, peer: &str, theirs: Option<f64>) {
     }
 }
 
-/// The system calls of a command by their names, if strace is there.
+/// The system calls of a command by name, if strace exists.
 fn system_calls(command: &[&str]) -> Option<BTreeMap<String, u64>> {
     let out = Command::new("strace").args(["-f", "-c", "--"]).args(command).output().ok()?;
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
@@ -174,7 +175,7 @@ fn main() {
         }
         let (all, some) = (at("all.fdi"), at("some.fdi"));
         run(&[&scan, "-o", &all, &pid]);
-        // The program's own 0, 1 and 2 are no part of the work.
+        // The program's own descriptors 0, 1 and 2 are left out.
         run(&["sh", "-c", &format!("'{img}' select -F '!0-2' '{all}' >'{some}'")]);
         let _ = child.kill();
         let _ = child.wait();

@@ -1,5 +1,6 @@
-//! `just bench-memory`: what the tables of a tree take before its dump, at the peak of the restore,
-//! and after it, under each policy. A table on stdout, memory.json for the chart, and the chart.
+//! `just bench-memory`: the memory of the descriptor tables of a tree before the scan, at the peak
+//! of the restore, and after it, with each policy. It prints a table and writes memory.json and the
+//! chart.
 //!
 //! Arguments: the sizes of the trees (1 200 1000); or `draw`, to draw the chart from memory.json.
 
@@ -15,13 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-/// The highest numbers at which tables and policies have their edges.
+/// The highest numbers around which the sizes of tables change.
 const SWEEP: [u32; 26] = [
     3, 30, 60, 63, 64, 100, 120, 127, 128, 200, 240, 250, 255, 256, 400, 500, 511, 512, 1000, 1010,
     1023, 1024, 4000, 4095, 4096, 8191,
 ];
 
-/// What the parent of the tree that matters most opens when its children are there.
+/// The numbers that the parent of the last tree opens after it has forked its children.
 const LATER: [u32; 3] = [300, 4095, 19000];
 
 fn tool(name: &str) -> String {
@@ -29,7 +30,7 @@ fn tool(name: &str) -> String {
     path.to_str().expect("UTF-8").to_owned()
 }
 
-/// Processes, in a cgroup where there is one, until this goes.
+/// Running processes, in a cgroup if possible; they are ended when this is dropped.
 struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -59,9 +60,9 @@ impl Running {
         line.trim_end().to_owned()
     }
 
-    /// Kernel memory now, and at most, in bytes.
+    /// The kernel memory now, and its peak, in bytes.
     fn kernel(&self) -> (Option<u64>, Option<u64>) {
-        // What was freed is given back a moment later.
+        // The kernel returns freed memory a moment later.
         std::thread::sleep(Duration::from_millis(100));
         let cgroup = self.cgroup.as_ref();
         (cgroup.and_then(Cgroup::kernel), cgroup.and_then(Cgroup::kernel_peak))
@@ -86,8 +87,8 @@ fn fdsize(pid: &str) -> u64 {
     line.and_then(|size| size.trim().parse().ok()).expect("FDSize")
 }
 
-/// The sizes of all tables as they are: of the first task, the largest of the others, and the bytes
-/// of all.
+/// The sizes of all tables now: of the first task, of the other task with the largest one, and the
+/// bytes of all.
 fn sizes(pids: &[String]) -> Map<String, Value> {
     let sizes: Vec<u64> = pids.iter().map(|pid| fdsize(pid)).collect();
     let child = sizes[1..].iter().max();
@@ -96,7 +97,7 @@ fn sizes(pids: &[String]) -> Map<String, Value> {
     named.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// Makes a tree, dumps it, restores it by each policy.
+/// Makes a tree, scans it, and restores it with each policy.
 fn measure(tasks: usize, first: &[u32], later: &[u32], dir: &Path) -> Value {
     let list = |numbers: &[u32]| {
         let words: Vec<String> = numbers.iter().map(u32::to_string).collect();
@@ -148,13 +149,13 @@ fn shown(value: &Value) -> String {
     value.as_u64().map_or("-".into(), |value| value.to_string())
 }
 
-/// Bytes as KiB for each task.
+/// Bytes as KiB per task.
 fn each(value: &Value, tasks: usize) -> String {
     let kib = |bytes: u64| format!("{:.1}", bytes as f64 / 1024.0 / tasks as f64);
     value.as_u64().map_or("-".into(), kib)
 }
 
-/// One tree as a line: slots of a task, then KiB of kernel memory a task.
+/// A line for a tree: slots of a task, then KiB of kernel memory per task.
 fn row(tree: &Value, who: &str) -> String {
     let tasks = tree["tasks"].as_u64().expect("a number") as usize;
     let policies = || Placement::ALL.iter().map(|policy| &tree["restored"][policy.name()]);
@@ -195,7 +196,7 @@ fn main() {
     if args == ["draw"] {
         return draw();
     }
-    // What our caller left open would make the tables of all that we start larger.
+    // Descriptors that the caller left open would enlarge all tables.
     let table = fdkit::sys::own_table::OwnTable::take().expect("the table");
     table.close_range(3, std::os::fd::RawFd::MAX).expect("close_range");
     let sizes: Vec<usize> = match args.is_empty() {
@@ -232,7 +233,7 @@ fn main() {
         trees.push(tree);
     }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    // A tree a line, so that a change shows what changed.
+    // Each tree is a line, so that a diff shows what has changed.
     let lines: Vec<String> = trees.iter().map(Value::to_string).collect();
     let (kernel, lines) = (json!(kernel.trim()), lines.join(",\n"));
     let text = format!("{{\"limit\":{limit},\"kernel\":{kernel},\"trees\":[\n{lines}\n]}}\n");

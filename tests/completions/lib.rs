@@ -1,11 +1,11 @@
-//! Holds the completions of the shells against the options of a tool. Each tool's own test calls
-//! this, since its options are known there alone.
+//! Compares the completions of the shells with the options of a tool. The test of each tool calls
+//! this, since only the tool has its options.
 
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, Optionality};
 use argh_complete::{Generator, bash::Bash, fish::Fish, zsh::Zsh};
 use std::path::Path;
 
-/// What the frame of every tool answers beside argh's own table.
+/// The option that every tool has besides those in argh's table.
 static VERSION: FlagInfo<'_> = FlagInfo {
     kind: FlagInfoKind::Switch,
     optionality: Optionality::Optional,
@@ -24,14 +24,14 @@ fn copy<'a>(flag: &FlagInfo<'a>) -> FlagInfo<'a> {
     FlagInfo { kind, optionality: Optionality::Optional, long, short, description, hidden }
 }
 
-/// zsh completes no files unless it is told to: here as values of options and as operands.
+/// zsh completes files only if told so: here as values of options and as operands.
 fn with_files(zsh: &str) -> String {
     zsh.replace("'': :'", "'': :_default'")
         .replace("\n        && return 0", "\n        '*: :_default' \\\n        && return 0")
 }
 
-/// Fails unless `dir` (the tool's `completions/`) holds what its options make of it. With
-/// `FDKIT_WRITE=1` it is written instead.
+/// Fails unless `dir` (the tool's `completions/`) contains what is generated from its options. With
+/// `FDKIT_WRITE=1` the files are written instead.
 pub fn hold<A: ArgsInfo>(tool: &str, dir: &str) {
     let mut info = A::get_args_info();
     let flags: Vec<FlagInfo<'_>> = info.flags.iter().chain([&VERSION]).map(copy).collect();
@@ -40,7 +40,7 @@ pub fn hold<A: ArgsInfo>(tool: &str, dir: &str) {
     for (name, text) in [
         (format!("{tool}.bash"), Bash::generate(tool, &info)),
         (format!("_{tool}"), with_files(&Zsh::generate(tool, &info))),
-        // -x is of fish 4; -o is the same, and of fish 3 too.
+        // -x exists in fish 4 only; -o is the same and exists in fish 3, too.
         (format!("{tool}.fish"), Fish::generate(tool, &info).replace(" -xpc", " -opc")),
     ] {
         let path = Path::new(dir).join(&name);

@@ -1,4 +1,4 @@
-//! Character devices whose open does nothing.
+//! Character devices that can be opened without side effects.
 
 use crate::driver::{Bad, Fixture, link, open_device, stat};
 use crate::regular::access;
@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek, read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-/// Name below /dev, and number.
+/// The name below /dev, and the major and minor number.
 const DEVICES: &[(&str, (u64, u64))] = &[
     ("loop-control", (10, 237)),
     ("btrfs-control", (10, 234)),

@@ -1,4 +1,4 @@
-//! A directory, read up to some entry.
+//! A directory that has been read up to some entry.
 
 use crate::driver::{Bad, Fixture, link, open, stat};
 use crate::lock;
@@ -12,9 +12,9 @@ use nix::unistd::{Whence, lseek};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// What one getdents64 may return; a few entries.
+/// The size of the buffer of a getdents64(2), in bytes: room for a few entries.
 const STEP: usize = 128;
-/// Entries below a directory that mkfd makes.
+/// The number of entries in a directory that mkfd makes.
 const ENTRIES: usize = 40;
 
 pub(crate) struct Directory;
@@ -64,7 +64,8 @@ impl Fixture for Directory {
             bad.same("getdents64", sys::getdents(fd, &mut [0; STEP]), Err(Errno::EBADF));
             return Ok(());
         }
-        // A fresh description of it, read as far, must be where this one is and go on alike.
+        // A new open file description of the directory, read as far, must have the same position
+        // and the same next entries.
         let fresh = nix::fcntl::open(&path, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
         bad.same("inode", found.st_ino, nix::sys::stat::fstat(&fresh)?.st_ino);
         read_steps(fresh.as_fd(), spec.known_number("steps").unwrap_or(0))?;
@@ -84,7 +85,7 @@ fn read_steps(fd: BorrowedFd<'_>, steps: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The names from the position on.
+/// The names of the entries from the position on.
 fn rest(fd: BorrowedFd<'_>) -> Result<Vec<String>, Errno> {
     let mut names = Vec::new();
     let mut buffer = [0; 4096];

@@ -1,4 +1,5 @@
-//! What is the same for all kinds: numbers, sharing, flags, owner, and that nothing else is open.
+//! What is the same for all kinds: numbers, sharing, flags and owner; and the check that nothing
+//! else is open.
 
 use crate::spec::{At, Result, Spec, Stop};
 use crate::{FIXTURES, sys};
@@ -29,21 +30,22 @@ pub(crate) trait Fixture {
     /// The keys of this kind, each with its meaning.
     const KEYS: &'static [(&'static str, &'static str)];
 
-    /// How many descriptions `make` makes, and so how many numbers it needs.
+    /// The number of descriptions that `make` makes, and of numbers that a SPEC needs.
     fn arity(_: &Spec) -> usize {
         1
     }
     /// Makes the descriptions, in the order of the numbers.
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>>;
-    /// What is left to do when all numbers of all SPECs stand.
+    /// The steps that are left when all descriptors of all SPECs have their numbers.
     fn finish(_: &Spec) -> Result<()> {
         Ok(())
     }
-    /// What F_GETFL says of the nth, but for O_NONBLOCK and O_ASYNC by their keys.
+    /// The flags that F_GETFL returns for the nth description, without O_NONBLOCK and O_ASYNC,
+    /// which have keys of their own.
     fn flags(_: &Spec, _: usize) -> OFlag {
         OFlag::O_RDWR
     }
-    /// What only this kind can say of itself, once everything common was looked at.
+    /// The checks of this kind alone, after those that all kinds have in common.
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno>;
 }
 
@@ -93,26 +95,26 @@ impl Bad {
         self.lines.is_empty()
     }
 
-    /// Tells one.
+    /// Adds a failed expectation.
     pub(crate) fn say(&mut self, text: impl Display) {
         self.lines.push(format!("{}{text}", self.at));
     }
 
-    /// Tells one unless this holds.
+    /// Adds a failed expectation unless the condition holds.
     pub(crate) fn unless(&mut self, holds: bool, text: impl Display) {
         if !holds {
             self.say(text);
         }
     }
 
-    /// Tells one unless both are the same.
+    /// Adds a failed expectation unless both values are equal.
     pub(crate) fn same<T: PartialEq + Debug>(&mut self, what: impl Display, got: T, made: T) {
         if got != made {
             self.say(format!("{what} is {got:?}, was made {made:?}"));
         }
     }
 
-    /// As `same` for contents, of which only the beginning is shown.
+    /// As `same` for contents, of which only the beginning is printed.
     pub(crate) fn same_bytes(&mut self, what: impl Display, got: &[u8], made: &[u8]) {
         if got != made {
             let at = got.iter().zip(made).take_while(|(a, b)| a == b).count();
@@ -126,10 +128,10 @@ impl Bad {
     }
 }
 
-/// Where messages go: 2, or elsewhere while a SPEC has 2.
+/// The descriptor for messages: 2, or a copy of it while a SPEC has 2.
 static STDERR: AtomicI32 = AtomicI32::new(2);
 
-/// One line for the user.
+/// Prints a line for the user.
 pub(crate) fn say(text: &str) {
     if let Ok(stderr) = sys::at(STDERR.load(Ordering::Relaxed)) {
         let _ = nix::unistd::write(stderr, format!("mkfd: {text}\n").as_bytes());
@@ -149,7 +151,7 @@ pub(crate) fn forget_stderr() {
     }
 }
 
-/// Tells the failed expectations on stderr, unless a SPEC has that number, and in the log.
+/// Prints the failed expectations on stderr, unless a SPEC has that number, and to the log.
 pub(crate) fn report(bad: &Bad, specs: &[Spec], log: Option<&Path>) {
     let text: String = bad.lines.iter().map(|line| format!("mkfd: {line}\n")).collect();
     if !specs.iter().any(|spec| spec.fds.contains(&2)) {
@@ -163,7 +165,7 @@ pub(crate) fn report(bad: &Bad, specs: &[Spec], log: Option<&Path>) {
     }
 }
 
-/// Refuses what no kind can make, before anything is made.
+/// Refuses SPECs that no kind can make, before anything is made.
 pub(crate) fn look_at(specs: &[Spec]) -> Result<()> {
     let mut taken = BTreeSet::new();
     for spec in specs {
@@ -186,7 +188,7 @@ pub(crate) fn look_at(specs: &[Spec]) -> Result<()> {
     Ok(())
 }
 
-/// Makes all, and says at which number the original stdout is now.
+/// Makes all descriptors, and gives the number of the original stdout.
 pub(crate) fn make(specs: &[Spec], nofile: Option<u64>) -> Result<RawFd> {
     sys::block_signals();
     sys::close_from(3).at("close_range")?;
@@ -223,19 +225,19 @@ pub(crate) fn make(specs: &[Spec], nofile: Option<u64>) -> Result<RawFd> {
     Ok(stdout)
 }
 
-/// Moves a number that a SPEC wants out of the way.
+/// Moves an own descriptor away from a number that a SPEC needs.
 fn aside(n: RawFd, wanted: &BTreeSet<RawFd>) -> Result<RawFd> {
     let to = spare(wanted);
     sys::dup_to(sys::at(n).at("dup")?, to, true).at("dup3")?;
     Ok(to)
 }
 
-/// The lowest number that is free and that no SPEC wants.
+/// The lowest free number that no SPEC needs.
 fn spare(wanted: &BTreeSet<RawFd>) -> RawFd {
     (3..).find(|n| !wanted.contains(n) && sys::at(*n).is_err()).expect("a free number")
 }
 
-/// Moves each to its number; what waits at another's number first steps aside.
+/// Moves each descriptor to its number. One that has the number of another is moved away first.
 fn place(
     mut made: Vec<OwnedFd>,
     numbers: &[RawFd],
@@ -253,7 +255,7 @@ fn place(
     Ok(())
 }
 
-/// Flags and owner of one description.
+/// Sets the flags and the owner of a description.
 fn dress(spec: &Spec, nth: usize, fd: BorrowedFd<'_>) -> Result<()> {
     let name = |what| format!("{what} of {}", fd.as_raw_fd());
     if let Some(signal) = spec.number("sig")? {
@@ -277,7 +279,7 @@ fn by_keys(spec: &Spec, nth: usize) -> OFlag {
     flags
 }
 
-/// The owner that `own` asks for, in the process that asks.
+/// The owner that `own` means in the calling process.
 fn owner(spec: &Spec) -> Result<Option<sys::Owner>> {
     if !spec.has("own") {
         return Ok(None);
@@ -291,7 +293,7 @@ fn owner(spec: &Spec) -> Result<Option<sys::Owner>> {
     Ok(Some(sys::Owner { kind, pid: pid.as_raw() }))
 }
 
-/// RLIMIT_NOFILE, high enough for these numbers and one more.
+/// Raises RLIMIT_NOFILE so that these numbers and one more are possible.
 pub(crate) fn raise_limit(wanted: &BTreeSet<RawFd>) -> Result<()> {
     let need = wanted.last().map_or(0, |&n| n as u64 + 2);
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).at("getrlimit")?;
@@ -302,13 +304,13 @@ pub(crate) fn raise_limit(wanted: &BTreeSet<RawFd>) -> Result<()> {
     if need > soft { set_limit(need) } else { Ok(()) }
 }
 
-/// Sets the soft RLIMIT_NOFILE, also below what is open.
+/// Sets the soft RLIMIT_NOFILE, also below numbers that are open.
 pub(crate) fn set_limit(soft: u64) -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).at("getrlimit")?;
     setrlimit(Resource::RLIMIT_NOFILE, soft, hard).at("setrlimit")
 }
 
-/// Looks at all from inside: each as made, and nothing else open.
+/// Checks from inside that each descriptor is as made, and that nothing else is open.
 pub(crate) fn check(specs: &[Spec], std: Option<&[RawFd]>, size: Option<u64>, bad: &mut Bad) {
     sys::block_signals();
     let size_now = fdsize();
@@ -393,7 +395,7 @@ fn check_one(spec: &Spec, entry: &Entry, nth: usize, fd: BorrowedFd<'_>, bad: &m
     }
     let made = (entry.flags)(spec, nth) | by_keys(spec, nth);
     match status(fd) {
-        // open(2) adds O_LARGEFILE on its own, pipe2(2) does not: it says nothing.
+        // O_LARGEFILE is ignored: open(2) adds it, and pipe2(2) does not.
         Ok(got) => {
             bad.same("F_GETFL", got - O_LARGEFILE, made);
             if got.contains(OFlag::O_PATH) {
@@ -416,7 +418,7 @@ fn check_one(spec: &Spec, entry: &Entry, nth: usize, fd: BorrowedFd<'_>, bad: &m
     }
 }
 
-/// Proves that two numbers are one description: what one changes, the other shows.
+/// Checks that two numbers refer to one description: a change through one shows at the other.
 fn shared(first: RawFd, second: RawFd, bad: &mut Bad) {
     let (Ok(a), Ok(b)) = (sys::at(first), sys::at(second)) else { return };
     if sys::same(a, b) == Some(false) {
@@ -438,8 +440,8 @@ fn shared(first: RawFd, second: RawFd, bad: &mut Bad) {
     }
 }
 
-/// Proves that O_ASYNC works: the signal comes when `act` makes the description ready, and names
-/// the number through which it was asked for.
+/// Checks O_ASYNC: the signal comes when `act` makes the description ready, and names the
+/// descriptor for which it was requested.
 pub(crate) fn signal_comes(
     spec: &Spec,
     nth: usize,
@@ -475,7 +477,7 @@ pub(crate) fn open_numbers() -> Result<BTreeSet<RawFd>, Errno> {
     Ok(open)
 }
 
-/// What /proc calls a descriptor.
+/// The link of a descriptor in /proc.
 pub(crate) fn link(n: RawFd) -> PathBuf {
     std::fs::read_link(format!("/proc/self/fd/{n}")).unwrap_or_default()
 }
@@ -487,7 +489,7 @@ pub(crate) fn info(n: RawFd, key: &str) -> String {
     lines.find(|(each, _)| *each == key).map_or("", |(_, value)| value.trim()).to_owned()
 }
 
-/// FDSize: the slots of the table. To read it takes a free one.
+/// FDSize: the slots of the table. Reading it needs a free number.
 pub(crate) fn fdsize() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
@@ -505,7 +507,7 @@ pub(crate) fn open(path: &Path, flags: OFlag) -> Result<OwnedFd> {
     nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, mode).at(path.display())
 }
 
-/// Opens a device, which not everybody may and not every machine has.
+/// Opens a device, for which the right or the device may be missing.
 pub(crate) fn open_device(path: &Path, flags: OFlag) -> Result<OwnedFd> {
     match nix::fcntl::open(path, flags | OFlag::O_CLOEXEC, Mode::empty()) {
         Err(errno @ (Errno::EACCES | Errno::ENOENT | Errno::ENODEV | Errno::ENXIO)) => {
@@ -515,20 +517,20 @@ pub(crate) fn open_device(path: &Path, flags: OFlag) -> Result<OwnedFd> {
     }
 }
 
-/// A fresh description of what `fd` has open.
+/// Opens a new description of the file that `fd` has open.
 pub(crate) fn reopen(fd: impl AsFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", crate::raw(fd));
     nix::fcntl::open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-/// fstat(2), and whether it is of this type.
+/// fstat(2), and a check of the file type.
 pub(crate) fn stat(fd: BorrowedFd<'_>, kind: u32, bad: &mut Bad) -> Result<FileStat, Errno> {
     let stat = fstat(fd)?;
     bad.same("file type", format!("{:#o}", stat.st_mode & libc::S_IFMT), format!("{kind:#o}"));
     Ok(stat)
 }
 
-/// All that reads without waiting.
+/// Reads everything that can be read without blocking.
 pub(crate) fn drain(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let mut out = Vec::new();
     let mut buffer = vec![0; 65536];
@@ -542,7 +544,7 @@ pub(crate) fn drain(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     Ok(out)
 }
 
-/// poll(2) without waiting.
+/// poll(2) without blocking.
 pub(crate) fn ready(fd: BorrowedFd<'_>, what: nix::poll::PollFlags) -> Result<bool, Errno> {
     let mut polled = [nix::poll::PollFd::new(fd, what)];
     nix::poll::poll(&mut polled, nix::poll::PollTimeout::ZERO)?;

@@ -1,4 +1,5 @@
-//! epoll(7): members under the numbers by which they were added, and what has become of those.
+//! epoll(7): members with the numbers with which they were added, and with what these numbers refer
+//! to now.
 
 use crate::driver::{Bad, Fixture};
 use crate::spec::{At, Result, Spec, Stop};
@@ -19,7 +20,7 @@ const OUT: u32 = libc::EPOLLOUT as u32;
 const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
 /// EPOLLERR and EPOLLHUP, which the kernel adds.
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-/// The flags by which a key is called.
+/// The flags of each key.
 const FLAGS: &[(&str, u32)] = &[
     ("et", libc::EPOLLET as u32),
     ("oneshot", ONESHOT),
@@ -28,7 +29,8 @@ const FLAGS: &[(&str, u32)] = &[
 /// struct epoll_params: 50 microseconds, 8 packets, preferred.
 const BUSY: [u8; 8] = [50, 0, 0, 0, 8, 0, 1, 0];
 
-/// A member: of which epoll, added by which number, and where its file is now.
+/// A member: the epoll instance, the number with which it was added, and the number of its file
+/// now.
 #[derive(Clone, Copy, PartialEq)]
 struct Member {
     of: RawFd,
@@ -148,14 +150,15 @@ impl Fixture for Epoll {
             let ready = sys::epoll_wait(sys::at(epoll)?)?;
             bad.same(format!("what is ready in {epoll}"), ready, Vec::new());
         }
-        // What all become when something is there to read.
+        // The events of all members when there is something to read.
         fill(spec, 1)?;
         for &epoll in epolls.iter().rev() {
             let fd = sys::at(epoll)?;
             if spec.has("fired") {
                 bad.same("ready although it has fired", sys::epoll_wait(fd)?, Vec::new());
                 for it in of(epoll) {
-                    // A member is found by the number by which it was added, with its file there.
+                    // EPOLL_CTL_MOD finds a member by the number with which it was added, if its
+                    // file has that number.
                     sys::dup_to(sys::at(it.at)?, it.by, false)?;
                     sys::epoll_ctl(fd, MOD, it.by, wanted(spec), value(spec, *it))?;
                     if it.by != it.at {
@@ -170,7 +173,7 @@ impl Fixture for Epoll {
             bad.same(format!("what is ready in {epoll} then"), ready, made.clone());
             let once = spec.has("et") || spec.has("oneshot") || spec.has("fired");
             let again = if once { 0 } else { made.len() };
-            // The event of an inner epoll is taken before the outer one is looked at again.
+            // The event of an inner instance is consumed before the outer one is checked again.
             if !spec.has("nested") {
                 bad.same("ready the second time", sys::epoll_wait(fd)?.len(), again);
             }
@@ -194,7 +197,7 @@ fn members(spec: &Spec) -> Vec<Member> {
     }
 }
 
-/// The events that are asked for.
+/// The requested events.
 fn wanted(spec: &Spec) -> u32 {
     let given = FLAGS.iter().filter(|(key, _)| spec.has(key)).map(|(_, flag)| flag);
     let once = if spec.has("fired") { ONESHOT } else { 0 };
@@ -208,12 +211,12 @@ fn shown(spec: &Spec) -> u64 {
     events.into()
 }
 
-/// Two members that were added by one number are told apart by where they are.
+/// Two members that were added with one number are distinguished by the numbers of their files.
 fn value(spec: &Spec, it: Member) -> u64 {
     spec.known_number("value").unwrap_or(0xfeed_0000_0000_0000) + (it.by * 1000 + it.at) as u64
 }
 
-/// The numbers that are written to so that the members become ready.
+/// The numbers to write to, so that the members become ready.
 fn sources(spec: &Spec) -> Vec<RawFd> {
     let members = members(spec);
     match spec.has("pipe") {
@@ -247,7 +250,7 @@ fn drain(spec: &Spec) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The members as fdinfo tells them: number, events, data.
+/// The members in fdinfo: number, events, data.
 fn told(epoll: RawFd) -> Vec<(u64, u64, u64)> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")).unwrap_or_default();
     let number = |word: Option<&str>, base| u64::from_str_radix(word?, base).ok();

@@ -1,4 +1,4 @@
-//! eventfd(2): a count in the kernel, taken whole or by ones.
+//! eventfd(2): a counter in the kernel, of which a read takes all or one.
 
 use crate::driver::{Bad, Fixture, ready};
 use crate::spec::{At, Result, Spec, Stop};
@@ -9,7 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{read, write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// The highest count; one more write would wait.
+/// The highest count; another write would block.
 const HIGHEST: u64 = u64::MAX - 1;
 
 pub(crate) struct Eventfd;
@@ -54,7 +54,7 @@ impl Fixture for Eventfd {
     }
 }
 
-/// A read, unless it would wait.
+/// Reads, unless that would block.
 fn take(fd: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
     if !ready(fd, PollFlags::POLLIN)? {
         return Ok(None);
@@ -64,7 +64,7 @@ fn take(fd: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
     Ok(Some(u64::from_ne_bytes(bytes)))
 }
 
-/// The count as fdinfo tells it.
+/// The count in fdinfo.
 fn told(spec: &Spec) -> Option<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", spec.fds[0])).ok()?;
     let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"))?;

@@ -1,5 +1,5 @@
-//! A tree whose tables are of different sizes: children that were forked before their parent opened
-//! more, and some that have its table or none of its descriptors.
+//! A process tree with tables of different sizes: children that were forked before their parent
+//! opened more numbers.
 
 use crate::spec::{At, Result, Stop};
 use crate::{driver, sys};
@@ -7,20 +7,20 @@ use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, RawFd};
 
-/// The numbers of a family.
+/// The numbers of a tree.
 pub(crate) struct Family<'a> {
-    /// How many children.
+    /// The number of children.
     pub(crate) children: usize,
-    /// Opened before they are made, so that they have them too.
+    /// The numbers that the parent opens before it forks the children, who inherit them.
     pub(crate) first: &'a [RawFd],
-    /// Opened by the parent alone, after that.
+    /// The numbers that the parent opens afterwards.
     pub(crate) later: &'a [RawFd],
-    /// The bytes that each writes to, of its own.
+    /// The bytes of memory that each process writes to.
     pub(crate) memory: usize,
 }
 
-/// Makes the family, of which each has /dev/null at 0, 1 and 2. What is given is called when all
-/// stand, as a process outside the family.
+/// Makes the tree; each process has /dev/null at 0, 1 and 2. `say` is called when everything is
+/// made, in a process that is not part of the tree.
 pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
     sys::close_from(3).at("close_range")?;
     let all = family.first.iter().chain(family.later).copied().collect();
@@ -30,7 +30,7 @@ pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
     }
     let (r, w) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
     match sys::fork().at("fork")? {
-        // The one that says it is the child of nobody here.
+        // The process that calls `say` is no child of a process of the tree.
         None => {
             if matches!(sys::fork(), Ok(None)) {
                 drop(w);
@@ -45,7 +45,7 @@ pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
     let null = driver::open("/dev/null".as_ref(), OFlag::O_RDWR)?;
     (0..3).try_for_each(|n| sys::dup_to(null.as_fd(), n, false)).at("dup3")?;
     drop(null);
-    // It stands at a number that nobody asked for.
+    // The pipe is moved to a number that was not requested.
     let mut held = w;
     while all.contains(&held.as_raw_fd()) {
         held = sys::dup_above(held.as_fd(), held.as_raw_fd() + 1).at("F_DUPFD")?;
@@ -62,10 +62,10 @@ pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
         }
     }
     family.later.iter().try_for_each(|&number| open(number))
-    // `held` goes, and all is said.
+    // Here `held` is closed, which lets the other process call `say`.
 }
 
-/// A descriptor of its own.
+/// Opens a new eventfd at this number.
 fn open(number: RawFd) -> Result<()> {
     let event = nix::sys::eventfd::EventFd::new().at("eventfd")?;
     let event = std::os::fd::OwnedFd::from(event);

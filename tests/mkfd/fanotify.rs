@@ -15,11 +15,11 @@ use std::path::PathBuf;
 
 pub(crate) struct Fanotify;
 
-/// A mount of a file system of its own, on every machine.
+/// A mount point that every machine has.
 const SHM: &str = "/dev/shm";
 /// FAN_CLOSE_WRITE.
 const MASK: u32 = libc::FAN_CLOSE_WRITE as u32;
-/// How it is marked, as fdinfo shows it, by key.
+/// The flags of the mark in fdinfo, by key.
 const HOW: &[(&str, u32)] = &[
     ("surv", libc::FAN_MARK_IGNORED_SURV_MODIFY),
     ("evictable", libc::FAN_MARK_EVICTABLE),

@@ -35,7 +35,7 @@ impl Fixture for Fifo {
         let made = if spec.has("rdwr") {
             vec![open(&path, OFlag::O_RDWR)?]
         } else {
-            // Without O_NONBLOCK the open of the first end waits for the other.
+            // Without O_NONBLOCK, opening the first end would wait for the other end.
             let r = open(&path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
             let w = open(&path, OFlag::O_WRONLY)?;
             let flags = status(r.as_fd()).at("F_GETFL")? - OFlag::O_NONBLOCK;

@@ -1,5 +1,5 @@
-//! What the fixtures of internet sockets have in common. Ports are never fixed: what `make` got
-//! is noted in --dir, where `check` finds it.
+//! What the fixtures of internet sockets have in common. The kernel chooses the ports; `make`
+//! writes them to a file in --dir, where `check` finds them.
 
 use crate::driver::{Bad, stat};
 use crate::spec::{At, Result, Spec, Stop};
@@ -10,7 +10,7 @@ use nix::libc;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// The keys that all of them understand.
+/// The keys of all internet sockets.
 pub(crate) const V6: (&str, &str) = ("v6", "of AF_INET6");
 pub(crate) const HOST: (&str, &str) = ("host", "bound to this address; the loopback otherwise");
 pub(crate) const SET: (&str, &str) = ("set", "options that are one int: LEVEL.NAME.VALUE+...");
@@ -24,12 +24,12 @@ pub(crate) fn family(spec: &Spec) -> i32 {
     if spec.has("v6") { libc::AF_INET6 } else { libc::AF_INET }
 }
 
-/// The type of one that may pass on its packets without their heads.
+/// The type of a socket whose packets may come without IP headers.
 pub(crate) fn class(spec: &Spec) -> i32 {
     if spec.has("dgram") { libc::SOCK_DGRAM } else { libc::SOCK_RAW }
 }
 
-/// Level, name and value of each option that is asked for.
+/// Level, name and value of each requested option.
 fn options(spec: &Spec) -> Result<Vec<(i32, i32, Vec<u8>)>> {
     let text = |key| String::from_utf8_lossy(spec.bytes(key).unwrap_or_default()).into_owned();
     let number = |part: Option<&str>| part.and_then(|part| part.parse::<i32>().ok());
@@ -51,7 +51,7 @@ fn options(spec: &Spec) -> Result<Vec<(i32, i32, Vec<u8>)>> {
     Ok(all)
 }
 
-/// Each group to be joined, whether only its sources are heard, and the sources.
+/// Each group to join, whether only its sources are received, and the sources.
 fn groups(spec: &Spec) -> Vec<(IpAddr, bool, Vec<IpAddr>)> {
     let text = String::from_utf8_lossy(spec.bytes("join").unwrap_or_default()).into_owned();
     let parse = |text: &str| text.trim_start_matches('!').parse().expect("an address");
@@ -93,7 +93,8 @@ fn join(spec: &Spec, fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What MCAST_MSFILTER (48) says of each group: struct group_filter, with room for four sources.
+/// The answer of MCAST_MSFILTER (48) for each group: struct group_filter, with room for four
+/// sources.
 fn filters(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let ask = |(group, ..): &(IpAddr, bool, Vec<IpAddr>)| {
         let (level, mut filter) = group_req(*group);
@@ -104,13 +105,13 @@ fn filters(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     groups(spec).iter().map(ask).collect()
 }
 
-/// What the kernel says of the options, which may be another value than was set.
+/// The options as the kernel returns them, which may differ from the values that were set.
 fn values(spec: &Spec, fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let ask = |(level, name, _): &(i32, i32, Vec<u8>)| sys::option(fd, *level, *name);
     options(spec).unwrap_or_default().iter().map(ask).collect()
 }
 
-/// A socket of this type with the options.
+/// Makes a socket of this type with the options.
 pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
     let made = socket::new(family(spec), kind | libc::SOCK_CLOEXEC, protocol);
     let made = made.map_err(|errno| match errno {
@@ -131,7 +132,7 @@ pub(crate) fn new(spec: &Spec, kind: i32, protocol: i32) -> Result<OwnedFd> {
     Ok(made)
 }
 
-/// One alone, bound and connected as is asked for, and noted.
+/// Makes a single socket, bound and connected as requested, and records it.
 pub(crate) fn lone(spec: &Spec, kind: i32, protocol: i32) -> Result<Vec<OwnedFd>> {
     let made = new(spec, kind, protocol)?;
     if spec.has("bound") {
@@ -160,7 +161,7 @@ pub(crate) fn at<'s>(
     Ok(fd)
 }
 
-/// Sets the options that are asked for.
+/// Sets the requested options.
 pub(crate) fn set(spec: &Spec, fd: BorrowedFd<'_>) -> Result<()> {
     for (level, name, value) in options(spec)? {
         let set = sys::set_option(fd, level, name, &value);
@@ -170,7 +171,8 @@ pub(crate) fn set(spec: &Spec, fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Tells those that are not what was asked for. The kernel doubles the sizes of buffers.
+/// Adds an expectation for each option that is not as requested. The kernel doubles the sizes of
+/// buffers.
 pub(crate) fn check_options(spec: &Spec, fd: BorrowedFd<'_>, bad: &mut Bad) -> Result<(), Errno> {
     for (level, name, mut value) in options(spec).unwrap_or_default() {
         if (level, name) == (libc::SOL_SOCKET, libc::SO_RCVBUF) {
@@ -184,7 +186,7 @@ pub(crate) fn check_options(spec: &Spec, fd: BorrowedFd<'_>, bad: &mut Bad) -> R
     Ok(())
 }
 
-/// The address to be bound to, with this port.
+/// The address to bind to, with this port.
 pub(crate) fn host(spec: &Spec, port: u16) -> Result<SocketAddr> {
     let loopback: &[u8] = if spec.has("v6") { b"::1" } else { b"127.0.0.1" };
     let host = String::from_utf8_lossy(spec.bytes("host").unwrap_or(loopback)).into_owned();
@@ -204,29 +206,29 @@ pub(crate) fn encode(address: SocketAddr) -> Vec<u8> {
     }
 }
 
-/// Binds it to the host, at this port or any.
+/// Binds the socket to the host, at this port or any.
 pub(crate) fn bind(spec: &Spec, fd: &OwnedFd, port: u16) -> Result<()> {
     socket::bind(fd.as_fd(), &encode(host(spec, port)?)).at("bind")
 }
 
-/// Both addresses, of any socket of these families.
+/// The local and the remote address of a socket.
 fn ends(fd: BorrowedFd<'_>) -> Result<(SocketAddr, Option<SocketAddr>), Errno> {
     let io = |err: std::io::Error| Errno::from_raw(err.raw_os_error().unwrap_or(0));
     let socket = UdpSocket::from(fd.try_clone_to_owned().map_err(io)?);
     Ok((socket.local_addr().map_err(io)?, socket.peer_addr().ok()))
 }
 
-/// The address of its own end.
+/// The local address of a socket.
 pub(crate) fn name(fd: BorrowedFd<'_>) -> Result<SocketAddr, Errno> {
     Ok(ends(fd)?.0)
 }
 
-/// All that is compared.
+/// The text that is recorded and compared.
 fn told(spec: &Spec, fd: BorrowedFd<'_>) -> Result<String, Errno> {
     Ok(format!("{:?} {:?} {:?}", ends(fd)?, values(spec, fd)?, filters(spec, fd)?))
 }
 
-/// Whether it sends to anybody by itself.
+/// Whether the kernel sends packets for such a socket by itself.
 pub(crate) fn sends(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<bool, Errno> {
     match nix::sys::socket::send(fd.as_raw_fd(), bytes, nix::sys::socket::MsgFlags::empty()) {
         Ok(_) => Ok(true),
@@ -235,13 +237,13 @@ pub(crate) fn sends(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<bool, Errno> {
     }
 }
 
-/// Notes what one of the descriptions is.
+/// Records one of the descriptions.
 pub(crate) fn note(spec: &Spec, nth: usize, fd: &OwnedFd) -> Result<()> {
     let file = spec.dir()?.join(format!("{}.{}.{nth}", spec.name, spec.fds[0]));
     std::fs::write(&file, told(spec, fd.as_fd()).at("getsockopt")?).at(file.display())
 }
 
-/// Is it what was noted?
+/// Checks a description against its record.
 pub(crate) fn same_as_noted(
     spec: &Spec,
     nth: usize,
@@ -254,7 +256,8 @@ pub(crate) fn same_as_noted(
     let reused = socket::option(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT)? != 0;
     bad.same("SO_REUSEPORT", reused, spec.has("two"));
     for (level, name, value) in options(spec).unwrap_or_default() {
-        // Sizes are doubled, times rounded; that it is set at all can be said of all.
+        // Sizes are doubled and times rounded, so only whether the option is set is compared for
+        // all.
         let none = sys::option(fd, level, name)?.iter().all(|&byte| byte == 0);
         bad.same(format!("option {level}.{name} is none"), none, value.iter().all(|&b| b == 0));
     }

@@ -1,4 +1,4 @@
-//! inotify(7): watches under numbers of their own.
+//! inotify(7): watches, each with a number of its own.
 
 use crate::driver::{Bad, Fixture, open, ready};
 use crate::spec::{At, Result, Spec};
@@ -59,7 +59,7 @@ impl Fixture for Inotify {
         if spec.has("gone") {
             std::fs::remove_file(folder.join("file")).at("unlink")?;
         }
-        // What was removed is told in the queue.
+        // The removal is an event in the queue, which is read here.
         take(new.as_fd()).at("read")?;
         if spec.has("queued") {
             std::fs::write(folder.join("new"), "x").at("new")?;
@@ -100,7 +100,7 @@ impl Fixture for Inotify {
                 write(file(&folder, "file")?, b"y")?;
                 vec![(wd, libc::IN_MODIFY)]
             }
-            // Nothing can be done to a link but remove it.
+            // Only removing a symbolic link would cause an event.
             false if spec.has("link") => return Ok(()),
             false => {
                 let name = format!("new.{}", std::process::id());
@@ -116,7 +116,7 @@ impl Fixture for Inotify {
         bad.same("events then", got, event);
         if spec.has("both") {
             write(file(&folder, "file")?, b"y")?;
-            // The folder is told as well.
+            // The directory gets the event, too.
             let events = vec![(wd, libc::IN_MODIFY), (wd + 7, libc::IN_MODIFY)];
             let mut got = take(fd)?;
             got.sort_unstable();
@@ -152,7 +152,7 @@ fn mask(spec: &Spec) -> u32 {
     mask
 }
 
-/// The events that wait: number of the watch and mask.
+/// Reads the queued events: number of the watch and mask.
 fn take(fd: BorrowedFd<'_>) -> Result<Vec<(u32, u32)>, Errno> {
     let mut events = Vec::new();
     let mut buffer = [0; 4096];
@@ -168,7 +168,7 @@ fn take(fd: BorrowedFd<'_>) -> Result<Vec<(u32, u32)>, Errno> {
     Ok(events)
 }
 
-/// The watches as fdinfo tells them: number, inode, mask.
+/// The watches in fdinfo: number, inode, mask.
 fn told(spec: &Spec) -> Vec<(u64, u64, u64)> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", spec.fds[0]));
     let row = |line: &str| {

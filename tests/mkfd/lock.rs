@@ -1,4 +1,4 @@
-//! Locks of files, by the key `lock` of kinds that have it; looked at from a second process.
+//! Locks of files, for kinds with the key `lock`; a second process checks them.
 
 use crate::driver::{Bad, reopen};
 use crate::raw;
@@ -22,7 +22,7 @@ struct Lock {
     last: Option<u64>,
 }
 
-/// What is asked for.
+/// The requested locks.
 fn wanted(spec: &Spec) -> Result<Vec<Lock>> {
     let text = String::from_utf8_lossy(spec.bytes("lock").unwrap_or_default()).into_owned();
     let one = |text: &str| {
@@ -49,7 +49,8 @@ fn record(write: bool, first: u64, last: Option<u64>) -> libc::flock {
     }
 }
 
-/// Takes them; all numbers stand, and no descriptor of the file is closed from now on.
+/// Acquires the locks. All descriptors have their numbers, and no descriptor of the file is closed
+/// afterwards.
 pub(crate) fn finish(spec: &Spec) -> Result<()> {
     for lock in wanted(spec)? {
         let fd = sys::at(spec.fds[0]).at("lock")?;
@@ -66,8 +67,8 @@ pub(crate) fn finish(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Looks whether a second process is kept out as these locks would keep it, and by nothing else.
-/// To be called before anything of the file is closed; leases are given up.
+/// Checks that a second process is excluded by these locks, and by no others. This must be called
+/// before a descriptor of the file is closed. Leases are released.
 pub(crate) fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
     if spec.has("opath") || spec.has("path") && !spec.has("lock") {
         return Ok(());
@@ -106,7 +107,8 @@ fn line(it: &libc::flock) -> String {
     format!("{how} from {} for {} of {}\n", it.l_start, it.l_len, it.l_pid)
 }
 
-/// What a second process finds: record locks one after another, then whether flock(2) gets one.
+/// The locks that a second process finds: record locks one after another, then whether flock(2)
+/// succeeds.
 fn look(fd: BorrowedFd<'_>, to_write: bool, out: &mut String) -> Result<(), Errno> {
     let mut from = 0;
     loop {
@@ -139,7 +141,7 @@ fn look(fd: BorrowedFd<'_>, to_write: bool, out: &mut String) -> Result<(), Errn
     Ok(())
 }
 
-/// What a child says, which has all of our descriptors and none of our POSIX locks.
+/// Runs this in a child, which has all descriptors and no POSIX locks, and gives its output.
 fn in_a_child(work: impl FnOnce(&mut String) -> Result<(), Errno>) -> Result<String, Errno> {
     let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     if let Some(child) = sys::fork()? {

@@ -1,5 +1,5 @@
-//! mkfd: a process with any descriptor at any number, which waits; and the same, looked at from
-//! inside after a restore.
+//! mkfd, the fixture: makes descriptors of any kind at any numbers in a process that waits, and
+//! checks them from inside after a restore.
 //!
 //! To add a kind: one file with a `Fixture`, its `mod` line, and its line in `FIXTURES`.
 
@@ -118,7 +118,7 @@ SPEC is NAME@FD[,FD...][:KEY[=VALUE][,...]]; %HH in a value is a byte. Keys of e
 Exit status: 0 done, 1 failed or not as made, 2 misuse, 77 this kernel cannot make it.
 ";
 
-/// The command line, whole. The exit status.
+/// Runs a whole command line, and gives the exit status.
 fn run(args: &[OsString]) -> i32 {
     match command(args) {
         Ok(status) => status,
@@ -284,8 +284,9 @@ fn numbers(text: &OsStr) -> Result<Vec<RawFd>> {
     text.to_string_lossy().split(',').map(|n| number(OsStr::new(n))).collect()
 }
 
-/// Says the pid on `stdout`, and waits until a signal ends it. What is to be closed is closed when
-/// the pid is read: a child has what it takes to say it, and does so after that.
+/// Prints the process id on `stdout`, and waits until a signal ends the process. Descriptors that
+/// must not be open are closed before the id can be read: a child has a copy of stdout and prints
+/// the id.
 fn wait(stdout: RawFd, args: &Args) -> Result<i32> {
     sys::block_signals();
     let pid = std::process::id();

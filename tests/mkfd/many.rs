@@ -1,4 +1,5 @@
-//! Many private descriptors of mixed kinds, densely from 3 up: what the benchmark looks at.
+//! Many descriptors of mixed kinds that share nothing, at all numbers from 3 on: the target of the
+//! benchmark.
 
 use crate::spec::{At, Result, Stop};
 use crate::{driver, sys};
@@ -10,10 +11,10 @@ use std::fs;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 
-/// Of ten descriptors, how many are of which kind, in the order in which they are opened.
+/// The number of descriptors of each kind among ten, in the order in which they are opened.
 const MIX: &[(&str, usize)] = &[("files", 4), ("pipes", 2), ("socketpairs", 2), ("eventfds", 2)];
 
-/// Opens exactly `n`, none of them shared and none of them close-on-exec.
+/// Opens exactly `n` descriptors, none of them shared and none of them close-on-exec.
 pub(crate) fn make(n: usize, mix: Option<&str>, dir: Option<&Path>) -> Result<()> {
     let named: Vec<&str> = mix.map_or_else(Vec::new, |mix| mix.split(',').collect());
     if let Some(wrong) = named.iter().find(|name| !MIX.iter().any(|(known, _)| known == *name)) {
@@ -30,7 +31,7 @@ pub(crate) fn make(n: usize, mix: Option<&str>, dir: Option<&Path>) -> Result<()
             }
             let mut left = share;
             while left > 0 && open < n {
-                // A pair does not fit into one last number.
+                // There is no room for a pair at the last number.
                 let single = n - open == 1;
                 let made = match name {
                     "files" => vec![file(open, dir)?],
@@ -63,7 +64,7 @@ fn file(nth: usize, dir: Option<&Path>) -> Result<OwnedFd> {
     let dir = dir.ok_or_else(|| Stop::Misuse("many: --dir is needed for files".into()))?;
     let path = dir.join(format!("many.{nth:07}"));
     fs::write(&path, format!("file {nth}\n")).at(path.display())?;
-    // By hand, since driver::open asks for close-on-exec.
+    // driver::open would set close-on-exec.
     let flags = if nth % 2 == 0 { OFlag::O_RDWR } else { OFlag::O_RDONLY };
     nix::fcntl::open(&path, flags, nix::sys::stat::Mode::empty()).at(path.display())
 }

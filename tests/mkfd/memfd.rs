@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 pub(crate) struct Memfd;
 
-/// The seals by the words of their names.
+/// The seals by their names.
 const SEALS: &[(&str, i32)] =
     &[("seal", 1), ("shrink", 2), ("grow", 4), ("write", 8), ("future", 16), ("exec", 32)];
 
@@ -167,7 +167,7 @@ impl Fixture for Memfd {
     }
 }
 
-/// Proves that each seal forbids what it is for, and the others nothing.
+/// Checks that each seal prevents its operation, and that nothing else is prevented.
 fn sealed(fd: BorrowedFd<'_>, made: i32, whole: &[u8], bad: &mut Bad) -> Result<(), Errno> {
     let len = whole.len() as i64;
     let expect = |seal: i32| if made & seal != 0 { Err(Errno::EPERM) } else { Ok(()) };
@@ -207,7 +207,7 @@ fn size(spec: &Spec) -> u64 {
     spec.known_number("size").unwrap_or(data.next_multiple_of(page))
 }
 
-/// F_SEAL_* of all seals, those too that come with the way it was made.
+/// All F_SEAL_* bits, with those that the flags of memfd_create(2) set.
 fn seals(spec: &Spec) -> Result<i32> {
     if spec.has("unsealable") {
         return Ok(1);

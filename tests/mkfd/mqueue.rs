@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 pub(crate) struct Mqueue;
 
-/// The most messages, and the most bytes of each, without their keys.
+/// The default maximum of messages and of bytes in a message.
 const USUAL: (u64, u64) = (10, 8192);
 
 impl Fixture for Mqueue {
@@ -51,7 +51,7 @@ impl Fixture for Mqueue {
             let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
             let new = open(flags, Some(&attributes))?;
             let mut messages = messages(spec);
-            // The order between priorities is the queue's own doing.
+            // The queue itself sorts the messages by priority.
             messages.sort_by_key(|(priority, _)| *priority);
             for (priority, message) in messages {
                 mq_send(&sys::queue(&new), &message, priority).at("mq_send")?;
@@ -61,7 +61,8 @@ impl Fixture for Mqueue {
         if spec.has("two") {
             made.push(open(OFlag::O_RDONLY, None)?);
         }
-        // Once they are open: its owner may not be allowed to open it again.
+        // The mode is set after the queue is open, since it may prevent its owner from opening it
+        // again.
         if let Some(mode) = spec.number("mode")? {
             fchmod(&made[0], Mode::from_bits_truncate(mode as u32)).at("fchmod")?;
         }
@@ -118,7 +119,7 @@ impl Fixture for Mqueue {
     }
 }
 
-/// Its name, which no other test has.
+/// The name of the queue, which no other test uses.
 fn name(spec: &Spec) -> String {
     let given = spec.bytes("name").map(|name| String::from_utf8_lossy(name).into_owned());
     given.unwrap_or_else(|| {
@@ -149,7 +150,7 @@ fn messages(spec: &Spec) -> Vec<(u32, Vec<u8>)> {
     messages.collect()
 }
 
-/// All messages that wait, taken out.
+/// Receives all messages.
 fn received(fd: &OwnedFd) -> Result<Vec<(u32, Vec<u8>)>, Errno> {
     let queue = sys::queue(fd);
     let mut buffer = vec![0; mq_getattr(&queue)?.msgsize() as usize];

@@ -1,4 +1,4 @@
-//! netlink(7): port ids, groups, and messages that still come.
+//! netlink(7): port ids, groups, and messages.
 
 use crate::driver::{Bad, Fixture, ready};
 use crate::inet::{self, BYTES, SET, class};
@@ -80,7 +80,7 @@ impl Fixture for Netlink {
                 bad.same("a message", received(fd)?, b"a message".to_vec());
             }
             ROUTE if groups(spec).is_ok_and(|groups| groups.is_empty()) => {
-                // RTM_GETLINK of all devices, of which there is one at least.
+                // RTM_GETLINK for all devices; there is at least one.
                 let mut request = [0_u8; 32];
                 (request[0], request[4], request[6], request[7]) = (32, 18, 1, 3);
                 socket::send_to(fd, &request, &address(0))?;
@@ -116,7 +116,7 @@ fn address(port: u32) -> Vec<u8> {
     [&16_u16.to_ne_bytes()[..], &[0; 2], &port.to_ne_bytes(), &[0; 4]].concat()
 }
 
-/// The port id of one.
+/// The port id of a socket.
 fn word(address: &[u8]) -> u32 {
     address.get(4..8).map_or(0, |four| u32::from_ne_bytes([four[0], four[1], four[2], four[3]]))
 }

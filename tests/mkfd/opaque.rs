@@ -1,4 +1,4 @@
-//! What no tool can put back: its state is in other memory, in hardware, or told nowhere.
+//! Descriptors that cannot be restored: their state is in memory or in hardware, or cannot be read.
 
 use crate::driver::{Bad, Fixture, link};
 use crate::spec::{At, Result, Spec, Stop};
@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 
 pub(crate) struct Opaque;
 
-/// What it is called, what makes it, how its link begins, and its flags.
+/// The name of each, how it is made, how its link begins, and its flags.
 const ODD: &[(&str, Odd, &str, OFlag)] = &[
     ("io_uring", Odd::IoUring, "anon_inode:[io_uring]", OFlag::O_RDWR),
     ("userfaultfd", Odd::Userfaultfd, "anon_inode:[userfaultfd]", OFlag::O_RDWR),
@@ -42,7 +42,7 @@ impl Fixture for Opaque {
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let (name, odd, ..) = odd(spec).ok_or_else(|| Stop::Misuse("of: see mkfd list".into()))?;
         let made = sys::odd(odd).map_err(|errno| match errno {
-            // What the kernel was built without, or the machine is, or not everybody may make.
+            // The kernel or the machine may lack it.
             Errno::EACCES
             | Errno::EAFNOSUPPORT
             | Errno::EPROTONOSUPPORT

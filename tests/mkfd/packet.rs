@@ -15,7 +15,7 @@ const SOL_PACKET: i32 = 263;
 const ADD_MEMBERSHIP: i32 = 1;
 const RX_RING: i32 = 5;
 const FANOUT: i32 = 18;
-/// An address of a group, which nobody sends to.
+/// A multicast address that no process sends to.
 const GROUP: [u8; 6] = [1, 0, 0x5e, 0x7f, 0, 9];
 const MULTICAST: i32 = 0;
 
@@ -94,7 +94,7 @@ impl Fixture for Packet {
             if send(spec, frame.as_bytes()).is_err() {
                 bad.say("no frame is sent");
             }
-            // It comes once as it leaves the device and once as it arrives.
+            // A frame arrives twice: when it leaves the device and when it arrives there.
             let head = if spec.has("dgram") { 0 } else { 14 };
             let frame = Some(frame.into_bytes());
             bad.same("a frame", received(fd, head)?, frame);
@@ -148,7 +148,7 @@ fn send(spec: &Spec, bytes: &[u8]) -> Result<()> {
     socket::send_to(sender.as_fd(), bytes, &to).at("send a frame").map(drop)
 }
 
-/// The last frame that comes, without its header.
+/// Receives frames, and gives the last one without its header.
 fn received(fd: BorrowedFd<'_>, head: usize) -> Result<Option<Vec<u8>>, Errno> {
     let mut buffer = vec![0; 2048];
     let mut last = None;

@@ -1,4 +1,4 @@
-//! A place in the file system, O_PATH: of a symbolic link, a socket or a fifo, which are not opened.
+//! O_PATH descriptors of a symbolic link, a socket or a fifo.
 
 use crate::driver::{Bad, Fixture, link, open, stat};
 use crate::spec::{At, Result, Spec, Stop};

@@ -71,7 +71,7 @@ impl Fixture for Pidfd {
             let pid = if dead { -1 } else { pid };
             bad.same("process", info(n, "Pid"), pid.to_string());
             bad.same("readable", ready(fd, PollFlags::POLLIN)?, dead);
-            // Signal 0 goes to anybody who is there, as kill(2) does: not every process may be sent one.
+            // Signal 0 succeeds if the process exists, or fails with EPERM, as that of kill(2).
             let reached = match dead {
                 true => Err(Errno::ESRCH),
                 false => kill(Pid::from_raw(pid as i32), None),

@@ -1,4 +1,4 @@
-//! pipe(2): data on the way, its size, packets, and what is left of it when one end is closed.
+//! pipe(2): queued data, size, packet mode, and a pipe with one end closed.
 
 use crate::driver::{Bad, Fixture, drain, ready, reopen, signal_comes, stat, write_all};
 use crate::spec::{At, Result, Spec, Stop};
@@ -58,7 +58,7 @@ impl Fixture for Pipe {
     }
 
     fn flags(spec: &Spec, nth: usize) -> OFlag {
-        // Only the write end has O_DIRECT; the read end knows each buffer's own mark.
+        // Only the write end has O_DIRECT; each buffer in the pipe has a mark of its own.
         if spec.has("writer") || nth == 1 {
             let mut flags = OFlag::O_WRONLY;
             flags.set(OFlag::O_DIRECT, spec.has("packet"));
@@ -110,7 +110,7 @@ impl Fixture for Pipe {
     }
 }
 
-/// What is written in one go each.
+/// The data of each write.
 fn parts(spec: &Spec) -> Vec<Vec<u8>> {
     let data = spec.data().unwrap_or_default();
     if spec.has("packet") && !data.is_empty() {
@@ -119,7 +119,7 @@ fn parts(spec: &Spec) -> Vec<Vec<u8>> {
     vec![data]
 }
 
-/// The data on the way is what was written, and packets keep their bounds.
+/// Checks that the queued data are what was written, and that packets have their boundaries.
 fn contents(spec: &Spec, fd: BorrowedFd<'_>, bad: &mut Bad) -> Result<(), Errno> {
     if !spec.has("packet") {
         let data = spec.data().unwrap_or_default();

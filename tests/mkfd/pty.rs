@@ -1,4 +1,5 @@
-//! posix_openpt(3): both ends of a pseudo terminal, its settings, and what is left of one end.
+//! posix_openpt(3): both ends of a pseudoterminal, its settings, and a pseudoterminal with one end
+//! closed.
 
 use crate::driver::{Bad, Fixture, drain, open, ready, signal_comes, stat, write_all};
 use crate::spec::{At, Result, Spec};
@@ -121,7 +122,7 @@ impl Fixture for Pty {
             return Ok(());
         }
         signal_comes(spec, 0, bad, || write_all(slave, b"out\n"))?;
-        // The terminal is read by nobody who could have left an answer.
+        // No other process reads the terminal, so all output is still there.
         let raw = spec.has("raw");
         let seen: &[u8] = match (spec.has("packet"), raw) {
             (true, true) => b"\0out\n",
@@ -148,8 +149,7 @@ impl Fixture for Pty {
     }
 }
 
-/// What can be read within a moment: it takes the kernel one to hand it on, maybe in parts, of which
-/// each begins with `head`.
+/// Reads what arrives within a moment; the kernel needs some time to pass it on.
 fn wait(fd: BorrowedFd<'_>, head: &[u8], wanted: &[u8]) -> Result<Vec<u8>, Errno> {
     let mut seen = Vec::new();
     loop {
@@ -169,7 +169,7 @@ fn wait(fd: BorrowedFd<'_>, head: &[u8], wanted: &[u8]) -> Result<Vec<u8>, Errno
     }
 }
 
-/// What waits at the master: what was said, and the echo of what was typed.
+/// The bytes queued at the master: the output, and the echo of the input.
 fn said(spec: &Spec) -> Vec<u8> {
     let raw = spec.has("raw");
     let echoed = spec.bytes("typed").filter(|_| !raw).unwrap_or_default();
@@ -185,13 +185,13 @@ fn said(spec: &Spec) -> Vec<u8> {
 /// VEOF.
 const EOF: u8 = 4;
 
-/// Has bytes wait in both directions, and stops the output.
+/// Queues bytes in both directions, and stops the output.
 fn wait_in(spec: &Spec, ends: &[BorrowedFd<'_>; 2]) -> Result<()> {
     let [master, slave] = *ends;
     write_all(slave, spec.bytes("said").unwrap_or_default()).at("write to the slave")?;
     write_all(master, spec.bytes("typed").unwrap_or_default()).at("write to the master")?;
     if spec.has("typed") || spec.has("said") {
-        // The kernel takes a moment to hand it on.
+        // The kernel needs some time to pass the bytes on.
         sleep(Duration::from_millis(20));
     }
     if spec.has("off") {
@@ -209,7 +209,7 @@ fn wait_in(spec: &Spec, ends: &[BorrowedFd<'_>; 2]) -> Result<()> {
     Ok(())
 }
 
-/// What waits, and whether the output is stopped; whether it goes on then.
+/// Checks the queued bytes, whether the output is stopped, and whether it continues.
 fn waits(
     spec: &Spec,
     master: BorrowedFd<'_>,
@@ -252,7 +252,7 @@ fn waits(
     Ok(true)
 }
 
-/// Also of one whose other end is closed, which always has an end to tell of.
+/// Checks also an end whose other end is closed, which is always readable.
 fn drain_all(master: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let mut all = Vec::new();
     while ready(master, PollFlags::POLLIN)? {

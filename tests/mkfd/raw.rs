@@ -11,7 +11,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 pub(crate) struct Raw;
 
-/// A protocol that RFC 3692 keeps for experiments, which nothing else sends; 255 is IPPROTO_RAW.
+/// A protocol number that RFC 3692 reserves for experiments and that nothing else sends; 255 is
+/// IPPROTO_RAW.
 fn protocol(spec: &Spec) -> i32 {
     spec.known_number("protocol").unwrap_or(253) as i32
 }
@@ -39,7 +40,7 @@ impl Fixture for Raw {
         inet::same_as_noted(spec, 0, fd, bad)?;
         if protocol(spec) == 253 {
             bad.same("connected", inet::sends(fd, b"x")?, spec.has("connected"));
-            // What another one sends to the host comes.
+            // A packet that another socket sends to the host is received.
             let other = socket::new(inet::family(spec), libc::SOCK_RAW | libc::SOCK_CLOEXEC, 253)?;
             let to = inet::host(spec, 0).map_err(|_| Errno::EINVAL)?;
             socket::send_to(other.as_fd(), b"hello", &inet::encode(to))?;

@@ -1,4 +1,4 @@
-//! Regular files: content, position, how they were opened, and O_TMPFILE.
+//! Regular files: content, position, open flags, and O_TMPFILE.
 
 use crate::driver::{Bad, Fixture, link, open, reopen, stat, write_all};
 use crate::lock;
@@ -122,7 +122,7 @@ impl Fixture for Regular {
     }
 }
 
-/// The other name of a file whose name is gone.
+/// The other name of a file whose first name was removed.
 fn other_name(path: &Path) -> PathBuf {
     let name = path.file_name().expect("a name");
     path.with_file_name("others").join(name)
@@ -137,7 +137,7 @@ pub(crate) fn access(spec: &Spec) -> OFlag {
     }
 }
 
-/// The position, and that reading, writing and appending do there what the flags say.
+/// Checks the position, and that reading, writing and appending work there as the flags say.
 pub(crate) fn position_and_access(
     spec: &Spec,
     fd: BorrowedFd<'_>,
@@ -163,7 +163,7 @@ pub(crate) fn position_and_access(
     bad.same("write", nix::unistd::write(fd, b"+"), Ok(1));
     let lands = if spec.has("append") { content.len() as u64 } else { pos };
     bad.same("position after write", lseek(fd, 0, Whence::SeekCur)? as u64, lands + 1);
-    // What was written is undone, so that a second check sees what the first one did.
+    // The write is undone, so that a second check finds the same content.
     nix::unistd::ftruncate(fd, content.len() as i64)?;
     if let Some(here) = content.get(lands as usize) {
         lseek(fd, lands as i64, Whence::SeekSet)?;
@@ -173,7 +173,7 @@ pub(crate) fn position_and_access(
     Ok(())
 }
 
-/// All bytes of a file, without moving a position.
+/// All bytes of a file, read without changing a position.
 pub(crate) fn read_whole(file: &fs::File) -> Result<Vec<u8>, Errno> {
     let mut out = Vec::new();
     let mut buffer = [0; 65536];
@@ -187,7 +187,7 @@ pub(crate) fn read_whole(file: &fs::File) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// The content asked for; none where an existing file is to be left as it is.
+/// The requested content; none if an existing file is used as it is.
 fn content(spec: &Spec) -> Option<Vec<u8>> {
     match spec.data() {
         None if spec.bytes("path").is_none() => Some(default(spec)),
@@ -195,12 +195,12 @@ fn content(spec: &Spec) -> Option<Vec<u8>> {
     }
 }
 
-/// What a file has where nothing is asked for; it names the number, so files differ.
+/// The default content of a file. It contains the number, so that files differ.
 pub(crate) fn default(spec: &Spec) -> Vec<u8> {
     format!("{} {}: 0123456789 abcdefghijklmnopqrstuvwxyz\n", spec.name, spec.fds[0]).into_bytes()
 }
 
-/// An O_TMPFILE can be given a name, once.
+/// Checks that a file of O_TMPFILE can be given a name, once.
 fn linkable(spec: &Spec, fd: BorrowedFd<'_>, bad: &mut Bad) -> Result<(), Errno> {
     let Ok(dir) = spec.dir() else { return Ok(()) };
     let name = dir.join(format!("linked.{}", spec.fds[0]));

@@ -8,7 +8,8 @@ use nix::libc;
 use nix::poll::PollFlags;
 use std::os::fd::OwnedFd;
 
-/// These are not sent: mkfd leaves the first unblocked, and the C library the last two.
+/// Signals that are not sent: mkfd does not block the first ones, and the C library uses the last
+/// two.
 const NOT_BLOCKED: &[i32] = &[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, 32, 33];
 
 pub(crate) struct Signalfd;

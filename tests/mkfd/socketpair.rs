@@ -28,19 +28,19 @@ fn class(spec: &Spec) -> Result<SockType> {
     }
 }
 
-/// The messages of `data`, which `+` divides where there are bounds.
+/// The messages of `data`, separated by `+` if the socket has message boundaries.
 fn messages(spec: &Spec) -> Vec<Vec<u8>> {
     let data = spec.data();
     match (data, spec.has("type")) {
         (None, _) => Vec::new(),
         (Some(data), false) => vec![data],
-        // A pattern has any byte, the divider too.
+        // A pattern may contain any byte, also the separator.
         (Some(data), _) if spec.bytes("data").is_some_and(|data| data[0] == b'@') => vec![data],
         (Some(data), true) => data.split(|&byte| byte == b'+').map(<[u8]>::to_vec).collect(),
     }
 }
 
-/// All messages that wait.
+/// Receives all queued messages.
 pub(crate) fn received(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>, Errno> {
     let mut all = Vec::new();
     let mut buffer = vec![0; 300_000];
@@ -63,7 +63,7 @@ const OPTIONS: &[(i32, &[u8])] = &[
     (83, &[0, 0, 0, 0]),
 ];
 
-/// What is read from what was queued.
+/// What a queued descriptor reads.
 const QUEUED: &[u8] = b"it was queued";
 
 fn words(spec: &Spec) -> Vec<String> {
@@ -71,7 +71,7 @@ fn words(spec: &Spec) -> Vec<String> {
     words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
-/// The reader of a pipe without a writer.
+/// The read end of a pipe without a write end.
 fn reader() -> Result<OwnedFd> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
     write_all(&writer, QUEUED).at("write to the pipe")?;
@@ -84,7 +84,7 @@ fn send_with(to: &OwnedFd, fds: &[RawFd]) -> Result<()> {
     sendmsg::<()>(to.as_raw_fd(), &bytes, &rights, flags, None).at("sendmsg").map(drop)
 }
 
-/// Sends descriptors that nobody else has, but for itself.
+/// Sends descriptors that are then open nowhere else, except the socket itself.
 fn queue(spec: &Spec, a: &OwnedFd, b: &OwnedFd) -> Result<()> {
     if !spec.has("scm") {
         return Ok(());
@@ -139,7 +139,7 @@ fn check_queue(spec: &Spec, a: BorrowedFd<'_>, bad: &mut Bad) -> Result<(), Errn
             bad.same("a message", last.clone(), before.remove(0));
         }
     }
-    // A stream has no bounds.
+    // A stream has no message boundaries.
     let wanted = if spec.has("type") { Vec::new() } else { before.concat() };
     bad.same("the message with descriptors", last, [wanted, b"scm".to_vec()].concat());
     let words = words(spec);
@@ -237,7 +237,7 @@ impl Fixture for Socketpair {
         match spec.has("type") {
             _ if spec.has("scm") => (),
             true => bad.same("messages", received(a)?, messages(spec)),
-            // A stream that ends is readable for good, so it is read to its end only.
+            // A stream that has ended is always readable, so it is read up to its end only.
             false if spec.has("alone") || spec.has("shut") => {
                 let mut data = vec![0; 100_000];
                 let len = nix::unistd::read(a, &mut data)?;

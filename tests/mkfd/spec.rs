@@ -13,7 +13,7 @@ pub(crate) enum Stop {
     Misuse(String),
     /// This kernel or machine cannot make it: status 77.
     Cannot(String),
-    /// It should have worked.
+    /// A call failed that should succeed: status 1.
     Failed(String),
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// Takes a SPEC apart. `%HH` in a value stands for a byte, so a value can hold any.
+    /// Parses a SPEC. `%HH` in a value stands for a byte, so a value can contain any byte.
     pub(crate) fn parse(text: &[u8], dir: Option<PathBuf>) -> Result<Spec> {
         let shown = String::from_utf8_lossy(text).into_owned();
         let wrong = |why: &str| Stop::Misuse(format!("{shown}: {why}"));
@@ -110,7 +110,7 @@ impl Spec {
         number.map(Some).map_err(|_| Stop::Misuse(format!("{key}={text}: not a number")))
     }
 
-    /// As `number`, where it was looked at before.
+    /// As `number`, for a key that was checked before.
     pub(crate) fn known_number(&self, key: &str) -> Option<u64> {
         self.number(key).ok().flatten()
     }
@@ -120,12 +120,12 @@ impl Spec {
         self.has(key) && self.known_number(key).is_none_or(|n| n == nth as u64)
     }
 
-    /// The folder given by --dir.
+    /// The directory given by --dir.
     pub(crate) fn dir(&self) -> Result<PathBuf> {
         self.dir.clone().ok_or_else(|| Stop::Misuse(format!("{}: --dir is needed", self.name)))
     }
 
-    /// `path=`, or a name below --dir that make and check both arrive at.
+    /// The path given by `path=`, or one below --dir that is the same for make and check.
     pub(crate) fn path(&self) -> Result<PathBuf> {
         match self.bytes("path") {
             Some(path) => Ok(std::ffi::OsString::from_vec(path.to_vec()).into()),

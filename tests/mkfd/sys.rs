@@ -44,7 +44,7 @@ pub(crate) fn dup_above(fd: BorrowedFd<'_>, n: RawFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
-/// Puts a copy of `fd` at exactly this number, replacing what is there.
+/// Puts a copy of `fd` at this number, and replaces what is open there.
 pub(crate) fn dup_to(fd: BorrowedFd<'_>, n: RawFd, cloexec: bool) -> Result<()> {
     let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
     if fd.as_raw_fd() == n {
@@ -57,7 +57,7 @@ pub(crate) fn dup_to(fd: BorrowedFd<'_>, n: RawFd, cloexec: bool) -> Result<()> 
     Errno::result(unsafe { libc::dup3(fd.as_raw_fd(), n, flags) }).map(drop)
 }
 
-/// Moves `fd` to exactly this number, where it stays open until the process ends.
+/// Moves `fd` to this number, where it stays open until the process ends.
 pub(crate) fn move_to(fd: OwnedFd, n: RawFd, cloexec: bool) -> Result<()> {
     dup_to(fd.as_fd(), n, cloexec)?;
     if fd.as_raw_fd() == n {
@@ -114,7 +114,7 @@ pub(crate) fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
     Ok(owner)
 }
 
-/// Whether both numbers are one open file description; None where the kernel does not say.
+/// Whether both numbers refer to one open file description; None if the kernel does not tell.
 pub(crate) fn same(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Option<bool> {
     match fcntl(a, F_DUPFD_QUERY, b.as_raw_fd().into()) {
         Ok(answer) => return Some(answer == 1),
@@ -127,7 +127,8 @@ pub(crate) fn same(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Option<bool> {
     (order >= 0).then_some(order == 0)
 }
 
-/// getdents64(2) into a buffer of the size that the caller chooses, which sets how far it goes.
+/// getdents64(2) into a buffer of a size that the caller chooses, which limits the number of
+/// entries.
 pub(crate) fn getdents(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize> {
     // SAFETY: the kernel writes no more than `len` bytes to the buffer.
     let got = unsafe {
@@ -144,7 +145,7 @@ pub(crate) fn pending_bytes(fd: BorrowedFd<'_>) -> Result<usize> {
     Ok(n as usize)
 }
 
-/// What no tool restores.
+/// Types of descriptors that no tool restores.
 pub(crate) enum Odd {
     IoUring,
     Userfaultfd,
@@ -161,9 +162,9 @@ pub(crate) enum Odd {
     Device(&'static CStr),
 }
 
-/// Makes it.
+/// Makes a descriptor of this type.
 pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
-    // Longer than any struct that is read or written below; what is not set is zero.
+    // The buffer is longer than any struct that is read or written below; the rest is zero.
     let mut words = [0_u64; 16];
     // Two instructions for the kernel: r0 = 0, and exit.
     let bpf = [0xb7_u64, 0x95];
@@ -218,7 +219,7 @@ pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// A descriptor that came with a message, and that nobody else owns.
+/// A descriptor received with a message, which nothing else owns.
 pub(crate) fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the kernel has just made it for us.
     unsafe { OwnedFd::from_raw_fd(fd) }
@@ -247,7 +248,7 @@ pub(crate) fn fork_with_table() -> Result<Option<libc::pid_t>> {
     Ok((pid != 0).then_some(pid as libc::pid_t))
 }
 
-/// Blocks every signal but those that end a process from a terminal.
+/// Blocks every signal except those by which a terminal ends a process.
 pub(crate) fn block_signals() {
     // SAFETY: the set is initialised by sigfillset before it is used; null is allowed for the old.
     unsafe {
@@ -260,7 +261,7 @@ pub(crate) fn block_signals() {
     }
 }
 
-/// Blocks no signal, for the program that comes after.
+/// Unblocks all signals, for the program that is executed next.
 pub(crate) fn unblock_signals() {
     // SAFETY: as in `block_signals`.
     unsafe {
@@ -270,7 +271,7 @@ pub(crate) fn unblock_signals() {
     }
 }
 
-/// Waits for a blocked signal, and says which descriptor number it names (`si_fd`).
+/// Waits for a blocked signal, and gives the descriptor number that it names (`si_fd`).
 pub(crate) fn wait_signal(signal: c_int, milliseconds: i64) -> Option<RawFd> {
     let limit = libc::timespec {
         tv_sec: milliseconds / 1000,
@@ -406,7 +407,7 @@ pub(crate) fn pidfd_signal(fd: BorrowedFd<'_>, signal: c_int) -> Result<()> {
     Errno::result(sent).map(drop)
 }
 
-/// How the process of a pidfd ended, where the kernel tells: PIDFD_GET_INFO.
+/// The exit status of a pidfd's process, if the kernel tells it: PIDFD_GET_INFO.
 pub(crate) fn exit_status(fd: BorrowedFd<'_>) -> Option<c_int> {
     // linux/pidfd.h: struct pidfd_info in its first size, a mask first, the exit status last.
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
@@ -418,7 +419,7 @@ pub(crate) fn exit_status(fd: BorrowedFd<'_>) -> Option<c_int> {
     (asked == 0 && info[0] & PIDFD_INFO_EXIT != 0).then_some((info[7] >> 32) as c_int)
 }
 
-/// Ends this process as wait(2) would tell it.
+/// Ends this process so that wait(2) returns this status.
 pub(crate) fn end(status: c_int) -> ! {
     unblock_signals();
     // SAFETY: all of these take numbers.
@@ -447,7 +448,7 @@ pub(crate) fn is_namespace(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::ioctl(fd.as_raw_fd(), libc::NS_GET_NSTYPE) > 0 }
 }
 
-/// Reads the events of a fanotify and closes what comes with them.
+/// Reads the events of a fanotify group, and closes the descriptors in them.
 pub(crate) fn drop_events(fd: BorrowedFd<'_>) -> Result<()> {
     let mut buffer = [0_u8; 4096];
     let got = nix::unistd::read(fd, &mut buffer)?;
@@ -464,7 +465,8 @@ pub(crate) fn drop_events(fd: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Puts bytes at the beginning of a file through a mapping, where there is no write(2): hugetlbfs.
+/// Writes bytes to the beginning of a file through a mapping, for files that have no write(2):
+/// hugetlbfs.
 pub(crate) fn fill_mapped(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     let Some(len) = std::num::NonZeroUsize::new(bytes.len().next_multiple_of(2 << 20)) else {
         return Ok(());
@@ -485,14 +487,14 @@ pub(crate) fn fill_mapped(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// getsockopt(2): the bytes of an option of the tests, none of which has a pointer in it.
+/// getsockopt(2) for an option whose value contains no pointer.
 pub(crate) fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> Result<Vec<u8>> {
     let mut value = vec![0; 64];
     option_into(fd, level, name, &mut value)?;
     Ok(value)
 }
 
-/// As `option`; what is in the bytes is part of the question.
+/// As `option`, with bytes that are part of the question.
 pub(crate) fn option_into(
     fd: BorrowedFd<'_>,
     level: c_int,
@@ -509,7 +511,7 @@ pub(crate) fn option_into(
     Ok(())
 }
 
-/// setsockopt(2) of bytes, with no pointer in them.
+/// setsockopt(2) with a value that contains no pointer.
 pub(crate) fn set_option(
     fd: BorrowedFd<'_>,
     level: c_int,
@@ -522,7 +524,7 @@ pub(crate) fn set_option(
     Errno::result(set).map(drop)
 }
 
-/// A message queue for nix's functions, as long as its descriptor stands.
+/// A message queue for the functions of nix, valid as long as its descriptor is open.
 pub(crate) fn queue(fd: &impl AsFd) -> MqdT {
     // SAFETY: nix's type closes nothing by itself, and mkfd hands it on at once.
     unsafe { MqdT::from_raw_fd(fd.as_fd().as_raw_fd()) }
@@ -541,8 +543,8 @@ pub(crate) fn mq_notify(fd: BorrowedFd<'_>, how: &SigEvent) -> Result<()> {
     Errno::result(unsafe { libc::mq_notify(fd.as_raw_fd(), &raw const how) }).map(drop)
 }
 
-/// SIGINT and SIGQUIT do again what they do by default: whoever runs the suite in the background of
-/// a script has them ignored, and a keyboard could interrupt nothing.
+/// Sets SIGINT and SIGQUIT to their default action: a shell script starts background commands with
+/// both ignored, and a keyboard could then interrupt nothing.
 pub(crate) fn heed_the_keyboard() {
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: SIG_DFL is no handler: no code of ours runs in signal context.

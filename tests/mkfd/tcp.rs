@@ -1,4 +1,4 @@
-//! TCP sockets that listen, are bound, are fresh, or have ended.
+//! TCP sockets that listen, that are bound, that are new, or whose connection has ended.
 
 use crate::driver::{Bad, Fixture};
 use crate::inet::{self, BYTES, HOST, SET, V6};
@@ -19,7 +19,7 @@ fn protocol(spec: &Spec) -> i32 {
     if spec.has("mptcp") { 262 } else { libc::IPPROTO_TCP }
 }
 
-/// Whether it waits for connections.
+/// Whether the socket listens.
 fn listens(spec: &Spec) -> bool {
     !["fresh", "bound", "ended"].iter().any(|key| spec.has(key))
 }
@@ -88,7 +88,7 @@ impl Fixture for Tcp {
     }
 }
 
-/// A connection that the other side resets, and whose error was read.
+/// Makes a socket whose connection was reset by its peer, and whose error was read.
 fn ended(spec: &Spec, made: OwnedFd) -> Result<OwnedFd> {
     let listener = TcpListener::bind(inet::host(spec, 0)?).at("listen")?;
     let to = inet::encode(listener.local_addr().at("getsockname")?);
@@ -103,7 +103,8 @@ fn ended(spec: &Spec, made: OwnedFd) -> Result<OwnedFd> {
     Ok(client.into())
 }
 
-/// Each of those that share a port takes a client in the end, and talks with it.
+/// Checks that each of the sockets that share a port accepts a client after a while, and exchanges
+/// data with it.
 fn answers(fds: &[BorrowedFd<'_>], bad: &mut Bad) -> Result<(), Errno> {
     let mut took = vec![false; fds.len()];
     for _ in 0..100 {
@@ -118,7 +119,7 @@ fn answers(fds: &[BorrowedFd<'_>], bad: &mut Bad) -> Result<(), Errno> {
         }
         let io = |err: std::io::Error| Errno::from_raw(err.raw_os_error().unwrap_or(0));
         let mut client = TcpStream::connect_timeout(&to, Duration::from_secs(5)).map_err(io)?;
-        // One that defers accepting waits for this.
+        // A socket with TCP_DEFER_ACCEPT waits for these data.
         client.write_all(b"ping").map_err(io)?;
         for (fd, took) in fds.iter().zip(&mut took) {
             let patience = if fds.len() == 1 { 5000 } else { 50 };

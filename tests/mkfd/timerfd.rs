@@ -1,4 +1,4 @@
-//! timerfd_create(2): a timer that is read.
+//! timerfd_create(2): a timer that is read as a file.
 
 use crate::driver::{Bad, Fixture, info, ready};
 use crate::spec::{At, Result, Spec, Stop};
@@ -10,7 +10,7 @@ use nix::time::{ClockId, clock_gettime};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const NANO: u64 = 1_000_000_000;
-/// What a timer may be late by, from the scan to the look from inside.
+/// The tolerance for the time of a timer, from the scan to the check.
 const PATIENCE: u64 = 300 * NANO;
 
 pub(crate) struct Timerfd;
@@ -63,7 +63,7 @@ impl Fixture for Timerfd {
                 bad.same("time left", left, 0);
                 None
             }
-            // What is left falls short of the interval when a timer has expired.
+            // After the first expiration the remaining time is less than the interval.
             Some(Next::In(most)) => Some((most.saturating_sub(PATIENCE).max(1), most)),
             Some(Next::At(at)) => Some((at.saturating_sub(after), at.saturating_sub(before))),
         };
@@ -90,13 +90,13 @@ enum Next {
     At(u64),
 }
 
-/// What the keys ask for, in nanoseconds.
+/// The requested timer, in nanoseconds.
 struct Wanted {
     clock: i32,
     flags: u32,
     value: u64,
     every: u64,
-    /// When it expires next, once it was made.
+    /// The next expiration after it was made.
     next: Option<Next>,
     ticks: u64,
 }
@@ -145,7 +145,7 @@ fn seconds(spec: &Spec, key: &str) -> Result<Option<u64>> {
     number.map(Some).ok_or_else(wrong)
 }
 
-/// What the clock of a timer shows; that of an alarm clock cannot be asked everywhere.
+/// The time of a timer's clock; alarm clocks cannot be read on every machine.
 fn now(clock: i32) -> Result<u64, Errno> {
     let clock = match clock {
         libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,

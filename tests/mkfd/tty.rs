@@ -1,4 +1,4 @@
-//! A terminal that is there without us: the slave of a pseudo terminal that somebody else has made.
+//! A terminal that exists already: the slave of a pseudoterminal that another process has made.
 
 use crate::driver::{Bad, Fixture, link, open, stat};
 use crate::spec::{At, Result, Spec, Stop};

@@ -112,7 +112,7 @@ impl Fixture for Tun {
             bad.same("hardware address", &tun::hardware(fd)?.1[..6], &ADDRESS);
         }
         let name = String::from_utf8_lossy(&name(spec)).into_owned();
-        // This sysfs is of the network namespace it was mounted in.
+        // sysfs shows the network namespace in which it was mounted.
         let told = |file: &str| fs::read_to_string(format!("/sys/class/net/{name}/{file}"));
         if let Ok(shown) = told("tun_flags") {
             let shown = u32::from_str_radix(shown.trim().trim_start_matches("0x"), 16);
@@ -128,7 +128,8 @@ impl Fixture for Tun {
     }
 }
 
-/// A packet that is written is counted by the device, and one that is sent to it can be read.
+/// Checks that the device counts a packet that is written, and that a packet sent to the device can
+/// be read.
 fn works(spec: &Spec, name: &str, bad: &mut Bad) -> Result<(), Errno> {
     let run = |args: &[&str]| std::process::Command::new("ip").args(args).status();
     let up = run(&["link", "set", name, "up"]);
@@ -151,7 +152,7 @@ fn works(spec: &Spec, name: &str, bad: &mut Bad) -> Result<(), Errno> {
     packet.extend([0; 32]);
     bad.same("a write", write(fd, &packet), Ok(packet.len()));
     bad.same("packets of the device", count(), before + 1);
-    // A device that is up says so to its neighbours (RFC 4861) on one of its queues.
+    // A device that comes up sends packets to its neighbours (RFC 4861) on one of its queues.
     let queues = spec.fds.iter().filter_map(|&n| sys::at(n).ok());
     let queues: Vec<_> = queues.collect();
     let came = (0..100).any(|_| {
@@ -167,7 +168,7 @@ fn name(spec: &Spec) -> Vec<u8> {
     spec.bytes("name").map_or_else(usual, <[u8]>::to_vec)
 }
 
-/// What TUNSETIFF takes.
+/// The flags for TUNSETIFF.
 fn flags(spec: &Spec) -> u32 {
     let on = |key, flag| if spec.has(key) { flag } else { 0 };
     let class = if spec.has("tap") { TAP } else { TUN };

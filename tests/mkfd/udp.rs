@@ -1,4 +1,4 @@
-//! UDP and UDP-Lite sockets, with what waits in them.
+//! UDP and UDP-Lite sockets, with queued messages.
 
 use crate::driver::{Bad, Fixture, ready};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
@@ -43,7 +43,7 @@ fn other(spec: &Spec, address: SocketAddr) -> Result<OwnedFd> {
     Ok(made)
 }
 
-/// Where to a sender of this family sends.
+/// The address to which a sender of this family sends.
 fn reached(fd: BorrowedFd<'_>, v6: bool) -> Result<SocketAddr, Errno> {
     let mut to = inet::name(fd)?;
     if to.ip().is_unspecified() || to.is_ipv6() != v6 {
@@ -156,7 +156,7 @@ impl Fixture for Udp {
             let to = reached(sockets[0].as_fd(), client.1)?;
             socket::send_to(client.0.as_fd(), b"new", &inet::encode(to))?;
             let mut came = Vec::new();
-            // On a busy machine even the loopback takes a while.
+            // On a busy machine even the loopback device takes a while.
             for _ in 0..100 {
                 for socket in sockets.iter().filter(|it| sys::comes(it, 50).unwrap_or(false)) {
                     let len = socket.recv(&mut buffer).map_err(io)?;

@@ -1,4 +1,4 @@
-//! A unix socket with a name: one that listens, or one that takes datagrams.
+//! Unix sockets with a name: a listening one, or one that receives datagrams.
 
 use crate::driver::{Bad, Fixture};
 use crate::inet;

@@ -1,4 +1,4 @@
-//! A file whose name is gone: only descriptors keep its content.
+//! An unlinked file: only descriptors keep its content.
 
 use crate::driver::{Bad, Fixture, link, open, reopen, stat};
 use crate::lock;
@@ -84,7 +84,7 @@ impl Fixture for Unlinked {
         bad.same("inode of the second", same.st_ino, found.st_ino);
         let pos2 = spec.known_number("pos2").unwrap_or(0) as i64;
         bad.same("position of the second", lseek(second, 0, Whence::SeekCur)?, pos2);
-        // Written through the second, read through the inode that the first has open.
+        // A write through the second description is read through the first.
         lseek(second, made.len() as i64, Whence::SeekSet)?;
         bad.same("write through the second", nix::unistd::write(second, b"two"), Ok(3));
         let both = [&made[..], b"two"].concat();

@@ -1,23 +1,23 @@
-//! A memory cgroup of one's own: version 1, or version 2 where that has the controller. The suite
-//! and the bench use it, each a part of it.
+//! A memory cgroup for a test: version 1, or version 2 where that has the memory controller. The
+//! suite and the benchmark use it, each a part of it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A cgroup that goes away when this does; nothing may be left in it by then.
+/// A cgroup that is removed when this is dropped; no process may be left in it then.
 pub(crate) struct Cgroup {
     path: PathBuf,
     unified: bool,
 }
 
 impl Cgroup {
-    /// Makes one; the reason, if this system or user cannot.
+    /// Creates a cgroup. Gives the reason if this system or user cannot.
     pub(crate) fn new() -> Result<Cgroup, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (root, unified) = root().ok_or("no memory cgroup is mounted")?;
         if unified {
-            // It may be so already.
+            // The controller may be enabled already.
             let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
         }
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -35,31 +35,31 @@ impl Cgroup {
         self.path.join(if self.unified { second } else { first })
     }
 
-    /// The words that run a command in it.
+    /// The words that run a command in the cgroup.
     pub(crate) fn enter(&self) -> [String; 4] {
         let procs = self.path.join("cgroup.procs");
         let line = format!("echo $$ >'{}' && exec \"$@\"", procs.display());
         ["sh".into(), "-c".into(), line, "sh".into()]
     }
 
-    /// Bounds its memory, in bytes, with no swap beside it.
+    /// Limits the memory of the cgroup, in bytes, without swap.
     #[allow(dead_code)]
     pub(crate) fn limit(&self, bytes: u64) {
         let file = self.file("memory.limit_in_bytes", "memory.max");
         fs::write(&file, bytes.to_string()).unwrap_or_else(|err| panic!("{file:?}: {err}"));
-        // Where there is no accounting of swap there is no such file.
+        // Without swap accounting this file does not exist.
         let swap = if self.unified { 0 } else { bytes };
         let file = self.file("memory.memsw.limit_in_bytes", "memory.swap.max");
         let _ = fs::write(file, swap.to_string());
     }
 
-    /// The most memory of all kinds that it has used, in bytes.
+    /// The peak of the memory of all kinds, in bytes.
     #[allow(dead_code)]
     pub(crate) fn peak(&self) -> Option<u64> {
         number(&self.file("memory.max_usage_in_bytes", "memory.peak"))
     }
 
-    /// The memory that the kernel uses for it, in bytes: tables, stacks, page tables.
+    /// The kernel memory of the cgroup, in bytes: tables, stacks, page tables.
     #[allow(dead_code)]
     pub(crate) fn kernel(&self) -> Option<u64> {
         match self.unified {
@@ -72,13 +72,13 @@ impl Cgroup {
         }
     }
 
-    /// The most of that; version 2 does not say it.
+    /// The peak of the kernel memory, in bytes; version 2 does not have it.
     #[allow(dead_code)]
     pub(crate) fn kernel_peak(&self) -> Option<u64> {
         number(&self.path.join("memory.kmem.max_usage_in_bytes"))
     }
 
-    /// The processes in it.
+    /// The processes in the cgroup.
     pub(crate) fn processes(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
@@ -87,7 +87,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // What was killed a moment ago may still be on its way out.
+        // A process that was just killed may still be in the cgroup.
         for _ in 0..500 {
             if fs::remove_dir(&self.path).is_ok() {
                 return;
@@ -101,7 +101,7 @@ fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
-/// Where the memory controller is mounted, and whether that is version 2.
+/// The directory where the memory controller is mounted, and whether it is version 2.
 fn root() -> Option<(PathBuf, bool)> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let mut mounts = mounts.lines().filter_map(|line| {

@@ -1,10 +1,10 @@
-//! What a restore takes: --stats says what strace sees, and it is within bounds.
+//! The cost of a restore: --stats shows what strace shows, and the numbers are within bounds.
 
 use crate::harness::{Pipeline, Scratch, Target, pipeline, tool, which};
 use serde_json::Value;
 use std::fs;
 
-/// The image of a tree of mkfd.
+/// The image of a tree made by mkfd.
 fn image(scratch: &Scratch, words: &[&str]) -> String {
     let target = Target::ready(&[&["mkfd"], words].concat()).expect("no skip");
     let file = scratch.file("a.fdi");
@@ -12,12 +12,12 @@ fn image(scratch: &Scratch, words: &[&str]) -> String {
     file
 }
 
-/// Numbers as mkfd takes them.
+/// A list of numbers as an argument of mkfd.
 fn list(numbers: impl Iterator<Item = u32>) -> String {
     numbers.map(|number| number.to_string()).collect::<Vec<String>>().join(",")
 }
 
-/// `fdrestore --tree` until all stand; what it said on stderr, as JSON.
+/// Runs `fdrestore --tree` until everything is restored, and gives its statistics.
 fn tree(file: &str, options: &[&str]) -> Value {
     let scratch = Scratch::new();
     let tool = tool("fdrestore").to_string_lossy().into_owned();
@@ -29,7 +29,7 @@ fn tree(file: &str, options: &[&str]) -> Value {
     json(&fs::read_to_string(said).expect("what it said"))
 }
 
-/// `fdrestore -- true`, started with the smallest table.
+/// Runs `fdrestore -- true`, started with the smallest table, and gives its statistics.
 fn command(file: &str, options: &[&str]) -> Value {
     let tool = tool("fdrestore").to_string_lossy().into_owned();
     let options = options.join(" ");
@@ -51,7 +51,7 @@ fn tasks(stats: &Value) -> &Vec<Value> {
     stats["tasks"].as_array().expect("tasks")
 }
 
-/// The system calls of each process that strace saw, by pid.
+/// The system calls of each process in the output of strace, by process id.
 fn strace(scratch: &Scratch, command: &str) -> Vec<(String, Vec<String>)> {
     let log = scratch.file("trace");
     let line = format!("strace -ff -o '{log}' {command}");
@@ -84,7 +84,7 @@ fn the_calls_of_a_tree_are_those_that_strace_sees() {
     let mut seen: Vec<(usize, usize)> = strace(&scratch, &format!("'{tool}' --tree -i '{file}'"))
         .into_iter()
         .filter(|(_, calls)| calls.iter().all(|call| !call.starts_with("execve")))
-        // The helpers of a shrinking table make a few calls only.
+        // The helper processes that shrink a table make a few calls only.
         .filter(|(_, calls)| calls.iter().any(|call| call.starts_with("prctl(PR_SET_PDEATHSIG")))
         .map(|(_, calls)| (calls.len(), dups(&calls)))
         .collect();
@@ -96,11 +96,11 @@ fn the_calls_of_a_tree_are_those_that_strace_sees() {
     said.sort_unstable();
     assert_eq!(seen.len(), 4);
     for (seen, said) in seen.iter().zip(&said) {
-        // Beyond what is counted a task wakes fdrestore up, and waits; at two stages it waits for
+        // After the count has ended, a task wakes fdrestore and waits. At two barriers it waits for
         // others, unless they were there first.
         let beyond = seen.0 as i64 - said.0 as i64;
         assert!((-1..=4).contains(&beyond), "strace {seen:?}, --stats {said:?}");
-        // The first task also moves the fdstore to its place.
+        // The first task also moves the fdstore to its service number.
         assert!((said.1..=said.1 + 1).contains(&seen.1), "dups: strace {seen:?}, {said:?}");
     }
 }
@@ -118,9 +118,9 @@ fn the_calls_of_a_command_are_those_that_strace_sees() {
     let calls = traces.iter().map(|(_, calls)| calls);
     let calls = calls.max_by_key(|calls| calls.len()).expect("a trace");
     let at = |what: &str| calls.iter().position(|call| call.starts_with(what));
-    // From the copy of stderr on to the last step before COMMAND.
+    // The counted calls begin with the copy of stderr and end before the last steps.
     let begin = at("fcntl(2, F_DUPFD_CLOEXEC").expect("the beginning");
-    // The last steps are to give SIGPIPE back, and to look for COMMAND.
+    // The last steps are to restore SIGPIPE and to execute COMMAND.
     let last = |call: &String| call.starts_with("execve") || call.starts_with("rt_sig");
     let end = begin + calls[begin..].iter().position(last).expect("an exec");
     let seen = (end - begin) as u64;
@@ -145,7 +145,8 @@ fn a_task_with_inherited_descriptors_takes_few_calls_however_many_tasks_there_ar
         }
         took.push(number(&stats["sum"]["system_calls"]) / count as u64);
     }
-    // The parent and fdrestore take a few for each task, too, and these do not grow.
+    // The parent and fdrestore make a few calls for each task, too, and their number per task does
+    // not grow.
     let [few, many] = took[..] else { unreachable!() };
     assert!((10..60).contains(&few) && many <= few + 2, "calls a task: {few}, then {many}");
 }
@@ -168,7 +169,7 @@ fn a_shared_run_of_numbers_is_few_messages() {
         let file = image(&scratch, &["family", "2", "--first", &list(3..3 + count)]);
         let stats = tree(&file, &[]);
         let own = number(&stats["fdrestore"]["messages"]);
-        // /dev/null at 0, 1 and 2 is no run: one description.
+        // /dev/null at 0, 1 and 2 is no run of descriptors, but one description.
         assert!(own <= u64::from(count) / 100 + 1 + 1, "{count}: {stats}");
         let parent = number(&stats["tasks"][0]["messages"]);
         assert!(parent <= u64::from(count) / 100 + 1 + 1, "{count}: {stats}");
@@ -196,7 +197,7 @@ fn no_table_is_ever_larger_than_needed_where_one_number_is_free() {
             }
         }
     }
-    // Where none is free, the table is larger for a while, and says so.
+    // If no number is free, the table is larger for a while, and the statistics show that.
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "1", "--first", &list(3..64)]);
     for stats in [command(&file, &[]), tree(&file, &[])] {
@@ -214,7 +215,8 @@ fn policies_are_told_apart_by_what_they_take() {
         let task = stats["tasks"][0].clone();
         (number(&task["dups"]), number(&task["fdsize"]))
     };
-    // Two numbers of one description; what stands low is in the way of nobody but by accident.
+    // Two numbers are dups of a description. Whether a service descriptor at a low number is in the
+    // way is a coincidence.
     assert_eq!(of("tight"), (2, 64));
     assert_eq!(of("task"), (2, 128));
     assert_eq!(of("rlimit").0, 2);
@@ -226,7 +228,7 @@ fn policies_are_told_apart_by_what_they_take() {
 fn stats_leave_the_restored_as_they_are() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "2", "--first", "3,4"]);
-    // What is restored is traced by nobody by then, and has no child of ours.
+    // The restored process is not traced any more, and has no child of fdrestore.
     let script = "read -r children </proc/$$/task/$$/children; echo \"<$children>\"
         grep TracerPid /proc/$$/status; ls /proc/$$/fd";
     let run = |options: &[&str]| {
@@ -240,7 +242,7 @@ fn stats_leave_the_restored_as_they_are() {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         assert!(status.contains("TracerPid:\t0\n"), "{status}");
     }
-    // A command of a tree begins only when all is counted.
+    // The command of a tree is executed only after the counting has ended.
     let tree = ["fdrestore", "--tree", "--stats", "--inherit", "1", "-i", &file];
     let ran = pipeline(&[&[&tree[..], &["--", "grep", "TracerPid", "/proc/self/status"]].concat()]);
     assert_eq!(ran.ok().text(), "TracerPid:\t0\n");
@@ -269,7 +271,7 @@ fn where_nothing_can_be_counted_the_rest_is_said() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "1", "--first", "3"]);
     let tool = tool("fdrestore").to_string_lossy().into_owned();
-    // It is traced already.
+    // The process is traced by strace already.
     let words = ["strace", "-o", "/dev/null", &tool, "--stats=json", "-i", &file, "--", "true"];
     let ran = Pipeline::new(&[&words]).run().ok();
     let text = ran.said();

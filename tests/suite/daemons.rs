@@ -1,4 +1,5 @@
-//! Unmodified daemons at work: every descriptor of theirs has its kind, and nothing is to be said.
+//! Scans of unmodified daemons: each of their descriptors has a kind other than opaque, and there
+//! is no message.
 
 use crate::harness::{Pipeline, Scratch, Target, pipeline, root, settled, show, which};
 use crate::pipelines::python;
@@ -11,20 +12,20 @@ use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A port of TCP that nobody listens on now.
+/// A free TCP port.
 fn port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("its address").port().to_string()
 }
 
-/// A daemon in the foreground, which is there once this test of the shell holds; what that needs to
-/// know is its `$0`. It is what it says first: its pid.
+/// Starts a daemon that is ready once the shell command `ready` succeeds; `about` is its `$0`. The
+/// first line printed is the process id of the daemon.
 fn daemon(ready: &str, about: &str, words: &[&str]) -> Target {
     let script = format!("\"$@\" >&2 & while ! {{ {ready}; }}; do sleep 0.05; done; echo $!; wait");
     Target::program(&[&["sh", "-c", &script, about], words].concat())
 }
 
-/// Waits until a daemon and all that it starts once it is ready have started.
+/// Waits until a daemon and all its children have started.
 fn all_settled(pid: &str) {
     let children = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("them");
     loop {
@@ -36,7 +37,7 @@ fn all_settled(pid: &str) {
     }
 }
 
-/// A whole family is scanned, with contents and without: the number of descriptors of each kind.
+/// Scans a tree with and without contents, and gives the number of descriptors of each kind.
 #[track_caller]
 fn scanned(scratch: &Scratch, pid: &str, tasks: usize) -> BTreeMap<String, usize> {
     all_settled(pid);
@@ -58,7 +59,7 @@ fn scanned(scratch: &Scratch, pid: &str, tasks: usize) -> BTreeMap<String, usize
     kinds
 }
 
-/// Whether there are at least this many descriptors of each kind.
+/// Fails unless there are at least this many descriptors of each kind.
 #[track_caller]
 fn has(kinds: &BTreeMap<String, usize>, wanted: &[(&str, usize)]) {
     for (kind, least) in wanted {
@@ -75,7 +76,7 @@ fn redis_server_has_nothing_that_is_not_known() {
     let target = daemon("[ -S \"$0\" ]", &socket, &[&words[..], &["--appendonly", "yes"]].concat());
     let mut client = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).expect("a client");
     let mut other = std::os::unix::net::UnixStream::connect(&socket).expect("a client");
-    // Who is answered was accepted.
+    // A client that gets an answer was accepted.
     client.write_all(b"PING\r\n").and_then(|()| client.read_exact(&mut [0; 7])).expect("PONG");
     other.write_all(b"PING\r\n").and_then(|()| other.read_exact(&mut [0; 7])).expect("PONG");
     let kinds = scanned(&scratch, &target.said, 1);
@@ -84,7 +85,7 @@ fn redis_server_has_nothing_that_is_not_known() {
 
 #[test]
 fn nginx_and_its_workers_have_nothing_that_is_not_known() {
-    // Not everybody's PATH has the folder.
+    // PATH may lack this directory.
     let nginx = which("nginx").unwrap_or("/usr/sbin/nginx".into());
     needs!(nginx.is_file(), "nginx is missing");
     let scratch = Scratch::new();
@@ -108,7 +109,7 @@ http {{
     has(&kinds, &[("epoll", 2), ("eventfd", 2), ("regular", 4), ("tcp", 4), ("unix", 4)]);
 }
 
-/// Whether a backend of this server is about to answer.
+/// Whether a backend of this server executes a query.
 fn asks(server: &str) -> bool {
     let children = fs::read_to_string(format!("/proc/{server}/task/{server}/children"));
     let title = |pid: &str| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -123,7 +124,7 @@ fn postgres_and_its_backends_have_nothing_that_is_not_known() {
     else {
         skip!("postgresql is missing");
     };
-    // It refuses to run as root, and as a user without a name.
+    // postgres refuses to run as root, and as a user without a name.
     let user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"];
     let user: &[&str] = if root() { &user } else { &[] };
     may!(rights::user_has_a_name(user));
@@ -156,7 +157,7 @@ fn postgres_and_its_backends_have_nothing_that_is_not_known() {
         &kinds,
         &[("epoll", 3), ("pipe", 6), ("regular", 2), ("signalfd", 3), ("tcp", 1), ("unix", 2)],
     );
-    // It ends as it should, and leaves no shared memory behind.
+    // postgres ends regularly, so that it leaves no shared memory.
     let stop = "kill -INT \"$0\"; while kill -0 \"$0\" 2>/dev/null; do sleep 0.05; done";
     pipeline(&[&["sh", "-c", stop, &target.said]]).ok();
     let _ = client.wait();

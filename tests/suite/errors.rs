@@ -1,4 +1,5 @@
-//! Bad input: one clear line, its status, and nothing lost or half done.
+//! Wrong input and wrong usage: one clear line, the documented status, and nothing lost or half
+//! done.
 
 use crate::harness::{MKFD, Pipeline, Scratch, Target, image, pipeline, terminal, tool};
 use crate::rights;
@@ -9,10 +10,11 @@ use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-/// A number that no process has: above any pid_max.
+/// A process id that no process has: it is above any pid_max.
 const NOBODY: &str = "2147483647";
 
-/// `fdimg write` of these bytes over an old file: refused with 3, and the old one is untouched.
+/// Runs `fdimg write` with these bytes over an old file: it must fail with 3 and leave the old
+/// file.
 #[track_caller]
 fn refused(scratch: &Scratch, bytes: &[u8], texts: &[&str]) {
     let old = scratch.file("old.fdi");
@@ -54,7 +56,7 @@ fn bytes(scratch: &Scratch) -> Vec<u8> {
     fs::read(image(scratch, &["pipe@3,4:data=hello", "regular@5"])).unwrap()
 }
 
-/// The image again, with records changed and the end made true.
+/// The image with its records changed, and with a correct `end`.
 pub(crate) fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u8> {
     let mut reader = Reader::new(bytes);
     let mut items = Vec::new();
@@ -127,7 +129,7 @@ fn another_users_process_is_denied_and_the_reason_said() {
     may!(rights::other_user());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["eventfd@3"]);
-    // Where the tools are built nobody else may look.
+    // Other users may not be able to read the directory in which the tools were built.
     let copy = scratch.file("fdscan-copy");
     fs::copy(tool("fdscan"), &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
@@ -135,7 +137,7 @@ fn another_users_process_is_denied_and_the_reason_said() {
     pipeline(&[&[&nobody[..], &[&target.pid]].concat()])
         .refuses(4, &[&target.pid, "it runs as uid 0, we as 65534"])
         .in_one_line();
-    // Its own it may.
+    // A user may scan the own process.
     pipeline(&[&[&nobody[..4], &["sh", "-c", "exec \"$0\" $$", &copy]].concat()]).ok();
 }
 
@@ -144,7 +146,7 @@ fn a_capability_that_is_missing_is_named() {
     may!(rights::less("-sys_ptrace"));
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["pipe@3,4"]);
-    // A process with more capabilities than the scanner may not be looked at in depth.
+    // The scanner may not attach to a process that has more capabilities.
     let scan = tool("fdscan").to_string_lossy().into_owned();
     let less = ["setpriv", "--bounding-set=-sys_ptrace", &scan, &target.pid];
     let ran = pipeline(&[&less, &["fdimg", "show"]]);
@@ -209,7 +211,8 @@ fn an_empty_image_is_said_to_be_empty() {
 fn no_cut_and_no_flipped_bit_gets_through() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch);
-    // Each of these is a process, so not every byte; the property test of the reader has all.
+    // Each of these takes a process, so not every byte is tried; the property test of the reader
+    // tries all.
     for at in (0..bytes.len()).step_by(bytes.len() / 60 + 1) {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << (at % 8);
@@ -247,7 +250,7 @@ fn what_is_no_image_is_refused() {
 #[test]
 fn what_announces_more_than_there_can_be_is_refused_at_once() {
     let scratch = Scratch::new();
-    // A byte string of 2^63 bytes, one of 4 GiB, an array as long, 10,000 nested arrays.
+    // A byte string of 2^63 bytes, one of 4 GiB, an array of that length, and 10,000 nested arrays.
     for item in [
         &b"\x5b\x7f\xff\xff\xff\xff\xff\xff\xff"[..],
         b"\x5a\xff\xff\xff\xff",
@@ -257,7 +260,7 @@ fn what_announces_more_than_there_can_be_is_refused_at_once() {
     }
     let deep = [&b"\xd9\xd9\xf7\xa1\x64head"[..], &[0x81; 10_000]].concat();
     refused(&scratch, &deep, &[]);
-    // An item without an end to it, of which 100 MB come.
+    // An item without an end, of which 100 MB are sent.
     let long = [&b"\xd9\xd9\xf7\xa1\x64head\x5a\x7f\xff\xff\xff"[..], &vec![0; 100 << 20]].concat();
     let verify: &[&[&str]] = &[&["fdimg", "verify"]];
     Pipeline::new(verify).stdin(long).run().refuses(3, &[]).in_one_line();
@@ -326,7 +329,7 @@ fn a_number_above_any_limit_is_refused() {
         })
     };
     refused(&scratch, &raised(u32::MAX), &[]);
-    // A number that can exist, but above the hard limit of this process.
+    // A valid number, but above the hard limit of this process.
     let file = scratch.file("high.fdi");
     fs::write(&file, raised(i32::MAX as u32 - 7)).unwrap();
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "echo", "run"];
@@ -400,7 +403,7 @@ fn a_command_that_is_not_there_is_127() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
-    // A folder of PATH that may not be searched would give 126.
+    // A directory in PATH that may not be searched would give 126.
     let path = std::env::var("PATH").unwrap();
     let folders = path.split(':').filter(|folder| fs::metadata(format!("{folder}/.")).is_ok());
     let path = folders.collect::<Vec<_>>().join(":");
@@ -485,7 +488,8 @@ fn all_that_is_gone_is_listed_not_only_the_first() {
 fn another_file_of_the_same_name_is_told_of() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:data=abc"]);
-    // A new inode under the old name; held until the new one is there, lest the number be reused.
+    // A new inode with the old name. The old one is held open until the new one exists, so that the
+    // inode number is not reused.
     let held = File::open(scratch.file("regular.3")).unwrap();
     fs::remove_file(scratch.file("regular.3")).unwrap();
     fs::write(scratch.file("regular.3"), "abcdef").unwrap();
@@ -547,7 +551,7 @@ fn a_record_that_is_of_another_type_than_its_kind_opens_nothing() {
         let restore = ["fdrestore", "--inherit", "0,1,2", "--", "true"];
         Pipeline::new(&[&restore]).stdin(bytes).run().refuses(125, texts);
     };
-    // A reader of a fifo would wait: what is not known to be a file is not opened as one.
+    // Opening a fifo for reading would block: without a recorded type nothing is opened as a file.
     refused(None, "regular", &fifo, &["fd 3", "another type", "(status 6)"]);
     refused(Some(S_IFCHR | 0o600), "regular", "/dev/null", &["fd 3", "(status 3)"]);
     refused(Some(S_IFREG | 0o600), "regular", "/dev/null", &["fd 3", "another type", "(status 6)"]);
@@ -569,7 +573,7 @@ fn a_directory_or_link_where_a_file_was_is_refused() {
 #[test]
 fn an_end_outside_the_image_is_refused_with_its_cures_and_each_of_them_works() {
     let scratch = Scratch::new();
-    // Its stdout is a pipe of which the other end is here.
+    // Its stdout is a pipe whose other end is in this process.
     let words = ["mkfd", "make", "--dir", scratch.dir(), "eventfd@3:count=3"];
     let target = Target::program(&words.map(|word| if word == "mkfd" { MKFD } else { word }));
     let file = scratch.file("a.fdi");
@@ -618,7 +622,8 @@ fn a_task_that_is_not_in_the_image_is_named() {
 fn root_keeps_paths_below_it() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:data=inside"]);
-    // Below an empty root the file is gone; where the same path is there, that one is opened.
+    // In an empty root directory the file does not exist; if the root has the same path, that file
+    // is opened.
     let empty = scratch.file("empty");
     fs::create_dir(&empty).unwrap();
     pipeline(&[&["fdrestore", "-n", "--root", &empty, "-i", &file]]).refuses(6, &["regular.3"]);
@@ -628,7 +633,7 @@ fn root_keeps_paths_below_it() {
     let restore = ["fdrestore", "--root", &empty, "-i", &file, "--inherit", "0,1,2", "--"];
     let ran = pipeline(&[&[&restore[..], &["cat", "/proc/self/fd/3"]].concat()]).ok();
     assert_eq!(ran.text(), "inside");
-    // A link that leads out of it is not followed.
+    // A symbolic link that leads out of the root is not followed.
     fs::remove_file(format!("{inner}/regular.3")).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", format!("{inner}/regular.3")).unwrap();
     pipeline(&[&["fdrestore", "-n", "--root", &empty, "-i", &file]]).refuses(6, &["regular.3"]);
@@ -733,7 +738,7 @@ fn nothing_is_created_or_truncated_by_a_restore() {
 #[test]
 fn an_open_that_would_wait_does_not_stop_a_restore() {
     let scratch = Scratch::new();
-    // Only a read end of the fifo is in the image: an open of it alone would wait for a writer.
+    // Only a read end of the fifo is in the image: opening that end alone would wait for a writer.
     let path = scratch.file("fifo");
     nix::unistd::mkfifo(path.as_str(), nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
     let flags = OFlag::O_RDWR;
@@ -747,10 +752,11 @@ fn an_open_that_would_wait_does_not_stop_a_restore() {
     pipeline(&[&[&restore[..], &["readlink /proc/self/fd/3"]].concat()]).ok();
 }
 
-/// A descriptor, what is changed in the body of its record, and how the restore refuses it.
+/// A SPEC, the changed keys in the body of its record, and how the restore refuses the record:
+/// status and text.
 type Forgery = (&'static str, &'static str, &'static str, &'static str);
 
-/// Bodies that no scan writes: contradictions, and what cannot be.
+/// Bodies that no scan writes: they contradict themselves, or no kernel can have them.
 const FORGED: &[Forgery] = &[
     ("ns@3", r#"{"id": 77}"#, "(status 6)", "in this namespace"),
     ("ns@3", r#"{"id": "x"}"#, "(status 3)", "kind ns"),
@@ -858,7 +864,7 @@ fn a_process_of_another_boot_is_not_there_any_more() {
     });
     let dry: &[&[&str]] = &[&["fdrestore", "--dry-run", "--inherit", "0,1,2"]];
     let ran = Pipeline::new(dry).stdin(forged).run();
-    // The process itself is the new one, whatever the boot.
+    // The pidfd of the task itself leads to the new process, whatever the boot id is.
     assert!(!ran.stderr(0).contains("fd 4"), "{}", ran.whole());
     ran.refuses(6, &["fd 3", "process 1 is not there any more"]);
 }

@@ -1,5 +1,5 @@
-//! Memfds, devices, message queues and tunnels: real programs, what cannot come back, and
-//! records that lie.
+//! Memfds, memory and character devices, and files whose name has changed: real programs, what
+//! cannot be restored, and forged records.
 
 use crate::errors::forged;
 use crate::harness::{Scratch, Target, image, pipeline, scan};
@@ -11,7 +11,7 @@ use nix::libc::S_IFCHR;
 use serde_cbor::Value;
 use std::fs;
 
-/// An image with its files changed.
+/// The bytes of an image with its files changed.
 fn with_file(file: &str, mut change: impl FnMut(&mut OpenFile)) -> Vec<u8> {
     forged(&fs::read(file).unwrap(), |items| {
         for item in items {
@@ -117,13 +117,13 @@ fn a_device_is_opened_only_where_its_number_is_the_recorded_one() {
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
     drop(target);
-    // What a reader of the log has read is told nowhere.
+    // No file tells how much of the log a reader of /dev/kmsg has read.
     assert_eq!(crate::harness::show(&file)["descriptors"][1]["kind"], "opaque");
     let file3 = scratch.file("b.fdi");
     pipeline(&[&["fdimg", "select", "-F", "3", &file], &["fdimg", "write", &file3]]).quiet();
     restored(&file3, &[], &["mkfd", "check", "--std", "0,1,2", &spec]).quiet();
     fs::remove_file(&node).unwrap();
-    // Another that is in the table too, and one that starts a watchdog.
+    // Another device of the table of devices, and one that starts a watchdog.
     for minor in ["235", "130"] {
         mknod(minor);
         refused(fs::read(&file3).unwrap(), 6, &["fd 3", "another type"]);
@@ -133,7 +133,7 @@ fn a_device_is_opened_only_where_its_number_is_the_recorded_one() {
     let watchdog = with_inode(&file3, |inode| inode.rdev = Some((10, 130)));
     refused(watchdog, 6, &["fd 3", "no device that this version opens"]);
     refused(with_file(&file3, |file| file.inode = None), 6, &["fd 3", "no device"]);
-    // Nor by another kind that opens devices.
+    // Another kind that opens devices does not open it, either.
     let mem = |inode: bool| {
         with_file(&file3, |file| {
             file.kind = "mem".into();
@@ -153,12 +153,12 @@ fn a_file_whose_name_is_gone_comes_back_by_another_or_is_refused() {
     let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
     let ran = restored(&file, &[], &[&check[..], &specs].concat()).ok();
     assert_eq!(ran.said(), "", "{}", ran.whole());
-    // None of its names was found.
+    // No other name of the file was found.
     let unfound = with_body(&file, "regular", |body| {
         *at(body, &["renamed"]) = Value::Map(Default::default());
     });
     refused(unfound, 6, &["regular.3 (deleted)", "none of its other names"]);
-    // The one that was found is another file's by now.
+    // The other name that was found belongs to another file now.
     let other = scratch.file("others/regular.3");
     fs::remove_file(&other).unwrap();
     fs::write(&other, "else").unwrap();

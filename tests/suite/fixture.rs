@@ -1,9 +1,10 @@
-//! The fixture stands on its own: what it makes is as it says, and it notices what is not.
+//! Tests of the fixture mkfd itself: a check passes on what mkfd has made, and fails on anything
+//! else.
 
 use crate::harness::{Scratch, Target, pipeline};
 use crate::kinds::{CASES, at};
 
-/// Makes these, becomes `mkfd check` of those.
+/// Makes the first SPECs, and checks for the second ones by `mkfd check`. Gives status and stderr.
 fn make_and_check(made: &[&str], wanted: &[&str]) -> (i32, String) {
     let scratch = Scratch::new();
     let words = ["mkfd", "make", "--dir", scratch.dir()];
@@ -15,7 +16,7 @@ fn make_and_check(made: &[&str], wanted: &[&str]) -> (i32, String) {
 #[test]
 fn what_is_made_is_found_to_be_so() {
     for (name, specs) in CASES {
-        // What is close-on-exec does not outlive the exec of the check.
+        // Close-on-exec descriptors are closed by the exec of the check.
         let specs = specs.iter().map(|spec| at(spec, &[3, 4, 5, 6]).replace("cloexec", ""));
         let specs: Vec<String> = specs.collect();
         let specs: Vec<&str> = specs.iter().map(String::as_str).collect();

@@ -1,5 +1,5 @@
-//! Real images against the grammar of fdimage(5), decoded and judged by others' code; and every
-//! kind has its place wherever kinds are named.
+//! Real images are checked against the grammar of fdimage(5) with code that is not ours; and every
+//! kind is named wherever kinds are named.
 
 use crate::harness::{Scratch, Target, image, pipeline, scan, show, terminal};
 use crate::kinds::{CASES, PLACES, at};
@@ -13,7 +13,7 @@ fn page() -> String {
     std::fs::read_to_string(path).expect("fdimage.5")
 }
 
-/// The table that holds the kinds against what others do with them.
+/// The first column of the table of kinds in the README.
 fn readme() -> String {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md"));
     let text = text.expect("README.md");
@@ -21,7 +21,7 @@ fn readme() -> String {
     rows.map(|row| row.split('|').nth(1).unwrap_or_default()).collect()
 }
 
-/// The grammar as it is printed, without the tag of the first item, which is looked at apart.
+/// The grammar in the page, without the tag of the first item, which is checked separately.
 fn grammar() -> String {
     let page = page();
     let (_, from) = page.split_once(".Bd -literal\n").expect("a display");
@@ -40,7 +40,7 @@ fn get<'a>(map: &'a Value, key: &str) -> Option<&'a Value> {
     pairs.iter().find(|(each, _)| each.as_text() == Some(key)).map(|(_, value)| value)
 }
 
-/// Judges each item of an image, and the body of each file by the rule of its kind.
+/// Checks each item of an image, and the body of each file by the rule of its kind.
 fn judge(file: &str, grammar: &str) -> Result<(), String> {
     let bytes = std::fs::read(file).expect("an image");
     let mut rest = bytes.as_slice();
@@ -58,13 +58,13 @@ fn judge(file: &str, grammar: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// [`judge`] by the grammar of the page.
+/// Checks an image by the grammar of the page, and fails if it does not match.
 pub(crate) fn judged(file: &str) {
     judge(file, &grammar()).unwrap_or_else(|err| panic!("{file}: {err}"));
 }
 
-/// A terminal from elsewhere, by the name of another: the kind that no process has by itself where
-/// there is no console.
+/// Writes an image with a terminal outside the image that is replaced by a named one: the kind that
+/// a process has only on a machine with a console or a serial line.
 fn retargeted(scratch: &Scratch, file: &str) {
     let (slave, _master) = terminal();
     let tty = nix::unistd::ttyname(slave).expect("its name").display().to_string();
@@ -73,8 +73,8 @@ fn retargeted(scratch: &Scratch, file: &str) {
     pipeline(&[&scan, &["ttyctl", "retarget", &tty], &["fdimg", "write", file]]).quiet();
 }
 
-/// For each kind the numbers at which the cases of the round trips restore it, and the cases that
-/// this machine cannot make. All images on the way are judged by the grammar.
+/// The numbers at which the cases of the round trips restore each kind, and the cases that this
+/// machine cannot make. All images on the way are checked against the grammar.
 fn restored(grammar: &str) -> (BTreeMap<String, BTreeSet<u32>>, Vec<&'static str>) {
     let (mut numbers, mut skipped) = (BTreeMap::<String, BTreeSet<u32>>::new(), Vec::new());
     let apart = [("opaque", &["opaque@A"][..]), ("tty", &[])];
@@ -103,14 +103,15 @@ fn restored(grammar: &str) -> (BTreeMap<String, BTreeSet<u32>>, Vec<&'static str
     (numbers, skipped)
 }
 
-/// What a kind must have and has not.
+/// What a kind must have and lacks.
 fn lacks(
     kind: &str,
     restored: &BTreeMap<String, BTreeSet<u32>>,
     page: &str,
     grammar: &str,
 ) -> Vec<&'static str> {
-    // What nothing restores: kinds::an_opaque_descriptor_is_refused_and_can_be_left_out.
+    // Nothing restores an opaque descriptor: see
+    // kinds::an_opaque_descriptor_is_refused_and_can_be_left_out.
     let refused = kind == "opaque";
     let at = |n| refused || restored.get(kind).is_some_and(|at| at.contains(n));
     let has = [
@@ -131,11 +132,11 @@ fn images_are_as_the_grammar_says_and_every_kind_has_all_that_a_kind_must_have()
     let lacks = |kind| lacks(kind, &restored, &page, &grammar);
     let holes = fdkit::kind::names().into_iter().map(|kind| (kind, lacks(kind)));
     let holes = holes.filter(|(_, lacks)| !lacks.is_empty());
-    // One of which there is nothing at all may be among what cannot be made here.
+    // A kind that was not seen at all may be among the cases that this machine cannot make.
     let unseen = |kind: &str| !skipped.is_empty() && !restored.contains_key(kind);
     let (unseen, holes): (Vec<_>, Vec<_>) = holes.partition(|(kind, _)| unseen(kind));
     assert!(holes.is_empty(), "{holes:#?}");
-    // One that is named nowhere lacks everything.
+    // A kind that is named nowhere lacks everything.
     assert_eq!(lacks("unheard").len(), 6);
     if !unseen.is_empty() {
         let kinds: Vec<&str> = unseen.iter().map(|(kind, _)| *kind).collect();

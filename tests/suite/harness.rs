@@ -1,4 +1,4 @@
-//! Tools, processes to look at, pipelines between them, and skips that are seen.
+//! The harness: runs the tools in pipelines, starts the processes to scan, and reports skips.
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a pipeline, or a target that gets ready, may take.
+/// The time limit of a pipeline, and of a target until it is ready.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The tools of fdkit.
@@ -24,7 +24,7 @@ const TOOLS: &[&str] = &["fdscan", "fdimg", "fdrestore", "ttyctl"];
 /// The fixture.
 pub(crate) const MKFD: &str = env!("CARGO_BIN_EXE_mkfd");
 
-/// Leaves a test that this machine cannot run, where everybody sees it.
+/// Ends a test that this machine cannot run, and reports it as skipped.
 macro_rules! skip {
     ($($reason:tt)*) => {{
         $crate::harness::skipped(&format!($($reason)*));
@@ -32,7 +32,7 @@ macro_rules! skip {
     }};
 }
 
-/// Leaves the test unless this holds.
+/// Skips the test unless the condition holds.
 macro_rules! needs {
     ($holds:expr, $($reason:tt)*) => {
         if !$holds {
@@ -51,7 +51,8 @@ macro_rules! target {
     };
 }
 
-/// Says that a test is skipped, past the capture of libtest; a failure under FDKIT_NO_SKIP=1.
+/// Reports that a test is skipped, past the output capture of libtest. With FDKIT_NO_SKIP=1 that is
+/// a failure.
 pub(crate) fn skipped(reason: &str) {
     let thread = thread::current();
     let line = format!("SKIP {}: {reason}\n", thread.name().unwrap_or("?"));
@@ -67,7 +68,7 @@ pub(crate) fn tool(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// `cargo test` does not rebuild what other packages are, so it is done here.
+/// Builds the tools: `cargo test` does not rebuild the binaries of other packages.
 fn build() -> PathBuf {
     let bin = Path::new(MKFD).parent().expect("a folder").to_owned();
     let profile = match bin.file_name().and_then(OsStr::to_str) {
@@ -95,7 +96,7 @@ pub(crate) fn root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// What a word of a command line stands for where a program is expected.
+/// The program that a word of a command line names: a tool, mkfd, or any other program.
 fn program(word: &str) -> String {
     match word {
         "mkfd" => MKFD.into(),
@@ -115,7 +116,7 @@ pub(crate) fn command(words: &[&str]) -> Command {
     command
 }
 
-/// A folder that goes away with the test.
+/// A temporary directory of a test, removed at its end.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -127,12 +128,12 @@ impl Scratch {
         Scratch(path)
     }
 
-    /// The folder, for command lines.
+    /// The path of the directory, for command lines.
     pub(crate) fn dir(&self) -> &str {
         self.0.to_str().expect("UTF-8")
     }
 
-    /// A name in it.
+    /// The path of a file in the directory.
     pub(crate) fn file(&self, name: &str) -> String {
         format!("{}/{name}", self.dir())
     }
@@ -144,24 +145,26 @@ impl Drop for Scratch {
     }
 }
 
-/// A process to look at. It and its process group end with it.
+/// A process to scan. The process and its process group are killed when this is dropped.
 pub(crate) struct Target {
     child: Child,
     /// Its pid, for command lines.
     pub(crate) pid: String,
     /// The line it printed when it was ready.
     pub(crate) said: String,
-    /// The stdout it was started with; held, so that nothing it writes later ends it.
+    /// The read end of its stdout, held open so that a later write does not kill it by SIGPIPE.
     stdout: BufReader<std::process::ChildStdout>,
 }
 
 impl Target {
-    /// `mkfd make --close-std`: nothing but the SPECs is open. The reason, if it cannot be made.
+    /// Starts `mkfd make --close-std`, which has nothing open but the SPECs. Gives the reason if
+    /// this machine cannot make them.
     pub(crate) fn make(dir: &str, specs: &[&str]) -> Result<Target, String> {
         Self::ready(&[&["mkfd", "make", "--close-std", "--dir", dir], specs].concat())
     }
 
-    /// Any command that prints a line once it is ready. The reason, if it exits with 77.
+    /// Starts any command that prints a line once it is ready. Gives the reason if it exits with
+    /// 77.
     pub(crate) fn ready(words: &[&str]) -> Result<Target, String> {
         let mut child = command(words)
             .stdin(Stdio::null())
@@ -171,7 +174,7 @@ impl Target {
             .unwrap_or_else(|err| panic!("{words:?}: {err}"));
         let pid = child.id().to_string();
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
-        // A target that is never ready is killed, which ends the read below.
+        // A timer kills a target that does not get ready, which ends the read below.
         let group = Pid::from_raw(child.id() as i32);
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let guard = thread::spawn(move || {
@@ -195,7 +198,7 @@ impl Target {
         }
     }
 
-    /// A program under `mkfd exec`: of this process's own descriptors it has 0, 1 and 2.
+    /// Starts a program by `mkfd exec`: of this process's own descriptors it has only 0, 1 and 2.
     pub(crate) fn program(words: &[&str]) -> Target {
         Self::ready(&[&["mkfd", "exec", "--"], words].concat()).expect("no reason to skip")
     }
@@ -207,7 +210,7 @@ impl Target {
         line.trim_end().to_owned()
     }
 
-    /// The numbers that are open, and what readlink shows of each.
+    /// The open descriptors of the target, and what readlink(2) shows of each.
     pub(crate) fn open(&self) -> Vec<(u32, String)> {
         let dir = format!("/proc/{}/fd", self.pid);
         let mut open: Vec<(u32, String)> = fs::read_dir(dir)
@@ -223,7 +226,7 @@ impl Target {
         open
     }
 
-    /// FDSize: the slots of its table.
+    /// FDSize of the target: the slots of its table.
     pub(crate) fn fdsize(&self) -> u32 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("its status");
         let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
@@ -238,7 +241,7 @@ impl Drop for Target {
     }
 }
 
-/// Waits until a program has started: it sleeps, and its descriptors stay as they are.
+/// Waits until a program has started: it sleeps, and its descriptors do not change any more.
 pub(crate) fn settled(pid: &str) {
     let asleep = || {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("its stat");
@@ -255,7 +258,7 @@ pub(crate) fn settled(pid: &str) {
     }
 }
 
-/// A status as a shell would say it.
+/// An exit status as a shell shows it: 128 plus the number of the signal that ended the process.
 fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
@@ -294,31 +297,31 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// Bytes for the first stage.
+    /// Sets the bytes that the first stage reads from stdin.
     pub(crate) fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
         self
     }
 
-    /// A file or terminal as the first stage's stdin.
+    /// Sets a file or terminal as stdin of the first stage.
     pub(crate) fn stdin_from(mut self, fd: OwnedFd) -> Self {
         self.terminal_in = Some(fd);
         self
     }
 
-    /// A file or terminal as the last stage's stdout.
+    /// Sets a file or terminal as stdout of the last stage.
     pub(crate) fn stdout_to(mut self, fd: OwnedFd) -> Self {
         self.stdout = Some(fd);
         self
     }
 
-    /// The current folder.
+    /// Sets the working directory.
     pub(crate) fn cwd(mut self, dir: &'a str) -> Self {
         self.cwd = Some(dir);
         self
     }
 
-    /// A variable more.
+    /// Adds an environment variable.
     pub(crate) fn env(mut self, key: &'a str, value: &'a str) -> Self {
         self.env.push((key, value));
         self
@@ -353,7 +356,7 @@ impl<'a> Pipeline<'a> {
             let mut child = command.spawn().unwrap_or_else(|err| panic!("{words:?}: {err}"));
             if let (0, Some(bytes)) = (i, self.stdin.take()) {
                 let mut stdin = child.stdin.take().expect("piped");
-                // A stage that does not want all of it is no failure.
+                // A stage that does not read all of its input is no failure.
                 feeder = Some(thread::spawn(move || drop(stdin.write_all(&bytes))));
                 self.stdin = None;
             }
@@ -366,7 +369,7 @@ impl<'a> Pipeline<'a> {
         }
         let statuses = wait(&mut children);
         let late = statuses.iter().any(Option::is_none);
-        // Whatever a stage has left behind would hold the pipes open.
+        // A process that a stage has left behind would hold the pipes open.
         for (child, _) in &children {
             let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
         }
@@ -422,7 +425,7 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// The status of a stage, 128 + signal if one ended it.
+    /// The exit status of a stage; 128 plus the number of the signal that ended it.
     pub(crate) fn status(&self, stage: usize) -> i32 {
         code(self.stages[stage].status)
     }
@@ -445,12 +448,12 @@ impl Ran {
         self
     }
 
-    /// What the last stage said on stderr.
+    /// What the last stage wrote to stderr.
     pub(crate) fn said(&self) -> &str {
         &self.stages.last().expect("a stage").stderr
     }
 
-    /// As `ok`, and nobody had anything to say.
+    /// Fails unless every stage ended with 0 and wrote nothing to stderr.
     #[track_caller]
     pub(crate) fn quiet(self) -> Self {
         let quiet = self.stages.iter().all(|stage| stage.stderr.is_empty());
@@ -459,7 +462,7 @@ impl Ran {
     }
 
     /// Fails unless the last stage ended with this status, with one line `tool: …` on stderr that
-    /// holds each of these texts.
+    /// contains each of these texts.
     #[track_caller]
     pub(crate) fn refuses(self, status: i32, texts: &[&str]) -> Self {
         let last = self.stages.last().expect("a stage");
@@ -471,7 +474,7 @@ impl Ran {
         self
     }
 
-    /// Fails unless the last stage said exactly one line.
+    /// Fails unless the last stage wrote exactly one line to stderr.
     #[track_caller]
     pub(crate) fn in_one_line(self) -> Self {
         let lines = self.stages.last().expect("a stage").stderr.lines().count();
@@ -479,7 +482,7 @@ impl Ran {
         self
     }
 
-    /// The whole of it, for a failure.
+    /// Commands, statuses and output of all stages, for the message of a failure.
     pub(crate) fn whole(&self) -> String {
         let mut text = String::new();
         for (i, stage) in self.stages.iter().enumerate() {
@@ -500,18 +503,18 @@ impl Ran {
     }
 }
 
-/// `fdscan PID | fdimg write FILE`; all must go well and in silence.
+/// Runs `fdscan PID | fdimg write FILE`, which must succeed without a message.
 #[track_caller]
 pub(crate) fn scan(pid: &str, file: &str) {
     pipeline(&[&["fdscan", "--data", pid], &["fdimg", "write", file]]).quiet();
 }
 
-/// The image of a process that had these SPECs and is no more.
+/// The image of a process that had these SPECs and has ended.
 pub(crate) fn image(scratch: &Scratch, specs: &[&str]) -> String {
     image_if_can(scratch, specs).expect("these can be made everywhere")
 }
 
-/// As [`image`]; the reason, if they cannot be made here.
+/// As [`image`], but gives the reason if this machine cannot make the SPECs.
 pub(crate) fn image_if_can(scratch: &Scratch, specs: &[&str]) -> Result<String, String> {
     let target = Target::make(scratch.dir(), specs)?;
     let file = scratch.file("a.fdi");
@@ -526,7 +529,7 @@ pub(crate) fn show(file: &str) -> serde_json::Value {
     serde_json::from_slice(&ran.stdout).unwrap_or_else(|err| panic!("{err}\n{}", ran.whole()))
 }
 
-/// A pseudo terminal: its end for a program, and ours.
+/// A pseudoterminal: the slave for a program, and the master for the test.
 pub(crate) fn terminal() -> (OwnedFd, File) {
     let pty = nix::pty::openpty(None, None).expect("a pseudo terminal");
     (pty.slave, pty.master.into())

@@ -1,4 +1,5 @@
-//! Images of versions that were released stay readable: one of each is kept, with what was in it.
+//! Images of released versions stay readable: one of each is kept, with what `fdimg show -J`
+//! showed.
 
 use crate::harness::{pipeline, show};
 use serde_json::Value;
@@ -10,7 +11,7 @@ fn kept() -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|ext| ext == "fdi")).collect()
 }
 
-/// Whether all that was known then is said now: a later version may say more.
+/// Whether everything that was shown then is shown now; a later version may show more.
 fn says(now: &Value, then: &Value) -> bool {
     match (now, then) {
         (Value::Object(now), Value::Object(then)) => {
@@ -33,7 +34,7 @@ fn every_image_that_was_kept_is_read_as_it_was_then() {
         let then = std::fs::read(path.with_extension("json")).expect("what was in it");
         let then: Value = serde_json::from_slice(&then).expect("JSON");
         assert!(says(&show(file), &then), "{file} is not read as it was: fdimg show -J {file}");
-        // It goes through every tool unchanged.
+        // Every tool passes the image on unchanged.
         let bytes = std::fs::read(&path).expect("the image");
         assert!(pipeline(&[&["fdimg", "read", file]]).quiet().stdout == bytes, "{file}");
         let plan = pipeline(&[&["fdrestore", "-n", "--missing", "skip", "-i", file]]);

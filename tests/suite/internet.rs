@@ -1,5 +1,5 @@
-//! Internet sockets: real programs and clients, connections, ports that are taken, namespaces, and
-//! senders that are not ours to be.
+//! Internet sockets: real servers and clients, connections, addresses in use, network namespaces,
+//! and sender addresses.
 
 use crate::harness::{Pipeline, Ran, Scratch, Target, pipeline, scan, show, which};
 use crate::pipelines::python;
@@ -8,18 +8,18 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// `fdrestore -i FILE --inherit 0,1,2 OPTIONS -- COMMAND`
+/// Runs `fdrestore -i FILE --inherit 0,1,2 OPTIONS -- COMMAND`.
 fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
     let restore = ["fdrestore", "-i", file, "--inherit", "0,1,2"];
     pipeline(&[&[&restore[..], options, &["--"], command].concat()])
 }
 
-/// The NAME column of `fdimg show`, without the address's ports.
+/// The output of `fdimg show`.
 fn names(file: &str) -> String {
     pipeline(&[&["fdimg", "show", file]]).ok().text()
 }
 
-/// The port that a line ends with, or has before a blank.
+/// The first number in a line, which is the port.
 fn port(said: &str) -> u16 {
     let word = said.split_whitespace().find_map(|word| word.parse().ok());
     word.unwrap_or_else(|| panic!("no port in {said:?}"))
@@ -41,7 +41,7 @@ fn a_web_server_of_python_takes_clients_in_a_new_process() {
         answer
     };
     assert!(get().ends_with("what is served"));
-    // The client has seen the end before the server has closed its own.
+    // The client may see the end of the connection before the server closes its socket.
     let sockets = || target.open().iter().filter(|(_, link)| link.starts_with("socket:")).count();
     let begun = Instant::now();
     while sockets() > 1 {
@@ -71,7 +71,7 @@ fn redis_server_is_taken_from_its_listener_to_a_new_command() {
     needs!(which("redis-server").is_some(), "redis-server is missing");
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
-    // A port that was free a moment ago: redis-server takes none of the kernel's choice.
+    // The port was free a moment ago; redis-server cannot let the kernel choose one.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let at = free.port().to_string();
     let script = "redis-server \"$@\" >/dev/null & p=$!; \
@@ -113,7 +113,7 @@ c.sendall(c.recv(9))
 ";
     let restore = ["fdrestore", "-i", &only, "--inherit", "0,1,2", "--", python, "-c", script];
     let again = Target::ready(&[&restore[..], &[&number]].concat()).expect("no skip");
-    // What the old clients have left in TIME_WAIT keeps nobody out: SO_REUSEADDR came back.
+    // The connections in TIME_WAIT do not prevent the bind, since SO_REUSEADDR is restored.
     let mut client = TcpStream::connect(free).unwrap();
     client.write_all(b"hello").unwrap();
     let mut answer = [0; 5];
@@ -144,7 +144,7 @@ time.sleep(60)
     server.write_all(b"abc").unwrap();
     let file = scratch.file("a.fdi");
     let title = format!("tcp {from} -> {at} ESTABLISHED queued=3");
-    // It may be on its way still.
+    // The data may not have arrived yet.
     let begin = Instant::now();
     loop {
         scan(&target.pid, &file);
@@ -203,7 +203,8 @@ fn an_address_that_is_taken_or_is_not_here_is_refused_by_name() {
     pipeline(&[&["fdrestore", "-n", "-i", &file, "--inherit", "0,1,2"]]).refuses(6, &taken);
     drop(target);
     restored(&file, &[], &["mkfd", "check", "--dir", scratch.dir(), "tcp@3", "udp@4"]).quiet();
-    // Bound where it is no address of the machine, by IP_FREEBIND, which is forgotten here.
+    // IP_FREEBIND permits to bind to an address that the machine does not have; the forged record
+    // lacks this option.
     let target = target!(scratch.dir(), &["udp@3:host=192.0.2.77,set=0.15.1"]);
     scan(&target.pid, &file);
     drop(target);
@@ -227,7 +228,7 @@ fn a_socket_of_another_namespace_is_not_made_in_silence() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
-    // The process is in another one than fdrestore.
+    // The process is in another network namespace than fdrestore.
     let make = ["unshare", "--net", "--", "mkfd", "make", "--close-std", "--dir", scratch.dir()];
     let target = Target::ready(&[&make[..], &["tcp@3:host=0.0.0.0"]].concat()).unwrap();
     scan(&target.pid, &file);
@@ -237,7 +238,7 @@ fn a_socket_of_another_namespace_is_not_made_in_silence() {
     let said = ran.stderr(0);
     assert!(said.contains("sockets of network namespace net:["), "{said}");
     assert!(said.contains("are made in net:[") && said.lines().count() == 1, "{said}");
-    // The socket is in another one than its process.
+    // The socket is in another network namespace than its process.
     let script = "
 import ctypes, socket, time
 libc = ctypes.CDLL(None)
@@ -276,7 +277,7 @@ fn without_privileges_a_message_keeps_a_sender_of_this_machine_and_no_other() {
     run(&["udp@3:data=a++b", "udp@4:v6,data=c,host=::,from=127.0.0.1"]).quiet();
     run(&["udp@3:host=0.0.0.0,data=a+b,from=198.51.100.7"])
         .refuses(1, &["2 of 2 messages in its queue lose their senders", "senders is"]);
-    // The sender is restored as well, and has the address.
+    // The sender is restored, too, and has its address again.
     let before = "
 import socket, time
 a, b = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))

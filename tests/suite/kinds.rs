@@ -1,16 +1,17 @@
-//! Every kind: make, scan, end the process, restore, look from inside; and scanned again, the
-//! restored one gives an equal record.
+//! Round trips of every kind: make descriptors, scan them, end the process, restore them, check
+//! them from inside with mkfd, scan them again, and compare the records.
 
 use crate::harness::{Scratch, Target, pipeline, scan, show, skipped, terminal};
 use crate::normal::records;
 use crate::rights;
 
-/// What is restored where: densely where the tools' own descriptors are born, the same against the
-/// order in which they are made, one there and others not, and high.
+/// The numbers at which A, B, C and D of a case are restored: 3 to 6, where the tools' own
+/// descriptors are created; the same in another order than they are made; some of them low; and
+/// high ones.
 pub(crate) const PLACES: &[[u32; 4]] =
     &[[3, 4, 5, 6], [5, 4, 3, 6], [4, 41, 50, 63], [700, 701, 64, 130]];
 
-/// A name, and SPECs in which A, B, C and D stand for the numbers.
+/// The cases: a name, and SPECs in which A, B, C and D stand for the numbers.
 pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("a regular file", &["regular@A"]),
     ("positions", &["regular@A:pos=7", "regular@B:pos=100000", "regular@C:read,pos=1"]),
@@ -335,7 +336,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("all together", &["pipe@C,A:data=x", "unlinked@B", "eventfd@D:count=5"]),
 ];
 
-/// A SPEC with the letters replaced in the part that has the numbers.
+/// A SPEC with numbers in place of the letters, in the part before the keys.
 pub(crate) fn at(spec: &str, place: &[u32; 4]) -> String {
     let (name, rest) = spec.split_once('@').expect("NAME@");
     let (numbers, keys) = rest.split_once(':').map_or((rest, None), |(n, k)| (n, Some(k)));
@@ -546,7 +547,7 @@ round_trips! {
 #[test]
 fn without_data_a_pipe_comes_back_empty_and_the_image_has_no_secret() {
     let scratch = Scratch::new();
-    // A pattern, since the command line of mkfd is in the image too.
+    // The data is a pattern, since the command line of mkfd is in the image, too.
     let target = target!(scratch.dir(), &["pipe@3,4:data=@600", "unlinked@5:data=@600"]);
     let fd = |n| format!("/proc/{}/fd/{n}", target.pid);
     let secret = std::fs::read(fd(5)).unwrap();
@@ -606,7 +607,7 @@ fn a_process_that_is_no_longer_there_is_refused_by_name() {
     let gone = format!("process {} is not there any more", other.pid);
     drop(other);
     run(&[], &["show"]).refuses(125, &["fd 3", &gone, "(status 6)"]);
-    // What stands in its place is a process that has ended, not a file that always reads.
+    // The replacement is a pidfd of a process that has ended, not a file that is always readable.
     run(&["--missing", "null"], &["check", "--std", "0,1,2", "pidfd@3:dead"]).quiet();
 }
 
@@ -700,7 +701,7 @@ fn a_time_of_the_day_that_passes_while_nobody_has_the_timer_is_one_tick() {
     while std::time::SystemTime::now() < at {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    // A nanosecond into 1970 has passed as well.
+    // One nanosecond after the epoch is in the past, too.
     let wanted = specs("0.000000001", 6);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "check"];
     pipeline(&[&[&restore[..], &wanted.each_ref().map(String::as_str)].concat()]).quiet();
@@ -718,7 +719,7 @@ fn an_odd_time_is_kept_to_a_fraction_of_a_millisecond() {
         let next = [0, 1].map(|n| part("now", n) + part("value", n));
         next[0] * 1_000_000_000 + next[1]
     };
-    // Somebody else may have had the processor between two looks at a clock.
+    // Another process may have run between the two readings of the clock.
     let all: Vec<u64> = std::iter::repeat_with(&mut next).take(5).collect();
     let exact = |next: &u64| next.abs_diff(4_000_000_000_123_456_789) < 500_000;
     assert!(all.iter().any(exact), "{all:?}");
@@ -739,7 +740,7 @@ fn a_scan_leaves_ticks_where_they_are_and_counts_them() {
     drop(target);
     let wanted = ["timerfd@3:in=0.000000001,every=0.1"];
     let restore = ["fdrestore", "-i", &scratch.file("a.fdi"), "--inherit", "0,1,2", "--"];
-    // More ticks than one, which is all that fdinfo shows of them.
+    // The restored timer has more than one tick. fdinfo shows only their number.
     pipeline(&[&[&restore[..], &["mkfd", "check"], &wanted].concat()]).refuses(1, &["ticks is"]);
 }
 

@@ -1,4 +1,5 @@
-//! Netlink and packet sockets, and tunnels: what is lost, what cannot come back, and records that lie.
+//! Netlink sockets, packet sockets and tunnel devices: what is lost, what cannot be restored, and
+//! forged records.
 
 use crate::harness::{Ran, Scratch, image_if_can, pipeline, scan, show};
 use crate::normal::records;
@@ -7,7 +8,8 @@ use crate::rights;
 use crate::watch::{at, refused, restored, whole, with_body};
 use serde_cbor::Value;
 
-/// An image of what exists in a network namespace of its own only, and a restore there.
+/// Runs a shell script in a network namespace and a mount namespace of its own. Its function `make`
+/// makes descriptors, scans them and kills their process.
 fn private(script: &str, scratch: &Scratch) -> Ran {
     let (mkfd, dir) = (crate::harness::MKFD, scratch.dir());
     let tool = |name| crate::harness::tool(name).to_string_lossy().into_owned();
@@ -27,7 +29,7 @@ fn private(script: &str, scratch: &Scratch) -> Ran {
 #[test]
 fn a_port_id_comes_back_and_one_that_is_taken_is_another_by_then() {
     let scratch = Scratch::new();
-    // No process has so high a pid, whose number the kernel would take for it.
+    // The port id is higher than any process id, so the kernel does not give it to another socket.
     let spec = "netlink@3:port=4026531841,protocol=2";
     let target = target!(scratch.dir(), &[spec]);
     let file = scratch.file("a.fdi");
@@ -50,7 +52,7 @@ fn messages_and_packets_that_wait_are_said_to_be_lost() {
     );
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
-    // They are still there, for another scan and for the process.
+    // The messages are still queued, for another scan and for the process.
     scan(&target.pid, &scratch.file("b.fdi"));
     for name in [&file, &scratch.file("b.fdi")] {
         for n in 0..2 {
@@ -134,7 +136,7 @@ fn a_link_whose_record_lies_is_refused() {
     refused(group(1 << 20), 3, &["fd 3", "port id or group"]);
     refused(netlink("netns", 7), 6, &["fd 3", "net:[7]"]);
     refused(netlink("port", 1 << 40), 3, &["fd 3", "kind netlink"]);
-    // That this kernel has no such group is known only once it is asked to join.
+    // Only joining a group shows that this kernel does not have it.
     let run: &[&[&str]] = &[&["fdrestore", "--inherit", "0,1,2", "--", "echo", "run"]];
     let ran = crate::harness::Pipeline::new(run).stdin(group(4000)).run();
     ran.refuses(125, &["fd 3", "no group 4000", "(status 6)"]);
@@ -188,7 +190,7 @@ fn tunnels_are_made_anew_and_work() {
 fn a_tunnel_that_lives_on_is_attached_to_and_one_in_use_is_refused() {
     may!(rights::devices());
     let scratch = Scratch::new();
-    // The address of a device that is still there is not touched.
+    // The hardware address of an existing device is not changed.
     let script = "make tun@3:tap,persist,address
         ip link set fdk-3 address 02:00:00:00:00:01
         \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check tun@3:tap,persist

@@ -1,4 +1,4 @@
-//! Locks: who is kept out, by whom, and what cannot be taken again.
+//! Locks: which processes a restored lock excludes, and which locks cannot be acquired again.
 
 use crate::errors::forged;
 use crate::harness::{Scratch, Target, image, pipeline, scan, show, skipped};
@@ -8,7 +8,7 @@ use fdkit::image::{Item, Lock, OpenFile, Slot};
 use nix::libc;
 use std::fs;
 
-/// A lock of each class, and how messages name it.
+/// The keys of a lock of each class, and its name in messages.
 const EACH: &[(&str, &str)] = &[
     ("lock=posix-w:0-9", "POSIX write lock on bytes 0 to 9"),
     ("read,lock=posix-r:5-", "POSIX read lock from byte 5 on"),
@@ -36,7 +36,7 @@ fn a_lock_that_another_process_has_is_refused_with_its_name() {
         refused(fs::read(&file).unwrap(), 6, &texts);
         let show = ["mkfd", "show"];
         let ran = restored(&file, &["--missing", "skip"], &show).ok();
-        // The descriptor is there, and that it is not locked is said.
+        // The descriptor is restored, and a message says that it is not locked.
         assert!(ran.text().contains("\n3 /"), "{}", ran.whole());
         assert!(ran.stderr(0).contains(name) && ran.stderr(0).contains(&by), "{}", ran.whole());
         let info = fs::read_to_string(format!("/proc/{}/fdinfo/3", other.pid)).unwrap();
@@ -56,7 +56,8 @@ fn the_process_of_the_image_goes_on_with_its_lease() {
         let bytes = fs::read(&file).unwrap();
         let by = format!("process {} (mkfd)", target.pid);
         match name {
-            // To open it for reading leaves a read lease alone, and a second one may be had.
+            // Opening the file for reading does not break a read lease, and a second read lease is
+            // possible.
             "read lease" => drop(restored(&file, &[], &["mkfd", "show"]).ok()),
             _ => refused(bytes, 6, &["fd 3", &by, name, "opening would break"]),
         }
@@ -144,7 +145,7 @@ fn a_lock_outlives_what_fdrestore_itself_closes() {
     let scratch = Scratch::new();
     let spec = format!("regular@3:append,path={},lock=posix-w:0-9", scratch.file("log"));
     let file = image(&scratch, &[&spec]);
-    // stderr is the very file that is locked, and COMMAND does not get it.
+    // stderr of fdrestore is the locked file, and COMMAND does not get it.
     let restore = crate::harness::tool("fdrestore");
     let script = "exec \"$0\" -i \"$1\" --inherit 0,1 -- \"$2\" check --std 0,1 \"$3\" 2>>\"$4\"";
     let words =
@@ -152,7 +153,7 @@ fn a_lock_outlives_what_fdrestore_itself_closes() {
     let ran = pipeline(&[&[&["sh", "-c", script], &words[..]].concat()]);
     assert_eq!(fs::read_to_string(scratch.file("log")).unwrap().matches("mkfd:").count(), 0);
     ran.ok();
-    // The table is made smaller, which takes a copy of it.
+    // The table is shrunk, which copies it.
     let start = ["mkfd", "exec", "--leak", "5000", "--"];
     let restore =
         ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd", "check", "--fdsize", "64"];
@@ -205,7 +206,7 @@ os.read(r, 1); print('ready', flush=True); time.sleep(1000)";
     assert_eq!(pipeline(&[&["flock", "-n", "-E", "9", &path, "true"]]).status(0), 9);
 }
 
-/// A program that shares its table with a child: clone(2) with CLONE_FILES alone.
+/// A program that shares its descriptor table with a child, by clone(2) with CLONE_FILES alone.
 const SHARER: &str = "import ctypes, fcntl, os, signal, sys, time
 f = os.open(sys.argv[1], os.O_RDWR); fcntl.lockf(f, fcntl.LOCK_EX, 3, 4)
 if ctypes.CDLL(None).syscall(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0) != 0:
@@ -257,7 +258,7 @@ fn children(pid: &str) -> String {
     text.trim().to_owned()
 }
 
-/// The locks of a file, as /proc/locks has them: class, access, range, process.
+/// The locks of a file in /proc/locks: class, access, range, process.
 fn locked(path: &str) -> Vec<String> {
     use std::os::unix::fs::MetadataExt;
     let inode = format!(":{}", fs::metadata(path).unwrap().ino());
@@ -283,7 +284,8 @@ fn what_dups_share_is_recorded_once() {
         let shown = show(&file);
         let count = |fd: usize| shown["descriptors"][fd]["locks"].as_array().unwrap().len();
         assert_eq!([0, 1, 2].map(count), [1, 0, 0], "{option}");
-        // Of a description it stands with each of its numbers, if they are known to be one.
+        // A lock of a description is shown with each of its numbers, if these are known to refer to
+        // one description.
         assert_eq!([3, 4].map(count), flocks, "{option}");
     }
 }
@@ -325,7 +327,7 @@ fn a_lock_whose_record_lies_is_refused_with_its_number() {
     refused(flock(&|lock| lock.start = 1), 3, &["fd 3", "a part"]);
     let opath = |file: &mut OpenFile| file.flags = libc::O_PATH as u32;
     refused(with_locks(&file, opath, |_| ()), 3, &["fd 3", "O_PATH"]);
-    // One that a later kernel has is said.
+    // A class of locks that only a later kernel has is reported.
     let other = scratch.file("b.fdi");
     fs::write(&other, flock(&|lock| lock.class = "a\nlock".into())).unwrap();
     let ran = restored(&other, &[], &["true"]).ok();

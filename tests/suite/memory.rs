@@ -1,10 +1,10 @@
-//! Why numbers matter: what a restored tree costs its memory cgroup.
+//! The kernel memory of a restored tree: it fits into the memory cgroup that it fitted into before.
 
 use crate::cgroup::Cgroup;
 use crate::harness::{Scratch, Target, pipeline};
 use nix::sys::resource::{Resource, getrlimit};
 
-/// The words of a command in a cgroup.
+/// The command line that runs a command in a cgroup.
 fn within<'w>(enter: &'w [String; 4], words: &[&'w str]) -> Vec<&'w str> {
     enter.iter().map(String::as_str).chain(["env", "--"]).chain(words.iter().copied()).collect()
 }
@@ -20,7 +20,7 @@ fn a_tree_that_fitted_its_cgroup_fits_it_again_and_with_services_at_the_limit_it
     };
     let scratch = Scratch::new();
     let file = scratch.file("tree.fdi");
-    // 200 children of three descriptors and some memory each; their parent has high numbers.
+    // 200 children with three descriptors and some memory each; their parent has high numbers.
     let family = ["mkfd", "family", "200", "--first", "3,4,5", "--later", "300,4095,19000"];
     let enter = original.enter();
     let words = within(&enter, &[&family[..], &["--memory", "256"]].concat());
@@ -40,7 +40,7 @@ fn a_tree_that_fitted_its_cgroup_fits_it_again_and_with_services_at_the_limit_it
     for pid in &pids[1..] {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         assert!(status.contains("FDSize:\t64\n"), "{status}");
-        // Who is to be killed first is nobody once all stand.
+        // The OOM score of the tasks is the usual one once all of them are restored.
         let adjust = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
         let ours = std::fs::read_to_string("/proc/self/oom_score_adj");
         assert_eq!(adjust.expect("its adjustment"), ours.expect("ours"));

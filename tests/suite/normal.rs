@@ -1,17 +1,18 @@
-//! Two records of one thing, made comparable: what no restore can keep is taken out.
+//! Canonical forms of records, so that two records of the same thing are equal: what no restore can
+//! keep is removed.
 
 use fdkit::image::{Bytes, Image, OpenFile, Task};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 
-/// Keys of what is new with every process or kernel object: numbers of inodes, mounts and records,
-/// pids, and times. Close-on-exec is off in COMMAND by design, and told in the environment.
+/// The keys that differ for every process or kernel object: numbers of inodes, mounts and records,
+/// process ids, and times. Close-on-exec is off in COMMAND by design, and named in the environment.
 const NEW: &[&str] = &[
     "peer", "pid", "pids", "file", "object", "ino", "mnt", "mtime", "id", "cloexec", "start",
     "time", "index",
 ];
 
-/// The descriptors of `fdimg show -J` that have these numbers, without what cannot be kept.
+/// The descriptors of `fdimg show -J` with these numbers, in canonical form.
 pub(crate) fn records(shown: &Value, fds: &[u32]) -> BTreeMap<u64, Value> {
     let all = shown["descriptors"].as_array().expect("descriptors");
     let wanted = |fd: u64| fds.iter().any(|&each| u64::from(each) == fd);
@@ -21,7 +22,7 @@ pub(crate) fn records(shown: &Value, fds: &[u32]) -> BTreeMap<u64, Value> {
         .collect()
 }
 
-/// A value without what cannot be kept.
+/// A value in canonical form.
 fn normal(value: &Value) -> Value {
     match value {
         Value::Object(map) if map.contains_key("now") => timer(map.clone()),
@@ -30,7 +31,7 @@ fn normal(value: &Value) -> Value {
             .filter(|(key, _)| !NEW.contains(&key.as_str()))
             .map(|(key, value)| (key.clone(), normal(value)))
             .collect(),
-        // The number of a pseudo terminal, beside its major.
+        // The minor number of a pseudoterminal.
         Value::Array(list) if list.len() == 2 && list[0] == 136 => list[..1].to_vec().into(),
         Value::Array(list) => list.iter().map(normal).collect(),
         Value::String(text) => numbered(text).into(),
@@ -38,7 +39,8 @@ fn normal(value: &Value) -> Value {
     }
 }
 
-/// A timer whose time goes on: an absolute one keeps when it expires, another that it does.
+/// A timer, whose time runs between two scans: of an absolute timer the expiration is compared, of
+/// another only whether it expires.
 fn timer(mut map: serde_json::Map<String, Value>) -> Value {
     let mut seconds = |key| {
         let time = map.remove(key).expect("a time");
@@ -57,7 +59,8 @@ fn timer(mut map: serde_json::Map<String, Value>) -> Value {
     map.into()
 }
 
-/// `/dev/pts/7`, `pipe:[123]` and `/dir/#123 (deleted)` without the number of the inode, `12:3` without a pid.
+/// `/dev/pts/7`, `pipe:[123]` and `/dir/#123 (deleted)` without the number, `12:3` without the
+/// process id.
 fn numbered(text: &str) -> String {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     if let Some((kind, number)) = text.strip_suffix(']').and_then(|text| text.split_once(":[")) {
@@ -82,17 +85,17 @@ fn numbered(text: &str) -> String {
     }
 }
 
-/// An image of a tree, a value for each task and each slot, with their names: what is new with each
-/// process or kernel object is not in them, who shares what with whom is. `pids` says which process
-/// of the image before each is.
+/// An image of a tree in canonical form: a value for each task and each slot, by their names. Ids
+/// of processes and kernel objects are replaced by what shares them. `pids` maps the process ids of
+/// this image to those of the image before.
 ///
-/// What a restore leaves to others is not in it either: what program a task runs, and how large the
-/// kernel's table for it is.
+/// The program that a task runs and the size of its kernel table are not part of it: a restore does
+/// not determine them.
 pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, Value> {
     let whole = Image::load(image).expect("an image");
     let known = |pid: i32| pids.get(&pid).copied().unwrap_or(0);
     let (tasks, slots) = (&whole.tasks, &whole.slots);
-    // Whatever has an id of its own is named by the first task, or slot, that has it.
+    // Things with an id of their own are named by the first task, or slot, that has them.
     let first = |same: &dyn Fn(&Task) -> bool| {
         tasks.iter().filter(|task| same(task)).map(|task| known(task.pid)).min()
     };
@@ -128,7 +131,7 @@ pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, V
         if let Some(terminal) = map.get_mut("terminal") {
             let foreground = terminal["foreground"].as_i64().expect("a group") as i32;
             terminal["foreground"] = first(&|task| task.pgid == foreground).into();
-            // The numbers of pseudo terminals are given anew.
+            // A restored pseudoterminal may have another number.
             terminal["device"] = (terminal["device"].as_u64().expect("a device") >> 8).into();
         }
         values.insert(known(task.pid).to_string(), value);
@@ -177,7 +180,7 @@ fn json(record: &impl serde::Serialize) -> Value {
     readable(serde_cbor::from_slice(&bytes).expect("a value"))
 }
 
-/// CBOR as JSON, bytes as text.
+/// CBOR as JSON, with byte strings as text.
 fn readable(value: serde_cbor::Value) -> Value {
     use serde_cbor::Value as Cbor;
     match value {

@@ -1,11 +1,12 @@
-//! What no kind knows: whatever it is, it is recorded in silence, shown as it is, and refused or
+//! Descriptors that no kind supports: they are recorded as opaque without a message, and refused or
 //! left out at the restore.
 
 use crate::harness::{Scratch, Target, pipeline, scan, show};
 use crate::rights;
 use crate::watch::restored;
 
-/// What this test makes, and the first line of what its fdinfo must tell, if it tells anything.
+/// The descriptors that this test makes, and the first line of their fdinfo, where it has lines of
+/// its own.
 const ODD: &[(&str, &str)] = &[
     ("io_uring", "SqMask:"),
     ("userfaultfd", "pending:"),
@@ -22,7 +23,7 @@ const ODD: &[(&str, &str)] = &[
     ("vga_arbiter", ""),
 ];
 
-/// What kernels are often built without.
+/// Types of descriptors that kernels are often built without.
 const ODDER: &[&str] = &["alg", "xdp", "key", "can"];
 
 #[test]
@@ -70,8 +71,9 @@ fn what_no_path_leads_to_is_opaque_and_not_its_namesake() {
     let scratch = Scratch::new();
     std::fs::create_dir(scratch.file("etc")).unwrap();
     std::fs::write(scratch.file("etc/passwd"), "not that of the system").unwrap();
-    // OPEN_TREE_CLONE; then one of a mount that only we see, and of one that nobody does, though
-    // the path leads to the same file by another (CLONE_NEWNS twice).
+    // A detached mount of OPEN_TREE_CLONE; then a file on a mount of the test's own mount
+    // namespace, which the target has left; then a file on a mount of a namespace that no process
+    // is in, though its path leads to the same file by another mount (CLONE_NEWNS twice).
     let script = "import ctypes, os, sys, time
 libc = ctypes.CDLL(None)
 SYS_open_tree, AT_FDCWD, OPEN_TREE_CLONE, CLONE_NEWNS = 428, -100, 1, 0x20000

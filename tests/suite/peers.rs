@@ -1,4 +1,5 @@
-//! lsfd(1) and lsof(8) on every case of the round trips: what all can say, they say alike.
+//! fdkit, lsfd(1) and lsof(8) on every case of the round trips: they must agree on everything that
+//! all of them show.
 
 use crate::harness::{Scratch, Target, pipeline, skipped, which};
 use crate::kinds::{CASES, PLACES, at};
@@ -6,10 +7,11 @@ use nix::libc;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is said of each number, by the name of what is said.
+/// What a tool shows of each number, by name.
 type Said = BTreeMap<u64, BTreeMap<&'static str, Value>>;
 
-/// The status flags that all have a name for, and their bits; those of several bits come first.
+/// The status flags that all tools have a name for, and their bits; those of several bits come
+/// first.
 const FLAGS: &[(&str, u64)] = &[
     ("sync", libc::O_SYNC as u64),
     ("dsync", libc::O_DSYNC as u64),
@@ -22,7 +24,8 @@ const FLAGS: &[(&str, u64)] = &[
     ("path", libc::O_PATH as u64),
 ];
 
-/// Makes each case, and has what fdkit and a peer say of it compared; gives what was.
+/// Makes each case, compares what fdkit and another tool show of it, and gives the names that were
+/// compared.
 fn each_case(
     peer: impl Fn(&str) -> Result<Said, String>,
     same: impl Fn(&mut BTreeMap<&'static str, Value>, &mut BTreeMap<&'static str, Value>),
@@ -76,7 +79,7 @@ fn ours(pid: &str) -> Said {
         };
         let mut flags: BTreeSet<&str> =
             each["flags"].as_array().unwrap().iter().map(|it| it.as_str().unwrap()).collect();
-        // It is a directory's flag and another, and lsof and lsfd know the other as none.
+        // O_TMPFILE contains O_DIRECTORY; lsof and lsfd do not show the other bit.
         if flags.remove("tmpfile") {
             flags.insert("directory");
         }
@@ -117,7 +120,8 @@ fn lsfd_says_the_same() {
     let has = |column: &str| {
         help.lines().any(|line| line.trim_start().starts_with(&format!("{column} ")))
     };
-    // Later ones dress names and types up, and have those of the kernel under other names.
+    // Later versions of lsfd decorate names and types, and show those of the kernel in other
+    // columns.
     let name = if has("KNAME") { "KNAME" } else { "NAME" };
     let kind = if has("STTYPE") { "STTYPE" } else { "TYPE" };
     let columns = [
@@ -164,7 +168,7 @@ fn lsfd_says_the_same() {
             Some((fd, said))
         };
         let mut said: Said = rows.iter().filter_map(one).collect();
-        // Up to 2.38 it takes what has one name, one number after the other, for one file.
+        // Up to 2.38, lsfd merges consecutive numbers with the same name into one file.
         let mut before = Value::Null;
         for said in said.values_mut() {
             if said["name"] == before {
@@ -175,7 +179,7 @@ fn lsfd_says_the_same() {
         Ok(said)
     };
     let compared = each_case(peer, |ours, theirs| {
-        // It calls a socket by its protocol, escapes no name, and has no word for two flags.
+        // lsfd shows the protocol of a socket, escapes no names, and has no word for two flags.
         let odd = theirs["name"].as_str().is_some_and(|name| name.contains('\u{fffd}'));
         if ours["type"] == "SOCK" || odd {
             theirs.remove("name");
@@ -211,7 +215,7 @@ fn lsof_says_the_same() {
     let Some(lsof) = which("lsof") else { skip!("lsof is missing") };
     let lsof = lsof.to_str().expect("UTF-8");
     let fields = |pid: &str, more: &[&str]| -> BTreeMap<u64, BTreeMap<char, String>> {
-        // NUL ends a field, and a line a descriptor.
+        // A NUL ends a field, and a newline ends a descriptor.
         let text = pipeline(&[&[&[lsof, "-w", "-n", "-P", "-p", pid], more].concat()]).ok().text();
         let one = |line: &str| {
             let fields = line.split('\0').filter_map(|field| {
@@ -266,20 +270,20 @@ fn lsof_says_the_same() {
         Ok(fields(pid, &["-o", "-F0fatlDioGknr"]).into_iter().map(one).collect())
     };
     let compared = each_case(peer, |ours, theirs| {
-        // It has no word for O_PATH.
+        // lsof has no word for O_PATH.
         if ours["access"] == "path" {
             theirs.remove("access");
         }
-        // A path is called what it is, but for a note after it; what has none is called otherwise.
+        // lsof shows a path as it is, with a note after it; files without a path have other names.
         let path = ours["name"].as_str().is_some_and(|name| name.starts_with('/'));
         if !path || ours["type"] == "SOCK" {
             theirs.remove("name");
         }
-        // A socket's type is its family.
+        // lsof shows the family of a socket as its type.
         if ours["type"] == "SOCK" {
             theirs.remove("type");
         }
-        // It knows one lock of a process and inode.
+        // lsof shows one lock of each process and inode.
         let locks = ours["locks"].as_array().expect("locks");
         let known = locks
             .iter()

@@ -1,4 +1,4 @@
-//! The pipelines that people type, on the programs that they run.
+//! The usual pipelines of fdscan, fdimg and fdrestore, with real programs.
 
 use crate::harness::{Scratch, Target, image, pipeline, scan, settled, show, tool, which};
 use std::fs;
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The real python3, past any wrapper that is a shell script.
+/// The python3 binary itself, not a wrapper that is a shell script.
 pub(crate) fn python() -> Option<&'static str> {
     ["/usr/bin/python3", "/usr/local/bin/python3"]
         .into_iter()
@@ -72,7 +72,8 @@ fn redis_server_is_scanned_whole_and_its_log_restored() {
     let (dir, socket, log) = (scratch.dir(), scratch.file("sock"), scratch.file("redis.log"));
     let redis = ["redis-server", "--port", "0", "--unixsocket", &socket, "--dir", dir];
     let options = ["--appendonly", "yes", "--save", "", "--logfile", &log];
-    // It says nothing on stdout once it logs to a file, so a shell says that it is ready.
+    // redis-server writes nothing to stdout once it logs to a file, so a shell prints the line for
+    // it.
     let script = "\"$@\" & while ! [ -S \"$0\" ]; do sleep 0.05; done; echo $!; wait";
     let words = [&["sh", "-c", script, &socket], &redis[..], &options].concat();
     let shell = Target::program(&words);
@@ -100,7 +101,7 @@ fn redis_server_is_scanned_whole_and_its_log_restored() {
     let run = ["fdrestore", "--inherit", "0,1,2", "--", "sh", "-c", links];
     let ran = pipeline(&[&["fdimg", "select", "-F", aof, &file], &run]).ok();
     assert!(ran.text().contains(".aof"), "{}", ran.whole());
-    // It works on, unharmed by the scan.
+    // The server still works after the scan.
     needs!(which("redis-cli").is_some(), "redis-cli is missing");
     let ran = pipeline(&[&["redis-cli", "-s", &socket, "set", "key", "value"]]).ok();
     assert_eq!(ran.text().trim(), "OK");
@@ -140,14 +141,14 @@ fn select_keeps_what_passes_with_the_files_it_names() {
     assert_eq!(numbers(&["-F", "eventfd", "-F", "6-9"]), [6]);
     assert_eq!(numbers(&["-F", "path:*/regular.7"]), [7]);
     assert_eq!(numbers(&["-F", "99"]), [0; 0]);
-    // What is selected is restored, contents and all.
+    // The selected descriptors are restored with their contents.
     let restore = ["fdrestore", "--inherit", "1,2", "--", "mkfd", "check", "--std", "1,2"];
     pipeline(&[
         &["fdimg", "select", "-F", "pipe", &file],
         &[&restore[..], &["pipe@3,4:data=hello"]].concat(),
     ])
     .quiet();
-    // And a filter of the scan does the same.
+    // A filter of fdscan has the same effect.
     pipeline(&[&["fdimg", "select", "-F", "%", &file]]).refuses(2, &["%"]);
 }
 
@@ -264,7 +265,7 @@ fn two_processes_and_a_tree_are_in_one_image() {
     let ran = pipeline(&[&["fdscan", "-t", &tree.pid], &["fdimg", "show", "-J"]]).ok();
     let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
     assert_eq!(shown["tasks"].as_array().unwrap().len(), 3, "{}", ran.whole());
-    // What the parent opened is one description in all three.
+    // The description that the parent opened is one and the same in all three tasks.
     let rows = shown["descriptors"].as_array().unwrap();
     let sevens: Vec<_> = rows.iter().filter(|row| row["fd"] == 7).map(|row| &row["file"]).collect();
     assert_eq!(sevens.len(), 3);
@@ -297,7 +298,7 @@ fn a_killed_scan_lets_the_process_go() {
     let words = ["mkfd", "many", "3000", "--close-std", "--dir", scratch.dir()];
     let target = Target::ready(&words).unwrap();
     for delay in (0..40).map(Duration::from_millis) {
-        // Nobody reads, so that it cannot end before it is killed.
+        // The output is not read, so the scan cannot end before it is killed.
         let mut scan = Command::new(tool("fdscan"))
             .args(["--freeze", &target.pid])
             .stdout(Stdio::piped())

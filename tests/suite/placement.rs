@@ -1,4 +1,5 @@
-//! Placement: what fdimg place says is what the kernel then shows, and the default is the least.
+//! Placement of the service descriptors: the kernel shows the table sizes that fdimg place
+//! computes, and the default policy has the smallest.
 
 use crate::harness::{Scratch, Target, pipeline, tool};
 use serde_json::Value;
@@ -18,13 +19,13 @@ fn the_soft_limit_of_open_files_is_put_back() {
 
 const POLICIES: [&str; 4] = ["rlimit", "task", "late", "tight"];
 
-/// The highest numbers at which tables and policies have their edges.
+/// The highest numbers around which the sizes of tables change.
 const SWEEP: [u32; 26] = [
     3, 30, 60, 63, 64, 100, 120, 127, 128, 200, 240, 250, 255, 256, 400, 500, 511, 512, 1000, 1010,
     1023, 1024, 4000, 4095, 4096, 8191,
 ];
 
-/// The image of a family of mkfd.
+/// The image of a tree made by `mkfd family`.
 fn family(scratch: &Scratch, words: &[&str]) -> String {
     let target = Target::ready(&[&["mkfd", "family"], words].concat()).expect("no skip");
     let file = scratch.file("family.fdi");
@@ -47,7 +48,7 @@ fn fdsize(pid: &str) -> u64 {
     line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
 }
 
-/// The processes that hold a tree, and FDSize of each by its old id.
+/// Restores a tree, and gives FDSize of each process by its previous id.
 fn held(file: &str, policy: &str, tasks: usize) -> Vec<(u64, u64)> {
     let restore = ["fdrestore", "--tree", "--placement", policy, "-i", file];
     let mut tree = Target::ready(&restore).expect("no skip");
@@ -60,8 +61,8 @@ fn held(file: &str, policy: &str, tasks: usize) -> Vec<(u64, u64)> {
     lines.iter().map(size).collect()
 }
 
-/// Restores a family by each policy; FDSize of each task must be as forecast, and for the default
-/// policy as needed, at no time more.
+/// Restores an image with each policy. FDSize of each task must be the computed one, and with the
+/// default policy the needed one, at any time.
 fn as_forecast(what: &str, file: &str) {
     let forecast = place(file, &[]);
     let tasks = forecast["tasks"].as_array().expect("tasks");
@@ -97,7 +98,8 @@ fn a_commands_table_has_the_size_that_was_forecast() {
         let file = family(&scratch, &["0", "--first", &highest.to_string()]);
         let forecast = place(&file, &[]);
         for policy in POLICIES {
-            // The shell's child starts with the smallest table; other policies keep a larger one.
+            // The shell's child starts with the smallest table; policies other than the default
+            // keep a larger one.
             let tool = tool("fdrestore").to_string_lossy().into_owned();
             let line = format!(
                 "'{tool}' --placement {policy} --inherit 1 -i '{file}' -- \
@@ -118,7 +120,7 @@ fn children_of_a_big_parent_keep_their_small_tables() {
         let scratch = Scratch::new();
         let file = family(&scratch, &["5", "--first", "3,4,5", "--later", later]);
         as_forecast(&format!("a parent with {later}"), &file);
-        // What others do to them is forecast, too.
+        // The sizes with the other policies are computed correctly, too.
         let forecast = place(&file, &[]);
         let child = &forecast["tasks"][1]["forecast"];
         let parent = number(&forecast["tasks"][0]["needed"]["slots"]);
@@ -151,7 +153,7 @@ fn a_table_that_is_shared_has_the_size_that_was_forecast() {
         let dir = scratch.dir();
         let make = ["mkfd", "make", "--close-std", "--dir", dir, "--share", "3"];
         let target = Target::ready(&[&make[..], &specs].concat()).expect("no skip");
-        // Who said that it is ready is its child as well, and ends.
+        // The process that printed the line is its child, too, and ends.
         let children = format!("/proc/{0}/task/{0}/children", target.pid);
         let begin = std::time::Instant::now();
         while fs::read_to_string(&children).unwrap().split_whitespace().count() > 3 {
@@ -183,7 +185,7 @@ fn the_chart_is_drawn_from_the_figures_of_the_bench() {
     let figures: Value = serde_json::from_str(&read("memory.json")).expect("figures");
     let again = "cargo bench -p fdkit-tests --bench memory -- draw";
     assert!(crate::chart::draw(&figures) == read("memory.svg"), "draw it again: {again}");
-    // What the README claims of it.
+    // The README claims this.
     for tree in figures["trees"].as_array().expect("trees") {
         let (needed, tight) = (&tree["needed"], &tree["restored"]["tight"]);
         for who in ["parent", "child", "bytes"] {
@@ -209,14 +211,14 @@ fn sums_count_each_table_once_and_bloated_ones_stand_out() {
     let plain = lines(&[]);
     let last: Vec<&str> = plain[4].split_whitespace().collect();
     assert_eq!(last, ["SUM", "640", "640", "6144", "1536", "640", "640"]);
-    // The children, under the policies that bloat them.
+    // The children, with the policies that make their tables larger than needed.
     let child: Vec<&str> = plain[2].split_whitespace().skip(2).collect();
     assert_eq!(child, ["4", "3", "64", "64", "2048!", "512!", "64", "64"]);
     let bytes = lines(&["-b"]);
     let last: Vec<&str> = bytes[4].split_whitespace().collect();
     assert_eq!(last, ["SUM", "4288", "4288", "50880", "12864", "4288", "4288"]);
     assert!(!lines(&["--color", "always"])[1].contains("\x1b[33m"));
-    // A table that was large once is bloated, and says so in both ways.
+    // A table that was large before is marked as larger than needed, in text and JSON.
     let pids =
         Target::ready(&["mkfd", "exec", "--leak", "900", "--", "mkfd", "sleep", "--close-std"]);
     let pid = pids.expect("no skip");
@@ -241,7 +243,7 @@ fn what_no_limit_has_room_for_is_no_forecast() {
     }
     let text = pipeline(&[&["fdimg", "place", "--limit", "300", &file]]).quiet().text();
     assert!(text.lines().last().is_some_and(|sum| sum.ends_with('-')), "{text}");
-    // It is an image that is asked for, as everywhere.
+    // As for every command, the input has to be an image.
     pipeline(&[&["fdimg", "place", "/dev/null"]]).refuses(3, &["fdimg: /dev/null: "]);
     pipeline(&[&["fdimg", "place", "--limit", "x", &file]]).refuses(2, &["--limit"]);
 }

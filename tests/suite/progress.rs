@@ -1,4 +1,4 @@
-//! How far long work is: seen on a terminal after a second, and gone at the end.
+//! The progress line: it appears on a terminal after a second, and is removed at the end.
 
 use crate::harness::{Pipeline, Scratch, Target, command, image, tool, which};
 use crate::terminals::Screen;
@@ -20,7 +20,7 @@ struct Tool {
 }
 
 impl Tool {
-    /// With a pipe for stdin, and the terminal for stdout too if that is wanted.
+    /// Starts a tool with a pipe as stdin, and with the terminal also as stdout if `out` is set.
     fn start(words: &[&str], dir: &str, stdout: bool) -> Tool {
         Tool::on(Screen::new(), words, dir, stdout)
     }
@@ -41,7 +41,7 @@ impl Tool {
         Tool { screen, begun, stdin, stdout }
     }
 
-    /// Another one on the same terminal, which we look at through this one.
+    /// Starts another tool on the same terminal, whose output is read through this one.
     fn beside(&self, words: &[&str], dir: &str) -> Tool {
         let mut screen = Screen::new();
         screen.slave = self.screen.slave.as_ref().map(|slave| slave.try_clone().expect("dup"));
@@ -52,14 +52,14 @@ impl Tool {
         self.stdin.as_mut().expect("its stdin").write_all(bytes).expect("it reads");
     }
 
-    /// Waits for the line, which must not come before its time.
+    /// Waits for the progress line, which must not appear too early.
     #[track_caller]
     fn shows(&mut self, text: &str) {
         self.screen.wait(text);
         assert!(self.begun.elapsed() >= SECOND, "{text:?} after {:?}", self.begun.elapsed());
     }
 
-    /// The signal that ended it or its status, and what then stands on the terminal.
+    /// The status of the tool, or the signal that ended it, and what the terminal shows then.
     #[track_caller]
     fn ends(&mut self) -> (Result<i32, i32>, Vec<String>) {
         self.stdin = None;
@@ -69,7 +69,7 @@ impl Tool {
     }
 }
 
-/// The rows that a terminal has after these bytes.
+/// The rows that a terminal shows after these bytes.
 fn standing(bytes: &[u8]) -> Vec<String> {
     let text = String::from_utf8_lossy(bytes);
     let (mut rows, mut row, mut column) = (vec![Vec::new()], 0, 0);
@@ -114,7 +114,7 @@ fn standing(bytes: &[u8]) -> Vec<String> {
     rows
 }
 
-/// The image of a process with so many bytes of contents.
+/// The image of a process with this many bytes of contents.
 fn bytes(scratch: &Scratch, size: usize) -> Vec<u8> {
     fs::read(image(scratch, &[&format!("unlinked@3:data=@{size}")])).expect("the image")
 }
@@ -137,7 +137,7 @@ fn an_image_that_comes_slowly_is_counted_after_a_second_and_nothing_of_it_stays(
 fn work_of_less_than_a_second_leaves_the_terminal_alone() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 100);
-    // On a machine that is busy it may take a second for once.
+    // On a busy machine one run may take more than a second.
     let unseen = (0..30).any(|_| {
         let mut writing = Tool::start(&["fdimg", "write", "b.fdi"], scratch.dir(), true);
         writing.feed(&bytes);
@@ -187,7 +187,7 @@ fn one_whose_reader_has_left_takes_its_line_along_and_ends_quietly() {
     reading.feed(&bytes[..50]);
     reading.shows("fdimg: 50 B");
     reading.stdout = None;
-    // It is gone before it has read all.
+    // The reader ends before it has read everything.
     let _ = reading.stdin.as_mut().expect("piped").write_all(&bytes[50..]);
     assert_eq!(reading.ends(), (Err(nix::libc::SIGPIPE), Vec::new()));
 }
@@ -219,7 +219,7 @@ fn a_scan_counts_descriptors_and_what_it_has_to_say_stands_alone_in_the_end() {
     let other = Target::make(scratch.dir(), &["eventfd@3"]).expect("this too");
     let gone = other.pid.clone();
     let mut scan = Tool::start(&["fdscan", &many.pid, &gone], scratch.dir(), false);
-    // A pipe that nobody reads takes the time, once it is full.
+    // Writing blocks once the pipe is full, since it is not read.
     let mut out = scan.stdout.take().expect("piped");
     while fdkit::sys::readable(out.as_fd()).expect("FIONREAD") < 65536 {
         assert!(scan.begun.elapsed() < 60 * SECOND, "it writes no image");

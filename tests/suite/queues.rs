@@ -1,5 +1,5 @@
-//! Message queues: what is in them is read only while all that have them stand still, and a name
-//! that lives on is not made anew.
+//! POSIX message queues: messages are read only while every process that has the queue open is
+//! stopped, and a queue that still exists is not created again.
 
 use crate::harness::{Scratch, Target, image, pipeline, scan, show};
 use crate::normal::records;
@@ -9,12 +9,12 @@ use nix::mqueue::{MQ_OFlag, mq_close, mq_open, mq_receive, mq_unlink};
 use nix::sys::stat::Mode;
 use serde_cbor::Value;
 
-/// The name that the fixture gives to the queue at a number.
+/// The name of the queue that the fixture makes at a number.
 fn name(scratch: &Scratch, fd: u32) -> String {
     format!("/{}.{fd}", scratch.dir().rsplit('/').next().unwrap())
 }
 
-/// Names that go away with the test.
+/// Names of queues, unlinked at the end of the test.
 struct Names(Vec<String>);
 
 impl Names {
@@ -35,7 +35,7 @@ impl Drop for Names {
     }
 }
 
-/// `fdscan --freeze --data PID | fdimg write FILE`, in silence.
+/// Runs `fdscan --freeze --data PID | fdimg write FILE`, which must succeed without a message.
 #[track_caller]
 fn frozen(pid: &str, file: &str) {
     pipeline(&[&["fdscan", "--freeze", "--data", pid], &["fdimg", "write", file]]).quiet();
@@ -61,7 +61,7 @@ fn messages_wait_again_in_their_order_with_their_priorities() {
     let target = target!(scratch.dir(), MESSAGES);
     let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     frozen(&target.pid, &file);
-    // What was taken out for a moment is there again, for another scan and for the process.
+    // The messages that were taken out are queued again, for another scan and for the process.
     frozen(&target.pid, &second);
     let fds = [3, 4, 5, 6, 7];
     assert_eq!(records(&show(&file), &fds), records(&show(&second), &fds));
@@ -91,7 +91,7 @@ fn without_freeze_messages_are_counted_and_left_alone() {
         ran.whole()
     );
     assert_eq!(show(&file)["descriptors"][0]["body"]["messages"], 2);
-    // Nobody asked for contents, so nobody is told that there are none.
+    // Contents were not requested, so there is no message about them.
     pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
     drop(target);
     let ran = check(&scratch, &file, &["mqueue@3"]).ok();
@@ -114,7 +114,7 @@ fn what_another_has_open_or_is_to_be_told_of_is_not_taken_out() {
     let ran = scan(&[&target.pid]);
     let why = format!("process {}, which is not stopped", other.pid);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
-    // Stopped together they may be.
+    // If both are stopped, the messages are read.
     scan(&[&target.pid, &other.pid]).quiet();
     drop(other);
     scan(&[&target.pid]).quiet();
@@ -155,7 +155,7 @@ fn a_queue_that_is_still_there_is_opened_and_left_as_it_is() {
     frozen(&target.pid, &file);
     drop(target);
     check(&scratch, &file, &specs).quiet();
-    // Somebody receives one meanwhile: it does not come back.
+    // A message that is received in the meantime is not restored.
     let flags = MQ_OFlag::O_RDONLY;
     let queue = mq_open(name(&scratch, 3).as_str(), flags, Mode::empty(), None).unwrap();
     let mut buffer = [0; 8192];

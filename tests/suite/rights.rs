@@ -1,5 +1,5 @@
-//! What not every user may do, and not every machine lets anybody do. Each is tried; the reason says
-//! what is missing, and the capability that gives it.
+//! Rights and kernel features that tests need. Each function tries one of them, and fails with what
+//! is missing and the capability that gives it.
 
 use crate::harness::{Scratch, which};
 use nix::errno::Errno;
@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 type Rights = Result<(), String>;
 
-/// Leaves the test with the reason unless all of these are so.
+/// Skips the test with the reason unless all of these succeed.
 macro_rules! may {
     ($($right:expr),+ $(,)?) => {
         $(if let Err(reason) = $right {
@@ -23,7 +23,7 @@ macro_rules! may {
     };
 }
 
-/// Whether a command succeeds. If not, what it is for, and what it said.
+/// Runs a command. Fails with what it is for, and its output.
 fn succeeds(what: &str, words: &[&str]) -> Rights {
     let said = match Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).output() {
         Ok(ran) if ran.status.success() => return Ok(()),
@@ -33,7 +33,7 @@ fn succeeds(what: &str, words: &[&str]) -> Rights {
     Err(format!("{what}: {said}"))
 }
 
-/// These programs can be found.
+/// Fails unless these programs exist.
 pub(crate) fn programs(names: &[&str]) -> Rights {
     match names.iter().find(|name| which(name).is_none()) {
         Some(name) => Err(format!("{name} is missing")),
@@ -41,18 +41,19 @@ pub(crate) fn programs(names: &[&str]) -> Rights {
     }
 }
 
-/// A process can become another user, and be looked at as one.
+/// Fails unless a process can become another user and be scanned then.
 pub(crate) fn other_user() -> Rights {
     let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "true"];
     succeeds("to run as another user takes CAP_SETUID and CAP_SETGID", &user)
 }
 
-/// Whoever a command like `setpriv --reuid=postgres` becomes has a name; without words, we have one.
+/// Fails unless the user that a command like `setpriv --reuid=postgres` sets has a name; without a
+/// command, the current user.
 pub(crate) fn user_has_a_name(command: &[&str]) -> Rights {
     succeeds("there is no user with a name", &[command, &["id", "-un"]].concat())
 }
 
-/// There are capabilities, and a process can give these up: `-sys_ptrace,-net_raw`.
+/// Fails unless this process has capabilities, and a child can drop these: `-sys_ptrace,-net_raw`.
 pub(crate) fn less(capabilities: &str) -> Rights {
     let what = format!("to run without {capabilities} takes CAP_SETPCAP, and what is given up");
     succeeds(&what, &["setpriv", &format!("--bounding-set={capabilities}"), "true"])?;
@@ -60,7 +61,7 @@ pub(crate) fn less(capabilities: &str) -> Rights {
     names.try_for_each(capability)
 }
 
-/// This process has a capability, by its name in setpriv(1).
+/// Fails unless this process has a capability, named as in setpriv(1).
 pub(crate) fn capability(name: &str) -> Rights {
     let number = match name {
         "setuid" => 7,
@@ -77,40 +78,40 @@ pub(crate) fn capability(name: &str) -> Rights {
     }
 }
 
-/// A new process can be given a pid: set_tid of clone3(2).
+/// Fails unless a new process can be given a process id: set_tid of clone3(2).
 pub(crate) fn pids() -> Rights {
     capability("checkpoint_restore").or_else(|_| capability("sys_admin")).map_err(|_| {
         "to choose a pid takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, which are missing".into()
     })
 }
 
-/// A namespace can be made, by its option of unshare(1).
+/// Fails unless a namespace can be created, named by its option of unshare(1).
 pub(crate) fn namespace(option: &str) -> Rights {
     let takes = if option == "--user" { "is not permitted" } else { "takes CAP_SYS_ADMIN" };
     let what = format!("unshare {option} {takes}");
     succeeds(&what, &["unshare", option, "true"])
 }
 
-/// A file system can be mounted.
+/// Fails unless a file system can be mounted.
 pub(crate) fn mounts() -> Rights {
     let scratch = Scratch::new();
     let mount = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", scratch.dir()];
     succeeds("to mount takes CAP_SYS_ADMIN", &mount)
 }
 
-/// A user who is nobody else's can be made: a user namespace.
+/// Fails unless a user namespace can be created.
 pub(crate) fn user_namespace() -> Rights {
     succeeds("a user namespace cannot be made", &["unshare", "--map-root-user", "true"])
 }
 
-/// A network namespace can be made, and devices in it.
+/// Fails unless a network namespace can be created, with devices in it.
 pub(crate) fn devices() -> Rights {
     let script = "mount -t sysfs none /sys && ip link set lo up && ip tuntap add fdk0 mode tap";
     let words = ["unshare", "--net", "--mount", "sh", "-c", script];
     succeeds("to make a network device takes CAP_NET_ADMIN, ip(8) and /dev/net/tun", &words)
 }
 
-/// A node of a device can be made, and opened.
+/// Fails unless a device node can be created and opened.
 pub(crate) fn nodes() -> Rights {
     let scratch = Scratch::new();
     let script = "mknod \"$0\" c 1 3 && : >\"$0\"";
@@ -118,21 +119,21 @@ pub(crate) fn nodes() -> Rights {
     succeeds("to make a device takes CAP_MKNOD, and a file system that has them", &words)
 }
 
-/// The root directory can be changed.
+/// Fails unless the root directory can be changed.
 pub(crate) fn chroot() -> Rights {
     succeeds("to change the root takes CAP_SYS_CHROOT", &["chroot", "/", "true"])
 }
 
-/// What is known by a handle can be opened: open_by_handle_at(2).
+/// Fails unless a file can be opened by its handle: open_by_handle_at(2).
 pub(crate) fn handles() -> Rights {
-    // There is none like this; but that is found out only by who may ask.
+    // No such file exists, but only a caller with the right gets this error.
     match fdkit::sys::notify::open_by_handle(1, &[0; 8]) {
         Err(Errno::EPERM) => Err("to open by a handle takes CAP_DAC_READ_SEARCH".into()),
         _ => Ok(()),
     }
 }
 
-/// A message can have another sender than who sends it.
+/// Fails unless a message can be sent with the address of another sender.
 pub(crate) fn senders() -> Rights {
     let pair = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC);
     let (one, _other) = pair.expect("a socket pair");
@@ -153,7 +154,8 @@ pub(crate) fn senders() -> Rights {
     }
 }
 
-/// All processes may be looked at. Otherwise it is known of none of them what they have open.
+/// Fails unless the descriptors of all processes can be read. Otherwise nothing is known of what
+/// other processes have open.
 pub(crate) fn all_processes() -> Rights {
     static HIDDEN: OnceLock<Option<String>> = OnceLock::new();
     let hidden = || {

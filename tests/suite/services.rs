@@ -1,18 +1,18 @@
-//! Nothing of fdrestore's own is left in COMMAND, whatever it was started with.
+//! No service descriptor of fdrestore is left in COMMAND, however fdrestore was started.
 
 use crate::harness::{MKFD, Pipeline, Scratch, Target, image, pipeline, tool};
 use std::fs;
 
-/// SPECs at 0, 3, 4 and 5.
+/// SPECs of descriptors 0, 3, 4 and 5.
 const FEW: [&str; 3] = ["mem@0:dev=zero,read", "pipe@3,4:data=hello", "eventfd@5:count=7"];
 
-/// Where fdrestore is started: with these numbers leaked to it, and these closed.
+/// The command line that starts fdrestore with these numbers leaked to it, and these closed.
 fn started(leak: &str, close: &str) -> Vec<String> {
     let words = [MKFD, "exec", "--leak", leak, "--close", close, "--"];
     words.map(str::to_owned).into()
 }
 
-/// fdrestore of FEW from such a start; COMMAND has them and nothing else.
+/// Restores FEW with fdrestore started so; COMMAND must have these descriptors and no others.
 fn few(leak: &str, close: &str) {
     let scratch = Scratch::new();
     let file = image(&scratch, &FEW);
@@ -62,14 +62,14 @@ fn inherited_descriptors_are_the_callers_own() {
     let file = image(&scratch, &FEW);
     let restore = ["fdrestore", "-i", &file, "--inherit", "1,2", "--", "mkfd", "check"];
     pipeline(&[&[&restore[..], &["--std", "1,2"], &FEW].concat()]).quiet();
-    // What the image has at 0 yields to the caller's own.
+    // The caller's own descriptor 0 replaces that of the image.
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1", "--", "cat"];
     let stages: &[&[&str]] = &[&restore];
     let ran = Pipeline::new(stages).stdin("from the caller").run().ok();
     assert_eq!(ran.text(), "from the caller");
 }
 
-/// FDSize of COMMAND for an image with these numbers, from a start with a large table.
+/// FDSize of COMMAND for an image with these numbers, if fdrestore is started with a large table.
 fn fdsize(numbers: &[u32]) -> u32 {
     let scratch = Scratch::new();
     let specs: Vec<String> = numbers.iter().map(|n| format!("eventfd@{n}")).collect();
@@ -97,7 +97,7 @@ fn a_table_is_the_smallest_that_holds_the_highest_number() {
 
 #[test]
 fn a_table_with_no_room_for_service_descriptors_shrinks_at_the_end() {
-    // One number is left, which the program's own loader needs.
+    // One number is free, which the dynamic loader of the program needs.
     let mut numbers: Vec<u32> = (2..63).collect();
     assert_eq!(fdsize(&numbers), 64);
     numbers.extend(64..128);

@@ -1,5 +1,5 @@
-//! Terminals with programs that are typed to: what ttyctl says of them and does to them, and what
-//! becomes of a controlling terminal.
+//! Terminals and interactive programs: ttyctl, and what becomes of terminals and controlling
+//! terminals in a scan and a restore.
 
 use crate::harness::{MKFD, Pipeline, Scratch, Target, command, pipeline, scan, show, tool, which};
 use crate::rights;
@@ -17,23 +17,24 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// How long a program may take to answer.
+/// The time limit for the answer of a program.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A terminal that we type to and look at, and perhaps a program on it.
+/// The master of a pseudoterminal that a test types to and reads, and perhaps a program on its
+/// slave.
 pub(crate) struct Screen {
     master: fs::File,
     pub(crate) slave: Option<OwnedFd>,
-    /// Its path.
+    /// The path of the slave.
     tty: String,
     seen: Vec<u8>,
-    /// All that was read.
+    /// All bytes that were read from the master.
     all: Vec<u8>,
     pub(crate) child: Option<Child>,
 }
 
 impl Screen {
-    /// A terminal that nobody's session has.
+    /// A terminal that controls no session.
     pub(crate) fn new() -> Screen {
         let size = libc::winsize { ws_row: 20, ws_col: 70, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).expect("a pseudo terminal");
@@ -45,7 +46,7 @@ impl Screen {
         Screen { master, slave, tty, seen: Vec::new(), all: Vec::new(), child: None }
     }
 
-    /// A program that leads a session of its own on a new terminal.
+    /// Starts a program as the leader of a new session on a new terminal.
     fn start(words: &[&str]) -> Screen {
         let mut screen = Screen::new();
         let clone = |fd: &OwnedFd| fd.try_clone().expect("dup");
@@ -67,7 +68,7 @@ impl Screen {
         self.master.write_all(text.as_bytes()).expect("type");
     }
 
-    /// Reads until this text was seen since the last wait.
+    /// Reads until this text has appeared since the last wait.
     #[track_caller]
     pub(crate) fn wait(&mut self, text: &str) {
         let begin = Instant::now();
@@ -83,7 +84,7 @@ impl Screen {
         }
     }
 
-    /// What there is to read within so many milliseconds.
+    /// Reads what arrives within this many milliseconds.
     fn more(&mut self, limit: u16) -> Vec<u8> {
         let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
         poll(&mut polled, limit).expect("poll");
@@ -96,13 +97,13 @@ impl Screen {
         buffer[..got].to_vec()
     }
 
-    /// All that was ever written to it.
+    /// All that was written to the terminal so far.
     pub(crate) fn all(&mut self) -> Vec<u8> {
         while !self.more(0).is_empty() {}
         self.all.clone()
     }
 
-    /// Types a line to a shell, and gives what it says before the next prompt.
+    /// Types a line to a shell, and gives the output up to the next prompt.
     #[track_caller]
     fn ask(&mut self, line: &str) -> String {
         self.type_in(&format!("{line}; echo en''d\r"));
@@ -118,7 +119,7 @@ impl Screen {
         text
     }
 
-    /// What `ttyctl show -J` says of it.
+    /// The output of `ttyctl show -J` for the terminal.
     #[track_caller]
     fn show(&self) -> Value {
         shown(&self.tty)
@@ -128,7 +129,7 @@ impl Screen {
         tty::line(&self.master).expect("its line").c_lflag & flag != 0
     }
 
-    /// The pid of whoever leads the session on it.
+    /// The process id of the leader of the session on the terminal.
     #[track_caller]
     fn leader(&self) -> String {
         let begin = Instant::now();
@@ -140,7 +141,7 @@ impl Screen {
         }
     }
 
-    /// Waits until its settings have, or have not, this flag.
+    /// Waits until this flag of the line settings is set, or clear.
     #[track_caller]
     fn until(&self, flag: u32, on: bool) {
         let begin = Instant::now();
@@ -167,7 +168,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
-        // They are in sessions of their own, and some bear a hang-up.
+        // The processes are in sessions of their own, and some of them ignore SIGHUP.
         for pid in descendants(child.id() as i32) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
@@ -176,14 +177,15 @@ impl Drop for Screen {
     }
 }
 
-/// Waits until a shell has a program of this name in the foreground of its terminal: a signal from
-/// the keyboard goes to that.
+/// Waits until a program of this name is in the foreground of the shell's terminal, where signals
+/// from the keyboard go to it.
 #[track_caller]
 fn has_in_front(shell: &str, name: &str) {
     let begin = Instant::now();
     loop {
         let stat = fs::read_to_string(format!("/proc/{shell}/stat")).expect("a shell");
-        // The foreground group: field 8 of proc_pid_stat(5), and the first is behind the name.
+        // The foreground process group is field 8 of proc_pid_stat(5); the first field here is the
+        // one after the name.
         let front = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(5));
         let comm = fs::read_to_string(format!("/proc/{}/comm", front.unwrap_or_default()));
         if comm.as_ref().is_ok_and(|comm| comm.trim_end() == name) {
@@ -194,7 +196,7 @@ fn has_in_front(shell: &str, name: &str) {
     }
 }
 
-/// Its children, and theirs.
+/// The descendants of a process.
 fn descendants(pid: i32) -> Vec<i32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -210,8 +212,9 @@ fn shown(which: &str) -> Value {
     serde_json::from_slice(&ran.stdout).expect("JSON")
 }
 
-/// A session leader that has a terminal of its own making, and says so; what it keeps of it is in
-/// `keep`, at fixed numbers: slave 5, master 7, /dev/tty 4, a place 6.
+/// Starts a session leader that has made its own terminal, and prints the number of the terminal.
+/// It keeps the descriptors in `keep` open, at fixed numbers: slave 5, master 7, /dev/tty 4, an
+/// O_PATH descriptor 6.
 fn session(keep: &str) -> Target {
     let script = "
 import os, fcntl, struct, termios, time, sys, ctypes
@@ -243,8 +246,8 @@ time.sleep(1000)
     Target::program(&["python3", "-c", script, keep])
 }
 
-/// `fdrestore` as the leader of a new session without a terminal, as COMMAND a shell script that
-/// tells what it finds. Its words, then what fdrestore said.
+/// Runs `fdrestore` as the leader of a new session without a terminal; COMMAND is a shell script
+/// that prints what it finds. Gives its output, and the messages of fdrestore.
 #[track_caller]
 fn restored(file: &str, options: &[&str], script: &str) -> (String, String) {
     let restore = ["setsid", "--wait", "fdrestore", "-i", file, "--inherit", "0,1,2"];
@@ -295,7 +298,7 @@ fn a_number_that_is_taken_is_another_and_paths_follow() {
     let (pid, index) = target.said.split_once(' ').unwrap();
     let file = scratch.file("a.fdi");
     scan(pid, &file);
-    // The old one lives on and keeps its number.
+    // The old terminal still exists and keeps its number.
     let script = "readlink /proc/self/fd/5 /proc/self/fd/6";
     let (said, warned) = restored(&file, &[], script);
     let lines: Vec<&str> = said.lines().collect();
@@ -314,7 +317,7 @@ fn who_leads_no_session_is_told_why_its_terminal_is_not_its_own() {
     let file = scratch.file("a.fdi");
     scan(&pid, &file);
     let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
-    // The suite may have a terminal or none; both have their line, and COMMAND runs.
+    // The suite may have a terminal or none. In both cases there is a message, and COMMAND runs.
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "echo", "ran"];
     let ran = pipeline(&[&restore]).ok();
     assert!(ran.stderr(0).contains("setsid(1)"), "{}", ran.whole());
@@ -347,7 +350,7 @@ fn a_job_from_a_shell_is_refused_with_the_cures_and_goes_on_elsewhere() {
     pipeline(&[&["fdrestore", "-i", &file, "--", "true"]])
         .refuses(125, &["its master is outside the image", "--inherit", "(status 6)"]);
 
-    // On another terminal: descriptors and controlling terminal.
+    // The image is restored on another terminal, with descriptors and controlling terminal.
     let new = Screen::new();
     pipeline(&[
         &["fdimg", "read", &file],
@@ -368,7 +371,7 @@ fn a_job_from_a_shell_is_refused_with_the_cures_and_goes_on_elsewhere() {
     }
     let said = new.ask("tty; echo $((6*7)); readlink /proc/$$/fd/255");
     assert!(said.contains("42") && said.matches(&new.tty).count() >= 2, "{said}");
-    // Job control works there.
+    // Job control works on the new terminal.
     new.type_in("sleep 100\r");
     new.until_foreground("sleep");
     new.type_in("\x1a");
@@ -377,7 +380,7 @@ fn a_job_from_a_shell_is_refused_with_the_cures_and_goes_on_elsewhere() {
 }
 
 impl Screen {
-    /// Waits until the foreground group's command begins so.
+    /// Waits until the command of the foreground process group begins with this text.
     #[track_caller]
     fn until_foreground(&self, command: &str) {
         let begin = Instant::now();
@@ -406,11 +409,11 @@ fn show_says_whose_a_terminal_is_and_what_is_unusual() {
     assert_eq!(members, 4, "{shown}");
     let foreground = holders.iter().filter(|it| it["foreground"] == true).count();
     assert_eq!(foreground, 1);
-    // The suite holds the master.
+    // The suite has the master open.
     let us = i64::from(std::process::id());
     let masters = |it: &&Value| it["masters"].as_array().is_some_and(|it| !it.is_empty());
     assert!(holders.iter().filter(masters).all(|it| it["pid"] == us), "{shown}");
-    // The same of a process, and as text.
+    // The same for a process, and as text.
     assert_eq!(shown_session(&screen.leader()), shown["session"]);
     let text = pipeline(&[&["ttyctl", "show", &screen.tty]]).quiet().text();
     for word in ["session", "bash", "sleep 1001", "20 rows, 70 columns", "tostop", "master"] {
@@ -430,7 +433,7 @@ fn settings_are_saved_and_loaded_and_so_are_those_of_a_scan() {
     let mut vi = Screen::start(&["vi", "-u", "NONE", &scratch.file("text")]);
     vi.until(libc::ICANON, false);
     vi.type_in("ione\x1b");
-    // What a scan of vi says of its terminal, put on another.
+    // The settings of the terminal of vi, from a scan, are loaded on another terminal.
     scan(&vi.leader(), &file);
     pipeline(&[&["fdimg", "read", &file], &["ttyctl", "load", &other.tty]]).quiet();
     assert!(!other.has(libc::ICANON) && !other.has(libc::ECHO));
@@ -438,7 +441,7 @@ fn settings_are_saved_and_loaded_and_so_are_those_of_a_scan() {
     let was: Value = serde_json::from_str(&was).unwrap();
     assert_eq!(was["settings"], other.show()["settings"]);
     assert_eq!(was["size"], other.show()["size"]);
-    // And vi has not noticed.
+    // vi was not disturbed.
     vi.type_in("atwo\x1b:wq\r");
     assert!(vi.ends().success());
     assert_eq!(fs::read_to_string(scratch.file("text")).unwrap(), "onetwo\n");
@@ -502,7 +505,8 @@ fn a_pane_of_tmux_is_shown_and_its_pair_is_one_in_the_image() {
     let holders = shown["holders"].as_array().unwrap();
     let master = holders.iter().find(holder).expect("the server");
     assert_eq!(master["masters"].as_array().unwrap().len(), 1, "{shown}");
-    // In an image of the tree both ends are of one object; the pane's is taken out of nobody's hands.
+    // In an image of the whole tree both ends are one object. The contents of the pane's terminal
+    // are not taken out.
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", "-F", "pty", &server], &["fdimg", "write", &file]]).ok();
     let image = crate::harness::show(&file);
@@ -514,7 +518,7 @@ fn a_pane_of_tmux_is_shown_and_its_pair_is_one_in_the_image() {
         .map(|it| it["object"].to_string())
         .collect();
     assert_eq!(objects.len(), 1, "{image:#}");
-    // less goes on: it has neither lost a key nor seen a signal.
+    // less still works: it has neither lost a key nor received a signal.
     tmux(&["send-keys", "q"]).ok();
     tmux(&["send-keys", "echo $((6*7))", "Enter"]).ok();
     let begin = Instant::now();
@@ -548,7 +552,8 @@ fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
     let sessions: std::collections::BTreeSet<String> =
         image["tasks"].as_array().unwrap().iter().map(|it| it["terminal"].to_string()).collect();
     assert_eq!(sessions.len(), 2, "{image:#}");
-    // Its own terminal is another now; the pair that is whole in the image is not.
+    // The terminal outside the image is replaced; the pseudoterminal with both ends in the image is
+    // not.
     let new = Screen::new();
     let moved = scratch.file("b.fdi");
     pipeline(&[
@@ -565,12 +570,13 @@ fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
         .collect();
     assert!(names.contains(&tty) && names.contains(&new.tty), "{names:?}");
     assert!(!names.contains(&outer.tty), "{names:?}");
-    // And it runs on with both jobs.
+    // The shell still runs with both jobs.
     let jobs = outer.ask("jobs");
     assert!(jobs.contains("Running") && jobs.contains("Stopped"), "{jobs}");
 }
 
-/// A python that has the master of a shell with job control, types to it, and says its pid.
+/// A python program that has the master of a terminal on which a shell with job control runs, types
+/// to the shell, and prints its process id.
 fn emulator(types: &str) -> String {
     let before = "
 import os, pty
@@ -591,7 +597,7 @@ os.read(os.pipe()[0], 1)";
     [before, types, after].concat()
 }
 
-/// A stopped and a running job.
+/// Types a job that is stopped and a job that runs in the background.
 const JOBS: &str = "
 for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001\\n', b'1001'),
                      (b'\x1a', b'Stopped'), (b'sleep 1002 | sleep 1003 &\\n', b'[2]'),
@@ -602,7 +608,8 @@ for line, answer in ((b'stty cols 91 rows 33 erase ^H\\n', b'$ '), (b'sleep 1001
     os.write(master, line); until(answer)
 until(b'$ ')";
 
-/// The processes of a session that are in group and state as those of the jobs of the shell.
+/// Fails unless the processes of a session have the process groups and states of the jobs of the
+/// shell.
 #[track_caller]
 fn has_its_jobs(sid: i32) {
     let field = |pid: i32| {
@@ -627,8 +634,8 @@ fn has_its_jobs(sid: i32) {
     }
 }
 
-/// A tree that runs again on a terminal whose master is descriptor 3 of its first task: in place of
-/// that task something else relays.
+/// A restored tree that runs on a terminal whose master is descriptor 3 of the first task. A relay
+/// between this terminal and two pipes runs in place of that task.
 struct Relayed {
     child: Child,
     stdin: std::process::ChildStdin,
@@ -665,7 +672,7 @@ while True:
         self.stdin.write_all(text.as_bytes()).expect("type");
     }
 
-    /// Reads until this text was seen since the last wait; all that was.
+    /// Reads until this text has appeared since the last wait, and gives all output since then.
     #[track_caller]
     fn wait(&mut self, text: &str) -> String {
         let mut buffer = [0; 4096];
@@ -712,16 +719,16 @@ fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along()
     let words: Vec<&str> = said.split_whitespace().collect();
     let end = words.iter().rposition(|&word| word == "end").unwrap();
     let shell = words[end - 1].parse().unwrap();
-    // It is in the foreground, or it could not have asked.
+    // The shell is in the foreground, since otherwise stty would have been stopped.
     has_its_jobs(shell);
-    // It has job control, and a signal from the keyboard goes to the job alone.
+    // The shell has job control, and a signal from the keyboard goes to the job alone.
     relayed.type_in("sleep 1000\n");
     has_in_front(&shell.to_string(), "sleep");
     relayed.type_in("\x03echo still the''re\n");
     relayed.wait("still there");
 }
 
-/// A job of two in the foreground.
+/// Types a foreground job of two processes.
 const BUSY: &str = "
 os.write(master, b'cat | cat\\n')
 until(b'cat | cat')
@@ -740,7 +747,7 @@ fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     drop(target);
-    // A job that only holds would never end: COMMAND does not wait for it.
+    // A job that fdrestore holds would never end, so COMMAND does not wait for it.
     let mut held = Screen::new();
     let key = format!("{}=0", link.display());
     let hold = ["fdrestore", "--tree", "-i", &shell, "--inherit", &key, "--", "echo", "run"];
@@ -750,7 +757,7 @@ fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped
     drop(held);
     for (end, jobs) in [("\x04", 0), ("\x03", 0), ("\x1a", 2)] {
         let mut relayed = Relayed::restore(&file);
-        // The job has it, and no shell is in its way.
+        // The job has the terminal, and the shell does not read from it.
         relayed.type_in("hello\n");
         let said = relayed.wait("hello\r\nhello\r\n");
         assert!(!said.contains('$'), "{said}");
@@ -763,7 +770,7 @@ fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped
         let last = words.iter().rposition(|&word| word == "end").unwrap();
         let shell: i32 = words[last - 1].parse().unwrap();
         assert_eq!(descendants(shell).len(), jobs, "{said}");
-        // It has job control of its own.
+        // The new shell has job control.
         relayed.type_in("sleep 1000\n");
         has_in_front(&shell.to_string(), "sleep");
         relayed.type_in("\x03echo still the''re\n");
@@ -774,7 +781,7 @@ fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped
 /// SIGHUP and SIGCONT: signal n is bit n - 1.
 const HANG_UP: u64 = 1 | 1 << 17;
 
-/// Which of them are pending, by /proc/PID/status of a process that blocks both.
+/// Which of these signals are pending, from /proc/PID/status of a process that blocks both.
 #[track_caller]
 fn hang_ups(status: &str) -> u64 {
     let mask = |key: &str| {
@@ -790,7 +797,8 @@ fn hang_ups_of(pid: &str) -> u64 {
     hang_ups(&fs::read_to_string(format!("/proc/{pid}/status")).expect("a status"))
 }
 
-/// A tool that leads a session of its own and blocks both; with `own` one is pending already.
+/// The command line of a tool that leads a session of its own and blocks both signals. With `own` a
+/// SIGHUP is pending already.
 fn blocked(own: bool, words: &[&str]) -> Vec<String> {
     let script = "
 import os, signal, sys
@@ -804,8 +812,9 @@ os.execvp(sys.argv[2], sys.argv[2:])
     python.iter().chain(&words[1..]).map(|&word| word.to_owned()).collect()
 }
 
-/// Blocks both and leads a session, of whose terminal something waits; a child of it leads another,
-/// whose terminal no descriptor names. Both have a slave that has hung up.
+/// A session leader that blocks both signals, with unread input and output on its terminal, and a
+/// child that leads another session and has only the master of its terminal open. Both have a slave
+/// that has hung up.
 const HUNG: &str = "
 import fcntl, os, signal, termios, time
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGCONT})
@@ -827,7 +836,7 @@ print(os.getpid(), child, flush=True)
 time.sleep(1000)
 ";
 
-/// The two session leaders of [`HUNG`].
+/// The process ids of the two session leaders of [`HUNG`].
 struct Leaders(Vec<String>);
 
 impl Leaders {
@@ -836,7 +845,8 @@ impl Leaders {
         Leaders(target.said.split_whitespace().map(str::to_owned).collect())
     }
 
-    /// Looks at what waits in their terminals, and gives what signals are pending then.
+    /// Scans both with the contents of their terminals, and gives the signals that are pending
+    /// then.
     #[track_caller]
     fn scan(&self, file: &str) -> Vec<u64> {
         let scan = ["fdscan", "--freeze", "--data", "-t", "-F", "pty", &self.0[0]];
@@ -894,7 +904,7 @@ fn a_hang_up_of_the_users_own_is_not_taken_away() {
     let words = blocked(true, &[&restore[..], &["cat", "/proc/self/status"]].concat());
     let ran = pipeline(&[&words.iter().map(String::as_str).collect::<Vec<_>>()]).ok();
     assert_eq!(hang_ups(&ran.text()), 1, "{}", ran.whole());
-    // COMMAND of `open` is a child here, to which ours is handed on.
+    // COMMAND of `open` runs in a child here, to which ttyctl forwards its pending SIGHUP.
     let mut screen = Screen::new();
     let script = "import signal; signal.sigwait([signal.SIGHUP]); print('HUP')";
     let words = blocked(true, &["ttyctl", "open", &screen.tty, "--", "python3", "-c", script]);
@@ -974,7 +984,7 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_shell_that_runs_fdresto
         assert_ne!(inner, outer, "{said}");
         assert_eq!(screen.leader(), outer);
         assert!(screen.ask("sleep 1000 & jobs").contains("Running"));
-        // It gives the terminal to its jobs and takes it back.
+        // The shell makes its jobs the foreground process group, and itself again afterwards.
         screen.type_in("sleep 1001\r");
         screen.until_foreground("sleep 1001");
         screen.type_in("\x1a");
@@ -987,8 +997,8 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_shell_that_runs_fdresto
     }
 }
 
-/// A program is scanned with its terminal as `file`, typed to, and ends. The settings of the
-/// terminal at the scan.
+/// Scans a program with its terminal to `file`, types to it, and waits for its end. Gives the line
+/// settings at the scan.
 #[track_caller]
 fn scan_with_terminal(mut screen: Screen, file: &str, typed: &str) -> Value {
     let size = libc::winsize { ws_row: 31, ws_col: 81, ws_xpixel: 0, ws_ypixel: 0 };
@@ -1000,8 +1010,8 @@ fn scan_with_terminal(mut screen: Screen, file: &str, typed: &str) -> Value {
     assert!(!screen.has(libc::ECHO) && was["size"]["rows"] == 31);
     pipeline(&[&["fdscan", "-t", "--data", &leader], &["fdimg", "write", file]]).quiet();
     assert_eq!(screen.show(), was);
-    // The terminal is the program's own in both ways, or this would not reach it; and it puts back
-    // what it found when it was started.
+    // The program still gets the input, so it has the terminal as before; at its end it sets the
+    // line settings that it found at its start.
     screen.type_in(typed);
     assert!(screen.ends().success());
     screen.until(libc::ICANON, true);
@@ -1009,9 +1019,9 @@ fn scan_with_terminal(mut screen: Screen, file: &str, typed: &str) -> Value {
     was["settings"].clone()
 }
 
-/// The image of a program that leads the session on its terminal comes back on another: held, to see
-/// what the terminal is before any program touches it; then with the program run again. The size is
-/// the one that the other terminal has.
+/// Restores the image of a session leader on another terminal: first without running the program,
+/// to check the terminal before a program changes it, then with the program. The size is that of
+/// the other terminal.
 #[track_caller]
 fn on_another_terminal(file: &str, moved: &str, was: &Value) -> Screen {
     let restore = |screen: &mut Screen, option: &[&str]| {
@@ -1036,7 +1046,7 @@ fn on_another_terminal(file: &str, moved: &str, was: &Value) -> Screen {
     assert_eq!((&shown["settings"], &shown["size"]["rows"]), (was, &20.into()));
     let leads = |key: &str| shown[key].as_i64() == leader.parse().ok();
     assert!(leads("session") && leads("foreground"), "{shown}");
-    // What is typed meanwhile waits for whoever reads, and is not echoed.
+    // Input that is typed now is queued and not echoed.
     held.type_in("x");
     let mut polled = [PollFd::new(held.master.as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut polled, 200_u16), Ok(0), "an echo");
@@ -1052,7 +1062,7 @@ fn vi_is_scanned_unsaved_and_another_goes_on_as_it_on_another_terminal() {
     let scratch = Scratch::new();
     let (file, moved, text) = (scratch.file("a.fdi"), scratch.file("b.fdi"), scratch.file("text"));
     let written = || fs::read_to_string(&text).unwrap_or_default();
-    // Without a swap file, which would go away with the first one.
+    // vi runs without a swap file, which the first vi would remove.
     let mut vi = Screen::start(&["vi", "-u", "NONE", "-n", &text]);
     vi.until(libc::ICANON, false);
     vi.type_in("ione");
@@ -1067,7 +1077,7 @@ fn vi_is_scanned_unsaved_and_another_goes_on_as_it_on_another_terminal() {
     vi.type_in("Athree\x1b:wq\r");
     assert!(vi.ends().success());
     assert_eq!(written(), "onetwothree\n");
-    // It was started on a terminal that was raw already, and that is what it puts back.
+    // The second vi was started on a terminal in raw mode, and restores that mode at its end.
     assert_eq!(vi.show()["settings"], was);
 }
 
@@ -1094,7 +1104,8 @@ fn less_is_scanned_and_another_goes_on_as_it_on_another_terminal() {
     assert_eq!(less.show()["settings"], was);
 }
 
-/// A program on a terminal of 31 rows and 81 columns, whose master a python has as 3.
+/// A program on a terminal of 31 rows and 81 columns, whose master is descriptor 3 of a python
+/// program.
 const WINDOW: &str = "
 import fcntl, os, pty, struct, sys, termios
 pid, master = pty.fork()
@@ -1130,7 +1141,7 @@ fn a_raw_terminal_comes_back_with_its_size_where_its_master_does() {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     drop(target);
-    // Held: what is seen is nobody's doing but fdrestore's.
+    // The tree is held, so no program has changed the terminal after fdrestore.
     let mut held = command(&["fdrestore", "--tree", "-i", &file])
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
@@ -1151,7 +1162,7 @@ fn a_raw_terminal_comes_back_with_its_size_where_its_master_does() {
     assert_eq!(held.wait().unwrap().code(), Some(143));
 
     let mut relayed = Relayed::restore(&file);
-    // vi has all rows: its last but one has a tilde, as those without a line have.
+    // vi uses all rows: the last but one shows a tilde, as rows after the end of the text do.
     relayed.wait("\x1b[30;1H~");
     relayed.type_in("ione\x1b:wq\r");
     assert!(relayed.child.wait().unwrap().success());
@@ -1169,7 +1180,8 @@ fn open_gives_a_command_a_terminal_as_its_own() {
     screen.wait(&screen.tty.clone());
     screen.wait("20 70");
     screen.wait("in front");
-    // Not only of a shell's job, which leads a group, but also of what leads none.
+    // `open` works for a process that leads its process group, as a job of a shell does, and for
+    // one that does not.
     let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
     let line = format!("{ttyctl} open {} -- sh -c 'exit 9'; exit $?", screen.tty);
     assert_eq!(pipeline(&[&["sh", "-c", &line]]).status(0), 9);
@@ -1187,7 +1199,8 @@ fn open_new_relays_and_puts_the_terminal_back() {
     let inner = screen.ask("tty").split_whitespace().last().unwrap().to_owned();
     assert!(inner.starts_with("/dev/pts/") && inner != outer, "{inner} {outer}");
     assert!(screen.ask("stty size").contains("20 70"));
-    // A new size goes in, ^C goes to what runs there, and its terminal has echo while ours has not.
+    // A new size is forwarded, ^C goes to the program on the inner terminal, and that terminal has
+    // echo while the outer one has not.
     let size = libc::winsize { ws_row: 31, ws_col: 81, ws_xpixel: 0, ws_ypixel: 0 };
     tty::set_winsize(&screen.master, &size).unwrap();
     let begin = Instant::now();
@@ -1212,7 +1225,7 @@ fn a_signal_to_open_new_puts_the_terminal_back_and_is_told() {
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
         let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
         screen.ask("true");
-        // An interactive shell ignores SIGTERM; its terminal goes all the same.
+        // An interactive shell ignores SIGTERM, but gets a hangup of its terminal.
         screen.type_in(&format!("{ttyctl} open --new -- bash --norc --noediting\r"));
         screen.until(libc::ICANON, false);
         let inner = screen.ask("tty").split_whitespace().last().unwrap().to_owned();
@@ -1295,7 +1308,8 @@ fn another_users_terminal_is_refused_whatever_its_permissions() {
     use std::os::unix::fs::PermissionsExt;
     let scratch = Scratch::new();
     let copy = scratch.file("ttyctl-copy");
-    // By another process: who forks here meanwhile would have it open for writing.
+    // Another process makes the copy: a child that another test forks meanwhile would have the copy
+    // open for writing.
     pipeline(&[&["cp", &crate::harness::tool("ttyctl").to_string_lossy(), &copy]]).ok();
     fs::set_permissions(scratch.dir(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
@@ -1371,7 +1385,7 @@ fn a_record_that_lies_is_refused_and_nothing_is_made() {
     }
 }
 
-/// The image with this key of every body set to that, wherever it stands in it.
+/// The image with this key set to this value, wherever it occurs in a body.
 fn forged(bytes: &[u8], key: &str, to: &serde_cbor::Value) -> Vec<u8> {
     use fdkit::image::{Item, Reader, Writer};
     use serde_cbor::Value::{self, Map, Text};

@@ -1,4 +1,4 @@
-//! fdrestore --tree: real trees of processes come back as they were, or nothing does.
+//! fdrestore --tree: real process trees are restored as they were, or no process is left.
 
 use crate::errors::forged;
 use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, tool, which};
@@ -18,10 +18,10 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything may take here.
+/// The time limit for everything in these tests.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Waits until this holds.
+/// Waits until the condition holds.
 #[track_caller]
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -31,7 +31,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The state of a process, as in /proc/PID/stat; none if it is gone.
+/// The state of a process in /proc/PID/stat; none if the process does not exist.
 fn state(pid: i32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(") ").next()?.chars().next()
@@ -55,7 +55,7 @@ fn descendants(pid: i32) -> Vec<i32> {
     all
 }
 
-/// The numbers that a process has open, and what each is.
+/// The open descriptors of a process, and what readlink(2) shows of each.
 fn open(pid: i32) -> Vec<(u32, String)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let mut open: Vec<(u32, String)> = entries
@@ -75,15 +75,15 @@ fn fdsize(pid: i32) -> u64 {
     line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
 }
 
-/// Processes that are scanned: all end with this.
+/// A process tree to scan; all processes are killed when this is dropped.
 struct Grove {
     child: Child,
     pid: i32,
 }
 
 impl Grove {
-    /// A command as the leader of a session, with /dev/null at 0, 1 and 2 and nothing else, once
-    /// it has so many living descendants, itself included, and all of them rest.
+    /// Starts a command as a session leader with /dev/null at 0, 1 and 2 and no other descriptor.
+    /// Waits until it has this many living descendants, including itself, and all of them sleep.
     #[track_caller]
     fn new(words: &[&str], count: usize) -> Grove {
         let child = Command::new(MKFD)
@@ -133,15 +133,15 @@ impl Drop for Grove {
     }
 }
 
-/// A tree that fdrestore holds: all end with this.
+/// A restored tree that fdrestore holds; all processes are killed when this is dropped.
 struct Held {
     child: Child,
-    /// The process ids before and now.
+    /// The process ids in the image, and the new ones.
     pids: Vec<(i32, i32)>,
 }
 
 impl Held {
-    /// Restores a tree from an image, with these options. What it says, if it fails.
+    /// Restores a tree from an image with these options. Gives status and messages if that fails.
     fn restore(image: &[u8], options: &[&str]) -> Result<Held, (Option<i32>, String)> {
         let count = Image::load(image).map_or(0, |image| image.tasks.len());
         let mut child = Command::new(MKFD)
@@ -176,13 +176,13 @@ impl Held {
         Err((status, held.said()))
     }
 
-    /// Restores it, and it has nothing to say.
+    /// Restores a tree, which must succeed without a message.
     #[track_caller]
     fn quiet(image: &[u8], options: &[&str]) -> Held {
         Held::restore(image, options).unwrap_or_else(|(status, said)| panic!("{status:?}: {said}"))
     }
 
-    /// What fdrestore said, once it has ended.
+    /// The messages of fdrestore after its end.
     fn said(&mut self) -> String {
         let mut text = String::new();
         let err = self.child.stderr.take();
@@ -210,7 +210,8 @@ impl Held {
         self.is_small(image);
     }
 
-    /// Each table is the smallest, holds nothing else, and its task is named as holding.
+    /// Fails unless each table has the recorded numbers only and the smallest size, and each
+    /// process has the title of a held task.
     #[track_caller]
     fn is_small(&self, image: &[u8]) {
         let image = Image::load(image).expect("an image");
@@ -233,7 +234,7 @@ impl Held {
         }
     }
 
-    /// Ends it by this signal to fdrestore; its status, once all are gone.
+    /// Sends this signal to fdrestore, waits until no process is left, and gives the status.
     #[track_caller]
     fn end(mut self, signal: Signal) -> (Option<i32>, String) {
         kill(self.chief(), signal).expect("it is there");
@@ -259,7 +260,8 @@ impl Drop for Held {
     }
 }
 
-/// A tree, its image once it has ended, and the same tree again: equal, and gone when told to be.
+/// Scans a tree, ends it, restores it, compares it with the image, and ends it by SIGTERM. Gives
+/// the image.
 #[track_caller]
 fn comes_back(grove: Grove) -> Vec<u8> {
     let image = grove.scan();
@@ -268,7 +270,7 @@ fn comes_back(grove: Grove) -> Vec<u8> {
     held.is_as(&image);
     let (status, said) = held.end(Signal::SIGTERM);
     assert_eq!((status, said.as_str()), (Some(143), ""));
-    // A death that nobody can prepare for.
+    // fdrestore cannot handle SIGKILL.
     Held::quiet(&image, &[]).end(Signal::SIGKILL);
     image
 }
@@ -286,7 +288,7 @@ fn jobs_in_groups_of_their_own_come_back_without_their_leaders_too() {
                 (sleep 1006; true) & sleep 0 | sleep 1007 & wait";
     let image = comes_back(Grove::new(&["bash", "-c", jobs], 9));
     let image = Image::load(&image[..]).unwrap();
-    // Two groups have lost their leader.
+    // The leaders of two process groups have ended.
     let led = |pgid: i32| image.tasks.iter().any(|task| task.pid == pgid);
     assert_eq!(image.tasks.iter().filter(|task| !led(task.pgid)).count(), 3);
 }
@@ -307,9 +309,9 @@ fn groups_without_their_leaders_have_the_ids_they_had() {
     held.end(Signal::SIGTERM);
 }
 
-/// A server that forks its workers: a listening socket, a pipe and an epoll are inherited by all,
-/// and each has a socket pair to its parent and a file of its own. Restored and run again, each
-/// process finds its descriptors and goes on.
+/// A server that forks workers. They inherit a listening socket, a pipe and an epoll instance, and
+/// each has a socket pair to its parent and a file of its own. After a restore each process finds
+/// its descriptors and continues.
 const PREFORK: &str = "
 import os, select, signal, socket, sys, time
 path, workers = sys.argv[1], int(sys.argv[2])
@@ -357,7 +359,8 @@ fn a_prefork_servers_tree_comes_back() {
     held.end(Signal::SIGTERM);
 }
 
-/// A server of PREFORK with three workers runs again, and each of the four answers a caller.
+/// Restores a PREFORK server with three workers by --respawn; each of the four processes must
+/// answer a client.
 #[track_caller]
 fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> S) {
     fs::write(file, image).unwrap();
@@ -367,10 +370,10 @@ fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> 
     let mut answers = BTreeSet::new();
     until("each of the workers answers", || {
         let mut answer = String::new();
-        // One that was stopped may have taken the call.
+        // A process that is stopped may have accepted the connection.
         if connect().read_to_string(&mut answer).is_ok() {
             let pid: i32 = answer.parse().expect("a pid");
-            // Those that have answered stop, so that the others have to.
+            // Processes that have answered are stopped, so that the others have to answer.
             if answers.insert(pid) && answers.len() < 4 {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
             }
@@ -381,7 +384,7 @@ fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> 
     assert_eq!(answers, workers);
 }
 
-/// How long an answer is waited for.
+/// The time limit for an answer.
 const PATIENCE: Option<Duration> = Some(Duration::from_millis(500));
 
 #[test]
@@ -411,7 +414,7 @@ fn workers_behind_a_port_come_back_and_go_on_serving() {
     drop(grove);
     let refused = TcpStream::connect(("127.0.0.1", port)).expect_err("it is closed");
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
-    // Held, it listens already, and a caller waits in its queue.
+    // The held tree listens already, and a connection waits in the queue of the socket.
     let held = Held::quiet(&image, &[]);
     held.is_as(&image);
     drop(TcpStream::connect(("127.0.0.1", port)).expect("it listens"));
@@ -438,11 +441,11 @@ fn a_shared_table_within_a_tree_comes_back_and_its_children_inherit() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let mkfd = format!("{MKFD} make --share 2 --dir {} pipe@5,6:data=x eventfd@9", scratch.dir());
-    // The shell's own pipes and files go to all below it.
+    // All descendants inherit the pipes and files of the shell.
     let script =
         format!("exec 7</dev/zero 8>>{}; {mkfd} & {mkfd} | sleep 1000 & wait", scratch.file("log"));
     comes_back(Grove::sh(&script, 8));
-    // Children of a task that shares a table: they have tables of their own.
+    // Children of a task that shares a table have tables of their own.
     let script = "import ctypes, os, signal
 libc = ctypes.CDLL(None)
 r, w = os.pipe(); os.write(w, b'all have it')
@@ -510,8 +513,8 @@ while True: signal.pause()";
 #[test]
 fn tables_of_any_shape_are_the_smallest_in_each_task() {
     let Some(python) = python() else { skip!("python3 is missing") };
-    // Of the numbers of a task its child keeps every other one, and so on: what is passed on, what
-    // is not, and what is new stand side by side, and there is no room below the highest.
+    // Each child keeps every other number of its parent: inherited numbers, closed numbers and new
+    // ones alternate, and below the highest number no number is free.
     let script = "import os, signal, sys
 top, depth = int(sys.argv[1]), int(sys.argv[2])
 for n in range(3, top + 1): os.dup2(os.open('/dev/zero', 0) if n % 7 else 0, n)
@@ -551,7 +554,8 @@ fn a_task_of_another_user_comes_back_as_that_user() {
 fn root_below_another_user_is_gone_with_fdrestore_too() {
     may!(rights::other_user());
     let Some(python) = python() else { skip!("python3 is missing") };
-    // The signal of a dying parent is its own, and may not reach a child of root's.
+    // The parent of the child runs as another user, so its death sends no signal to the child,
+    // which runs as root.
     let script = "import os, signal
 r, w = os.pipe()
 if os.fork() == 0:
@@ -607,7 +611,7 @@ while True: signal.pause()";
         let said = format!("its working directory {} is not there", scratch.file("gone"));
         ran.refuses(6, &[&said]);
     }
-    // What only holds its descriptors does no harm elsewhere.
+    // A process that is only held may be in another directory.
     let held = Held::quiet(&image, &[]);
     let (_, said) = held.end(Signal::SIGTERM);
     assert!(said.contains("its working directory"), "{said}");
@@ -667,7 +671,7 @@ fn a_program_runs_with_no_more_rights_than_it_had() {
     let ran = Pipeline::new(&[&[&less[..], &restore].concat()]).stdin(&*image).run();
     ran.refuses(6, &["it cannot run as before, and would have rights that it had not"]);
     may!(rights::user_namespace());
-    // There is no such user there, which only the attempt shows.
+    // The user does not exist in that namespace, which only the attempt shows.
     let ran = Pipeline::new(&[&[&["unshare", "-r"][..], &restore].concat()]).stdin(&*image).run();
     ran.refuses(7, &["it cannot run as before", "its group ids"]);
 }
@@ -717,8 +721,9 @@ wait()";
     comes_back(Grove::new(&[python, "-c", script], 3));
 }
 
-/// A pipe's end waits in the queue of a socket pair: parent and child have both ends of the pair, the
-/// parent alone the other end of the pipe. Run again, the child takes it, and tells what it says.
+/// One end of a pipe is queued in a socket pair. Parent and child have both sockets, and only the
+/// parent has the other end of the pipe. After a restore the child receives the queued end and
+/// writes down what it reads from it.
 const QUEUED: &str = "
 import array, os, signal, socket, sys
 try:
@@ -768,13 +773,13 @@ fn a_descriptor_that_waits_in_a_queue_comes_back_in_a_tree() {
     let _restored = Grove::new(&restore, 3);
     let whole = "b'with it' 1 b'from the pipe'";
     until("the child has what waited", || fs::read_to_string(&told).is_ok_and(|it| it == whole));
-    // Two tasks of one table, as the fixture makes them.
+    // Two tasks that share a table, made by the fixture.
     let spec = "socketpair@5,6:scm=pipe,data=x";
     let make = [MKFD, "make", "--close-std", "--share", "2", "--dir", scratch.dir(), spec];
     comes_back(Grove::new(&make, 3));
 }
 
-/// The image of a pipeline of a shell, whose tasks are (shell, cat, cat), with records changed.
+/// The image of a shell with a pipeline: the tasks are the shell, cat, cat and two of sleep.
 fn pipeline_image() -> Vec<u8> {
     Grove::sh("cat /dev/zero | cat | sleep 1000 & sleep 1001 & wait", 5).scan()
 }
@@ -789,14 +794,14 @@ fn tasks(items: &mut [Item]) -> Vec<&mut fdkit::image::Task> {
         .collect()
 }
 
-/// Takes out the slots of tables that no task has any more.
+/// Removes the slots of tables that no task has any more.
 fn without_strays(items: &mut Vec<Item>) {
     let tables: Vec<u32> = tasks(items).iter().map(|task| task.table.id).collect();
     items.retain(|item| !matches!(item, Item::Slot(slot) if !tables.contains(&slot.table)));
 }
 
-/// Refused with this status and one line that holds this, with and without --dry-run, and nothing
-/// of it is left.
+/// Fails unless a restore is refused with this status and one line that contains this text, with
+/// and without --dry-run, and leaves no process.
 #[track_caller]
 fn is_refused(image: &[u8], start: &[&str], status: i32, text: &str) {
     let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
@@ -809,7 +814,7 @@ fn is_refused(image: &[u8], start: &[&str], status: i32, text: &str) {
     }
 }
 
-/// Ends a grove, once nobody has its pids any more.
+/// Ends a tree, and waits until its process ids are free.
 #[track_caller]
 fn end_and_free(grove: Grove) {
     let all = grove.all();
@@ -826,7 +831,7 @@ fn a_tree_comes_back_with_the_pids_it_had() {
     let mut pids = grove.all();
     let image = grove.scan();
     let same: &[&str] = &["--same-pids"];
-    // As long as it runs there is no second, and it runs on.
+    // While the tree runs it cannot be restored a second time, and it continues to run.
     let (status, said) = Held::restore(&image, same).err().expect("a refusal");
     assert_eq!(status, Some(6), "{said}");
     let taken = "its process id is taken (--same-pids)";
@@ -852,7 +857,7 @@ fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
     let grove = Grove::sh("sleep 1001 | sleep 1002 & sleep 1003 & wait", 4);
     let image = grove.scan();
     end_and_free(grove);
-    // A group whose leader is gone: no process has this id, and yet it is nobody's to take.
+    // A process group without a leader: no process has its id, but the id cannot be used.
     let group = Grove::new(&["bash", "-c", "set -m; true | sleep 1004 & wait"], 2);
     let stat = fs::read_to_string(format!("/proc/{}/stat", group.all()[1])).unwrap();
     let pgid = stat.rsplit(") ").next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
@@ -874,7 +879,7 @@ fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
 fn pids_are_not_chosen_without_the_capability() {
     may!(rights::less("-sys_admin,-checkpoint_restore"));
     let scratch = Scratch::new();
-    // What this process itself has not got cannot be asked for, so the tree has less as well.
+    // This process cannot give capabilities that it has not, so the tree has none of them, either.
     let less = ["setpriv", "--bounding-set=-sys_admin,-checkpoint_restore"];
     let grove = Grove::new(&[&less[..], &["sh", "-c", "sleep 1001 & wait"]].concat(), 2);
     let file = scratch.file("a.fdi");
@@ -887,11 +892,12 @@ fn pids_are_not_chosen_without_the_capability() {
         let ran = pipeline(&[&words]).refuses(4, &["--same-pids", "CAP_CHECKPOINT_RESTORE"]);
         assert_eq!(ran.in_one_line().text(), "");
     }
-    // With other pids it is nobody's business.
+    // New process ids need no capability.
     pipeline(&[&[&restore[..], &["-n"]].concat()]).ok();
 }
 
-/// What is changed in the tasks of an image, and how that is refused.
+/// What is changed in the tasks of an image, and how the restore refuses the image: status and
+/// text.
 type Forgery = (&'static str, fn(Vec<&mut fdkit::image::Task>), i32, &'static str);
 
 const FORGED: &[Forgery] = &[
@@ -912,7 +918,8 @@ const FORGED: &[Forgery] = &[
     (
         "a session of nobody",
         |mut tasks| {
-            // The first may come from a session outside, and bring members of it along.
+            // The first task may belong to a session outside the image, together with other members
+            // of that session.
             (tasks[1].sid, tasks[1].pgid) = (77, 77);
             (tasks[2].sid, tasks[2].pgid) = (78, 78);
         },
@@ -977,7 +984,7 @@ fn a_table_across_branches_and_numbers_that_come_twice_are_refused() {
         without_strays(items);
     });
     is_refused(&across, &[], 6, "no parent or sibling of it");
-    // The checker of fdimage(5) forbids what no writer does, so this is made by hand.
+    // No tool writes such an image, so it is made here.
     let twice = |items: &mut Vec<Item>| {
         let slot = items.iter().rposition(|item| matches!(item, Item::Slot(_))).unwrap();
         let again = items[slot].clone();
@@ -994,7 +1001,7 @@ os.dup2(0, 99)
 if os.fork() == 0: os.dup2(0, 700)
 while True: signal.pause()";
     let image = Grove::new(&[python, "-c", script], 2).scan();
-    // The last number that there can be, and the first that there cannot.
+    // The limits just permit, or do not permit, the highest number.
     for (limit, fits) in [("701", true), ("700", false), ("100", false)] {
         let start = ["sh", "-c", "ulimit -n \"$0\"; exec \"$@\"", limit];
         if !fits {
@@ -1007,7 +1014,7 @@ while True: signal.pause()";
             let stages: &[&[&str]] =
                 &[&[&start[..], &restore, &["--", "grep", "FDSize", "/proc/self/status"]].concat()];
             let ran = Pipeline::new(stages).stdin(&image[..]).run();
-            // A range of its own beyond the highest number has no room there.
+            // There is no room for the range of this policy above the highest number.
             match policy {
                 "task" => drop(ran.refuses(125, &["no room", "(status 6)"]).in_one_line()),
                 _ => drop(ran.ok()),
@@ -1025,7 +1032,8 @@ while True: signal.pause()";
     is_refused(&far, &[], 6, "2147483647 is above the hard limit");
 }
 
-/// A root with `inherited` eventfds, and `count - 1` children that have them too and one pipe more.
+/// An image of a task with `inherited` eventfds, and of `count - 1` children that inherit them and
+/// have one pipe more.
 fn wide(count: usize, inherited: usize) -> Vec<u8> {
     let python = python().expect("python3");
     let script = "import os, signal, sys
@@ -1051,7 +1059,7 @@ while True: signal.pause()";
                 items.push(Item::Slot(slot));
             }
         }
-        // Contents, if any, come last.
+        // Contents come last in an image.
         items.sort_by_key(|item| matches!(item, Item::Data(_)));
     })
 }
@@ -1082,7 +1090,7 @@ while True: signal.pause()";
     }
 }
 
-/// The processes that run this program, dead ones aside.
+/// The living processes that run this program.
 fn running(exe: &str) -> Vec<i32> {
     let pids = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -1092,7 +1100,7 @@ fn running(exe: &str) -> Vec<i32> {
     pids.filter(runs).collect()
 }
 
-/// Numbers without an order.
+/// A pseudorandom number generator.
 struct Chance(u64);
 
 impl Chance {
@@ -1109,8 +1117,8 @@ impl Chance {
     }
 }
 
-/// A tree with all that a tree can have: groups without leaders, sessions, shared tables, stopped
-/// tasks, pipes between brothers and to cousins.
+/// An image of a tree with process groups without leaders, sessions, shared tables, stopped tasks,
+/// and pipes between siblings and more distant relatives.
 fn forest(scratch: &Scratch) -> Vec<u8> {
     let make = format!("{MKFD} make --share 2 --dir {}", scratch.dir());
     let jobs = format!(
@@ -1139,7 +1147,7 @@ fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
         let mut command = command(&restore);
         let mut chief = command.stdout(out).stderr(Stdio::piped()).spawn().unwrap();
         let pid = chief.id() as i32;
-        // One in ten rounds it is fdrestore itself.
+        // In one of ten rounds fdrestore itself gets the signal.
         let (at_chief, gently) = (round % 10 == 9, round % 20 == 19);
         let wait = Duration::from_micros(chance.below(60_000));
         let begin = Instant::now();
@@ -1159,7 +1167,8 @@ fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
         let mut lines = BufReader::new(chief.stdout.take().unwrap()).lines();
         let told = lines.by_ref().take(count).count();
         if told == count {
-            // It was late: the others hold on until they are told otherwise.
+            // The signal came late: everything is restored, and the other processes are held until
+            // fdrestore is told to end.
             late += 1;
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
@@ -1182,7 +1191,7 @@ fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
     assert!(early > 10, "nobody was killed in the middle: {early} early, {late} late");
 }
 
-/// In the middle one task is stopped, so that all others come to rest where they wait for it.
+/// During the restore one task is stopped, so that all others sleep until it continues.
 #[test]
 fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wants() {
     needs!(which("bash").is_some(), "bash is missing");
@@ -1202,7 +1211,7 @@ fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wan
     let mut chance = Chance::new();
     for (root, services) in [(&[][..], 1), (&["--root", "/"], 2)] {
         let (mut rounds, mut middles, mut looked) = (0, 0, 0);
-        // Where all are restored already, what is ours is gone already.
+        // If everything is restored already, the service descriptors are closed already.
         while middles < 10 {
             rounds += 1;
             assert!(rounds <= 200, "{middles} in the middle, {looked} tables, {root:?}");
@@ -1226,7 +1235,8 @@ fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wan
                 std::thread::sleep(Duration::from_millis(10));
                 let all = descendants(pid);
                 let now: Vec<_> = all.iter().map(|&pid| (pid, open(pid), state(pid))).collect();
-                // Who stood in for a leader may be dead already, and unseen by one that is stopped.
+                // The placeholder of a group leader may have ended already, and its parent may be
+                // the stopped task.
                 let rest = now.iter().all(|(.., state)| matches!(state, Some('S' | 'T' | 'Z')));
                 rest && std::mem::replace(&mut before, now.clone()) == now
             });
@@ -1245,11 +1255,10 @@ fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wan
             let table = |old: &i32| {
                 image.tasks.iter().find(|task| task.pid == *old).map(|task| task.table.id)
             };
-            // What is on its way in the table of the one that was stopped, is in the same table of
-            // others.
+            // The tasks that share the table of the stopped task see its unfinished table.
             let stopped = old.get(&victim).and_then(table);
             for (pid, open, _) in before.iter().filter(|_| !late) {
-                // Not all are tasks: some stand in for the leader of a group.
+                // Not all processes are tasks: some are placeholders of group leaders.
                 let Some(old) = old.get(pid) else { continue };
                 if table(old) == stopped {
                     continue;
@@ -1279,7 +1288,7 @@ fn a_tree_ends_where_one_of_it_ends() {
     kill(Pid::from_raw(leaves[0]), Signal::SIGKILL).unwrap();
     until("it is dead", || is_gone(leaves[0]));
     assert!(leaves[1..].iter().all(|&pid| !is_gone(pid)) && !is_gone(root));
-    // Those below it end with it, and fdrestore with the last of all.
+    // The descendants of the first task end with it, and fdrestore ends after the last process.
     kill(Pid::from_raw(root), Signal::SIGKILL).unwrap();
     held.are_gone();
     let chief = held.chief();

@@ -1,5 +1,5 @@
-//! What waits in pseudo terminals: it is read only while all who have them open stand still, and is
-//! there again then, for them and for whoever is restored.
+//! Input and output queued in pseudoterminals: they are read only while every process that has the
+//! terminal open is stopped, and are queued again afterwards, for the process and after a restore.
 
 use crate::errors::forged;
 use crate::grammar::judged;
@@ -12,14 +12,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
 
-/// `fdscan --freeze --data PID | fdimg write FILE`
+/// Runs `fdscan --freeze --data PID | fdimg write FILE`.
 #[track_caller]
 fn frozen(pids: &[&str], file: &str) -> Ran {
     let scan = [&["fdscan", "--freeze", "--data"], pids].concat();
     pipeline(&[&scan, &["fdimg", "write", file]])
 }
 
-/// The contents of terminals in an image, in their order.
+/// The contents of all terminals in an image, in their order.
 fn contents(file: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
     let mut all = Vec::new();
     forged(&fs::read(file).unwrap(), |items| {
@@ -50,7 +50,7 @@ fn check(scratch: &Scratch, file: &str, specs: &[&str]) -> Ran {
 
 const FDS: [u32; 2] = [3, 4];
 
-/// Scans twice, restores, scans what is restored, and has both look at what they have.
+/// Scans a target twice, restores it, and scans the restored process; mkfd checks both from inside.
 #[track_caller]
 fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
     let scratch = Scratch::new();
@@ -58,7 +58,7 @@ fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
     let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     frozen(&[&target.pid], &file).quiet();
     judged(&file);
-    // What was taken out for a moment is there again.
+    // The bytes that were taken out are queued again.
     frozen(&[&target.pid], &second).quiet();
     assert_eq!(records(&show(&file), &FDS), records(&show(&second), &FDS));
     assert_eq!(contents(&file), contents(&second));
@@ -70,7 +70,7 @@ fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
     assert_eq!(contents(&file), contents(&second));
     drop(again);
     for image in [&file, &second] {
-        // Its number may be another test's by now.
+        // Another test may have its number by now.
         let ran = check(&scratch, image, &[spec]).ok();
         let others = |line: &&str| !line.contains("its number is taken");
         assert_eq!(ran.stderr(0).lines().find(others), None, "{}", ran.whole());
@@ -118,7 +118,7 @@ fn packets_wait_again() {
 #[test]
 fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
     may!(rights::all_processes());
-    // A line may have been begun in the first, and nobody looks while the output is stopped.
+    // The first may have an unfinished line, and no terminal is read while its output is stopped.
     let why = "its output is stopped";
     let specs = [("pty@3,4:stopped", "pty@3,4", why), ("pty@3,4:raw,off", "pty@3,4:raw", "")];
     for (spec, on, why) in specs {
@@ -132,7 +132,7 @@ fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
         pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &loose]]).quiet();
         drop(target);
         check(&scratch, &file, &[spec]).ok();
-        // Whether it is stopped, or is being read this moment, no look at what runs can tell.
+        // Without --freeze nothing tells whether it is stopped or is just being read.
         let ran = check(&scratch, &loose, &[on]).ok();
         assert!(ran.stderr(0).contains("nothing could be written"), "{}", ran.whole());
     }
@@ -161,7 +161,7 @@ fn without_freeze_what_waits_is_counted_and_left_alone() {
     let ran = pipeline(&[&["fdscan", "--data", &target.pid], &["fdimg", "write", &file]]);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains("--freeze"), "{}", ran.whole());
     assert_eq!(show(&file)["descriptors"][0]["body"]["queued"], 5);
-    // Nobody asked for contents, so nobody is told that there are none.
+    // Contents were not requested, so there is no message about them.
     pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
     drop(target);
     let ran = check(&scratch, &file, &["pty@3,4"]).ok();
@@ -181,9 +181,9 @@ fn a_terminal_that_another_has_open_is_left_alone() {
     let why = format!("process {}, which is not stopped", other.pid);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
     assert_eq!(contents(&file), []);
-    // Stopped together they may be.
+    // If both are stopped, the contents are read.
     frozen(&[&target.pid, &other.pid], &file).quiet();
-    // Whoever has only the slave has nothing that could be put back.
+    // A process that has only the slave has nothing that could be restored.
     let ran = frozen(&[&other.pid], &file).quiet();
     assert_eq!(contents(&file), [], "{}", ran.whole());
 }
@@ -243,7 +243,7 @@ fn what_cannot_wait_in_a_terminal_is_refused() {
         refused(with(&|data| typed(data, what)), 3, &["fd 3", "not what can wait"]);
     }
     refused(with(&|data| data.bytes.0 = vec![b'x'; 4097]), 3, &["fd 3", "more waits"]);
-    // Outside canonical mode there are no lines.
+    // In noncanonical mode there are no lines.
     let raw = with_body(&file, "pty", |body| {
         *at(body, &["settings", "line", "lflag"]) = whole(0);
     });

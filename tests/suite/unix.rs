@@ -1,5 +1,5 @@
-//! What waits in the queues of unix sockets: programs that send themselves descriptors, trees that
-//! share them, and images in which the wrong things are queued.
+//! Queues of unix sockets: programs that send descriptors to themselves, trees that share them, and
+//! forged queues.
 
 use crate::errors::forged;
 use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, tool};
@@ -11,7 +11,8 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// A program that has sent itself the read end of a pipe, to which nothing else leads.
+/// A program that has sent itself the read end of a pipe and has closed its other descriptors of
+/// that pipe.
 const SENDER: &str = "import os, socket, time
 a, b = socket.socketpair(); os.set_inheritable(a.fileno(), True)
 r, w = os.pipe(); os.write(w, b'in the pipe'); os.close(w)
@@ -42,7 +43,7 @@ fn a_program_receives_what_it_had_sent_itself() {
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
     let number = target.said.clone();
-    // What was looked at waits on, for the program and for another scan.
+    // The messages are still queued, for the program and for another scan.
     let again = scratch.file("b.fdi");
     scan(&target.pid, &again);
     assert_eq!(fs::read(&file).unwrap().len(), fs::read(&again).unwrap().len());
@@ -52,7 +53,7 @@ fn a_program_receives_what_it_had_sent_itself() {
         let ran = restored(&file, &["--placement", policy], &run).quiet();
         assert_eq!(ran.text(), "True done\n", "{policy}");
     }
-    // Another pipe may stand for the one that was queued.
+    // A pipe of the caller can replace the queued one.
     let link =
         links(&file).into_iter().rev().find(|link| link.starts_with("pipe:")).expect("a pipe");
     let handed = "exec 7<<E; exec \"$@\"
@@ -67,7 +68,7 @@ E";
     assert_eq!(ran.text(), "True done\n");
 }
 
-/// What readlink(2) showed of each file of an image.
+/// The links of all files in an image.
 fn links(file: &str) -> Vec<String> {
     let mut links = Vec::new();
     forged(&fs::read(file).unwrap(), |items| {
@@ -144,7 +145,8 @@ print('ready', flush=True); time.sleep(1000)";
     assert_eq!(is, queues(&second));
 }
 
-/// An image with its messages changed, those of its first queue with descriptors first.
+/// The image with its messages changed; `change` gets the first message with an envelope, and
+/// copies of all files.
 fn with_message(file: &str, change: impl FnOnce(&mut Data, &mut Vec<OpenFile>)) -> Vec<u8> {
     forged(&fs::read(file).unwrap(), |items| {
         let files = items.iter().filter_map(|item| match item {
@@ -176,7 +178,7 @@ fn a_queue_that_cannot_be_is_refused_before_anything_is_made() {
     bad(&|data, _| with(data).files = vec![77], 3, "file 77, queued in object");
     bad(
         &|data, files| {
-            // The first is that of the numbers.
+            // The first pipe is the one that has numbers.
             let pipe = files.iter().find(|file| file.kind == "pipe").expect("a pipe");
             data.object = pipe.object.expect("its object");
         },
@@ -194,7 +196,7 @@ fn a_queue_that_cannot_be_is_refused_before_anything_is_made() {
     refused(forged, 3, &["fd 3", "in the middle of a message"]);
 }
 
-/// A message of two pieces, both with descriptors.
+/// An image with a message of two pieces that both have descriptors.
 fn forged_pieces(file: &str) -> Vec<u8> {
     forged(&fs::read(file).unwrap(), |items| {
         let at =
@@ -223,7 +225,7 @@ fn what_cannot_be_restored_in_a_queue_is_named_and_left_out_only_if_asked() {
             }
         }
     });
-    // What belonged to the pipes is nobody's now.
+    // The contents of the pipes now belong to no file.
     refused(bytes, 3, &["contents of object"]);
     let bytes = forged(&fs::read(&file).unwrap(), |items| {
         items.retain(|item| !matches!(item, Item::Data(data) if data.with.is_none()));
@@ -253,7 +255,7 @@ fn what_cannot_be_restored_in_a_queue_is_named_and_left_out_only_if_asked() {
 fn queues_in_queues_may_go_round_and_be_deep_and_name_one_file_twice() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["socketpair@3,4:scm=self+nested"]);
-    // Each message carries everything that the image has.
+    // Each message has every file of the image attached.
     let bytes = forged(&fs::read(&file).unwrap(), |items| {
         let ids = items.iter().filter_map(|item| match item {
             Item::File(file) => Some(file.id),
@@ -271,7 +273,7 @@ fn queues_in_queues_may_go_round_and_be_deep_and_name_one_file_twice() {
     assert_eq!(ran.text().lines().filter(|line| line.contains("socket:")).count(), 2);
     assert_eq!(ran.text().lines().count(), 6, "{}", ran.text());
 
-    // A thousand sockets, each in the queue of the one before; the last of them in its own too.
+    // A thousand sockets, each queued in the one before; the last one is queued in itself, too.
     let deep = forged(&fs::read(&file).unwrap(), |items| {
         let end = items.pop();
         let first = items.iter().position(|item| matches!(item, Item::Data(_))).expect("contents");
@@ -325,7 +327,7 @@ a.setsockopt(socket.SOL_SOCKET, 42, 0); a.recv(9, socket.MSG_PEEK)
 print(a.fileno(), flush=True); time.sleep(1000)";
     let target = Target::program(&[python, "-c", script]);
     let file = scratch.file("a.fdi");
-    // Without --freeze the program could look, or take something out, at the very moment.
+    // Without --freeze the program could read a message at the same moment.
     let ran = pipeline(&[&["fdscan", "--data", &target.pid]]);
     ran.refuses(1, &["would disturb it", "--freeze"]).in_one_line();
     pipeline(&[&["fdscan", "--freeze", "--data", &target.pid], &["fdimg", "write", &file]]).quiet();
@@ -363,7 +365,7 @@ print(socket.socket(fileno=fd).getsockopt(socket.SOL_SOCKET, 42))";
         }
     };
     assert_eq!(offset(), -1);
-    // Nobody reads what it writes, so it waits in the middle of the queue.
+    // The output is not read, so the scan blocks in the middle of the queue.
     let mut scan =
         command(&["fdscan", "--data", &target.pid]).stdout(Stdio::piped()).spawn().unwrap();
     until("lent", &|offset| offset >= 0);
@@ -431,7 +433,7 @@ assert server.accept()[0].recv(9) == b'new'";
     let ran = restored(&file, &[], &run).ok();
     assert!(ran.stderr(0).contains("it had the name server: its listener's"), "{}", ran.whole());
     ran.in_one_line();
-    // By now each of them is a dead socket; what is none is not touched.
+    // A socket file that no process listens on is replaced; any other file is not touched.
     fs::remove_file(scratch.file("server")).unwrap();
     fs::write(scratch.file("server"), "precious").unwrap();
     let ran = restored(&file, &[], &["true"]);
@@ -461,7 +463,7 @@ fn a_name_of_the_living_is_refused_and_they_notice_nothing() {
     fs::remove_file(&name).unwrap();
     let receiver = UnixDatagram::bind(&name).unwrap();
     taken();
-    // One that is connected takes nothing from others.
+    // A connected datagram socket does not accept messages from other senders.
     receiver.connect(&name).unwrap();
     taken();
     drop(receiver);

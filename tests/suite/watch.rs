@@ -1,4 +1,4 @@
-//! Epoll, inotify and fanotify: real programs, what cannot come back, and records that lie.
+//! Epoll, inotify and fanotify: real programs, what cannot be restored, and forged records.
 
 use crate::errors::forged;
 use crate::harness::{
@@ -12,7 +12,7 @@ use std::fs;
 
 const RESTORE: &[&str] = &["fdrestore", "--inherit", "0,1,2"];
 
-/// An image with the bodies of one kind changed.
+/// The bytes of an image with the bodies of one kind changed.
 pub(crate) fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Value)) -> Vec<u8> {
     forged(&fs::read(file).unwrap(), |items| {
         for item in items {
@@ -28,7 +28,7 @@ pub(crate) fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Valu
     })
 }
 
-/// What stands in a body under these keys and places.
+/// The value in a body at this path of keys and indices.
 pub(crate) fn at<'a>(mut value: &'a mut Value, path: &[&str]) -> &'a mut Value {
     for step in path {
         value = match value {
@@ -44,7 +44,7 @@ pub(crate) fn whole(n: i128) -> Value {
     Value::Integer(n)
 }
 
-/// A restore of these bytes that must not come as far as COMMAND.
+/// Fails unless the restore of these bytes is refused before COMMAND runs.
 #[track_caller]
 pub(crate) fn refused(bytes: Vec<u8>, status: i32, texts: &[&str]) {
     let dry: &[&[&str]] = &[&["fdrestore", "--dry-run"]];
@@ -112,7 +112,7 @@ fn an_epoll_whose_record_lies_is_refused() {
 #[test]
 fn epolls_that_contain_each_other_are_refused() {
     let scratch = Scratch::new();
-    // Seven, of which each is made to contain the next one.
+    // Seven epoll instances, each of which contains the next one.
     let specs: Vec<String> = (0..7).map(|n| format!("epoll@{},{}", 3 + n, 20 + n)).collect();
     let file = image(&scratch, &specs.iter().map(String::as_str).collect::<Vec<_>>());
     let chain = |last: i128| {
@@ -169,7 +169,8 @@ fn a_member_is_what_the_caller_hands_down() {
     scan(&target.pid, &file);
     drop(target);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "cat"];
-    // Of the first stage stdin is /dev/null, which nobody can wait for; of the second a pipe.
+    // stdin of the first stage is /dev/null, which epoll does not accept; stdin of the second stage
+    // is a pipe.
     let ran = pipeline(&[&["echo"], &[&restore[..], &["/proc/self/fdinfo/3"]].concat()]).quiet();
     assert!(ran.text().contains("tfd:        0 events:       19"), "{}", ran.whole());
     let ran = pipeline(&[&[&restore[..], &["/proc/self/fdinfo/3"]].concat()]).ok();
@@ -192,7 +193,7 @@ fn a_member_by_a_high_number_does_not_make_the_table_larger() {
     let file = image(&scratch, &specs);
     let check = [MKFD, "check", "--fdsize", "64"];
     restored(&file, &[], &[&check[..], &specs].concat()).ok();
-    // Nor does a soft limit below those numbers matter, or change.
+    // A soft limit below these numbers makes no difference, and is not changed.
     let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
     let limited = ["sh", "-c", "ulimit -Sn 100; exec \"$@\"", "sh", &tool, "-i", &file];
     let look = "ulimit -Sn; cat /proc/self/fdinfo/3 /proc/self/fdinfo/5";
@@ -228,7 +229,8 @@ time.sleep(1000)";
 fn an_epoll_inherited_by_fork_is_restored_by_the_childs_own_numbers() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
-    // In the child the member is at another number than in the parent, which is scanned first.
+    // In the child, the file of the member has another number than in the parent, which is scanned
+    // first.
     let script = "import os, select, signal, time
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 r, w = os.pipe()
@@ -282,7 +284,7 @@ asyncio.run(main())";
     let numbers: Vec<&str> = said.split(' ').collect();
     let fdinfo = fs::read_to_string(format!("/proc/{}/fdinfo/{}", target.pid, numbers[0])).unwrap();
     let shown = show(&file);
-    // The event loop wakes itself through a pair of sockets.
+    // The event loop wakes itself by a socket pair.
     let kinds = shown["descriptors"].as_array().unwrap().iter().map(|each| &each["kind"]);
     let sockets = kinds.filter(|kind| **kind == "opaque").count();
     drop(target);
@@ -349,7 +351,7 @@ fn lines(text: &str, start: &str) -> Vec<String> {
     lines
 }
 
-/// What fdinfo says of a number, of a process or of COMMAND.
+/// The fdinfo of a descriptor, of a process or of COMMAND.
 fn fdinfo(pid: &str, fd: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).unwrap()
 }
@@ -446,7 +448,7 @@ fn a_watched_folder_that_is_gone_or_another_is_told_of() {
     assert!(ran.stderr(0).contains("fd 3: its watch 1") && ran.stderr(0).contains("another inode"));
     restored(&file, &["--changed", "ignore"], &["true"]).quiet();
     restored(&file, &["--changed", "fail"], &["true"]).refuses(125, &[name, "another inode"]);
-    // The path is looked up below the root.
+    // The path is opened below the root directory.
     let root = scratch.file("root");
     fs::create_dir_all(format!("{root}{}", scratch.dir())).unwrap();
     restored(&file, &["--root", &root], &["true"]).refuses(125, &[name]);
@@ -468,7 +470,7 @@ fn a_watch_of_what_is_left_out_is_left_out() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["inotify@3,4:gone"]);
     let file = scratch.file("a.fdi");
-    // Without its contents the unlinked file cannot be made again.
+    // The contents of the unlinked file are not in the image, so it cannot be restored.
     pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
     drop(target);
     let ran = restored(&file, &["--missing", "skip"], &["cat", "/proc/self/fdinfo/3"]).ok();
@@ -535,18 +537,18 @@ fn what_is_watched_on_an_overlay_in_another_namespace_is_found() {
 
 #[test]
 fn a_scan_is_not_seen_by_what_it_scans() {
-    // All events, of a folder, a file and the root of a mount.
+    // All events of a directory, a file and the root of a mount.
     let all = "inotify@3:mask=0xfff";
     let shm = "fanotify@6:mount,mask=0x4000003b";
     let specs = [all, "inotify@4:file,mask=0xfff", "inotify@5,7:gone,mask=0xfff", shm];
     let mut seen = Vec::new();
-    // The search of another test's scan, from above, may read this folder; it is not there again
-    // each time.
+    // The scan of another test may read this directory while it searches for paths. It does not do
+    // so every time.
     for _ in 0..4 {
         let scratch = Scratch::new();
         let target = target!(scratch.dir(), &specs);
         let file = scratch.file("a.fdi");
-        // With --data the unlinked file is read, which its watch is told of.
+        // --data would read the unlinked file, which its watch would report.
         for _ in 0..2 {
             pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
         }
