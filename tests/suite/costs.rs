@@ -74,7 +74,7 @@ fn dups(calls: &[String]) -> usize {
 }
 
 #[test]
-fn the_calls_of_a_tree_are_those_that_strace_sees() {
+fn stats_of_a_tree_count_the_system_calls_that_strace_sees() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
     let first = list((3..10).chain([40, 41, 200]));
@@ -106,7 +106,7 @@ fn the_calls_of_a_tree_are_those_that_strace_sees() {
 }
 
 #[test]
-fn the_calls_of_a_command_are_those_that_strace_sees() {
+fn stats_of_a_command_count_the_system_calls_that_strace_sees() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "0", "--first", &list((3..30).chain([50, 300]))]);
@@ -130,7 +130,7 @@ fn the_calls_of_a_command_are_those_that_strace_sees() {
 }
 
 #[test]
-fn a_task_with_inherited_descriptors_takes_few_calls_however_many_tasks_there_are() {
+fn a_task_with_inherited_descriptors_makes_few_system_calls_in_trees_of_any_size() {
     let scratch = Scratch::new();
     let mut took = Vec::new();
     for count in [500, 2000] {
@@ -152,7 +152,7 @@ fn a_task_with_inherited_descriptors_takes_few_calls_however_many_tasks_there_ar
 }
 
 #[test]
-fn a_dense_private_table_takes_no_dup() {
+fn a_table_of_consecutive_private_descriptors_takes_no_dup() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["many", "500", "--dir", scratch.dir()]);
     let ours = ["--inherit", "0,1,2"];
@@ -163,7 +163,7 @@ fn a_dense_private_table_takes_no_dup() {
 }
 
 #[test]
-fn a_shared_run_of_numbers_is_few_messages() {
+fn a_run_of_shared_descriptors_takes_few_messages() {
     for count in [1, 99, 100, 500, 1000] {
         let scratch = Scratch::new();
         let file = image(&scratch, &["family", "2", "--first", &list(3..3 + count)]);
@@ -178,7 +178,7 @@ fn a_shared_run_of_numbers_is_few_messages() {
 }
 
 #[test]
-fn no_table_is_ever_larger_than_needed_where_one_number_is_free() {
+fn no_table_is_ever_larger_than_needed_if_a_number_is_free() {
     for (numbers, needed) in [
         ((3..63).collect::<Vec<u32>>(), 64),
         ((3..62).chain([63]).collect(), 64),
@@ -207,7 +207,7 @@ fn no_table_is_ever_larger_than_needed_where_one_number_is_free() {
 }
 
 #[test]
-fn policies_are_told_apart_by_what_they_take() {
+fn the_policies_differ_in_dups_and_table_sizes() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "0", "--first", &list(3..43)]);
     let of = |policy: &str| {
@@ -225,7 +225,7 @@ fn policies_are_told_apart_by_what_they_take() {
 }
 
 #[test]
-fn stats_leave_the_restored_as_they_are() {
+fn stats_do_not_change_the_restored_processes() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "2", "--first", "3,4"]);
     // The restored process is not traced any more, and has no child of fdrestore.
@@ -266,7 +266,7 @@ fn stats_are_a_table_or_json_and_nothing_else() {
 }
 
 #[test]
-fn where_nothing_can_be_counted_the_rest_is_said() {
+fn stats_without_permission_to_trace_show_all_but_the_system_calls() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
     let file = image(&scratch, &["family", "1", "--first", "3"]);
@@ -282,7 +282,7 @@ fn where_nothing_can_be_counted_the_rest_is_said() {
 }
 
 #[test]
-fn a_scan_of_many_processes_with_sockets_asks_for_those_of_all_at_once() {
+fn a_scan_of_many_processes_reads_all_sockets_at_once() {
     needs!(which("strace").is_some(), "strace is missing");
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();

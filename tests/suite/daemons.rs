@@ -68,7 +68,7 @@ fn has(kinds: &BTreeMap<String, usize>, wanted: &[(&str, usize)]) {
 }
 
 #[test]
-fn redis_server_has_nothing_that_is_not_known() {
+fn redis_server_has_no_opaque_descriptor() {
     needs!(which("redis-server").is_some(), "redis-server is missing");
     let scratch = Scratch::new();
     let (port, socket) = (port(), scratch.file("redis.sock"));
@@ -84,7 +84,7 @@ fn redis_server_has_nothing_that_is_not_known() {
 }
 
 #[test]
-fn nginx_and_its_workers_have_nothing_that_is_not_known() {
+fn nginx_and_its_workers_have_no_opaque_descriptor() {
     // PATH may lack this directory.
     let nginx = which("nginx").unwrap_or("/usr/sbin/nginx".into());
     needs!(nginx.is_file(), "nginx is missing");
@@ -118,7 +118,7 @@ fn asks(server: &str) -> bool {
 }
 
 #[test]
-fn postgres_and_its_backends_have_nothing_that_is_not_known() {
+fn postgres_and_its_backends_have_no_opaque_descriptor() {
     let newest = || fs::read_dir("/usr/lib/postgresql").ok()?.flatten().map(|it| it.path()).max();
     let Some(bin) = newest().map(|dir| dir.join("bin")).filter(|bin| bin.join("initdb").is_file())
     else {
@@ -164,7 +164,7 @@ fn postgres_and_its_backends_have_nothing_that_is_not_known() {
 }
 
 #[test]
-fn a_program_of_asyncio_has_nothing_that_is_not_known() {
+fn an_asyncio_program_has_no_opaque_descriptor() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let program = "import asyncio, signal, sys

@@ -70,13 +70,13 @@ pub(crate) fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u
 }
 
 #[test]
-fn a_process_that_is_not_there_is_gone() {
+fn a_process_that_does_not_exist_is_status_5() {
     let said = format!("fdscan: {NOBODY}: no such process\n");
     pipeline(&[&["fdscan", NOBODY]]).refuses(5, &[&said]).in_one_line();
 }
 
 #[test]
-fn a_process_that_has_ended_is_gone() {
+fn a_process_that_has_ended_is_status_5() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["eventfd@3"]);
     let pid = target.pid.clone();
@@ -85,7 +85,7 @@ fn a_process_that_has_ended_is_gone() {
 }
 
 #[test]
-fn a_zombie_is_gone() {
+fn a_zombie_is_status_5() {
     let script = "sleep 0 & echo $!; exec sleep 100";
     let mut command = std::process::Command::new("sh");
     let mut parent =
@@ -108,7 +108,7 @@ fn a_zombie_is_gone() {
 }
 
 #[test]
-fn a_pid_that_is_no_number_is_misuse() {
+fn a_pid_that_is_not_a_number_is_wrong_usage() {
     for bad in ["x", "-5", "0", "1e3", "99999999999999999999"] {
         pipeline(&[&["fdscan", "--", bad]]).refuses(2, &["fdscan: "]);
     }
@@ -116,7 +116,7 @@ fn a_pid_that_is_no_number_is_misuse() {
 }
 
 #[test]
-fn words_that_mean_nothing_are_named() {
+fn unknown_words_are_named() {
     pipeline(&[&["fdscan", "x"]]).refuses(2, &["'x' is no process id"]);
     pipeline(&[&["fdscan"]]).refuses(2, &["PID is not given"]);
     pipeline(&[&["fdscan", "-F", "pip", "1"]]).refuses(2, &["'pip' is neither"]);
@@ -125,7 +125,7 @@ fn words_that_mean_nothing_are_named() {
 }
 
 #[test]
-fn another_users_process_is_denied_and_the_reason_said() {
+fn a_process_of_another_user_is_denied_with_the_reason() {
     may!(rights::other_user());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["eventfd@3"]);
@@ -142,7 +142,7 @@ fn another_users_process_is_denied_and_the_reason_said() {
 }
 
 #[test]
-fn a_capability_that_is_missing_is_named() {
+fn a_missing_capability_is_named() {
     may!(rights::less("-sys_ptrace"));
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["pipe@3,4"]);
@@ -194,7 +194,7 @@ fn text_is_written_to_a_terminal() {
 }
 
 #[test]
-fn an_image_that_stops_early_is_said_to_be_truncated() {
+fn an_incomplete_image_is_reported_as_truncated() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch);
     for keep in [1, 3, 20, bytes.len() / 2, bytes.len() - 20, bytes.len() - 1] {
@@ -203,12 +203,12 @@ fn an_image_that_stops_early_is_said_to_be_truncated() {
 }
 
 #[test]
-fn an_empty_image_is_said_to_be_empty() {
+fn an_empty_image_is_reported_as_empty() {
     refused(&Scratch::new(), b"", &["empty"]);
 }
 
 #[test]
-fn no_cut_and_no_flipped_bit_gets_through() {
+fn truncation_and_flipped_bits_are_always_detected() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch);
     // Each of these takes a process, so not every byte is tried; the property test of the reader
@@ -223,7 +223,7 @@ fn no_cut_and_no_flipped_bit_gets_through() {
 }
 
 #[test]
-fn a_flipped_bit_in_the_data_is_found_by_the_checksum() {
+fn a_flipped_bit_in_the_contents_is_detected_by_the_checksum() {
     let scratch = Scratch::new();
     let mut bytes = bytes(&scratch);
     let at = bytes.windows(5).position(|window| window == b"hello").expect("the data");
@@ -232,7 +232,7 @@ fn a_flipped_bit_in_the_data_is_found_by_the_checksum() {
 }
 
 #[test]
-fn what_is_no_image_is_refused() {
+fn input_that_is_no_image_is_refused() {
     let scratch = Scratch::new();
     for bytes in [
         &b"#!/bin/sh\necho hello\n"[..],
@@ -248,7 +248,7 @@ fn what_is_no_image_is_refused() {
 }
 
 #[test]
-fn what_announces_more_than_there_can_be_is_refused_at_once() {
+fn a_length_above_the_limit_is_refused_at_once() {
     let scratch = Scratch::new();
     // A byte string of 2^63 bytes, one of 4 GiB, an array of that length, and 10,000 nested arrays.
     for item in [
@@ -267,7 +267,7 @@ fn what_announces_more_than_there_can_be_is_refused_at_once() {
 }
 
 #[test]
-fn another_major_version_is_refused_by_number() {
+fn another_major_version_is_refused_and_named() {
     let scratch = Scratch::new();
     let forged = forged(&bytes(&scratch), |items| match &mut items[0] {
         Item::Head(head) => head.version = 999,
@@ -277,7 +277,7 @@ fn another_major_version_is_refused_by_number() {
 }
 
 #[test]
-fn what_follows_the_end_is_refused() {
+fn data_after_the_end_is_refused() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch);
     refused(&scratch, &[&bytes[..], b"\0"].concat(), &["end"]);
@@ -285,7 +285,7 @@ fn what_follows_the_end_is_refused() {
 }
 
 #[test]
-fn a_slot_that_names_no_file_is_refused() {
+fn a_slot_without_its_file_is_refused() {
     let scratch = Scratch::new();
     let forged = forged(&bytes(&scratch), |items| {
         items.iter_mut().for_each(|item| {
@@ -298,7 +298,7 @@ fn a_slot_that_names_no_file_is_refused() {
 }
 
 #[test]
-fn two_slots_of_one_number_are_refused() {
+fn two_slots_with_one_number_are_refused() {
     let scratch = Scratch::new();
     let forged = forged(&bytes(&scratch), |items| {
         let slot = items.iter().position(|item| matches!(item, Item::Slot(_))).expect("a slot");
@@ -308,7 +308,7 @@ fn two_slots_of_one_number_are_refused() {
 }
 
 #[test]
-fn contents_of_nothing_are_refused() {
+fn contents_of_an_unknown_object_are_refused() {
     let scratch = Scratch::new();
     let forged = forged(&bytes(&scratch), |items| {
         items.push(Item::Data(Data { object: 99, offset: 0, with: None, bytes: b"x"[..].into() }));
@@ -378,7 +378,7 @@ fn a_stream_that_cannot_be_written_is_a_system_error() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_is_named() {
+fn a_missing_directory_is_named() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let wrong = scratch.file("nowhere/a.fdi");
@@ -392,14 +392,14 @@ fn a_folder_that_is_not_there_is_named() {
 }
 
 #[test]
-fn an_image_is_for_its_owner_alone() {
+fn an_image_file_is_readable_by_its_owner_only() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     assert_eq!(fs::metadata(file).unwrap().mode() & 0o7777, 0o600);
 }
 
 #[test]
-fn a_command_that_is_not_there_is_127() {
+fn a_command_that_does_not_exist_is_status_127() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
@@ -415,7 +415,7 @@ fn a_command_that_is_not_there_is_127() {
 }
 
 #[test]
-fn a_command_that_cannot_be_run_is_126() {
+fn a_command_that_cannot_be_executed_is_status_126() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--"];
@@ -427,7 +427,7 @@ fn a_command_that_cannot_be_run_is_126() {
 }
 
 #[test]
-fn the_status_of_the_command_is_the_status() {
+fn fdrestore_has_the_status_of_the_command() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "sh", "-c"];
@@ -438,7 +438,7 @@ fn the_status_of_the_command_is_the_status() {
 }
 
 #[test]
-fn a_missing_command_and_a_wrong_option_are_misuse() {
+fn a_missing_command_and_a_wrong_option_are_wrong_usage() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let ran = pipeline(&[&["fdrestore", "-i", &file]]);
@@ -451,7 +451,7 @@ fn a_missing_command_and_a_wrong_option_are_misuse() {
 }
 
 #[test]
-fn a_file_that_is_gone_is_refused_with_its_cures() {
+fn a_missing_file_is_refused_with_cures() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3", "eventfd@4:count=3", "regular@5"]);
     fs::remove_file(scratch.file("regular.3")).unwrap();
@@ -472,7 +472,7 @@ fn a_file_that_is_gone_is_refused_with_its_cures() {
 }
 
 #[test]
-fn all_that_is_gone_is_listed_not_only_the_first() {
+fn all_missing_files_are_listed() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3", "regular@4", "directory@5", "fifo@6:rdwr"]);
     for name in ["regular.3", "regular.4", "fifo.6"] {
@@ -485,7 +485,7 @@ fn all_that_is_gone_is_listed_not_only_the_first() {
 }
 
 #[test]
-fn another_file_of_the_same_name_is_told_of() {
+fn another_file_with_the_same_name_is_reported() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:data=abc"]);
     // A new inode with the old name. The old one is held open until the new one exists, so that the
@@ -506,7 +506,7 @@ fn another_file_of_the_same_name_is_told_of() {
 }
 
 #[test]
-fn a_file_that_grew_is_told_of_with_both_sizes() {
+fn a_file_that_has_grown_is_reported_with_both_sizes() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:read,data=abc"]);
     fs::write(scratch.file("regular.3"), [b'x'; 999]).unwrap();
@@ -521,7 +521,7 @@ fn a_file_that_grew_is_told_of_with_both_sizes() {
 }
 
 #[test]
-fn a_fifo_where_a_file_was_does_not_hang() {
+fn a_fifo_in_place_of_a_file_does_not_block() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:read"]);
     fs::remove_file(scratch.file("regular.3")).unwrap();
@@ -531,7 +531,7 @@ fn a_fifo_where_a_file_was_does_not_hang() {
 }
 
 #[test]
-fn a_record_that_is_of_another_type_than_its_kind_opens_nothing() {
+fn a_record_with_a_file_type_of_another_kind_opens_nothing() {
     let scratch = Scratch::new();
     let regular = fs::read(image(&scratch, &["regular@3:read"])).unwrap();
     let fifo = scratch.file("fifo");
@@ -561,7 +561,7 @@ fn a_record_that_is_of_another_type_than_its_kind_opens_nothing() {
 }
 
 #[test]
-fn a_directory_or_link_where_a_file_was_is_refused() {
+fn a_directory_or_symbolic_link_in_place_of_a_file_is_refused() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:read"]);
     fs::remove_file(scratch.file("regular.3")).unwrap();
@@ -571,7 +571,7 @@ fn a_directory_or_link_where_a_file_was_is_refused() {
 }
 
 #[test]
-fn an_end_outside_the_image_is_refused_with_its_cures_and_each_of_them_works() {
+fn an_end_outside_the_image_is_refused_with_cures_that_work() {
     let scratch = Scratch::new();
     // Its stdout is a pipe whose other end is in this process.
     let words = ["mkfd", "make", "--dir", scratch.dir(), "eventfd@3:count=3"];
@@ -600,7 +600,7 @@ fn an_end_outside_the_image_is_refused_with_its_cures_and_each_of_them_works() {
 }
 
 #[test]
-fn a_key_of_inherit_that_is_not_in_the_image_is_misuse() {
+fn an_inherit_key_that_is_not_in_the_image_is_wrong_usage() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     for key in ["pipe:[1]=1", "77=1", "3=77", "3=x", "x", "3="] {
@@ -619,7 +619,7 @@ fn a_task_that_is_not_in_the_image_is_named() {
 }
 
 #[test]
-fn root_keeps_paths_below_it() {
+fn no_path_leads_out_of_the_root_directory() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:data=inside"]);
     // In an empty root directory the file does not exist; if the root has the same path, that file
@@ -686,7 +686,7 @@ fn a_dry_run_lists_the_operations_of_the_restore_in_their_order() {
 }
 
 #[test]
-fn fdscan_o_does_not_leave_half_a_file() {
+fn fdscan_with_output_leaves_no_partial_file() {
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
     fs::write(&file, "old").unwrap();
@@ -708,7 +708,7 @@ fn write_without_a_file_names_it_after_the_task() {
 }
 
 #[test]
-fn an_argument_that_is_no_utf8_reaches_the_command_as_it_is() {
+fn an_argument_that_is_not_utf8_is_passed_to_the_command() {
     use std::os::unix::ffi::OsStrExt;
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
@@ -725,7 +725,7 @@ fn an_argument_that_is_no_utf8_reaches_the_command_as_it_is() {
 }
 
 #[test]
-fn nothing_is_created_or_truncated_by_a_restore() {
+fn a_restore_creates_and_truncates_no_file() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:write,data=content", "regular@4"]);
     fs::remove_file(scratch.file("regular.4")).unwrap();
@@ -736,7 +736,7 @@ fn nothing_is_created_or_truncated_by_a_restore() {
 }
 
 #[test]
-fn an_open_that_would_wait_does_not_stop_a_restore() {
+fn an_open_that_would_block_does_not_stop_a_restore() {
     let scratch = Scratch::new();
     // Only a read end of the fifo is in the image: opening that end alone would wait for a writer.
     let path = scratch.file("fifo");
@@ -825,7 +825,7 @@ const FORGED: &[Forgery] = &[
 ];
 
 #[test]
-fn a_body_that_cannot_be_is_refused_with_its_number_before_anything_is_made() {
+fn an_impossible_body_is_refused_with_its_number_before_anything_is_created() {
     for (spec, change, status, text) in FORGED {
         let scratch = Scratch::new();
         let bytes = match crate::harness::image_if_can(&scratch, &[spec]) {
@@ -855,7 +855,7 @@ fn a_body_that_cannot_be_is_refused_with_its_number_before_anything_is_made() {
 }
 
 #[test]
-fn a_process_of_another_boot_is_not_there_any_more() {
+fn a_process_of_another_boot_does_not_exist_any_more() {
     let scratch = Scratch::new();
     let bytes = fs::read(image(&scratch, &["pidfd@3:pid=1", "pidfd@4"])).unwrap();
     let forged = forged(&bytes, |items| match &mut items[0] {

@@ -27,7 +27,7 @@ fn with_inode(file: &str, change: impl Fn(&mut Inode)) -> Vec<u8> {
 }
 
 #[test]
-fn a_memfd_whose_record_lies_is_refused() {
+fn a_memfd_with_a_forged_record_is_refused() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["memfd@3:data=hello"]);
     let body = |key: &str, value: Value| {
@@ -64,7 +64,7 @@ fn without_data_a_memfd_is_refused_unless_it_is_empty() {
 }
 
 #[test]
-fn a_memfd_above_the_limit_is_said_and_its_holes_do_not_count() {
+fn a_memfd_above_the_limit_is_reported_and_holes_do_not_count() {
     let scratch = Scratch::new();
     let specs = ["memfd@3:data=@9000", "memfd@4:after=8388608,data=x,size=16777216"];
     let target = target!(scratch.dir(), &specs);
@@ -79,7 +79,7 @@ fn a_memfd_above_the_limit_is_said_and_its_holes_do_not_count() {
 }
 
 #[test]
-fn python3_finds_its_memfds_as_they_were() {
+fn python3_finds_its_memfds_unchanged() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let before = "import fcntl, mmap, os, time
@@ -106,7 +106,7 @@ assert os.readlink(f'/proc/self/fd/{a}') == '/memfd:shared (deleted)', 'name'";
 }
 
 #[test]
-fn a_device_is_opened_only_where_its_number_is_the_recorded_one() {
+fn a_device_is_opened_only_if_its_number_is_the_recorded_one() {
     may!(rights::nodes());
     let scratch = Scratch::new();
     let node = scratch.file("node");
@@ -145,7 +145,7 @@ fn a_device_is_opened_only_where_its_number_is_the_recorded_one() {
 }
 
 #[test]
-fn a_file_whose_name_is_gone_comes_back_by_another_or_is_refused() {
+fn a_file_whose_name_was_removed_is_opened_by_another_name_or_refused() {
     let scratch = Scratch::new();
     let specs = ["regular@3:renamed,pos=7", "regular@4:renamed,read", "regular@5:renamed,opath"];
     let file = image(&scratch, &specs);
@@ -167,7 +167,7 @@ fn a_file_whose_name_is_gone_comes_back_by_another_or_is_refused() {
 }
 
 #[test]
-fn a_file_that_is_only_called_deleted_is_opened_as_it_is_called() {
+fn a_file_whose_name_ends_in_deleted_is_opened_by_its_name() {
     let scratch = Scratch::new();
     let spec = format!("regular@3:path={}", scratch.file("a (deleted)"));
     let file = image(&scratch, &[&spec]);
@@ -186,7 +186,7 @@ fn a_fifo_without_a_name_whose_other_end_is_outside_is_refused() {
 }
 
 #[test]
-fn a_fifo_without_a_name_shows_another_where_its_own_lives_again() {
+fn a_fifo_without_a_name_gets_another_name_if_its_own_is_in_use() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["fifo@3,4:unlinked"]);
     fs::write(scratch.file("fifo.3"), "not ours").unwrap();

@@ -14,7 +14,7 @@ fn make_and_check(made: &[&str], wanted: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn what_is_made_is_found_to_be_so() {
+fn a_check_passes_on_what_mkfd_has_made() {
     for (name, specs) in CASES {
         // Close-on-exec descriptors are closed by the exec of the check.
         let specs = specs.iter().map(|spec| at(spec, &[3, 4, 5, 6]).replace("cloexec", ""));
@@ -29,7 +29,7 @@ fn what_is_made_is_found_to_be_so() {
 }
 
 #[test]
-fn what_was_not_made_is_noticed() {
+fn a_check_fails_on_anything_else() {
     for (made, wanted, said) in [
         ("regular@3:pos=2", "regular@3", "position is 2, was made 0"),
         ("regular@3:read", "regular@3", "F_GETFL"),
@@ -168,7 +168,7 @@ fn what_was_not_made_is_noticed() {
 }
 
 #[test]
-fn two_that_are_apart_are_not_taken_for_dups_nor_dups_for_two() {
+fn a_check_distinguishes_dups_from_separate_descriptions() {
     for (made, wanted) in [
         (&["eventfd@3", "eventfd@4"][..], &["eventfd@3,4:dup"][..]),
         (&["eventfd@3,4:dup"], &["eventfd@3", "eventfd@4"]),
@@ -191,7 +191,7 @@ fn a_target_has_its_specs_open_and_nothing_else() {
 }
 
 #[test]
-fn a_spec_may_name_stdout_and_the_pid_is_still_said() {
+fn a_spec_may_use_stdout_and_the_pid_is_still_printed() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["regular@1", "eventfd@2"]);
     let numbers: Vec<u32> = target.open().into_iter().map(|(n, _)| n).collect();
@@ -199,7 +199,7 @@ fn a_spec_may_name_stdout_and_the_pid_is_still_said() {
 }
 
 #[test]
-fn many_are_dense_and_of_all_kinds() {
+fn mkfd_many_uses_consecutive_numbers_and_all_kinds() {
     let scratch = Scratch::new();
     let words = ["mkfd", "many", "100", "--close-std", "--dir", scratch.dir()];
     let target = Target::ready(&words).unwrap();

@@ -126,7 +126,7 @@ fn lacks(
 }
 
 #[test]
-fn images_are_as_the_grammar_says_and_every_kind_has_all_that_a_kind_must_have() {
+fn images_match_the_grammar_and_every_kind_is_named_everywhere() {
     let (page, grammar) = (page(), grammar());
     let (restored, skipped) = restored(&grammar);
     let lacks = |kind| lacks(kind, &restored, &page, &grammar);
@@ -145,7 +145,7 @@ fn images_are_as_the_grammar_says_and_every_kind_has_all_that_a_kind_must_have()
 }
 
 #[test]
-fn the_grammar_refuses_what_is_not_an_image() {
+fn the_grammar_does_not_match_other_data() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     for (from, to) in [("bool, file: uint", "bool, file: tstr"), ("count: uint", "count: bstr")] {

@@ -26,7 +26,7 @@ fn port(said: &str) -> u16 {
 }
 
 #[test]
-fn a_web_server_of_python_takes_clients_in_a_new_process() {
+fn a_python_web_server_serves_clients_in_a_new_process() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     std::fs::write(scratch.file("page"), "what is served").unwrap();
@@ -67,7 +67,7 @@ s.serve_forever()
 }
 
 #[test]
-fn redis_server_is_taken_from_its_listener_to_a_new_command() {
+fn the_listening_socket_of_redis_server_is_restored_in_another_command() {
     needs!(which("redis-server").is_some(), "redis-server is missing");
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
@@ -123,7 +123,7 @@ c.sendall(c.recv(9))
 }
 
 #[test]
-fn a_connection_runs_on_through_a_scan_and_is_refused_with_three_cures() {
+fn a_connection_is_not_disturbed_by_a_scan_and_its_restore_is_refused_with_three_cures() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -192,7 +192,7 @@ except BrokenPipeError:
 }
 
 #[test]
-fn an_address_that_is_taken_or_is_not_here_is_refused_by_name() {
+fn an_address_in_use_or_of_another_machine_is_refused_by_name() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["tcp@3", "udp@4"]);
     let file = scratch.file("a.fdi");
@@ -223,7 +223,7 @@ fn an_address_that_is_taken_or_is_not_here_is_refused_by_name() {
 }
 
 #[test]
-fn a_socket_of_another_namespace_is_not_made_in_silence() {
+fn a_socket_of_another_network_namespace_is_reported_or_refused() {
     may!(rights::namespace("--net"));
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
@@ -259,7 +259,7 @@ time.sleep(60)
 }
 
 #[test]
-fn without_privileges_a_message_keeps_a_sender_of_this_machine_and_no_other() {
+fn without_privileges_a_message_keeps_only_a_sender_address_of_this_machine() {
     // It takes CAP_NET_RAW to have what is scanned come from elsewhere.
     may!(rights::less("-net_raw,-net_admin"));
     let Some(python) = python() else { skip!("python3 is missing") };

@@ -32,7 +32,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "locks of what has no name",
+        "locks of files without a name",
         &["unlinked@A:lock=posix-w:1-2", "memfd@B:lock=flock-w", "memfd@C:lock=posix-w+flock-r"],
     ),
     (
@@ -58,8 +58,8 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("a full pipe", &["pipe@A,B:data=@65536"]),
     ("a long pipe", &["pipe@A,B:size=1048576,data=@1000000"]),
     ("a short pipe", &["pipe@A,B:size=4096,data=x"]),
-    ("packets", &["pipe@A,B:packet,data=one+two+three"]),
-    ("one end that does not wait", &["pipe@A,B:nonblock=0", "pipe@C,D:nonblock=1,data=x"]),
+    ("packets in a pipe", &["pipe@A,B:packet,data=one+two+three"]),
+    ("one nonblocking end", &["pipe@A,B:nonblock=0", "pipe@C,D:nonblock=1,data=x"]),
     ("two descriptions of a read end", &["pipe@A,B,C:two,data=hello,nonblock=2"]),
     ("dups of both ends", &["pipe@A,B,D,C:dup,data=hello"]),
     ("a pipe without a writer", &["pipe@A:reader,data=the end", "pipe@B:reader"]),
@@ -129,16 +129,13 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "packets that are shared",
+        "a packet fanout group",
         &[
             "packet@A:protocol=0x9f01,fanout=0x10017123",
             "packet@C,B:dup,protocol=0x9f01,fanout=0x10017123",
         ],
     ),
-    (
-        "tunnels that are attached to nothing",
-        &["tun@A:unattached", "tun@C,B:dup,unattached,nonblock"],
-    ),
+    ("unattached tun descriptors", &["tun@A:unattached", "tun@C,B:dup,unattached,nonblock"]),
     (
         "message queues",
         &[
@@ -158,7 +155,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         "options of a socket",
         &["socketpair@A,B:options,data=hello", "socketpair@D,C:options,scm=pipe"],
     ),
-    ("an end alone", &["socketpair@A:alone,data=the end", "socketpair@C,B:shut,data=last"]),
+    ("a closed peer", &["socketpair@A:alone,data=the end", "socketpair@C,B:shut,data=last"]),
     (
         "queued descriptors",
         &[
@@ -167,20 +164,26 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "queues in queues",
+        "queued sockets in queued sockets",
         &[
             "socketpair@B:alone,scm=nested+self+pipe",
             "socketpair@C,A:scm=self+nested,type=seqpacket",
         ],
     ),
     ("a signal of a socket", &["socketpair@A,B:own,async=0,sig=35,nonblock"]),
-    ("listeners", &["unix@A", "unix@B:abstract=fdkit%00suite,backlog=3", "unix@C:unnamed"]),
-    ("TCP listeners", &["tcp@A", "tcp@B:v6,backlog=7", "tcp@C:host=0.0.0.0", "tcp@D:v6,host=::"]),
+    (
+        "listening unix sockets",
+        &["unix@A", "unix@B:abstract=fdkit%00suite,backlog=3", "unix@C:unnamed"],
+    ),
+    (
+        "listening TCP sockets",
+        &["tcp@A", "tcp@B:v6,backlog=7", "tcp@C:host=0.0.0.0", "tcp@D:v6,host=::"],
+    ),
     ("TCP sockets without a connection", &["tcp@A:fresh,nonblock", "tcp@B:bound", "tcp@C:ended"]),
-    ("listeners of one port", &["tcp@A,C:two", "tcp@D,B:two,v6"]),
+    ("listening sockets of one port", &["tcp@A,C:two", "tcp@D,B:two,v6"]),
     (
         // SO_REUSEADDR, SO_KEEPALIVE, SO_RCVBUF; TCP_NODELAY, DEFER_ACCEPT, FASTOPEN, USER_TIMEOUT.
-        "options of listeners",
+        "options of listening sockets",
         &[
             "tcp@A:set=1.2.1+1.9.1+1.8.40000+6.1.1+6.9.5+6.23.9+6.18.12345,bytes=6.13.reno",
             // IPV6_V6ONLY, IPV6_TCLASS; IP_FREEBIND; SO_BINDTODEVICE.
@@ -189,15 +192,12 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
             "tcp@D:host=0.0.0.0,bytes=1.25.lo,fresh",
         ],
     ),
-    (
-        "listeners of several paths",
-        &["tcp@A:mptcp", "tcp@B:mptcp,v6,backlog=9", "tcp@C:mptcp,bound"],
-    ),
+    ("listening MPTCP sockets", &["tcp@A:mptcp", "tcp@B:mptcp,v6,backlog=9", "tcp@C:mptcp,bound"]),
     ("UDP sockets", &["udp@A", "udp@B:v6,host=::,nonblock", "udp@C:fresh", "udp@D:lite"]),
     ("connected UDP sockets", &["udp@A:connected", "udp@B:v6,connected", "udp@C:connected,lite"]),
     ("UDP messages", &["udp@A:data=++a++bc", "udp@B:v6,data=x+y", "udp@C:lite,data=@9000"]),
     (
-        "UDP messages from elsewhere",
+        "UDP messages from another machine",
         &[
             "udp@A:host=0.0.0.0,data=a+b,from=198.51.100.7",
             "udp@B:v6,host=::,data=a+b,from=2001:db8::7",
@@ -248,7 +248,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("ping sockets", &["icmp@A", "icmp@B:v6,bound", "icmp@C:connected", "icmp@D:v6,connected"]),
     ("datagrams", &["unix@A:dgram,data=a++b", "unix@B:dgram"]),
     (
-        "signals that are read",
+        "signalfds",
         &[
             "signalfd@A:signals=1+10+17",
             "signalfd@B:signals=34+64,nonblock",
@@ -274,7 +274,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
             "timerfd@B:clock=boottime-alarm,in=1000,every=1000",
         ],
     ),
-    ("ticks", &["timerfd@A:ticks=7", "timerfd@B:in=1000,every=1000,ticks=4294967297"]),
+    ("unread ticks", &["timerfd@A:ticks=7", "timerfd@B:in=1000,every=1000,ticks=4294967297"]),
     (
         "expired timers",
         &[
@@ -283,13 +283,16 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
             "timerfd@C:in=0.000000001,every=1000",
         ],
     ),
-    ("a process itself", &["pidfd@A,C:dup", "pidfd@B:nonblock,cloexec"]),
-    ("a thread", &["pidfd@A:thread", "pidfd@B:dead,thread,exit=256"]),
-    ("the first process", &["pidfd@A:pid=1", "pidfd@C,B:pid=1,two"]),
-    ("a dead process", &["pidfd@A:dead,exit=9", "pidfd@C,B:dead,two,exit=768", "pidfd@D:dead"]),
+    ("a pidfd of the process itself", &["pidfd@A,C:dup", "pidfd@B:nonblock,cloexec"]),
+    ("a pidfd of a thread", &["pidfd@A:thread", "pidfd@B:dead,thread,exit=256"]),
+    ("a pidfd of init", &["pidfd@A:pid=1", "pidfd@C,B:pid=1,two"]),
+    (
+        "a pidfd of an ended process",
+        &["pidfd@A:dead,exit=9", "pidfd@C,B:dead,two,exit=768", "pidfd@D:dead"],
+    ),
     ("namespaces", &["ns@A", "ns@C,B:dup,of=user,cloexec", "ns@D:of=mnt,nonblock"]),
     (
-        "namespaces of children",
+        "namespaces for children",
         &[
             "ns@A:of=pid_for_children",
             "ns@B:of=time_for_children",
@@ -297,31 +300,34 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
             "ns@D:of=uts,opath",
         ],
     ),
-    ("places", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
+    ("O_PATH descriptors", &["path@A", "path@B:of=fifo", "path@C:of=socket"]),
     ("an epoll", &["epoll@A,B:value=0xffffffff00000000", "epoll@C,D:events=0x2003"]),
-    ("edges", &["epoll@A,B:et", "epoll@C,D:et,events=0x2001"]),
-    ("one shot", &["epoll@A,B:oneshot", "epoll@C,D:exclusive"]),
-    ("a shot that was fired", &["epoll@A,B:fired,et", "epoll@D,C:fired"]),
+    ("edge-triggered members", &["epoll@A,B:et", "epoll@C,D:et,events=0x2001"]),
+    ("armed oneshot members", &["epoll@A,B:oneshot", "epoll@C,D:exclusive"]),
+    ("disarmed oneshot members", &["epoll@A,B:fired,et", "epoll@D,C:fired"]),
     ("an epoll of a pipe", &["epoll@B,A,C:pipe", "eventfd@D"]),
-    ("two numbers of a member", &["epoll@A,B,C,D:dup,two"]),
+    ("a file added with two numbers", &["epoll@A,B,C,D:dup,two"]),
     ("two epolls of one member", &["epoll@B,C,A:pair", "eventfd@D"]),
     ("an epoll in an epoll", &["epoll@A,B,C:nested", "eventfd@D"]),
     ("an epoll in one with a lower number", &["epoll@D,A,B:nested"]),
     ("a member whose number is closed", &["epoll@A,B:moved=7", "epoll@C,D:moved=299,et"]),
-    ("a member whose number is another's", &["epoll@A,B,C:reused", "eventfd@D:count=4"]),
-    ("two members of one number", &["epoll@A,B,C:twice", "eventfd@D"]),
-    ("members that changed places", &["epoll@A,B,C:swapped", "eventfd@D"]),
-    ("a fired member whose number is closed", &["epoll@A,B:moved=7,fired", "epoll@C,D:fired"]),
+    ("a member whose number was reused", &["epoll@A,B,C:reused", "eventfd@D:count=4"]),
+    ("two members with one number", &["epoll@A,B,C:twice", "eventfd@D"]),
+    ("members with exchanged numbers", &["epoll@A,B,C:swapped", "eventfd@D"]),
+    ("a disarmed member whose number is closed", &["epoll@A,B:moved=7,fired", "epoll@C,D:fired"]),
     ("busy polling", &["epoll@A,B:busy"]),
     ("a watch", &["inotify@A", "inotify@B:none", "inotify@C:file,nonblock", "inotify@D:link"]),
     ("masks of watches", &["inotify@A:oneshot", "inotify@B:unlinks", "inotify@C:mask=0xfc0"]),
     ("numbers of watches", &["inotify@A:wd=9", "inotify@C:wd=4000,both", "inotify@B,D:dup"]),
     ("a watch of an unlinked file", &["inotify@B,A:gone", "inotify@C,D:gone,wd=3"]),
     ("marks on inodes", &["fanotify@A", "fanotify@B:mask=0,ignored=2", "fanotify@C:evictable"]),
-    ("marks that ignore", &["fanotify@A:ignored=2,surv", "fanotify@B:ignored=2,ignore,surv"]),
+    ("ignore marks", &["fanotify@A:ignored=2,surv", "fanotify@B:ignored=2,ignore,surv"]),
     ("marks on mounts", &["fanotify@A:mount", "fanotify@B:mount,ignored=2,surv", "fanotify@C"]),
     ("marks on file systems", &["fanotify@A:filesystem", "fanotify@B:filesystem,flags=0x200"]),
-    ("groups", &["fanotify@A:flags=0x36,events=2", "fanotify@B:flags=6", "fanotify@C,D:dup"]),
+    (
+        "flags of fanotify groups",
+        &["fanotify@A:flags=0x36,events=2", "fanotify@B:flags=6", "fanotify@C,D:dup"],
+    ),
     ("a mark on an unlinked file", &["fanotify@B,A:gone"]),
     ("close-on-exec", &["pipe@A,B:cloexec,data=x", "regular@C:cloexec", "regular@D"]),
     ("a pseudo terminal", &["pty@A,B"]),
@@ -330,9 +336,9 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("dups of a pseudo terminal", &["pty@C,A,B,D:dup,raw"]),
     ("packets of a pseudo terminal", &["pty@A,B:packet,raw,own,async=0,sig=12", "pty@D,C:packet"]),
     ("an exclusive terminal", &["pty@A,B:excl", "pty@D,C:shut"]),
-    ("a locked line", &["pty@A,B:locked,rows=9"]),
+    ("locked line settings", &["pty@A,B:locked,rows=9"]),
     ("a slave that has hung up", &["pty@A:slave,raw", "pty@B:slave"]),
-    ("masters alone", &["pty@A:master", "pty@B:left,rows=5"]),
+    ("masters without a slave", &["pty@A:master", "pty@B:left,rows=5"]),
     ("all together", &["pipe@C,A:data=x", "unlinked@B", "eventfd@D:count=5"]),
 ];
 
@@ -404,148 +410,148 @@ macro_rules! round_trips {
 }
 
 round_trips! {
-    a_regular_file_comes_back: "a regular file";
-    a_position_comes_back: "positions";
-    access_modes_come_back: "access modes";
-    flags_of_open_come_back: "flags of open";
-    a_dup_is_a_dup_again: "a dup";
-    three_dups_are_of_one_again: "three dups of one";
-    a_lock_of_a_table_is_taken_again: "a lock of a table";
-    locks_of_a_table_are_taken_again: "locks of a table";
-    a_lock_of_a_dup_is_taken_again: "a lock of a dup";
-    locks_of_a_description_are_taken_again: "locks of a description";
-    flocks_are_taken_again: "flocks";
-    what_has_no_name_is_locked_again: "locks of what has no name";
-    leases_are_taken_again: "leases";
+    a_regular_file_is_restored: "a regular file";
+    a_position_is_restored: "positions";
+    access_modes_are_restored: "access modes";
+    flags_of_open_are_restored: "flags of open";
+    dups_share_a_description_again: "a dup";
+    three_dups_share_a_description_again: "three dups of one";
+    a_lock_of_a_table_is_acquired_again: "a lock of a table";
+    locks_of_a_table_are_acquired_again: "locks of a table";
+    a_lock_of_a_dup_is_acquired_again: "a lock of a dup";
+    locks_of_a_description_are_acquired_again: "locks of a description";
+    flocks_are_acquired_again: "flocks";
+    files_without_a_name_are_locked_again: "locks of files without a name";
+    leases_are_acquired_again: "leases";
     a_tmpfile_can_still_be_linked: "O_TMPFILE";
-    an_owner_becomes_the_command: "an owner";
-    signals_still_come: "signals";
-    a_signal_still_comes_through_a_dup: "a signal through a dup";
+    the_owner_of_signals_is_the_command: "an owner";
+    signals_are_sent_after_a_restore: "signals";
+    a_signal_names_the_dup_that_requested_it: "a signal through a dup";
     an_unlinked_file_keeps_its_content_and_old_name: "an unlinked file";
-    an_empty_unlinked_file_comes_back: "an empty unlinked file";
-    a_long_unlinked_file_comes_back: "a long unlinked file";
+    an_empty_unlinked_file_is_restored: "an empty unlinked file";
+    a_long_unlinked_file_is_restored: "a long unlinked file";
     two_descriptions_of_an_unlinked_file_stay_one_inode: "two descriptions of an unlinked file";
-    a_directory_is_read_on_from_where_it_was: "directories";
-    a_directory_without_o_directory_comes_back: "a directory without O_DIRECTORY";
-    an_empty_pipe_comes_back: "an empty pipe";
+    a_directory_keeps_its_position: "directories";
+    a_directory_without_o_directory_is_restored: "a directory without O_DIRECTORY";
+    an_empty_pipe_is_restored: "an empty pipe";
     a_pipe_keeps_its_data: "a pipe with data";
-    a_full_pipe_comes_back: "a full pipe";
-    a_long_pipe_comes_back: "a long pipe";
-    a_short_pipe_comes_back: "a short pipe";
-    packets_keep_their_bounds: "packets";
-    one_end_that_does_not_wait_comes_back: "one end that does not wait";
-    two_descriptions_of_a_read_end_come_back: "two descriptions of a read end";
-    dups_of_both_ends_come_back: "dups of both ends";
-    a_pipe_without_a_writer_ends_where_it_ended: "a pipe without a writer";
-    a_pipe_without_a_reader_breaks_again: "a pipe without a reader";
-    a_fifo_comes_back_with_its_data: "fifos";
-    a_fifo_without_a_name_comes_back_without_one: "fifos without a name";
-    dups_of_a_fifo_without_a_name_come_back: "dups of a fifo without a name";
-    a_count_past_32_bits_comes_back: "counts";
-    the_highest_count_comes_back: "the highest count";
-    a_semaphore_comes_back: "semaphores";
+    a_full_pipe_is_restored: "a full pipe";
+    a_long_pipe_is_restored: "a long pipe";
+    a_short_pipe_is_restored: "a short pipe";
+    packets_in_a_pipe_keep_their_boundaries: "packets in a pipe";
+    a_pipe_with_one_nonblocking_end_is_restored: "one nonblocking end";
+    two_descriptions_of_a_read_end_are_restored: "two descriptions of a read end";
+    dups_of_both_ends_are_restored: "dups of both ends";
+    a_pipe_without_a_writer_reads_end_of_file_after_its_data: "a pipe without a writer";
+    a_pipe_without_a_reader_gives_epipe: "a pipe without a reader";
+    a_fifo_is_restored_with_its_data: "fifos";
+    a_fifo_without_a_name_is_restored_without_a_name: "fifos without a name";
+    dups_of_a_fifo_without_a_name_are_restored: "dups of a fifo without a name";
+    a_count_above_32_bits_is_restored: "counts";
+    the_highest_count_is_restored: "the highest count";
+    a_semaphore_is_restored: "semaphores";
     a_memfd_keeps_its_name_and_content: "memfds";
-    a_long_memfd_comes_back: "a long memfd";
-    a_hole_stays_a_hole: "holes";
+    a_long_memfd_is_restored: "a long memfd";
+    a_hole_in_a_memfd_stays_a_hole: "holes";
     two_descriptions_of_a_memfd_stay_one_file: "two descriptions of a memfd";
-    a_seal_forbids_what_it_forbade: "seals";
-    a_memfd_is_no_more_executable_than_it_was: "a memfd that is not executable";
-    a_memfd_belongs_to_whom_it_belonged: "owners of memfds";
-    an_empty_file_of_huge_pages_comes_back: "an empty file of huge pages";
-    huge_pages_come_back: "huge pages";
-    null_and_zero_come_back: "null and zero";
-    full_and_random_come_back: "full and random";
-    character_devices_come_back: "character devices";
-    a_device_is_read_on_from_where_it_was: "character devices with a position, or none";
-    netlink_sockets_come_back: "netlink sockets";
-    a_netlink_socket_of_processes_comes_back: "messages between processes";
-    packet_sockets_come_back: "packet sockets";
-    packets_are_shared_again: "packets that are shared";
-    a_tunnel_that_is_attached_to_nothing_comes_back: "tunnels that are attached to nothing";
-    message_queues_come_back: "message queues";
-    two_descriptions_of_a_message_queue_come_back: "two descriptions of a message queue";
-    socket_pairs_come_back: "socket pairs";
-    messages_keep_their_bounds: "messages";
-    a_long_queue_comes_back: "a long queue";
-    options_of_a_socket_come_back: "options of a socket";
-    an_end_alone_ends_where_it_ended: "an end alone";
-    queued_descriptors_come_back: "queued descriptors";
-    what_is_queued_in_what_is_queued_comes_back: "queues in queues";
-    a_signal_of_a_socket_still_comes: "a signal of a socket";
-    listeners_accept_again: "listeners";
-    a_tcp_listener_takes_clients_again: "TCP listeners";
-    a_tcp_socket_without_a_connection_comes_back: "TCP sockets without a connection";
-    two_listeners_of_one_port_both_take_clients: "listeners of one port";
-    options_of_listeners_are_set_again: "options of listeners";
-    a_listener_of_several_paths_comes_back: "listeners of several paths";
-    a_udp_socket_comes_back: "UDP sockets";
-    a_connected_udp_socket_comes_back: "connected UDP sockets";
-    udp_messages_keep_bounds_and_senders: "UDP messages";
-    udp_messages_from_elsewhere_keep_their_senders: "UDP messages from elsewhere";
-    udp_messages_of_a_connection_come_back: "UDP messages of a connection";
-    udp_messages_go_to_the_one_of_a_port_that_had_them: "UDP sockets of one port";
+    seals_prevent_the_same_operations: "seals";
+    a_memfd_keeps_whether_it_is_executable: "a memfd that is not executable";
+    a_memfd_keeps_its_owner: "owners of memfds";
+    an_empty_file_of_huge_pages_is_restored: "an empty file of huge pages";
+    huge_pages_are_restored: "huge pages";
+    null_and_zero_are_restored: "null and zero";
+    full_and_random_are_restored: "full and random";
+    character_devices_are_restored: "character devices";
+    a_character_device_keeps_its_position: "character devices with a position, or none";
+    netlink_sockets_are_restored: "netlink sockets";
+    a_netlink_socket_between_processes_is_restored: "messages between processes";
+    packet_sockets_are_restored: "packet sockets";
+    a_packet_fanout_group_is_restored: "a packet fanout group";
+    an_unattached_tun_descriptor_is_restored: "unattached tun descriptors";
+    message_queues_are_restored: "message queues";
+    two_descriptions_of_a_message_queue_are_restored: "two descriptions of a message queue";
+    socket_pairs_are_restored: "socket pairs";
+    messages_keep_their_boundaries: "messages";
+    a_long_queue_is_restored: "a long queue";
+    options_of_a_socket_are_restored: "options of a socket";
+    a_socket_with_a_closed_peer_reads_end_of_file: "a closed peer";
+    queued_descriptors_are_restored: "queued descriptors";
+    sockets_queued_in_queued_sockets_are_restored: "queued sockets in queued sockets";
+    a_socket_sends_its_signal: "a signal of a socket";
+    listening_unix_sockets_accept_connections: "listening unix sockets";
+    a_listening_tcp_socket_accepts_clients: "listening TCP sockets";
+    a_tcp_socket_without_a_connection_is_restored: "TCP sockets without a connection";
+    two_listening_sockets_of_one_port_both_accept_clients: "listening sockets of one port";
+    options_of_listening_sockets_are_restored: "options of listening sockets";
+    a_listening_mptcp_socket_is_restored: "listening MPTCP sockets";
+    a_udp_socket_is_restored: "UDP sockets";
+    a_connected_udp_socket_is_restored: "connected UDP sockets";
+    udp_messages_keep_boundaries_and_senders: "UDP messages";
+    udp_messages_from_another_machine_keep_their_senders: "UDP messages from another machine";
+    messages_of_a_connected_udp_socket_are_restored: "UDP messages of a connection";
+    udp_messages_go_to_the_right_socket_of_a_shared_port: "UDP sockets of one port";
     a_udp_socket_is_shut_down_again: "UDP sockets shut down";
-    options_of_udp_sockets_are_set_again: "options of UDP sockets";
+    options_of_udp_sockets_are_restored: "options of UDP sockets";
     multicast_groups_are_joined_again: "multicast groups";
     a_multicast_group_of_a_raw_socket_is_joined_again: "a multicast group of a raw socket";
-    a_raw_socket_comes_back: "raw sockets";
-    options_of_raw_sockets_are_set_again: "options of raw sockets";
-    a_ping_socket_comes_back: "ping sockets";
-    datagrams_wait_again: "datagrams";
-    signals_are_read_again: "signals that are read";
+    a_raw_socket_is_restored: "raw sockets";
+    options_of_raw_sockets_are_restored: "options of raw sockets";
+    a_ping_socket_is_restored: "ping sockets";
+    datagrams_are_queued_again: "datagrams";
+    a_signalfd_reads_its_signals: "signalfds";
     a_disarmed_timer_stays_disarmed: "a disarmed timer";
-    a_relative_timer_keeps_what_was_left: "relative timers";
-    an_absolute_timer_keeps_its_time: "absolute timers";
-    a_timer_on_an_alarm_clock_comes_back: "alarm clocks";
-    ticks_that_wait_come_back: "ticks";
-    a_timer_that_has_expired_ticks_no_second_time: "expired timers";
-    a_process_itself_is_the_new_one: "a process itself";
-    a_thread_comes_back: "a thread";
-    a_process_elsewhere_is_the_same: "the first process";
-    a_dead_process_has_ended_as_it_did: "a dead process";
-    a_namespace_is_found_again: "namespaces";
-    a_namespace_of_children_is_found_again: "namespaces of children";
-    a_place_is_not_opened: "places";
-    an_epoll_has_its_members_again: "an epoll";
-    edges_are_kept: "edges";
-    a_shot_is_still_in_the_barrel: "one shot";
-    a_shot_that_was_fired_is_not_fired_again: "a shot that was fired";
-    an_epoll_of_a_pipe_comes_back: "an epoll of a pipe";
-    two_numbers_of_a_member_are_two_members: "two numbers of a member";
-    two_epolls_have_one_member_again: "two epolls of one member";
-    an_epoll_in_an_epoll_comes_back: "an epoll in an epoll";
-    an_epoll_in_one_with_a_lower_number_comes_back: "an epoll in one with a lower number";
-    a_member_whose_number_is_closed_comes_back: "a member whose number is closed";
-    a_member_whose_number_is_anothers_comes_back: "a member whose number is another's";
-    two_members_of_one_number_come_back: "two members of one number";
-    members_that_changed_places_come_back: "members that changed places";
-    a_fired_member_whose_number_is_closed_comes_back: "a fired member whose number is closed";
-    busy_polling_is_set_again: "busy polling";
-    a_watch_is_kept: "a watch";
-    masks_of_watches_are_kept: "masks of watches";
-    numbers_of_watches_are_kept: "numbers of watches";
-    an_unlinked_file_is_still_watched: "a watch of an unlinked file";
-    marks_on_inodes_are_kept: "marks on inodes";
-    marks_that_ignore_are_kept: "marks that ignore";
-    marks_on_mounts_are_kept: "marks on mounts";
-    marks_on_file_systems_are_kept: "marks on file systems";
-    flags_of_groups_are_kept: "groups";
-    an_unlinked_file_is_still_marked: "a mark on an unlinked file";
-    close_on_exec_is_told_in_the_environment: "close-on-exec";
-    a_pseudo_terminal_comes_back: "a pseudo terminal";
-    a_raw_terminal_keeps_speed_size_and_characters: "a pseudo terminal made raw";
-    all_slaves_and_their_path_come_back: "slaves of a pseudo terminal";
-    dups_of_both_ends_of_a_terminal_come_back: "dups of a pseudo terminal";
-    packet_mode_comes_back: "packets of a pseudo terminal";
-    an_exclusive_terminal_comes_back: "an exclusive terminal";
-    a_locked_line_comes_back: "a locked line";
-    a_slave_without_a_master_has_hung_up_again: "a slave that has hung up";
-    a_master_without_a_slave_comes_back: "masters alone";
-    kinds_come_back_together: "all together";
+    a_relative_timer_keeps_its_remaining_time: "relative timers";
+    an_absolute_timer_keeps_its_expiration: "absolute timers";
+    a_timer_on_an_alarm_clock_is_restored: "alarm clocks";
+    unread_ticks_are_restored: "unread ticks";
+    an_expired_timer_does_not_expire_again: "expired timers";
+    a_pidfd_of_the_process_itself_refers_to_the_new_process: "a pidfd of the process itself";
+    a_pidfd_of_a_thread_is_restored: "a pidfd of a thread";
+    a_pidfd_of_a_process_outside_the_image_refers_to_it_again: "a pidfd of init";
+    a_pidfd_of_an_ended_process_keeps_its_exit_status: "a pidfd of an ended process";
+    a_namespace_is_opened_again: "namespaces";
+    a_namespace_for_children_is_opened_again: "namespaces for children";
+    o_path_descriptors_are_restored: "O_PATH descriptors";
+    an_epoll_is_restored_with_its_members: "an epoll";
+    edge_triggered_members_are_restored: "edge-triggered members";
+    an_armed_oneshot_member_is_still_armed: "armed oneshot members";
+    a_disarmed_oneshot_member_stays_disarmed: "disarmed oneshot members";
+    an_epoll_of_a_pipe_is_restored: "an epoll of a pipe";
+    one_file_added_with_two_numbers_is_two_members: "a file added with two numbers";
+    two_epoll_instances_share_a_member: "two epolls of one member";
+    an_epoll_in_an_epoll_is_restored: "an epoll in an epoll";
+    an_epoll_in_one_with_a_lower_number_is_restored: "an epoll in one with a lower number";
+    a_member_whose_number_is_closed_is_restored: "a member whose number is closed";
+    a_member_whose_number_was_reused_is_restored: "a member whose number was reused";
+    two_members_with_one_number_are_restored: "two members with one number";
+    members_with_exchanged_numbers_are_restored: "members with exchanged numbers";
+    a_disarmed_member_whose_number_is_closed_is_restored: "a disarmed member whose number is closed";
+    busy_polling_is_restored: "busy polling";
+    an_inotify_watch_is_restored: "a watch";
+    masks_of_watches_are_restored: "masks of watches";
+    numbers_of_watches_are_restored: "numbers of watches";
+    a_watch_on_an_unlinked_file_is_restored: "a watch of an unlinked file";
+    marks_on_inodes_are_restored: "marks on inodes";
+    ignore_marks_are_restored: "ignore marks";
+    marks_on_mounts_are_restored: "marks on mounts";
+    marks_on_file_systems_are_restored: "marks on file systems";
+    flags_of_fanotify_groups_are_restored: "flags of fanotify groups";
+    a_mark_on_an_unlinked_file_is_restored: "a mark on an unlinked file";
+    close_on_exec_descriptors_are_named_in_the_environment: "close-on-exec";
+    a_pseudo_terminal_is_restored: "a pseudo terminal";
+    a_raw_terminal_keeps_speed_size_and_control_characters: "a pseudo terminal made raw";
+    all_slaves_and_their_path_are_restored: "slaves of a pseudo terminal";
+    dups_of_both_ends_of_a_terminal_are_restored: "dups of a pseudo terminal";
+    packet_mode_is_restored: "packets of a pseudo terminal";
+    an_exclusive_terminal_is_restored: "an exclusive terminal";
+    locked_line_settings_are_restored: "locked line settings";
+    a_slave_without_a_master_is_restored_as_hung_up: "a slave that has hung up";
+    a_master_without_a_slave_is_restored: "masters without a slave";
+    descriptors_of_several_kinds_are_restored_together: "all together";
 }
 
 #[test]
-fn without_data_a_pipe_comes_back_empty_and_the_image_has_no_secret() {
+fn without_data_a_pipe_is_restored_empty_and_the_image_has_no_contents() {
     let scratch = Scratch::new();
     // The data is a pattern, since the command line of mkfd is in the image, too.
     let target = target!(scratch.dir(), &["pipe@3,4:data=@600", "unlinked@5:data=@600"]);
@@ -564,7 +570,7 @@ fn without_data_a_pipe_comes_back_empty_and_the_image_has_no_secret() {
 }
 
 #[test]
-fn a_terminal_from_elsewhere_comes_back_as_the_one_that_is_named() {
+fn a_terminal_outside_the_image_is_restored_as_the_named_one() {
     for place in PLACES {
         let scratch = Scratch::new();
         let ((old, _old_master), (new, _new_master)) = (terminal(), terminal());
@@ -591,7 +597,7 @@ fn a_terminal_from_elsewhere_comes_back_as_the_one_that_is_named() {
 }
 
 #[test]
-fn a_process_that_is_no_longer_there_is_refused_by_name() {
+fn a_pidfd_of_a_process_that_has_ended_is_refused() {
     let scratch = Scratch::new();
     let other = Target::ready(&["mkfd", "sleep"]).expect("no skip");
     let spec = format!("pidfd@3:pid={}", other.pid);
@@ -612,7 +618,7 @@ fn a_process_that_is_no_longer_there_is_refused_by_name() {
 }
 
 #[test]
-fn a_child_that_was_not_waited_for_has_ended_as_it_did() {
+fn a_pidfd_of_a_zombie_has_the_recorded_exit_status() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["pidfd@3:zombie,exit=1792", "pidfd@4:zombie,exit=15"]);
     let file = scratch.file("a.fdi");
@@ -624,7 +630,7 @@ fn a_child_that_was_not_waited_for_has_ended_as_it_did() {
 }
 
 #[test]
-fn a_namespace_is_found_while_somebody_is_in_it_and_refused_by_name_afterwards() {
+fn a_namespace_is_found_while_a_process_is_in_it_and_refused_by_name_afterwards() {
     let scratch = Scratch::new();
     for name in ["net", "uts", "ipc", "user"] {
         let option = format!("--{name}");
@@ -647,7 +653,7 @@ fn a_namespace_is_found_while_somebody_is_in_it_and_refused_by_name_afterwards()
 }
 
 #[test]
-fn a_namespace_that_is_only_mounted_is_opened_there() {
+fn a_namespace_that_is_only_mounted_is_opened_at_its_mount() {
     may!(rights::mounts(), rights::namespace("--net"), rights::programs(&["nsenter"]));
     let scratch = Scratch::new();
     let (place, file) = (scratch.file("a name"), scratch.file("a.fdi"));
@@ -681,7 +687,7 @@ fn a_timer_expires_after_the_restore() {
 }
 
 #[test]
-fn a_time_of_the_day_that_passes_while_nobody_has_the_timer_is_one_tick() {
+fn a_time_that_passes_between_scan_and_restore_is_one_tick() {
     let scratch = Scratch::new();
     let at = std::time::SystemTime::now() + std::time::Duration::from_secs(6);
     let since = at.duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -708,7 +714,7 @@ fn a_time_of_the_day_that_passes_while_nobody_has_the_timer_is_one_tick() {
 }
 
 #[test]
-fn an_odd_time_is_kept_to_a_fraction_of_a_millisecond() {
+fn a_time_with_nanoseconds_is_kept_to_a_fraction_of_a_millisecond() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["timerfd@3:clock=realtime,at=4000000000.123456789"]);
     let file = scratch.file("a.fdi");
@@ -726,7 +732,7 @@ fn an_odd_time_is_kept_to_a_fraction_of_a_millisecond() {
 }
 
 #[test]
-fn a_scan_leaves_ticks_where_they_are_and_counts_them() {
+fn a_scan_counts_ticks_without_reading_them() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["timerfd@3:in=0.000000001,every=0.1"]);
     let ticks = || {
@@ -745,7 +751,7 @@ fn a_scan_leaves_ticks_where_they_are_and_counts_them() {
 }
 
 #[test]
-fn reading_the_contents_leaves_them_there() {
+fn reading_contents_does_not_consume_them() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["pipe@3,4:data=hello", "unlinked@5:pos=3"]);
     for name in ["a.fdi", "b.fdi"] {
@@ -774,7 +780,7 @@ fn an_opaque_descriptor_is_refused_and_can_be_left_out() {
 }
 
 #[test]
-fn a_connection_to_outside_is_refused_or_becomes_a_socket_at_its_end() {
+fn a_connection_to_outside_the_image_is_refused_or_reads_end_of_file() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["socketpair@3,4", "eventfd@5"]);
     let file = scratch.file("a.fdi");

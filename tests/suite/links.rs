@@ -27,7 +27,7 @@ fn private(script: &str, scratch: &Scratch) -> Ran {
 }
 
 #[test]
-fn a_port_id_comes_back_and_one_that_is_taken_is_another_by_then() {
+fn a_port_id_is_restored_or_replaced_if_it_is_in_use() {
     let scratch = Scratch::new();
     // The port id is higher than any process id, so the kernel does not give it to another socket.
     let spec = "netlink@3:port=4026531841,protocol=2";
@@ -44,7 +44,7 @@ fn a_port_id_comes_back_and_one_that_is_taken_is_another_by_then() {
 }
 
 #[test]
-fn messages_and_packets_that_wait_are_said_to_be_lost() {
+fn queued_messages_and_packets_are_reported_as_lost() {
     let scratch = Scratch::new();
     let target = target!(
         scratch.dir(),
@@ -69,7 +69,7 @@ fn messages_and_packets_that_wait_are_said_to_be_lost() {
 }
 
 #[test]
-fn a_monitor_of_devices_goes_on() {
+fn a_monitor_of_network_devices_continues() {
     may!(rights::devices());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
@@ -92,7 +92,7 @@ while True:
 }
 
 #[test]
-fn a_device_is_found_by_its_name_and_one_that_is_gone_is_refused_by_it() {
+fn a_network_device_is_found_by_its_name_and_a_missing_one_is_named() {
     may!(rights::devices());
     let scratch = Scratch::new();
     let script = "ip tuntap add fdk0 mode tap; ip link set fdk0 up; make packet@3:dev=fdk0
@@ -105,7 +105,7 @@ fn a_device_is_found_by_its_name_and_one_that_is_gone_is_refused_by_it() {
 }
 
 #[test]
-fn a_ring_is_refused_with_its_reason() {
+fn a_packet_ring_is_refused_with_the_reason() {
     let scratch = Scratch::new();
     let file = match image_if_can(&scratch, &["packet@3:ring", "eventfd@4"]) {
         Ok(file) => file,
@@ -117,7 +117,7 @@ fn a_ring_is_refused_with_its_reason() {
 }
 
 #[test]
-fn a_link_whose_record_lies_is_refused() {
+fn netlink_and_packet_sockets_with_forged_records_are_refused() {
     let scratch = Scratch::new();
     let file = match image_if_can(&scratch, &["netlink@3:groups=1", "packet@4:members=1"]) {
         Ok(file) => file,
@@ -156,7 +156,7 @@ fn a_link_whose_record_lies_is_refused() {
 }
 
 #[test]
-fn tunnels_are_made_anew_and_work() {
+fn tunnel_devices_are_created_again_and_work() {
     may!(rights::devices());
     for specs in [
         &["tun@3"][..],
@@ -187,7 +187,7 @@ fn tunnels_are_made_anew_and_work() {
 }
 
 #[test]
-fn a_tunnel_that_lives_on_is_attached_to_and_one_in_use_is_refused() {
+fn an_existing_tunnel_device_is_attached_to_unless_it_is_in_use() {
     may!(rights::devices());
     let scratch = Scratch::new();
     // The hardware address of an existing device is not changed.
@@ -212,7 +212,7 @@ fn a_tunnel_that_lives_on_is_attached_to_and_one_in_use_is_refused() {
 }
 
 #[test]
-fn a_tunnel_whose_record_lies_is_refused() {
+fn a_tunnel_with_a_forged_record_is_refused() {
     may!(rights::devices());
     let scratch = Scratch::new();
     private("make tun@3", &scratch).ok();

@@ -17,7 +17,7 @@ const EACH: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_lock_that_another_process_has_is_refused_with_its_name() {
+fn a_lock_that_another_process_has_is_refused_and_the_process_named() {
     for (key, name) in EACH {
         let scratch = Scratch::new();
         let held = key.replace("-r", "-w").replace("read,", "");
@@ -45,7 +45,7 @@ fn a_lock_that_another_process_has_is_refused_with_its_name() {
 }
 
 #[test]
-fn the_process_of_the_image_goes_on_with_its_lease() {
+fn the_captured_process_keeps_its_lease() {
     let scratch = Scratch::new();
     for (key, name) in
         [("own,async,lock=lease-w", "write lease"), ("read,own,async,lock=lease-r", "read lease")]
@@ -67,7 +67,7 @@ fn the_process_of_the_image_goes_on_with_its_lease() {
 }
 
 #[test]
-fn a_lease_that_is_being_broken_is_said() {
+fn a_lease_that_is_being_broken_is_reported() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let spec = "regular@3:own,async,lock=lease-w";
@@ -87,7 +87,7 @@ except BlockingIOError: print('breaks')";
 }
 
 #[test]
-fn real_programs_are_kept_out_by_what_was_restored() {
+fn restored_locks_exclude_real_programs() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let path = scratch.file("pid file");
@@ -122,7 +122,7 @@ print(struct.unpack('hhqqi4x', who)[4])";
 }
 
 #[test]
-fn a_description_that_only_a_queue_has_is_locked_again() {
+fn a_description_that_is_only_queued_in_a_socket_is_locked_again() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let path = scratch.file("locked");
@@ -141,7 +141,7 @@ print('ready', flush=True); time.sleep(1000)";
 }
 
 #[test]
-fn a_lock_outlives_what_fdrestore_itself_closes() {
+fn a_lock_survives_the_descriptors_that_fdrestore_closes() {
     let scratch = Scratch::new();
     let spec = format!("regular@3:append,path={},lock=posix-w:0-9", scratch.file("log"));
     let file = image(&scratch, &[&spec]);
@@ -214,7 +214,7 @@ if ctypes.CDLL(None).syscall(56, 0x400 | signal.SIGCHLD, 0, 0, 0, 0) != 0:
 time.sleep(1000)";
 
 #[test]
-fn the_locks_of_a_shared_table_are_taken_by_those_that_go_on_sharing_it() {
+fn the_locks_of_a_shared_table_are_acquired_only_if_no_task_executes_a_program() {
     let Some(python) = python() else { skip!("python3 is missing") };
     needs!(cfg!(target_arch = "x86_64"), "clone(2) has another number here");
     let scratch = Scratch::new();
@@ -241,7 +241,7 @@ fn the_locks_of_a_shared_table_are_taken_by_those_that_go_on_sharing_it() {
 }
 
 #[test]
-fn a_command_of_a_tree_has_the_locks_of_the_process_that_became_it() {
+fn a_command_in_a_tree_has_the_locks_of_the_first_task() {
     let scratch = Scratch::new();
     let spec = format!("regular@3:path={},lock=posix-w:2-3+flock-w", scratch.file("locked"));
     let target = target!(scratch.dir(), &[&spec]);
@@ -274,7 +274,7 @@ fn locked(path: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_dups_share_is_recorded_once() {
+fn a_lock_that_dups_share_is_recorded_once() {
     let scratch = Scratch::new();
     let specs = ["regular@3,4,5:dup,lock=posix-w:0-0", "regular@6,7:dup,lock=flock-w"];
     let target = target!(scratch.dir(), &specs);
@@ -307,7 +307,7 @@ fn with_locks(
 }
 
 #[test]
-fn a_lock_whose_record_lies_is_refused_with_its_number() {
+fn a_forged_lock_is_refused_with_its_number() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3:read,lock=posix-r:5-9+flock-r"]);
     let shown = pipeline(&[&["fdimg", "show", &file]]).quiet().text();

@@ -49,7 +49,7 @@ fn help_and_man_pages_name_the_same_options() {
 }
 
 #[test]
-fn the_man_pages_are_clean() {
+fn the_man_pages_pass_mandoc_lint() {
     needs!(which("mandoc").is_some(), "mandoc is missing");
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../man");
     let lint = format!("mandoc -Tlint -Wwarning {dir}/*.[1-8]");

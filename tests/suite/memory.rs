@@ -10,7 +10,7 @@ fn within<'w>(enter: &'w [String; 4], words: &[&'w str]) -> Vec<&'w str> {
 }
 
 #[test]
-fn a_tree_that_fitted_its_cgroup_fits_it_again_and_with_services_at_the_limit_it_does_not() {
+fn a_restored_tree_fits_into_its_old_cgroup_but_not_with_policy_rlimit() {
     let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
     needs!(soft >= 20000, "the limit of open files is {soft}, and 20000 is wanted");
     let cgroup = || Cgroup::new();

@@ -201,7 +201,7 @@ fn readable(value: serde_cbor::Value) -> Value {
 }
 
 #[test]
-fn what_a_restore_cannot_keep_is_not_compared() {
+fn properties_that_no_restore_keeps_are_not_compared() {
     let one = serde_json::json!({"descriptors": [{
         "pid": 7, "fd": 3, "name": "pipe:[12]", "shared": ["7:4"], "body": {"size": 1, "id": 4},
     }]});
@@ -212,7 +212,7 @@ fn what_a_restore_cannot_keep_is_not_compared() {
 }
 
 #[test]
-fn a_timer_is_compared_by_when_it_expires() {
+fn a_timer_is_compared_by_its_expiration() {
     let timer = |flags: u32, now, value| {
         let body = serde_json::json!({"flags": flags, "now": now, "value": value});
         records(&serde_json::json!({"descriptors": [{"fd": 3, "body": body}]}), &[3])
@@ -224,7 +224,7 @@ fn a_timer_is_compared_by_when_it_expires() {
 }
 
 #[test]
-fn what_a_restore_must_keep_is_compared() {
+fn properties_that_a_restore_must_keep_are_compared() {
     let one = serde_json::json!({"descriptors": [{"fd": 3, "pos": 7, "body": {"size": 1}}]});
     let two = serde_json::json!({"descriptors": [{"fd": 3, "pos": 7, "body": {"size": 2}}]});
     assert_ne!(records(&one, &[3]), records(&two, &[3]));

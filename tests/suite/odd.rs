@@ -27,7 +27,7 @@ const ODD: &[(&str, &str)] = &[
 const ODDER: &[&str] = &["alg", "xdp", "key", "can"];
 
 #[test]
-fn a_scan_of_everything_odd_is_silent_and_shows_it_as_opaque() {
+fn unsupported_descriptors_are_recorded_as_opaque_without_a_message() {
     let scratch = Scratch::new();
     let mut made = Vec::new();
     for (of, told) in ODD.iter().copied().chain(ODDER.iter().map(|of| (*of, ""))) {
@@ -65,7 +65,7 @@ fn a_scan_of_everything_odd_is_silent_and_shows_it_as_opaque() {
 }
 
 #[test]
-fn what_no_path_leads_to_is_opaque_and_not_its_namesake() {
+fn a_file_on_a_detached_mount_is_opaque_and_not_another_file_of_that_path() {
     let Some(python) = crate::pipelines::python() else { skip!("python3 is missing") };
     may!(rights::namespace("--mount"));
     let scratch = Scratch::new();

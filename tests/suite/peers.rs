@@ -113,7 +113,7 @@ fn ours(pid: &str) -> Said {
 }
 
 #[test]
-fn lsfd_says_the_same() {
+fn lsfd_shows_the_same() {
     let Some(lsfd) = which("lsfd") else { skip!("lsfd is missing") };
     let lsfd = lsfd.to_str().expect("UTF-8");
     let help = pipeline(&[&[lsfd, "--help"]]).ok().text();
@@ -211,7 +211,7 @@ fn lsfd_says_the_same() {
 }
 
 #[test]
-fn lsof_says_the_same() {
+fn lsof_shows_the_same() {
     let Some(lsof) = which("lsof") else { skip!("lsof is missing") };
     let lsof = lsof.to_str().expect("UTF-8");
     let fields = |pid: &str, more: &[&str]| -> BTreeMap<u64, BTreeMap<char, String>> {

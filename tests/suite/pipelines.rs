@@ -14,7 +14,7 @@ pub(crate) fn python() -> Option<&'static str> {
 }
 
 #[test]
-fn python3_goes_on_in_a_new_process() {
+fn python3_continues_with_its_descriptors_in_a_new_process() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let before = "import os, sys, time
@@ -49,7 +49,7 @@ print(os.environ.get('FDRESTORE_CLOEXEC'))";
 }
 
 #[test]
-fn a_shell_script_reads_on_where_it_was() {
+fn a_shell_script_continues_to_read_at_its_old_position() {
     let scratch = Scratch::new();
     let (list, log) = (scratch.file("list"), scratch.file("log"));
     fs::write(&list, "one\ntwo\nthree\n").unwrap();
@@ -66,7 +66,7 @@ fn a_shell_script_reads_on_where_it_was() {
 }
 
 #[test]
-fn redis_server_is_scanned_whole_and_its_log_restored() {
+fn all_descriptors_of_redis_server_are_scanned_and_its_log_is_restored() {
     needs!(which("redis-server").is_some(), "redis-server is missing");
     let scratch = Scratch::new();
     let (dir, socket, log) = (scratch.dir(), scratch.file("sock"), scratch.file("redis.log"));
@@ -119,7 +119,7 @@ fn an_image_goes_from_the_scan_to_the_restore_without_a_file() {
 }
 
 #[test]
-fn select_keeps_what_passes_with_the_files_it_names() {
+fn select_keeps_matching_descriptors_and_their_files() {
     let scratch = Scratch::new();
     let specs = ["pipe@3,4:data=hello", "eventfd@5,6:dup,count=2", "regular@7"];
     let file = image(&scratch, &specs);
@@ -153,7 +153,7 @@ fn select_keeps_what_passes_with_the_files_it_names() {
 }
 
 #[test]
-fn a_filter_of_the_scan_takes_only_what_passes() {
+fn a_filter_of_fdscan_captures_only_matching_descriptors() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["pipe@3,4", "eventfd@5", "regular@6"]);
     for (filter, expected) in [("5", "5"), ("pipe", "3 4"), ("!pipe,5", "5 6"), ("3-5", "3 4 5")] {
@@ -171,7 +171,7 @@ fn a_filter_of_the_scan_takes_only_what_passes() {
 }
 
 #[test]
-fn read_gives_the_bytes_of_the_file() {
+fn read_writes_the_bytes_of_the_file() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["pipe@3,4:data=hello"]);
     let ran = pipeline(&[&["fdimg", "read", &file]]).quiet();
@@ -182,7 +182,7 @@ fn read_gives_the_bytes_of_the_file() {
 }
 
 #[test]
-fn verify_tells_of_what_is_opaque() {
+fn verify_reports_opaque_descriptors() {
     let scratch = Scratch::new();
     let ran = pipeline(&[&["fdimg", "verify", &image(&scratch, &["eventfd@3"])]]).quiet();
     assert!(ran.text().contains("whole") && !ran.text().contains("opaque"), "{}", ran.whole());
@@ -194,7 +194,7 @@ fn verify_tells_of_what_is_opaque() {
 }
 
 #[test]
-fn a_reader_that_leaves_early_ends_the_tools_quietly() {
+fn the_tools_end_quietly_when_their_reader_closes_the_pipe() {
     let scratch = Scratch::new();
     let words = ["mkfd", "many", "2000", "--close-std", "--dir", scratch.dir()];
     let target = Target::ready(&words).unwrap();
@@ -214,7 +214,7 @@ fn a_reader_that_leaves_early_ends_the_tools_quietly() {
 }
 
 #[test]
-fn show_has_a_line_a_descriptor() {
+fn show_prints_a_line_for_each_descriptor() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["regular@3,8:dup,pos=7,append", "pipe@4,5", "unlinked@6"]);
     let text = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
@@ -273,7 +273,7 @@ fn two_processes_and_a_tree_are_in_one_image() {
 }
 
 #[test]
-fn an_image_may_be_taken_passively_and_frozen() {
+fn an_image_can_be_made_with_passive_and_with_freeze() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["regular@3:pos=5", "pipe@4,5:data=hello"]);
     for option in ["--passive", "--freeze"] {
@@ -293,7 +293,7 @@ fn an_image_may_be_taken_passively_and_frozen() {
 }
 
 #[test]
-fn a_killed_scan_lets_the_process_go() {
+fn a_process_continues_when_its_scan_is_killed() {
     let scratch = Scratch::new();
     let words = ["mkfd", "many", "3000", "--close-std", "--dir", scratch.dir()];
     let target = Target::ready(&words).unwrap();
@@ -319,7 +319,7 @@ fn a_killed_scan_lets_the_process_go() {
 }
 
 #[test]
-fn every_process_that_may_be_read_is_scanned_or_refused_by_a_documented_status() {
+fn every_process_is_scanned_or_refused_with_a_documented_status() {
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().filter(|name| name.parse::<u32>().is_ok()) else { continue };
@@ -344,7 +344,7 @@ fn a_stdin_that_is_closed_is_refused() {
 }
 
 #[test]
-fn a_stdout_that_is_closed_harms_nothing() {
+fn a_closed_stdout_harms_no_file() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
     let before = fs::read(&file).unwrap();
@@ -359,7 +359,7 @@ fn a_stdout_that_is_closed_harms_nothing() {
 }
 
 #[test]
-fn each_tool_says_its_version_and_its_help() {
+fn each_tool_prints_its_version_and_its_help() {
     for tool in ["fdscan", "fdimg", "fdrestore", "ttyctl"] {
         for option in ["-V", "--version"] {
             let text = pipeline(&[&[tool, option]]).quiet().text();

@@ -83,7 +83,7 @@ fn as_forecast(what: &str, file: &str) {
 }
 
 #[test]
-fn tables_have_the_sizes_that_were_forecast_over_the_sweep() {
+fn tables_have_the_computed_sizes_for_all_highest_numbers() {
     for highest in SWEEP {
         let scratch = Scratch::new();
         let file = family(&scratch, &["1", "--first", &highest.to_string()]);
@@ -92,7 +92,7 @@ fn tables_have_the_sizes_that_were_forecast_over_the_sweep() {
 }
 
 #[test]
-fn a_commands_table_has_the_size_that_was_forecast() {
+fn the_table_of_a_command_has_the_computed_size() {
     for highest in [3, 63, 64, 95, 96, 127, 128, 255, 500, 4095] {
         let scratch = Scratch::new();
         let file = family(&scratch, &["0", "--first", &highest.to_string()]);
@@ -115,7 +115,7 @@ fn a_commands_table_has_the_size_that_was_forecast() {
 }
 
 #[test]
-fn children_of_a_big_parent_keep_their_small_tables() {
+fn children_of_a_parent_with_a_large_table_have_small_tables() {
     for later in ["300", "4095", "19000", "300,4095,19000"] {
         let scratch = Scratch::new();
         let file = family(&scratch, &["5", "--first", "3,4,5", "--later", later]);
@@ -130,7 +130,7 @@ fn children_of_a_big_parent_keep_their_small_tables() {
 }
 
 #[test]
-fn dense_tables_without_a_free_number_grow_for_a_while_only() {
+fn a_table_without_a_free_number_is_larger_during_the_restore_only() {
     let scratch = Scratch::new();
     let dense: Vec<String> = (3..64).map(|number| number.to_string()).collect();
     let file = family(&scratch, &["2", "--first", &dense.join(",")]);
@@ -145,7 +145,7 @@ fn dense_tables_without_a_free_number_grow_for_a_while_only() {
 }
 
 #[test]
-fn a_table_that_is_shared_has_the_size_that_was_forecast() {
+fn a_shared_table_has_the_computed_size() {
     for (numbers, tight) in [(vec![3, 95], 128), ((3..60).collect::<Vec<u32>>(), 64)] {
         let scratch = Scratch::new();
         let specs: Vec<String> = numbers.iter().map(|n| format!("eventfd@{n}")).collect();
@@ -177,7 +177,7 @@ fn a_table_that_is_shared_has_the_size_that_was_forecast() {
 }
 
 #[test]
-fn the_chart_is_drawn_from_the_figures_of_the_bench() {
+fn the_chart_shows_the_numbers_of_the_benchmark() {
     let read = |name: &str| {
         let path = format!("{}/bench/{name}", env!("CARGO_MANIFEST_DIR"));
         fs::read_to_string(&path).unwrap_or_else(|err| panic!("{path}: {err}"))
@@ -195,7 +195,7 @@ fn the_chart_is_drawn_from_the_figures_of_the_bench() {
 }
 
 #[test]
-fn sums_count_each_table_once_and_bloated_ones_stand_out() {
+fn sums_count_each_table_once_and_large_tables_are_marked() {
     let scratch = Scratch::new();
     let file = family(&scratch, &["2", "--first", "3", "--later", "300"]);
     let forecast = place(&file, &["--limit", "2048"]);
@@ -233,7 +233,7 @@ fn sums_count_each_table_once_and_bloated_ones_stand_out() {
 }
 
 #[test]
-fn what_no_limit_has_room_for_is_no_forecast() {
+fn a_table_above_the_limit_has_no_computed_size() {
     let scratch = Scratch::new();
     let file = family(&scratch, &["0", "--first", "300"]);
     let forecast = place(&file, &["--limit", "300"]);

@@ -120,7 +120,7 @@ fn bytes(scratch: &Scratch, size: usize) -> Vec<u8> {
 }
 
 #[test]
-fn an_image_that_comes_slowly_is_counted_after_a_second_and_nothing_of_it_stays() {
+fn slow_input_shows_progress_after_a_second_and_the_line_is_removed() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 300 << 10);
     let mut writing = Tool::start(&["fdimg", "write"], scratch.dir(), true);
@@ -134,7 +134,7 @@ fn an_image_that_comes_slowly_is_counted_after_a_second_and_nothing_of_it_stays(
 }
 
 #[test]
-fn work_of_less_than_a_second_leaves_the_terminal_alone() {
+fn work_of_less_than_a_second_shows_no_progress() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 100);
     // On a busy machine one run may take more than a second.
@@ -150,7 +150,7 @@ fn work_of_less_than_a_second_leaves_the_terminal_alone() {
 }
 
 #[test]
-fn nothing_is_drawn_where_stderr_is_no_terminal() {
+fn no_progress_is_shown_if_stderr_is_no_terminal() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 100);
     let mut child = command(&["fdimg", "write", "b.fdi"])
@@ -170,7 +170,7 @@ fn nothing_is_drawn_where_stderr_is_no_terminal() {
 }
 
 #[test]
-fn a_message_stands_where_the_line_was() {
+fn a_message_replaces_the_progress_line() {
     let scratch = Scratch::new();
     let mut writing = Tool::start(&["fdimg", "write"], scratch.dir(), true);
     writing.feed(&bytes(&scratch, 100)[..50]);
@@ -180,7 +180,7 @@ fn a_message_stands_where_the_line_was() {
 }
 
 #[test]
-fn one_whose_reader_has_left_takes_its_line_along_and_ends_quietly() {
+fn a_tool_ended_by_sigpipe_removes_its_progress_line() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 300 << 10);
     let mut reading = Tool::start(&["fdimg", "read", "-"], scratch.dir(), false);
@@ -193,7 +193,7 @@ fn one_whose_reader_has_left_takes_its_line_along_and_ends_quietly() {
 }
 
 #[test]
-fn the_tools_of_a_pipeline_have_one_line_between_them() {
+fn the_tools_of_a_pipeline_share_one_progress_line() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 100);
     let mut first = Tool::start(&["fdimg", "write", "b.fdi"], scratch.dir(), true);
@@ -212,7 +212,7 @@ fn the_tools_of_a_pipeline_have_one_line_between_them() {
 }
 
 #[test]
-fn a_scan_counts_descriptors_and_what_it_has_to_say_stands_alone_in_the_end() {
+fn a_scan_shows_its_progress_in_descriptors_and_only_messages_remain() {
     let scratch = Scratch::new();
     let many = Target::ready(&["mkfd", "many", "9000", "--close-std", "--dir", scratch.dir()]);
     let many = many.expect("it can be made everywhere");
@@ -241,7 +241,7 @@ fn a_scan_counts_descriptors_and_what_it_has_to_say_stands_alone_in_the_end() {
 }
 
 #[test]
-fn command_begins_on_a_clean_terminal_with_no_signal_blocked() {
+fn a_command_starts_without_a_progress_line_and_without_blocked_signals() {
     let scratch = Scratch::new();
     let bytes = bytes(&scratch, 100);
     let script = "grep -q 'SigBlk:.0*$' /proc/self/status && ls /proc/self/task | wc -l";
@@ -254,7 +254,7 @@ fn command_begins_on_a_clean_terminal_with_no_signal_blocked() {
 }
 
 #[test]
-fn a_tree_that_takes_long_counts_its_tasks() {
+fn a_long_restore_of_a_tree_shows_its_progress_in_tasks() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);

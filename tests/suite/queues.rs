@@ -55,7 +55,7 @@ const MESSAGES: &[&str] = &[
 ];
 
 #[test]
-fn messages_wait_again_in_their_order_with_their_priorities() {
+fn messages_are_queued_again_in_their_order_with_their_priorities() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), MESSAGES);
@@ -78,7 +78,7 @@ fn messages_wait_again_in_their_order_with_their_priorities() {
 }
 
 #[test]
-fn without_freeze_messages_are_counted_and_left_alone() {
+fn without_freeze_messages_are_counted_and_not_read() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["mqueue@3:data=1.a+0.b"]);
     let file = scratch.file("a.fdi");
@@ -99,7 +99,7 @@ fn without_freeze_messages_are_counted_and_left_alone() {
 }
 
 #[test]
-fn what_another_has_open_or_is_to_be_told_of_is_not_taken_out() {
+fn messages_are_not_read_if_another_process_uses_the_queue_or_wants_notification() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3]);
@@ -129,7 +129,7 @@ fn what_another_has_open_or_is_to_be_told_of_is_not_taken_out() {
 }
 
 #[test]
-fn a_limit_on_contents_holds_for_messages() {
+fn the_limit_of_data_applies_to_messages() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["mqueue@3:data=0.hello"]);
@@ -145,7 +145,7 @@ fn a_limit_on_contents_holds_for_messages() {
 }
 
 #[test]
-fn a_queue_that_is_still_there_is_opened_and_left_as_it_is() {
+fn a_queue_that_still_exists_is_opened_and_not_changed() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let _names = Names::new(&scratch, &[3, 4]);
@@ -166,7 +166,7 @@ fn a_queue_that_is_still_there_is_opened_and_left_as_it_is() {
 }
 
 #[test]
-fn a_queue_that_is_gone_is_made_anew_with_its_contents_mode_and_name() {
+fn a_queue_that_was_removed_is_created_with_its_contents_mode_and_name() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3, 4]);
@@ -180,7 +180,7 @@ fn a_queue_that_is_gone_is_made_anew_with_its_contents_mode_and_name() {
 }
 
 #[test]
-fn a_queue_of_other_attributes_is_refused_before_anything_is_made() {
+fn a_queue_with_other_attributes_is_refused_before_anything_is_created() {
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3]);
     let target = target!(scratch.dir(), &["mqueue@3:kept,maxmsg=3", "eventfd@4"]);
@@ -194,7 +194,7 @@ fn a_queue_of_other_attributes_is_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_name_that_another_queue_has_is_left_to_it() {
+fn an_unlinked_queue_does_not_take_the_name_of_another_queue() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["mqueue@3:maxmsg=3"]);
     let _names = Names::new(&scratch, &[3]);
@@ -209,7 +209,7 @@ fn a_name_that_another_queue_has_is_left_to_it() {
 }
 
 #[test]
-fn a_queue_that_is_opened_by_a_path_is_opened_by_it_again() {
+fn a_queue_opened_by_a_path_is_opened_by_that_path_again() {
     may!(rights::mounts());
     let scratch = Scratch::new();
     let names = Names::new(&scratch, &[3]);
@@ -243,7 +243,7 @@ fn a_queue_that_is_opened_by_a_path_is_opened_by_it_again() {
 }
 
 #[test]
-fn a_queue_whose_record_lies_is_refused() {
+fn a_queue_with_a_forged_record_is_refused() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["mqueue@3:maxmsg=2,msgsize=10,data=5.hello+4.x"]);
@@ -283,7 +283,7 @@ fn a_queue_whose_record_lies_is_refused() {
 }
 
 #[test]
-fn what_the_kernel_does_not_let_us_make_is_refused_by_its_sysctl() {
+fn a_queue_above_a_limit_is_refused_and_the_sysctl_named() {
     const CAP_SYS_RESOURCE: u64 = 1 << 24;
     let may = fdkit::proc::own_capabilities() & CAP_SYS_RESOURCE != 0;
     let scratch = Scratch::new();
@@ -305,7 +305,7 @@ fn what_the_kernel_does_not_let_us_make_is_refused_by_its_sysctl() {
 }
 
 #[test]
-fn a_passive_scan_knows_a_queue_by_its_mount() {
+fn a_passive_scan_recognises_a_queue_by_its_mount() {
     let scratch = Scratch::new();
     let _names = Names::new(&scratch, &[3]);
     let target = target!(scratch.dir(), &["mqueue@3:kept", "mqueue@4", "memfd@5"]);

@@ -27,7 +27,7 @@ fn few(leak: &str, close: &str) {
 }
 
 #[test]
-fn a_command_has_what_the_image_has_and_nothing_else() {
+fn a_command_has_the_descriptors_of_the_image_and_no_others() {
     few("none", "none");
 }
 
@@ -39,14 +39,14 @@ fn leaked_descriptors_do_not_reach_the_command() {
 }
 
 #[test]
-fn a_start_without_standard_descriptors_changes_nothing() {
+fn fdrestore_works_without_standard_descriptors() {
     few("none", "0");
     few("none", "0,1,2");
     few("3,700", "1,2");
 }
 
 #[test]
-fn an_image_from_stdin_leaves_nothing_behind_either() {
+fn an_image_from_stdin_leaves_no_descriptor() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &FEW);
     let log = scratch.file("log");
@@ -57,7 +57,7 @@ fn an_image_from_stdin_leaves_nothing_behind_either() {
 }
 
 #[test]
-fn inherited_descriptors_are_the_callers_own() {
+fn inherited_descriptors_are_those_of_the_caller() {
     let scratch = Scratch::new();
     let file = image(&scratch, &FEW);
     let restore = ["fdrestore", "-i", &file, "--inherit", "1,2", "--", "mkfd", "check"];
@@ -96,7 +96,7 @@ fn a_table_is_the_smallest_that_holds_the_highest_number() {
 }
 
 #[test]
-fn a_table_with_no_room_for_service_descriptors_shrinks_at_the_end() {
+fn a_table_without_room_for_service_descriptors_shrinks_at_the_end() {
     // One number is free, which the dynamic loader of the program needs.
     let mut numbers: Vec<u32> = (2..63).collect();
     assert_eq!(fdsize(&numbers), 64);
@@ -105,7 +105,7 @@ fn a_table_with_no_room_for_service_descriptors_shrinks_at_the_end() {
 }
 
 #[test]
-fn no_process_of_fdrestores_own_is_left() {
+fn no_helper_process_of_fdrestore_is_left() {
     let scratch = Scratch::new();
     let file = image(&scratch, &FEW);
     let restore = ["fdrestore", "-i", &file, "--inherit", "1", "--", "mkfd", "sleep"];
@@ -117,7 +117,7 @@ fn no_process_of_fdrestores_own_is_left() {
 }
 
 #[test]
-fn the_command_keeps_the_callers_signals_folder_and_environment() {
+fn the_command_keeps_the_callers_signals_directory_and_environment() {
     let scratch = Scratch::new();
     let file = image(&scratch, &FEW);
     let script = "pwd; echo $GIVEN; grep -E '^Sig(Blk|Ign)' /proc/self/status";
@@ -130,7 +130,7 @@ fn the_command_keeps_the_callers_signals_folder_and_environment() {
 }
 
 #[test]
-fn fdrestore_runs_where_its_limit_is_just_enough() {
+fn fdrestore_works_with_a_limit_that_is_just_enough() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["pipe@3,4:data=x", "unlinked@5", "eventfd@29"]);
     let fdrestore = tool("fdrestore").to_string_lossy().into_owned();

@@ -277,7 +277,7 @@ fn a_session_leader_gets_its_terminal_back_with_its_settings() {
 }
 
 #[test]
-fn a_terminal_that_no_descriptor_names_comes_back() {
+fn a_controlling_terminal_without_a_descriptor_is_restored() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let target = session("7");
@@ -291,7 +291,7 @@ fn a_terminal_that_no_descriptor_names_comes_back() {
 }
 
 #[test]
-fn a_number_that_is_taken_is_another_and_paths_follow() {
+fn a_terminal_gets_another_number_if_its_own_is_in_use_and_paths_follow() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let target = session("4,5,6,7");
@@ -309,7 +309,7 @@ fn a_number_that_is_taken_is_another_and_paths_follow() {
 }
 
 #[test]
-fn who_leads_no_session_is_told_why_its_terminal_is_not_its_own() {
+fn a_process_that_leads_no_session_is_told_why_it_gets_no_terminal() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let target = session("5,7");
@@ -340,7 +340,7 @@ fn dev_tty_without_a_controlling_terminal_is_refused() {
 }
 
 #[test]
-fn a_job_from_a_shell_is_refused_with_the_cures_and_goes_on_elsewhere() {
+fn a_job_of_a_shell_is_refused_with_cures_and_restored_on_another_terminal() {
     needs!(which("bash").is_some(), "bash is missing");
     let scratch = Scratch::new();
     let (file, moved) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
@@ -391,7 +391,7 @@ impl Screen {
 }
 
 #[test]
-fn show_says_whose_a_terminal_is_and_what_is_unusual() {
+fn show_prints_the_session_of_a_terminal_and_its_unusual_settings() {
     needs!(which("bash").is_some(), "bash is missing");
     let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
     screen.ask("stty tostop erase ^H min 3; sleep 1000 & sleep 1000 < /dev/null & true");
@@ -426,7 +426,7 @@ fn shown_session(which: &str) -> Value {
 }
 
 #[test]
-fn settings_are_saved_and_loaded_and_so_are_those_of_a_scan() {
+fn line_settings_are_saved_and_loaded_also_from_a_scan() {
     needs!(which("vi").is_some(), "vi is missing");
     let scratch = Scratch::new();
     let (file, other) = (scratch.file("a.fdi"), Screen::new());
@@ -456,7 +456,7 @@ fn settings_are_saved_and_loaded_and_so_are_those_of_a_scan() {
 }
 
 #[test]
-fn a_python_prompt_goes_on_as_another_on_another_terminal() {
+fn a_python_prompt_is_restored_on_another_terminal() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
     let (file, new) = (scratch.file("a.fdi"), Screen::new());
@@ -481,7 +481,7 @@ fn a_python_prompt_goes_on_as_another_on_another_terminal() {
 }
 
 #[test]
-fn a_pane_of_tmux_is_shown_and_its_pair_is_one_in_the_image() {
+fn a_pane_of_tmux_is_shown_and_both_ends_are_one_object_in_the_image() {
     needs!(which("tmux").is_some(), "tmux is missing");
     let scratch = Scratch::new();
     let socket = scratch.file("socket");
@@ -529,7 +529,7 @@ fn a_pane_of_tmux_is_shown_and_its_pair_is_one_in_the_image() {
 }
 
 #[test]
-fn a_shell_in_script_is_scanned_with_its_jobs_and_notices_nothing() {
+fn a_shell_with_jobs_is_scanned_under_script_without_disturbance() {
     needs!(which("script").is_some(), "script is missing");
     let scratch = Scratch::new();
     let log = scratch.file("typescript");
@@ -699,7 +699,7 @@ impl Drop for Relayed {
 }
 
 #[test]
-fn a_shell_and_its_jobs_run_again_on_a_fresh_terminal_whose_master_comes_along() {
+fn a_shell_and_its_jobs_run_again_on_a_terminal_restored_with_its_master() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
@@ -735,7 +735,7 @@ until(b'cat | cat')
 while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'cat\\n': pass";
 
 #[test]
-fn a_shell_waits_for_the_job_that_had_the_terminal_until_that_ends_or_is_stopped() {
+fn a_shell_runs_after_its_foreground_job_has_ended_or_stopped() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(BUSY)]);
@@ -864,7 +864,7 @@ impl Drop for Leaders {
 }
 
 #[test]
-fn nobody_is_told_of_a_hang_up_that_is_ours() {
+fn no_process_gets_sighup_from_a_terminal_that_fdkit_closes() {
     may!(rights::all_processes());
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
@@ -892,7 +892,7 @@ fn nobody_is_told_of_a_hang_up_that_is_ours() {
 }
 
 #[test]
-fn a_hang_up_of_the_users_own_is_not_taken_away() {
+fn a_pending_sighup_of_a_process_is_kept() {
     may!(rights::all_processes());
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
@@ -913,7 +913,7 @@ fn a_hang_up_of_the_users_own_is_not_taken_away() {
 }
 
 #[test]
-fn a_shell_and_its_jobs_run_again_on_a_terminal_of_ours() {
+fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_caller() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
@@ -1057,7 +1057,7 @@ fn on_another_terminal(file: &str, moved: &str, was: &Value) -> Screen {
 }
 
 #[test]
-fn vi_is_scanned_unsaved_and_another_goes_on_as_it_on_another_terminal() {
+fn vi_is_restored_on_another_terminal_with_its_line_settings() {
     needs!(which("vi").is_some(), "vi is missing");
     let scratch = Scratch::new();
     let (file, moved, text) = (scratch.file("a.fdi"), scratch.file("b.fdi"), scratch.file("text"));
@@ -1082,7 +1082,7 @@ fn vi_is_scanned_unsaved_and_another_goes_on_as_it_on_another_terminal() {
 }
 
 #[test]
-fn less_is_scanned_and_another_goes_on_as_it_on_another_terminal() {
+fn less_is_restored_on_another_terminal_with_its_line_settings() {
     needs!(which("less").is_some(), "less is missing");
     let scratch = Scratch::new();
     let (file, moved, text) = (scratch.file("a.fdi"), scratch.file("b.fdi"), scratch.file("text"));
@@ -1118,7 +1118,7 @@ while True: os.read(master, 4096)
 ";
 
 #[test]
-fn a_raw_terminal_comes_back_with_its_size_where_its_master_does() {
+fn a_raw_terminal_is_restored_with_its_size_if_its_master_is() {
     needs!(which("python3").is_some() && which("vi").is_some(), "python3 or vi is missing");
     let scratch = Scratch::new();
     let (file, text) = (scratch.file("a.fdi"), scratch.file("text"));
@@ -1170,7 +1170,7 @@ fn a_raw_terminal_comes_back_with_its_size_where_its_master_does() {
 }
 
 #[test]
-fn open_gives_a_command_a_terminal_as_its_own() {
+fn open_runs_a_command_with_a_controlling_terminal() {
     let mut screen = Screen::new();
     let script = "tty; stty size; read a b c d pg sid tty fg rest < /proc/$$/stat; \
                   test $fg = $$ && echo in front; exit 7";
@@ -1189,7 +1189,7 @@ fn open_gives_a_command_a_terminal_as_its_own() {
 }
 
 #[test]
-fn open_new_relays_and_puts_the_terminal_back() {
+fn open_new_copies_both_ways_and_restores_the_callers_terminal() {
     needs!(which("bash").is_some(), "bash is missing");
     let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
     let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
@@ -1219,7 +1219,7 @@ fn open_new_relays_and_puts_the_terminal_back() {
 }
 
 #[test]
-fn a_signal_to_open_new_puts_the_terminal_back_and_is_told() {
+fn a_signal_to_open_new_restores_the_terminal_and_shows_in_the_status() {
     needs!(which("bash").is_some(), "bash is missing");
     let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
     for signal in [Signal::SIGTERM, Signal::SIGHUP] {
@@ -1243,7 +1243,7 @@ fn a_signal_to_open_new_puts_the_terminal_back_and_is_told() {
 }
 
 #[test]
-fn the_input_of_open_new_ends_wherever_that_is() {
+fn open_new_ends_its_input_also_in_an_unfinished_line() {
     for line in ["printf hello |", "printf 'hel\\nlo\\n' |", "printf 'hel\\nlo' |", "true |"] {
         let ttyctl = tool("ttyctl").display().to_string();
         let whole = format!("{line} {ttyctl} open --new -- cat");
@@ -1257,7 +1257,7 @@ fn the_input_of_open_new_ends_wherever_that_is() {
 }
 
 #[test]
-fn open_new_works_in_a_pipe_too() {
+fn open_new_works_with_pipes() {
     let words: &[&[&str]] = &[&["ttyctl", "open", "--new", "--", "sh", "-c", "cat; tty; exit 3"]];
     let ran = Pipeline::new(words).stdin("one\ntwo\n").run();
     assert_eq!(ran.status(0), 3, "{}", ran.whole());
@@ -1271,7 +1271,7 @@ fn open_new_works_in_a_pipe_too() {
 }
 
 #[test]
-fn what_is_no_terminal_is_said_to_be_none() {
+fn a_file_that_is_no_terminal_is_refused() {
     let scratch = Scratch::new();
     let file = scratch.file("file");
     fs::write(&file, "").unwrap();
@@ -1290,7 +1290,7 @@ fn what_is_no_terminal_is_said_to_be_none() {
 }
 
 #[test]
-fn the_terminal_of_another_session_is_refused_and_its_owner_named() {
+fn the_terminal_of_another_session_is_refused_and_the_session_named() {
     let screen = Screen::start(&["sleep", "1000"]);
     let sid = screen.leader();
     let open = ["ttyctl", "open", &screen.tty, "--", "true"];
@@ -1340,7 +1340,7 @@ fn an_image_without_a_terminal_has_nothing_to_load_or_to_retarget() {
 }
 
 #[test]
-fn a_device_is_opened_only_when_asked() {
+fn a_terminal_device_is_opened_only_if_it_is_named() {
     if let Err(err) = fs::File::options().read(true).write(true).open("/dev/tty9") {
         skip!("no virtual console can be opened: /dev/tty9: {err}");
     }
@@ -1361,7 +1361,7 @@ fn a_device_is_opened_only_when_asked() {
 }
 
 #[test]
-fn a_record_that_lies_is_refused_and_nothing_is_made() {
+fn a_forged_record_is_refused_and_nothing_is_created() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["pty@3,4"]);
     let file = scratch.file("a.fdi");
@@ -1417,7 +1417,7 @@ fn forged(bytes: &[u8], key: &str, to: &serde_cbor::Value) -> Vec<u8> {
 }
 
 #[test]
-fn a_master_whose_slave_is_elsewhere_is_refused() {
+fn a_master_whose_slave_is_open_outside_the_image_is_refused() {
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
     let target = target!(scratch.dir(), &["pty@3,4"]);

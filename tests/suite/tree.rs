@@ -276,14 +276,14 @@ fn comes_back(grove: Grove) -> Vec<u8> {
 }
 
 #[test]
-fn a_tree_of_shell_pipelines_comes_back() {
+fn a_tree_of_shell_pipelines_is_restored() {
     let jobs = "sleep 1001 | sleep 1002 | sleep 1003 & sleep 1004 | sleep 1005 & \
                 (sleep 1006; true) & sleep 1007 < /dev/zero | (sleep 1008 | sleep 1009) & wait";
     comes_back(Grove::sh(jobs, 12));
 }
 
 #[test]
-fn jobs_in_groups_of_their_own_come_back_without_their_leaders_too() {
+fn jobs_in_their_own_process_groups_are_restored_also_without_leaders() {
     let jobs = "set -m; sleep 1001 | sleep 1002 | sleep 1003 & sleep 0 | sleep 1004 | sleep 1005 & \
                 (sleep 1006; true) & sleep 0 | sleep 1007 & wait";
     let image = comes_back(Grove::new(&["bash", "-c", jobs], 9));
@@ -294,7 +294,7 @@ fn jobs_in_groups_of_their_own_come_back_without_their_leaders_too() {
 }
 
 #[test]
-fn groups_without_their_leaders_have_the_ids_they_had() {
+fn process_groups_without_leaders_get_their_previous_ids() {
     may!(rights::pids());
     needs!(which("bash").is_some(), "bash is missing");
     let jobs = "set -m; sleep 0 | sleep 1004 | sleep 1005 & sleep 0 | sleep 1007 & wait";
@@ -346,7 +346,7 @@ while True: signal.pause()
 ";
 
 #[test]
-fn a_prefork_servers_tree_comes_back() {
+fn the_tree_of_a_prefork_server_is_restored() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let socket = scratch.file("socket");
@@ -388,7 +388,7 @@ fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> 
 const PATIENCE: Option<Duration> = Some(Duration::from_millis(500));
 
 #[test]
-fn workers_that_run_again_go_on_serving() {
+fn workers_that_run_again_serve_clients() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let socket = scratch.file("socket");
@@ -404,7 +404,7 @@ fn workers_that_run_again_go_on_serving() {
 }
 
 #[test]
-fn workers_behind_a_port_come_back_and_go_on_serving() {
+fn workers_with_a_tcp_port_are_restored_and_serve_clients() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let file = scratch.file("port");
@@ -427,7 +427,7 @@ fn workers_behind_a_port_come_back_and_go_on_serving() {
 }
 
 #[test]
-fn a_table_shared_by_five_tasks_comes_back() {
+fn a_table_shared_by_five_tasks_is_restored() {
     let scratch = Scratch::new();
     let specs = ["pipe@3,4:data=hello", "eventfd@5:count=3", "unlinked@70:data=abc"];
     let make = [MKFD, "make", "--close-std", "--share", "4", "--dir", scratch.dir()];
@@ -437,7 +437,7 @@ fn a_table_shared_by_five_tasks_comes_back() {
 }
 
 #[test]
-fn a_shared_table_within_a_tree_comes_back_and_its_children_inherit() {
+fn a_shared_table_in_a_tree_is_restored_and_inherited() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let mkfd = format!("{MKFD} make --share 2 --dir {} pipe@5,6:data=x eventfd@9", scratch.dir());
@@ -465,14 +465,14 @@ wait()";
 }
 
 #[test]
-fn daemons_in_sessions_of_their_own_come_back() {
+fn daemons_in_their_own_sessions_are_restored() {
     let script = "setsid sleep 1001 & setsid sh -c 'sleep 1002 | sleep 1003; true' & \
                   sleep 1004 & exec sleep 1005";
     comes_back(Grove::sh(script, 6));
 }
 
 #[test]
-fn a_child_from_before_its_parent_left_the_session_comes_back() {
+fn a_child_that_was_forked_before_setsid_is_restored_in_the_old_session() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, signal
 def wait():
@@ -494,7 +494,7 @@ wait()";
 }
 
 #[test]
-fn children_from_before_their_parent_grew_have_small_tables() {
+fn children_forked_before_high_numbers_were_opened_have_small_tables() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, resource, signal, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (10000, 10000))
@@ -511,7 +511,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn tables_of_any_shape_are_the_smallest_in_each_task() {
+fn each_task_has_the_smallest_table_whatever_its_numbers() {
     let Some(python) = python() else { skip!("python3 is missing") };
     // Each child keeps every other number of its parent: inherited numbers, closed numbers and new
     // ones alternate, and below the highest number no number is free.
@@ -539,7 +539,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_task_of_another_user_comes_back_as_that_user() {
+fn a_task_of_another_user_is_restored_as_that_user() {
     may!(rights::other_user());
     let other = "setpriv --reuid 65534 --regid 65533 --groups 7,8";
     let script = format!(
@@ -551,7 +551,7 @@ fn a_task_of_another_user_comes_back_as_that_user() {
 }
 
 #[test]
-fn root_below_another_user_is_gone_with_fdrestore_too() {
+fn a_root_process_below_another_users_ends_with_fdrestore() {
     may!(rights::other_user());
     let Some(python) = python() else { skip!("python3 is missing") };
     // The parent of the child runs as another user, so its death sends no signal to the child,
@@ -575,7 +575,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn folder_umask_and_root_of_each_task_come_back() {
+fn directory_umask_and_root_of_each_task_are_restored() {
     may!(rights::chroot());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
@@ -596,7 +596,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_program_runs_in_no_other_place_than_it_did() {
+fn a_program_runs_only_in_its_previous_directory() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     fs::create_dir(scratch.file("gone")).unwrap();
@@ -618,7 +618,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_program_that_wrote_over_its_arguments_is_not_run_again() {
+fn a_program_that_overwrote_its_arguments_is_not_run_again() {
     needs!(which("bash").is_some(), "bash is missing");
     let named = |name: &str| {
         let image = Grove::new(&["bash", "-c", &format!("exec -a '{name}' sleep 1001")], 1).scan();
@@ -648,7 +648,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn nobody_runs_as_the_user_that_means_any_and_no_plan_is_promised_and_not_given() {
+fn an_invalid_uid_is_refused_and_json_requires_dry_run() {
     let image = pipeline_image();
     let forged = crate::errors::forged(&image, |items| {
         for task in tasks(items) {
@@ -661,7 +661,7 @@ fn nobody_runs_as_the_user_that_means_any_and_no_plan_is_promised_and_not_given(
 }
 
 #[test]
-fn a_program_runs_with_no_more_rights_than_it_had() {
+fn a_program_gets_no_additional_capabilities() {
     may!(rights::other_user(), rights::less("-setuid"));
     let other = "setpriv --reuid 65534 --regid 65533 --clear-groups sleep 1001 & wait";
     let image = Grove::sh(other, 2).scan();
@@ -677,7 +677,7 @@ fn a_program_runs_with_no_more_rights_than_it_had() {
 }
 
 #[test]
-fn stopped_tasks_come_back_stopped() {
+fn stopped_tasks_are_restored_as_stopped() {
     let script =
         "sleep 1001 | sleep 1002 & a=$!; (sleep 1003; true) & sleep 0.3; kill -STOP $a $!; wait";
     let image = comes_back(Grove::sh(script, 5));
@@ -686,7 +686,7 @@ fn stopped_tasks_come_back_stopped() {
 }
 
 #[test]
-fn zombies_are_left_out_and_threads_are_no_tasks() {
+fn zombies_are_skipped_and_threads_are_not_tasks() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, signal, threading
 if os.fork() == 0: os._exit(0)
@@ -703,7 +703,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn what_waits_in_a_queue_comes_back_wherever_its_ends_are() {
+fn queued_data_are_restored_in_whichever_tasks_the_ends_are() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, signal, socket
 def wait():
@@ -753,7 +753,7 @@ wait()
 ";
 
 #[test]
-fn a_descriptor_that_waits_in_a_queue_comes_back_in_a_tree() {
+fn a_queued_descriptor_is_restored_in_a_tree() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let (told, file) = (scratch.file("told"), scratch.file("a.fdi"));
@@ -823,7 +823,7 @@ fn end_and_free(grove: Grove) {
 }
 
 #[test]
-fn a_tree_comes_back_with_the_pids_it_had() {
+fn a_tree_is_restored_with_its_previous_pids() {
     may!(rights::pids());
     let jobs = "sleep 1001 | sleep 1002 & setsid sh -c 'sleep 1003; true' & \
                 (sleep 1004; true) & wait";
@@ -852,7 +852,7 @@ fn a_tree_comes_back_with_the_pids_it_had() {
 }
 
 #[test]
-fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
+fn a_pid_in_use_is_refused_and_nothing_is_created() {
     may!(rights::pids());
     let grove = Grove::sh("sleep 1001 | sleep 1002 & sleep 1003 & wait", 4);
     let image = grove.scan();
@@ -876,7 +876,7 @@ fn a_pid_that_is_taken_is_refused_and_nothing_is_made() {
 }
 
 #[test]
-fn pids_are_not_chosen_without_the_capability() {
+fn same_pids_requires_a_capability() {
     may!(rights::less("-sys_admin,-checkpoint_restore"));
     let scratch = Scratch::new();
     // This process cannot give capabilities that it has not, so the tree has none of them, either.
@@ -959,7 +959,7 @@ const FORGED: &[Forgery] = &[
 ];
 
 #[test]
-fn tasks_that_cannot_be_are_refused_before_anything_is_made() {
+fn impossible_tasks_are_refused_before_anything_is_created() {
     let image = pipeline_image();
     for (what, change, status, text) in FORGED {
         let forged = forged(&image, |items| {
@@ -972,7 +972,7 @@ fn tasks_that_cannot_be_are_refused_before_anything_is_made() {
 }
 
 #[test]
-fn a_table_across_branches_and_numbers_that_come_twice_are_refused() {
+fn a_table_shared_across_branches_and_duplicate_numbers_are_refused() {
     let image = pipeline_image();
     let across = forged(&image, |items| {
         let mut tasks = tasks(items);
@@ -994,7 +994,7 @@ fn a_table_across_branches_and_numbers_that_come_twice_are_refused() {
 }
 
 #[test]
-fn numbers_beyond_a_limit_are_refused() {
+fn numbers_above_the_limit_are_refused() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, signal
 os.dup2(0, 99)
@@ -1065,7 +1065,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn thousands_of_tasks_come_back_and_are_small() {
+fn thousands_of_tasks_are_restored_with_small_tables() {
     needs!(python().is_some(), "python3 is missing");
     let image = wide(2000, 20);
     let held = Held::quiet(&image, &[]);
@@ -1075,7 +1075,7 @@ fn thousands_of_tasks_come_back_and_are_small() {
 }
 
 #[test]
-fn a_tree_of_more_tasks_than_half_of_our_limit_is_scanned() {
+fn a_tree_with_more_tasks_than_half_the_limit_is_scanned() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, signal
 for _ in range(179):
@@ -1130,7 +1130,7 @@ fn forest(scratch: &Scratch) -> Vec<u8> {
 }
 
 #[test]
-fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
+fn no_process_is_left_whichever_process_is_killed_at_any_moment() {
     needs!(which("bash").is_some(), "bash is missing");
     let scratch = Scratch::new();
     let image = forest(&scratch);
@@ -1193,7 +1193,7 @@ fn whoever_is_killed_at_whatever_moment_nothing_is_left_and_nothing_hangs() {
 
 /// During the restore one task is stopped, so that all others sleep until it continues.
 #[test]
-fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wants() {
+fn a_task_during_a_restore_has_no_extra_descriptors_but_service_descriptors() {
     needs!(which("bash").is_some(), "bash is missing");
     let scratch = Scratch::new();
     let bytes = forest(&scratch);
@@ -1278,7 +1278,7 @@ fn what_waits_in_the_middle_has_the_services_and_nothing_else_beside_what_it_wan
 }
 
 #[test]
-fn a_tree_ends_where_one_of_it_ends() {
+fn a_held_tree_ends_with_its_first_task() {
     let image = pipeline_image();
     let held = Held::quiet(&image, &[]);
     let root = held.pids[0].1;

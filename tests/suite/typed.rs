@@ -79,7 +79,7 @@ fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
 }
 
 #[test]
-fn lines_and_one_that_was_begun_wait_again_and_so_does_what_was_said() {
+fn lines_an_unfinished_line_and_output_are_queued_again() {
     may!(rights::all_processes());
     let seen = comes_back("pty@3,4:said=ready%0a,typed=one%0a%0atwo%04%04begun");
     let said = (None, b"ready\r\none\r\n\r\ntwobegun".to_vec());
@@ -95,7 +95,7 @@ fn lines_and_one_that_was_begun_wait_again_and_so_does_what_was_said() {
 }
 
 #[test]
-fn a_line_that_was_only_begun_is_found_although_nobody_counts_it() {
+fn an_unfinished_line_is_found_although_the_kernel_does_not_count_it() {
     may!(rights::all_processes());
     let echo = (None, b"begun".to_vec());
     let begun = (Some(Typed::Open), b"begun".to_vec());
@@ -103,20 +103,20 @@ fn a_line_that_was_only_begun_is_found_although_nobody_counts_it() {
 }
 
 #[test]
-fn characters_that_mean_something_wait_again_where_they_mean_nothing() {
+fn special_characters_are_queued_again_as_data() {
     may!(rights::all_processes());
     let seen = comes_back("pty@4,3:raw,said=%03%0a%0d%ff,typed=%04%0a%7f%16%ff");
     assert_eq!(seen[1].0, Some(Typed::Open));
 }
 
 #[test]
-fn packets_wait_again() {
+fn output_in_packet_mode_is_queued_again() {
     may!(rights::all_processes());
     comes_back("pty@3,4:packet,said=hello,typed=one%0a");
 }
 
 #[test]
-fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
+fn stopped_output_is_stopped_again_until_it_is_continued() {
     may!(rights::all_processes());
     // The first may have an unfinished line, and no terminal is read while its output is stopped.
     let why = "its output is stopped";
@@ -139,7 +139,7 @@ fn output_that_was_stopped_is_stopped_until_it_is_let_go_on() {
 }
 
 #[test]
-fn what_a_master_has_not_read_of_a_slave_that_is_closed_waits_again() {
+fn unread_output_of_a_closed_slave_is_queued_again() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let spec = "pty@3:left,said=the end%0a";
@@ -154,7 +154,7 @@ fn what_a_master_has_not_read_of_a_slave_that_is_closed_waits_again() {
 }
 
 #[test]
-fn without_freeze_what_waits_is_counted_and_left_alone() {
+fn without_freeze_queued_bytes_are_counted_and_not_read() {
     let scratch = Scratch::new();
     let target = Target::make(scratch.dir(), &["pty@3,4:said=hello"]).unwrap();
     let file = scratch.file("a.fdi");
@@ -169,7 +169,7 @@ fn without_freeze_what_waits_is_counted_and_left_alone() {
 }
 
 #[test]
-fn a_terminal_that_another_has_open_is_left_alone() {
+fn a_terminal_that_another_process_has_open_is_not_read() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
@@ -189,7 +189,7 @@ fn a_terminal_that_another_has_open_is_left_alone() {
 }
 
 #[test]
-fn whoever_is_told_by_a_signal_of_what_comes_is_not_disturbed() {
+fn a_process_that_gets_sigio_for_a_terminal_is_not_disturbed() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
@@ -201,7 +201,7 @@ fn whoever_is_told_by_a_signal_of_what_comes_is_not_disturbed() {
 }
 
 #[test]
-fn a_limit_on_contents_holds_for_terminals() {
+fn the_limit_of_data_applies_to_terminals() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = Target::make(scratch.dir(), &["pty@3,4:raw,said=hello"]).unwrap();
@@ -217,7 +217,7 @@ fn a_limit_on_contents_holds_for_terminals() {
 }
 
 #[test]
-fn what_cannot_wait_in_a_terminal_is_refused() {
+fn impossible_contents_of_a_terminal_are_refused() {
     may!(rights::all_processes());
     let scratch = Scratch::new();
     let target = Target::make(scratch.dir(), &["pty@3,4:said=x,typed=one%0abegun"]).unwrap();
@@ -251,7 +251,7 @@ fn what_cannot_wait_in_a_terminal_is_refused() {
 }
 
 #[test]
-fn a_program_reads_the_line_that_was_begun_before_it_was_looked_at() {
+fn a_program_reads_a_line_that_was_unfinished_at_the_scan() {
     may!(rights::all_processes(), rights::programs(&["python3"]));
     let scratch = Scratch::new();
     let script = "
@@ -290,7 +290,7 @@ os.close(master)
 }
 
 #[test]
-fn what_could_not_be_put_back_as_it_was_is_left_alone() {
+fn contents_that_could_not_be_restored_exactly_are_not_read() {
     may!(rights::all_processes());
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();

@@ -36,7 +36,7 @@ left = sorted(int(n) for n in os.listdir('/proc/self/fd'))
 print(left == [0, 1, 2, a.fileno(), pipe, own, left[-1]], 'done')";
 
 #[test]
-fn a_program_receives_what_it_had_sent_itself() {
+fn a_program_receives_the_descriptors_that_it_sent_to_itself() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let target = Target::program(&[python, "-c", SENDER]);
@@ -82,7 +82,7 @@ fn links(file: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_is_queued_for_two_processes_comes_from_one_that_is_there() {
+fn messages_for_two_processes_come_from_a_restored_sender() {
     may!(rights::senders());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
@@ -167,7 +167,7 @@ fn with(data: &mut Data) -> &mut MessageMeta {
 }
 
 #[test]
-fn a_queue_that_cannot_be_is_refused_before_anything_is_made() {
+fn an_impossible_queue_is_refused_before_anything_is_created() {
     let scratch = Scratch::new();
     let stream = image(&scratch, &["socketpair@3,4:scm=pipe,data=x", "pipe@5,6"]);
     let bad = |change: &dyn Fn(&mut Data, &mut Vec<OpenFile>), status, text: &str| {
@@ -211,7 +211,7 @@ fn forged_pieces(file: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_cannot_be_restored_in_a_queue_is_named_and_left_out_only_if_asked() {
+fn a_queued_descriptor_that_cannot_be_restored_is_named_and_skipped_only_on_request() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["socketpair@3,4:scm=pipe+pipe"]);
     let bytes = forged(&fs::read(&file).unwrap(), |items| {
@@ -252,7 +252,7 @@ fn what_cannot_be_restored_in_a_queue_is_named_and_left_out_only_if_asked() {
 }
 
 #[test]
-fn queues_in_queues_may_go_round_and_be_deep_and_name_one_file_twice() {
+fn queued_sockets_may_form_cycles_be_nested_and_repeat_a_file() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["socketpair@3,4:scm=self+nested"]);
     // Each message has every file of the image attached.
@@ -316,7 +316,7 @@ fn queues_in_queues_may_go_round_and_be_deep_and_name_one_file_twice() {
 }
 
 #[test]
-fn a_peek_offset_of_the_program_is_its_own() {
+fn a_peek_offset_of_the_program_is_restored() {
     may!(rights::all_processes());
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
@@ -342,7 +342,7 @@ assert [a.recv(9) for _ in range(3)] == [b'one', b'two', b'three']";
 }
 
 #[test]
-fn a_peek_offset_is_put_back_when_fdscan_is_killed() {
+fn a_peek_offset_is_reset_when_fdscan_is_killed() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["socketpair@3,4:type=dgram,data=@150000,sndbuf=400000"]);
@@ -375,7 +375,7 @@ print(socket.socket(fileno=fd).getsockopt(socket.SOL_SOCKET, 42))";
 }
 
 #[test]
-fn a_byte_out_of_band_is_said_to_be_lost_and_the_rest_comes_back() {
+fn an_out_of_band_byte_is_reported_as_lost_and_the_rest_is_restored() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let script = "import os, socket, time
@@ -396,7 +396,7 @@ assert a.recv(99) == b'beforeafter'";
 }
 
 #[test]
-fn ends_of_connections_keep_their_names_and_no_file_but_a_dead_socket_gives_way() {
+fn connected_sockets_keep_their_names_and_only_unused_socket_files_are_replaced() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let script = "import os, socket, sys, time
@@ -442,7 +442,7 @@ assert server.accept()[0].recv(9) == b'new'";
 }
 
 #[test]
-fn a_name_of_the_living_is_refused_and_they_notice_nothing() {
+fn a_socket_name_in_use_is_refused_and_its_owner_not_disturbed() {
     use std::os::unix::net::{UnixDatagram, UnixListener};
     let scratch = Scratch::new();
     let name = scratch.file("name");
@@ -471,7 +471,7 @@ fn a_name_of_the_living_is_refused_and_they_notice_nothing() {
 }
 
 #[test]
-fn a_connection_to_outside_is_refused_handed_down_or_at_its_end() {
+fn a_unix_connection_to_outside_the_image_is_refused_inherited_or_closed() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["socketpair@3,4:data=lost"]);
     let file = scratch.file("a.fdi");
@@ -493,7 +493,7 @@ fn a_connection_to_outside_is_refused_handed_down_or_at_its_end() {
 }
 
 #[test]
-fn an_abstract_name_that_is_taken_is_refused() {
+fn an_abstract_name_in_use_is_refused() {
     let scratch = Scratch::new();
     let name = format!("unix@3:abstract=fdkit-taken-{}", std::process::id());
     let target = target!(scratch.dir(), &[&name]);

@@ -66,7 +66,7 @@ fn members(file: &str) -> serde_json::Value {
 }
 
 #[test]
-fn an_epoll_whose_record_lies_is_refused() {
+fn an_epoll_with_a_forged_record_is_refused() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["epoll@3,4", "eventfd@5"]);
     let member = |key: &str, value: Value| {
@@ -110,7 +110,7 @@ fn an_epoll_whose_record_lies_is_refused() {
 }
 
 #[test]
-fn epolls_that_contain_each_other_are_refused() {
+fn epoll_instances_that_contain_each_other_are_refused() {
     let scratch = Scratch::new();
     // Seven epoll instances, each of which contains the next one.
     let specs: Vec<String> = (0..7).map(|n| format!("epoll@{},{}", 3 + n, 20 + n)).collect();
@@ -139,7 +139,7 @@ fn epolls_that_contain_each_other_are_refused() {
 }
 
 #[test]
-fn a_member_that_is_left_out_is_told_of() {
+fn a_skipped_member_is_reported() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["epoll@3,4", "epoll@6,7,8:pipe", "regular@5"]);
     let opaque = forged(&fs::read(&file).unwrap(), |items| {
@@ -162,7 +162,7 @@ fn a_member_that_is_left_out_is_told_of() {
 }
 
 #[test]
-fn a_member_is_what_the_caller_hands_down() {
+fn a_member_can_be_an_inherited_descriptor() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["epoll@3,0,1:pipe"]);
     let file = scratch.file("a.fdi");
@@ -178,7 +178,7 @@ fn a_member_is_what_the_caller_hands_down() {
 }
 
 #[test]
-fn a_fired_shot_that_cannot_fire_again_is_told_of() {
+fn a_oneshot_member_that_cannot_be_disarmed_is_reported() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["epoll@3,4,5:pipe,fired"]);
     let ran = restored(&file, &[], &["cat", "/proc/self/fdinfo/3"]).ok();
@@ -187,7 +187,7 @@ fn a_fired_shot_that_cannot_fire_again_is_told_of() {
 }
 
 #[test]
-fn a_member_by_a_high_number_does_not_make_the_table_larger() {
+fn a_member_added_with_a_high_number_does_not_enlarge_the_table() {
     let scratch = Scratch::new();
     let specs = ["epoll@3,4:moved=900", "epoll@5,6:moved=901,fired"];
     let file = image(&scratch, &specs);
@@ -205,7 +205,7 @@ fn a_member_by_a_high_number_does_not_make_the_table_larger() {
 }
 
 #[test]
-fn a_member_that_another_process_has_is_recorded_and_refused() {
+fn a_member_whose_file_only_another_process_has_is_recorded_and_refused() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let script = "import os, select, time
@@ -226,7 +226,7 @@ time.sleep(1000)";
 }
 
 #[test]
-fn an_epoll_inherited_by_fork_is_restored_by_the_childs_own_numbers() {
+fn an_inherited_epoll_is_restored_with_the_numbers_of_the_child() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     // In the child, the file of the member has another number than in the parent, which is scanned
@@ -265,7 +265,7 @@ assert os.read(50, 9) == b'x'";
 }
 
 #[test]
-fn an_asyncio_program_goes_on() {
+fn an_asyncio_program_continues() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let before = "import asyncio, os, socket
@@ -312,7 +312,7 @@ print(open(f'/proc/self/fdinfo/{epoll}').read())";
 }
 
 #[test]
-fn redis_and_nginx_have_epolls_that_are_understood() {
+fn the_epoll_instances_of_redis_and_nginx_are_captured() {
     let scratch = Scratch::new();
     let dir = scratch.dir();
     let conf = scratch.file("nginx.conf");
@@ -357,7 +357,7 @@ fn fdinfo(pid: &str, fd: u32) -> String {
 }
 
 #[test]
-fn watches_whose_record_lies_are_refused() {
+fn forged_watches_are_refused() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["inotify@3:both", "inotify@5,6:gone"]);
     let first = |path: &[&str], value: Value| {
@@ -398,7 +398,7 @@ fn watches_whose_record_lies_are_refused() {
 }
 
 #[test]
-fn marks_whose_record_lies_are_refused() {
+fn forged_marks_are_refused() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["fanotify@3:mount"]);
     let file = scratch.file("a.fdi");
@@ -425,7 +425,7 @@ fn marks_whose_record_lies_are_refused() {
 }
 
 #[test]
-fn permission_events_are_not_armed_where_the_exec_would_wait_for_an_answer() {
+fn permission_events_for_which_the_exec_would_wait_are_refused() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["fanotify@3:flags=4,mask=0x10000"]);
     let file = scratch.file("a.fdi");
@@ -435,7 +435,7 @@ fn permission_events_are_not_armed_where_the_exec_would_wait_for_an_answer() {
 }
 
 #[test]
-fn a_watched_folder_that_is_gone_or_another_is_told_of() {
+fn a_watched_directory_that_is_missing_or_another_one_is_reported() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["inotify@3", "eventfd@4"]);
     let (folder, aside) = (scratch.file("inotify.3"), scratch.file("aside"));
@@ -457,7 +457,7 @@ fn a_watched_folder_that_is_gone_or_another_is_told_of() {
 }
 
 #[test]
-fn events_that_waited_are_said_to_be_lost() {
+fn unread_events_are_reported_as_lost() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["inotify@3:queued"]);
     let ran = restored(&file, &[], &["mkfd", "check", "--dir", scratch.dir(), "inotify@3"]).ok();
@@ -466,7 +466,7 @@ fn events_that_waited_are_said_to_be_lost() {
 }
 
 #[test]
-fn a_watch_of_what_is_left_out_is_left_out() {
+fn a_watch_on_a_skipped_descriptor_is_skipped() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["inotify@3,4:gone"]);
     let file = scratch.file("a.fdi");
@@ -479,7 +479,7 @@ fn a_watch_of_what_is_left_out_is_left_out() {
 }
 
 #[test]
-fn tail_and_inotifywait_watch_on() {
+fn tail_and_inotifywait_keep_their_watches() {
     let scratch = Scratch::new();
     let (log, dir) = (scratch.file("log"), scratch.file("dir"));
     fs::write(&log, "one\n").unwrap();
@@ -502,7 +502,7 @@ fn tail_and_inotifywait_watch_on() {
 }
 
 #[test]
-fn what_is_watched_on_an_overlay_in_another_namespace_is_found() {
+fn inodes_watched_on_an_overlay_in_another_namespace_are_found() {
     may!(rights::mounts(), rights::programs(&["nsenter"]));
     let scratch = Scratch::new();
     for name in ["lower", "upper", "work", "merged"] {
@@ -536,7 +536,7 @@ fn what_is_watched_on_an_overlay_in_another_namespace_is_found() {
 }
 
 #[test]
-fn a_scan_is_not_seen_by_what_it_scans() {
+fn a_scan_causes_no_event_in_the_watches_that_it_captures() {
     // All events of a directory, a file and the root of a mount.
     let all = "inotify@3:mask=0xfff";
     let shm = "fanotify@6:mount,mask=0x4000003b";
