@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 /// A process id that no process has: it is above any pid_max.
-const NOBODY: &str = "2147483647";
+const NO_PROCESS: &str = "2147483647";
 
 /// Runs `fdimg write` with these bytes over an old file: it must fail with 3 and leave the old
 /// file.
@@ -71,8 +71,8 @@ pub(crate) fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u
 
 #[test]
 fn a_process_that_does_not_exist_is_status_5() {
-    let said = format!("fdscan: {NOBODY}: no such process\n");
-    pipeline(&[&["fdscan", NOBODY]]).refuses(5, &[&said]).in_one_line();
+    let said = format!("fdscan: {NO_PROCESS}: no such process\n");
+    pipeline(&[&["fdscan", NO_PROCESS]]).refuses(5, &[&said]).in_one_line();
 }
 
 #[test]
@@ -612,10 +612,10 @@ fn an_inherit_key_that_is_not_in_the_image_is_wrong_usage() {
 fn a_task_that_is_not_in_the_image_is_named() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["eventfd@3"]);
-    let ran = pipeline(&[&["fdrestore", "-i", &file, "--task", NOBODY, "-n"]]);
+    let ran = pipeline(&[&["fdrestore", "-i", &file, "--task", NO_PROCESS, "-n"]]);
     assert!([2, 6].contains(&ran.status(0)), "{}", ran.whole());
     let status = ran.status(0);
-    ran.refuses(status, &[NOBODY]).in_one_line();
+    ran.refuses(status, &[NO_PROCESS]).in_one_line();
 }
 
 #[test]
@@ -690,7 +690,7 @@ fn fdscan_with_output_leaves_no_partial_file() {
     let scratch = Scratch::new();
     let file = scratch.file("a.fdi");
     fs::write(&file, "old").unwrap();
-    pipeline(&[&["fdscan", "-o", &file, NOBODY]]).refuses(5, &[NOBODY]);
+    pipeline(&[&["fdscan", "-o", &file, NO_PROCESS]]).refuses(5, &[NO_PROCESS]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "old");
     let target = target!(scratch.dir(), &["eventfd@3"]);
     pipeline(&[&["fdscan", "-o", &file, &target.pid]]).ok();

@@ -17,23 +17,23 @@ pub(crate) fn records(shown: &Value, fds: &[u32]) -> BTreeMap<u64, Value> {
     let all = shown["descriptors"].as_array().expect("descriptors");
     let wanted = |fd: u64| fds.iter().any(|&each| u64::from(each) == fd);
     all.iter()
-        .map(|each| (each["fd"].as_u64().expect("a number"), normal(each)))
+        .map(|each| (each["fd"].as_u64().expect("a number"), canonical(each)))
         .filter(|(fd, _)| wanted(*fd))
         .collect()
 }
 
 /// A value in canonical form.
-fn normal(value: &Value) -> Value {
+fn canonical(value: &Value) -> Value {
     match value {
         Value::Object(map) if map.contains_key("now") => timer(map.clone()),
         Value::Object(map) => map
             .iter()
             .filter(|(key, _)| !NEW.contains(&key.as_str()))
-            .map(|(key, value)| (key.clone(), normal(value)))
+            .map(|(key, value)| (key.clone(), canonical(value)))
             .collect(),
         // The minor number of a pseudoterminal.
         Value::Array(list) if list.len() == 2 && list[0] == 136 => list[..1].to_vec().into(),
-        Value::Array(list) => list.iter().map(normal).collect(),
+        Value::Array(list) => list.iter().map(canonical).collect(),
         Value::String(text) => numbered(text).into(),
         other => other.clone(),
     }
@@ -109,11 +109,12 @@ pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, V
         at.sort_unstable();
         at
     };
-    let kin = |file: &OpenFile| {
+    let siblings = |file: &OpenFile| {
         let same = |other: &&OpenFile| file.object.is_some() && other.object == file.object;
-        let mut kin: Vec<_> = whole.files.iter().filter(same).map(|other| at(other.id)).collect();
-        kin.sort();
-        kin
+        let mut siblings: Vec<_> =
+            whole.files.iter().filter(same).map(|other| at(other.id)).collect();
+        siblings.sort();
+        siblings
     };
     let mut values = BTreeMap::new();
     for task in tasks {
@@ -141,7 +142,7 @@ pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, V
         let mut value = json(&file);
         let body: serde_cbor::Value = serde_cbor::from_slice(&file.body).expect("a body");
         value["body"] = readable(body);
-        let mut value = normal(&value);
+        let mut value = canonical(&value);
         let map = value.as_object_mut().expect("a map");
         if let Some(signals) = &file.signals {
             map.insert("owner".into(), known(signals.id).into());
@@ -165,7 +166,7 @@ pub(crate) fn tree(image: &[u8], pids: &HashMap<i32, i32>) -> BTreeMap<String, V
         map.insert("contents".into(), contents.into());
         map.insert("cloexec".into(), slot.cloexec.into());
         map.insert("same file".into(), json!(at(file.id)));
-        map.insert("same object".into(), json!(kin(file)));
+        map.insert("same object".into(), json!(siblings(file)));
         values.insert(format!("{}:{}", owner(slot.table), slot.fd), value);
     }
     values

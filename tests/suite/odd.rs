@@ -7,7 +7,7 @@ use crate::watch::restored;
 
 /// The descriptors that this test makes, and the first line of their fdinfo, where it has lines of
 /// its own.
-const ODD: &[(&str, &str)] = &[
+const UNSUPPORTED: &[(&str, &str)] = &[
     ("io_uring", "SqMask:"),
     ("userfaultfd", "pending:"),
     ("bpf-map", "map_type:"),
@@ -24,17 +24,17 @@ const ODD: &[(&str, &str)] = &[
 ];
 
 /// Types of descriptors that kernels are often built without.
-const ODDER: &[&str] = &["alg", "xdp", "key", "can"];
+const OPTIONAL: &[&str] = &["alg", "xdp", "key", "can"];
 
 #[test]
 fn unsupported_descriptors_are_recorded_as_opaque_without_a_message() {
     let scratch = Scratch::new();
     let mut made = Vec::new();
-    for (of, told) in ODD.iter().copied().chain(ODDER.iter().map(|of| (*of, ""))) {
+    for (of, told) in UNSUPPORTED.iter().copied().chain(OPTIONAL.iter().map(|of| (*of, ""))) {
         let spec = format!("opaque@3:of={of}");
         match Target::make(scratch.dir(), &[&spec]) {
             Ok(_) => made.push((of, told)),
-            Err(_) if ODDER.contains(&of) => (),
+            Err(_) if OPTIONAL.contains(&of) => (),
             Err(reason) => crate::harness::skipped(&reason),
         }
     }

@@ -76,16 +76,16 @@ fn fdsize(pid: i32) -> u64 {
 }
 
 /// A process tree to scan; all processes are killed when this is dropped.
-struct Grove {
+struct ProcessTree {
     child: Child,
     pid: i32,
 }
 
-impl Grove {
+impl ProcessTree {
     /// Starts a command as a session leader with /dev/null at 0, 1 and 2 and no other descriptor.
     /// Waits until it has this many living descendants, including itself, and all of them sleep.
     #[track_caller]
-    fn new(words: &[&str], count: usize) -> Grove {
+    fn new(words: &[&str], count: usize) -> ProcessTree {
         let child = Command::new(MKFD)
             .args([&["exec", "--", "setsid"], words].concat())
             .env("LC_ALL", "C")
@@ -94,21 +94,21 @@ impl Grove {
             .stderr(Stdio::null())
             .spawn()
             .expect("mkfd runs");
-        let grove = Grove { pid: child.id() as i32, child };
+        let processes = ProcessTree { pid: child.id() as i32, child };
         let mut before = Vec::new();
         until(&format!("{count} processes of {words:?}"), || {
             std::thread::sleep(Duration::from_millis(30));
-            let all = grove.all();
+            let all = processes.all();
             let living = all.iter().filter(|&&pid| !is_gone(pid)).count();
             let now: Vec<_> = all.iter().map(|&pid| (pid, open(pid), state(pid))).collect();
             let rest = now.iter().all(|(.., state)| matches!(state, Some('S' | 'T' | 'Z')));
             living == count && rest && std::mem::replace(&mut before, now.clone()) == now
         });
-        grove
+        processes
     }
 
-    fn sh(script: &str, count: usize) -> Grove {
-        Grove::new(&["sh", "-c", script], count)
+    fn sh(script: &str, count: usize) -> ProcessTree {
+        ProcessTree::new(&["sh", "-c", script], count)
     }
 
     fn all(&self) -> Vec<i32> {
@@ -122,27 +122,27 @@ impl Grove {
     }
 }
 
-impl Drop for Grove {
+impl Drop for ProcessTree {
     fn drop(&mut self) {
         let all = self.all();
         all.iter().for_each(|&pid| {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         });
         let _ = self.child.wait();
-        until("all of a grove are gone", || all.iter().all(|&pid| is_gone(pid)));
+        until("no process of the tree is left", || all.iter().all(|&pid| is_gone(pid)));
     }
 }
 
 /// A restored tree that fdrestore holds; all processes are killed when this is dropped.
-struct Held {
+struct HeldTree {
     child: Child,
     /// The process ids in the image, and the new ones.
     pids: Vec<(i32, i32)>,
 }
 
-impl Held {
+impl HeldTree {
     /// Restores a tree from an image with these options. Gives status and messages if that fails.
-    fn restore(image: &[u8], options: &[&str]) -> Result<Held, (Option<i32>, String)> {
+    fn restore(image: &[u8], options: &[&str]) -> Result<HeldTree, (Option<i32>, String)> {
         let count = Image::load(image).map_or(0, |image| image.tasks.len());
         let mut child = Command::new(MKFD)
             .args(["exec", "--"])
@@ -160,7 +160,7 @@ impl Held {
         let feeder =
             std::thread::spawn(move || drop(std::io::Write::write_all(&mut stdin, &bytes)));
         let mut out = BufReader::new(child.stdout.take().expect("piped"));
-        let mut held = Held { child, pids: Vec::new() };
+        let mut held = HeldTree { child, pids: Vec::new() };
         let mut line = String::new();
         while held.pids.len() < count && out.read_line(&mut line).is_ok_and(|got| got > 0) {
             let (old, new) = line.trim().split_once(' ').expect("OLD NEW");
@@ -178,8 +178,9 @@ impl Held {
 
     /// Restores a tree, which must succeed without a message.
     #[track_caller]
-    fn quiet(image: &[u8], options: &[&str]) -> Held {
-        Held::restore(image, options).unwrap_or_else(|(status, said)| panic!("{status:?}: {said}"))
+    fn quiet(image: &[u8], options: &[&str]) -> HeldTree {
+        HeldTree::restore(image, options)
+            .unwrap_or_else(|(status, said)| panic!("{status:?}: {said}"))
     }
 
     /// The messages of fdrestore after its end.
@@ -190,7 +191,7 @@ impl Held {
         text
     }
 
-    fn chief(&self) -> Pid {
+    fn coordinator(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
@@ -237,7 +238,7 @@ impl Held {
     /// Sends this signal to fdrestore, waits until no process is left, and gives the status.
     #[track_caller]
     fn end(mut self, signal: Signal) -> (Option<i32>, String) {
-        kill(self.chief(), signal).expect("it is there");
+        kill(self.coordinator(), signal).expect("it is there");
         let status = self.child.wait().expect("a status").code();
         self.are_gone();
         (status, self.said())
@@ -250,7 +251,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldTree {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -263,15 +264,15 @@ impl Drop for Held {
 /// Scans a tree, ends it, restores it, compares it with the image, and ends it by SIGTERM. Gives
 /// the image.
 #[track_caller]
-fn comes_back(grove: Grove) -> Vec<u8> {
-    let image = grove.scan();
-    drop(grove);
-    let held = Held::quiet(&image, &[]);
+fn round_trip(processes: ProcessTree) -> Vec<u8> {
+    let image = processes.scan();
+    drop(processes);
+    let held = HeldTree::quiet(&image, &[]);
     held.is_as(&image);
     let (status, said) = held.end(Signal::SIGTERM);
     assert_eq!((status, said.as_str()), (Some(143), ""));
     // fdrestore cannot handle SIGKILL.
-    Held::quiet(&image, &[]).end(Signal::SIGKILL);
+    HeldTree::quiet(&image, &[]).end(Signal::SIGKILL);
     image
 }
 
@@ -279,14 +280,14 @@ fn comes_back(grove: Grove) -> Vec<u8> {
 fn a_tree_of_shell_pipelines_is_restored() {
     let jobs = "sleep 1001 | sleep 1002 | sleep 1003 & sleep 1004 | sleep 1005 & \
                 (sleep 1006; true) & sleep 1007 < /dev/zero | (sleep 1008 | sleep 1009) & wait";
-    comes_back(Grove::sh(jobs, 12));
+    round_trip(ProcessTree::sh(jobs, 12));
 }
 
 #[test]
 fn jobs_in_their_own_process_groups_are_restored_also_without_leaders() {
     let jobs = "set -m; sleep 1001 | sleep 1002 | sleep 1003 & sleep 0 | sleep 1004 | sleep 1005 & \
                 (sleep 1006; true) & sleep 0 | sleep 1007 & wait";
-    let image = comes_back(Grove::new(&["bash", "-c", jobs], 9));
+    let image = round_trip(ProcessTree::new(&["bash", "-c", jobs], 9));
     let image = Image::load(&image[..]).unwrap();
     // The leaders of two process groups have ended.
     let led = |pgid: i32| image.tasks.iter().any(|task| task.pid == pgid);
@@ -298,10 +299,10 @@ fn process_groups_without_leaders_get_their_previous_ids() {
     may!(rights::pids());
     needs!(which("bash").is_some(), "bash is missing");
     let jobs = "set -m; sleep 0 | sleep 1004 | sleep 1005 & sleep 0 | sleep 1007 & wait";
-    let grove = Grove::new(&["bash", "-c", jobs], 4);
-    let image = grove.scan();
-    end_and_free(grove);
-    let held = Held::quiet(&image, &["--same-pids"]);
+    let processes = ProcessTree::new(&["bash", "-c", jobs], 4);
+    let image = processes.scan();
+    end_and_free(processes);
+    let held = HeldTree::quiet(&image, &["--same-pids"]);
     for task in Image::load(&image[..]).unwrap().tasks {
         let now = nix::unistd::getpgid(Some(Pid::from_raw(task.pid))).unwrap();
         assert_eq!(now.as_raw(), task.pgid, "{}", task.pid);
@@ -350,11 +351,11 @@ fn the_tree_of_a_prefork_server_is_restored() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let socket = scratch.file("socket");
-    let grove = Grove::new(&[python, "-c", PREFORK, &socket, "5"], 6);
-    let image = grove.scan();
-    drop(grove);
+    let processes = ProcessTree::new(&[python, "-c", PREFORK, &socket, "5"], 6);
+    let image = processes.scan();
+    drop(processes);
     fs::remove_file(&socket).unwrap();
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     held.is_as(&image);
     held.end(Signal::SIGTERM);
 }
@@ -365,7 +366,8 @@ fn the_tree_of_a_prefork_server_is_restored() {
 fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> S) {
     fs::write(file, image).unwrap();
     let restore = ["fdrestore", "--tree", "--respawn", "-i", file];
-    let restored = Grove::new(&[&[tool(restore[0]).to_str().unwrap()], &restore[1..]].concat(), 5);
+    let restored =
+        ProcessTree::new(&[&[tool(restore[0]).to_str().unwrap()], &restore[1..]].concat(), 5);
     let all = restored.all();
     let mut answers = BTreeSet::new();
     until("each of the workers answers", || {
@@ -385,20 +387,20 @@ fn run_again_and_serve<S: Read>(file: &str, image: &[u8], connect: impl Fn() -> 
 }
 
 /// The time limit for an answer.
-const PATIENCE: Option<Duration> = Some(Duration::from_millis(500));
+const ANSWER_TIMEOUT: Option<Duration> = Some(Duration::from_millis(500));
 
 #[test]
 fn workers_that_run_again_serve_clients() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let socket = scratch.file("socket");
-    let grove = Grove::new(&[python, "-c", PREFORK, &socket, "3"], 4);
-    let image = grove.scan();
-    drop(grove);
+    let processes = ProcessTree::new(&[python, "-c", PREFORK, &socket, "3"], 4);
+    let image = processes.scan();
+    drop(processes);
     fs::remove_file(&socket).unwrap();
     run_again_and_serve(&scratch.file("a.fdi"), &image, || {
         let there = UnixStream::connect(&socket).expect("it is served");
-        there.set_read_timeout(PATIENCE).expect("SO_RCVTIMEO");
+        there.set_read_timeout(ANSWER_TIMEOUT).expect("SO_RCVTIMEO");
         there
     });
 }
@@ -408,20 +410,20 @@ fn workers_with_a_tcp_port_are_restored_and_serve_clients() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let file = scratch.file("port");
-    let grove = Grove::new(&[python, "-c", PREFORK, &file, "3", "tcp"], 4);
+    let processes = ProcessTree::new(&[python, "-c", PREFORK, &file, "3", "tcp"], 4);
     let port: u16 = fs::read_to_string(&file).unwrap().parse().unwrap();
-    let image = grove.scan();
-    drop(grove);
+    let image = processes.scan();
+    drop(processes);
     let refused = TcpStream::connect(("127.0.0.1", port)).expect_err("it is closed");
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     // The held tree listens already, and a connection waits in the queue of the socket.
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     held.is_as(&image);
     drop(TcpStream::connect(("127.0.0.1", port)).expect("it listens"));
     held.end(Signal::SIGTERM);
     run_again_and_serve(&scratch.file("a.fdi"), &image, || {
         let there = TcpStream::connect(("127.0.0.1", port)).expect("it is served");
-        there.set_read_timeout(PATIENCE).expect("SO_RCVTIMEO");
+        there.set_read_timeout(ANSWER_TIMEOUT).expect("SO_RCVTIMEO");
         there
     });
 }
@@ -431,7 +433,7 @@ fn a_table_shared_by_five_tasks_is_restored() {
     let scratch = Scratch::new();
     let specs = ["pipe@3,4:data=hello", "eventfd@5:count=3", "unlinked@70:data=abc"];
     let make = [MKFD, "make", "--close-std", "--share", "4", "--dir", scratch.dir()];
-    let image = comes_back(Grove::new(&[&make[..], &specs].concat(), 5));
+    let image = round_trip(ProcessTree::new(&[&make[..], &specs].concat(), 5));
     let image = Image::load(&image[..]).unwrap();
     assert!(image.tasks.iter().all(|task| task.table.id == image.tasks[0].table.id));
 }
@@ -444,7 +446,7 @@ fn a_shared_table_in_a_tree_is_restored_and_inherited() {
     // All descendants inherit the pipes and files of the shell.
     let script =
         format!("exec 7</dev/zero 8>>{}; {mkfd} & {mkfd} | sleep 1000 & wait", scratch.file("log"));
-    comes_back(Grove::sh(&script, 8));
+    round_trip(ProcessTree::sh(&script, 8));
     // Children of a task that shares a table have tables of their own.
     let script = "import ctypes, os, signal
 libc = ctypes.CDLL(None)
@@ -460,7 +462,7 @@ if os.fork() == 0:
     os.close(r); wait()
 wait()";
     if cfg!(target_arch = "x86_64") {
-        comes_back(Grove::new(&[python, "-c", script], 4));
+        round_trip(ProcessTree::new(&[python, "-c", script], 4));
     }
 }
 
@@ -468,7 +470,7 @@ wait()";
 fn daemons_in_their_own_sessions_are_restored() {
     let script = "setsid sleep 1001 & setsid sh -c 'sleep 1002 | sleep 1003; true' & \
                   sleep 1004 & exec sleep 1005";
-    comes_back(Grove::sh(script, 6));
+    round_trip(ProcessTree::sh(script, 6));
 }
 
 #[test]
@@ -490,7 +492,7 @@ if os.fork() == 0:
         wait()
     wait()
 wait()";
-    comes_back(Grove::new(&[python, "-c", script], 5));
+    round_trip(ProcessTree::new(&[python, "-c", script], 5));
 }
 
 #[test]
@@ -505,8 +507,8 @@ for n in range(20):
 for n in map(int, sys.argv[1:]): os.dup2(0, n)
 while True: signal.pause()";
     for highest in ["63", "300", "4095", "9000"] {
-        comes_back(Grove::new(&[python, "-c", script, highest, "130"], 21));
-        comes_back(Grove::new(&[python, "-c", script, highest, "5", "62"], 21));
+        round_trip(ProcessTree::new(&[python, "-c", script, highest, "130"], 21));
+        round_trip(ProcessTree::new(&[python, "-c", script, highest, "5", "62"], 21));
     }
 }
 
@@ -534,7 +536,7 @@ while True: signal.pause()";
         .replace("os.open('/dev/zero', 0)", "next(zero)")
         .replace("top, depth", "zero = iter(lambda: os.dup(0), None)\ntop, depth");
     for top in ["63", "64", "127"] {
-        comes_back(Grove::new(&[python, "-c", script, top, "3"], 15));
+        round_trip(ProcessTree::new(&[python, "-c", script, top, "3"], 15));
     }
 }
 
@@ -547,7 +549,7 @@ fn a_task_of_another_user_is_restored_as_that_user() {
          setpriv --bounding-set=-sys_admin,-net_raw --inh-caps=+kill --ambient-caps=+kill sleep 1003 & \
          setpriv --ruid 7 --rgid 8 --keep-groups sleep 1004 & wait"
     );
-    comes_back(Grove::sh(&script, 6));
+    round_trip(ProcessTree::sh(&script, 6));
 }
 
 #[test]
@@ -564,13 +566,13 @@ if os.fork() == 0:
     os.setresuid(65534, 65534, 65534)
     while True: signal.pause()
 while True: signal.pause()";
-    let grove = Grove::new(&[python, "-c", script], 3);
-    let image = grove.scan();
-    drop(grove);
-    let held = Held::quiet(&image, &[]);
+    let processes = ProcessTree::new(&[python, "-c", script], 3);
+    let image = processes.scan();
+    drop(processes);
+    let held = HeldTree::quiet(&image, &[]);
     held.is_as(&image);
     held.end(Signal::SIGKILL);
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     held.end(Signal::SIGTERM);
 }
 
@@ -592,7 +594,7 @@ for name, mask in (('a', 0o77), ('b', 0o777), ('jail/inner', 0)):
             os.open('/inner', os.O_RDONLY)
         while True: signal.pause()
 while True: signal.pause()";
-    comes_back(Grove::new(&[python, "-c", script, scratch.dir()], 4));
+    round_trip(ProcessTree::new(&[python, "-c", script, scratch.dir()], 4));
 }
 
 #[test]
@@ -603,7 +605,7 @@ fn a_program_runs_only_in_its_previous_directory() {
     let script = "import os, signal, sys
 if os.fork() == 0: os.chdir(sys.argv[1])
 while True: signal.pause()";
-    let image = Grove::new(&[python, "-c", script, &scratch.file("gone")], 2).scan();
+    let image = ProcessTree::new(&[python, "-c", script, &scratch.file("gone")], 2).scan();
     fs::remove_dir(scratch.file("gone")).unwrap();
     for option in ["--respawn", "-n"] {
         let restore = ["fdrestore", "--tree", "--respawn", option];
@@ -612,7 +614,7 @@ while True: signal.pause()";
         ran.refuses(6, &[&said]);
     }
     // A process that is only held may be in another directory.
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     let (_, said) = held.end(Signal::SIGTERM);
     assert!(said.contains("its working directory"), "{said}");
 }
@@ -621,7 +623,8 @@ while True: signal.pause()";
 fn a_program_that_overwrote_its_arguments_is_not_run_again() {
     needs!(which("bash").is_some(), "bash is missing");
     let named = |name: &str| {
-        let image = Grove::new(&["bash", "-c", &format!("exec -a '{name}' sleep 1001")], 1).scan();
+        let image =
+            ProcessTree::new(&["bash", "-c", &format!("exec -a '{name}' sleep 1001")], 1).scan();
         let restore = ["fdrestore", "--tree", "--respawn", "-n"];
         Pipeline::new(&[&restore]).stdin(&*image).run()
     };
@@ -634,14 +637,14 @@ begin, end = int(area[45]), int(area[46])
 ctypes.memset(begin, 0, end - begin); ctypes.memmove(begin, text, len(text))
 while True: signal.pause()";
     let Some(python) = python() else { skip!("python3 is missing") };
-    let image = Grove::new(&[python, "-c", script], 1).scan();
+    let image = ProcessTree::new(&[python, "-c", script], 1).scan();
     let is_refused = |restore: &[&str]| {
         let words = [&["fdrestore", "--tree"][..], restore].concat();
         let ran = Pipeline::new(&[&words]).stdin(&*image).run();
         ran.refuses(6, &["its command line 'server: waits' is a title"]);
     };
     is_refused(&["-n", "--respawn"]);
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     held.end(Signal::SIGTERM);
     may!(rights::pids());
     is_refused(&["--respawn", "--same-pids"]);
@@ -664,7 +667,7 @@ fn an_invalid_uid_is_refused_and_json_requires_dry_run() {
 fn a_program_gets_no_additional_capabilities() {
     may!(rights::other_user(), rights::less("-setuid"));
     let other = "setpriv --reuid 65534 --regid 65533 --clear-groups sleep 1001 & wait";
-    let image = Grove::sh(other, 2).scan();
+    let image = ProcessTree::sh(other, 2).scan();
     let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
     let restore = [&fdrestore[..], "--tree", "--respawn"];
     let less = ["setpriv", "--bounding-set=-setuid"];
@@ -680,7 +683,7 @@ fn a_program_gets_no_additional_capabilities() {
 fn stopped_tasks_are_restored_as_stopped() {
     let script =
         "sleep 1001 | sleep 1002 & a=$!; (sleep 1003; true) & sleep 0.3; kill -STOP $a $!; wait";
-    let image = comes_back(Grove::sh(script, 5));
+    let image = round_trip(ProcessTree::sh(script, 5));
     let image = Image::load(&image[..]).unwrap();
     assert_eq!(image.tasks.iter().filter(|task| task.stopped).count(), 2);
 }
@@ -698,7 +701,7 @@ def thread():
     while True: signal.pause()
 threading.Thread(target=thread).start()
 while True: signal.pause()";
-    let image = comes_back(Grove::new(&[python, "-c", script], 2));
+    let image = round_trip(ProcessTree::new(&[python, "-c", script], 2));
     assert_eq!(Image::load(&image[..]).unwrap().tasks.len(), 2);
 }
 
@@ -718,7 +721,7 @@ b.close(); d.close(); os.close(r)
 if os.fork() == 0:
     a.close(); wait()
 wait()";
-    comes_back(Grove::new(&[python, "-c", script], 3));
+    round_trip(ProcessTree::new(&[python, "-c", script], 3));
 }
 
 /// One end of a pipe is queued in a socket pair. Parent and child have both sockets, and only the
@@ -757,7 +760,7 @@ fn a_queued_descriptor_is_restored_in_a_tree() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let scratch = Scratch::new();
     let (told, file) = (scratch.file("told"), scratch.file("a.fdi"));
-    let image = comes_back(Grove::new(&[python, "-c", QUEUED, &told], 2));
+    let image = round_trip(ProcessTree::new(&[python, "-c", QUEUED, &told], 2));
     let whole = Image::load(&image[..]).unwrap();
     let queued: Vec<u32> = whole
         .contents
@@ -770,18 +773,18 @@ fn a_queued_descriptor_is_restored_in_a_tree() {
     fs::write(&file, &image).unwrap();
     let fdrestore = tool("fdrestore");
     let restore = [fdrestore.to_str().unwrap(), "--tree", "--respawn", "-i", &file];
-    let _restored = Grove::new(&restore, 3);
+    let _restored = ProcessTree::new(&restore, 3);
     let whole = "b'with it' 1 b'from the pipe'";
     until("the child has what waited", || fs::read_to_string(&told).is_ok_and(|it| it == whole));
     // Two tasks that share a table, made by the fixture.
     let spec = "socketpair@5,6:scm=pipe,data=x";
     let make = [MKFD, "make", "--close-std", "--share", "2", "--dir", scratch.dir(), spec];
-    comes_back(Grove::new(&make, 3));
+    round_trip(ProcessTree::new(&make, 3));
 }
 
 /// The image of a shell with a pipeline: the tasks are the shell, cat, cat and two of sleep.
 fn pipeline_image() -> Vec<u8> {
-    Grove::sh("cat /dev/zero | cat | sleep 1000 & sleep 1001 & wait", 5).scan()
+    ProcessTree::sh("cat /dev/zero | cat | sleep 1000 & sleep 1001 & wait", 5).scan()
 }
 
 fn tasks(items: &mut [Item]) -> Vec<&mut fdkit::image::Task> {
@@ -795,7 +798,7 @@ fn tasks(items: &mut [Item]) -> Vec<&mut fdkit::image::Task> {
 }
 
 /// Removes the slots of tables that no task has any more.
-fn without_strays(items: &mut Vec<Item>) {
+fn without_unused_slots(items: &mut Vec<Item>) {
     let tables: Vec<u32> = tasks(items).iter().map(|task| task.table.id).collect();
     items.retain(|item| !matches!(item, Item::Slot(slot) if !tables.contains(&slot.table)));
 }
@@ -816,9 +819,9 @@ fn is_refused(image: &[u8], start: &[&str], status: i32, text: &str) {
 
 /// Ends a tree, and waits until its process ids are free.
 #[track_caller]
-fn end_and_free(grove: Grove) {
-    let all = grove.all();
-    drop(grove);
+fn end_and_free(processes: ProcessTree) {
+    let all = processes.all();
+    drop(processes);
     until("the pids are free", || all.iter().all(|&pid| state(pid).is_none()));
 }
 
@@ -827,18 +830,18 @@ fn a_tree_is_restored_with_its_previous_pids() {
     may!(rights::pids());
     let jobs = "sleep 1001 | sleep 1002 & setsid sh -c 'sleep 1003; true' & \
                 (sleep 1004; true) & wait";
-    let grove = Grove::sh(jobs, 7);
-    let mut pids = grove.all();
-    let image = grove.scan();
+    let processes = ProcessTree::sh(jobs, 7);
+    let mut pids = processes.all();
+    let image = processes.scan();
     let same: &[&str] = &["--same-pids"];
     // While the tree runs it cannot be restored a second time, and it continues to run.
-    let (status, said) = Held::restore(&image, same).err().expect("a refusal");
+    let (status, said) = HeldTree::restore(&image, same).err().expect("a refusal");
     assert_eq!(status, Some(6), "{said}");
     let taken = "its process id is taken (--same-pids)";
     assert_eq!(said.matches(taken).count(), pids.len(), "{said}");
-    assert_eq!(grove.all(), pids);
-    end_and_free(grove);
-    let held = Held::quiet(&image, same);
+    assert_eq!(processes.all(), pids);
+    end_and_free(processes);
+    let held = HeldTree::quiet(&image, same);
     assert!(held.pids.iter().all(|(old, new)| old == new), "{:?}", held.pids);
     held.is_as(&image);
     let root = held.pids[0].0;
@@ -846,7 +849,7 @@ fn a_tree_is_restored_with_its_previous_pids() {
     pids.sort_unstable();
     now.sort_unstable();
     assert_eq!(now, pids);
-    assert_eq!(Held::restore(&image, same).err().expect("a refusal").0, Some(6));
+    assert_eq!(HeldTree::restore(&image, same).err().expect("a refusal").0, Some(6));
     held.is_as(&image);
     held.end(Signal::SIGTERM);
 }
@@ -854,11 +857,11 @@ fn a_tree_is_restored_with_its_previous_pids() {
 #[test]
 fn a_pid_in_use_is_refused_and_nothing_is_created() {
     may!(rights::pids());
-    let grove = Grove::sh("sleep 1001 | sleep 1002 & sleep 1003 & wait", 4);
-    let image = grove.scan();
-    end_and_free(grove);
+    let processes = ProcessTree::sh("sleep 1001 | sleep 1002 & sleep 1003 & wait", 4);
+    let image = processes.scan();
+    end_and_free(processes);
     // A process group without a leader: no process has its id, but the id cannot be used.
-    let group = Grove::new(&["bash", "-c", "set -m; true | sleep 1004 & wait"], 2);
+    let group = ProcessTree::new(&["bash", "-c", "set -m; true | sleep 1004 & wait"], 2);
     let stat = fs::read_to_string(format!("/proc/{}/stat", group.all()[1])).unwrap();
     let pgid = stat.rsplit(") ").next().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
     assert_eq!(state(pgid), None);
@@ -881,10 +884,10 @@ fn same_pids_requires_a_capability() {
     let scratch = Scratch::new();
     // This process cannot give capabilities that it has not, so the tree has none of them, either.
     let less = ["setpriv", "--bounding-set=-sys_admin,-checkpoint_restore"];
-    let grove = Grove::new(&[&less[..], &["sh", "-c", "sleep 1001 & wait"]].concat(), 2);
+    let processes = ProcessTree::new(&[&less[..], &["sh", "-c", "sleep 1001 & wait"]].concat(), 2);
     let file = scratch.file("a.fdi");
-    fs::write(&file, grove.scan()).unwrap();
-    end_and_free(grove);
+    fs::write(&file, processes.scan()).unwrap();
+    end_and_free(processes);
     let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
     let restore = [&less[..], &[&fdrestore, "--tree", "-i", &file]].concat();
     for option in ["-n", "--respawn", "--placement=late"] {
@@ -964,7 +967,7 @@ fn impossible_tasks_are_refused_before_anything_is_created() {
     for (what, change, status, text) in FORGED {
         let forged = forged(&image, |items| {
             change(tasks(items));
-            without_strays(items);
+            without_unused_slots(items);
         });
         println!("{what}");
         is_refused(&forged, &[], *status, text);
@@ -981,7 +984,7 @@ fn a_table_shared_across_branches_and_duplicate_numbers_are_refused() {
         tasks[3].ppid = one;
         tasks[4].ppid = other;
         tasks[4].table = table;
-        without_strays(items);
+        without_unused_slots(items);
     });
     is_refused(&across, &[], 6, "no parent or sibling of it");
     // No tool writes such an image, so it is made here.
@@ -1000,7 +1003,7 @@ fn numbers_above_the_limit_are_refused() {
 os.dup2(0, 99)
 if os.fork() == 0: os.dup2(0, 700)
 while True: signal.pause()";
-    let image = Grove::new(&[python, "-c", script], 2).scan();
+    let image = ProcessTree::new(&[python, "-c", script], 2).scan();
     // The limits just permit, or do not permit, the highest number.
     for (limit, fits) in [("701", true), ("700", false), ("100", false)] {
         let start = ["sh", "-c", "ulimit -n \"$0\"; exec \"$@\"", limit];
@@ -1040,7 +1043,7 @@ fn wide(count: usize, inherited: usize) -> Vec<u8> {
 for n in range(int(sys.argv[1])): os.dup2(os.eventfd(n), 3 + n)
 if os.fork() == 0: os.pipe()
 while True: signal.pause()";
-    let image = Grove::new(&[python, "-c", script, &inherited.to_string()], 2).scan();
+    let image = ProcessTree::new(&[python, "-c", script, &inherited.to_string()], 2).scan();
     forged(&image, |items| {
         let slots = items.iter().filter_map(|item| match item {
             Item::Slot(slot) if slot.table == 1 => Some(slot.clone()),
@@ -1068,7 +1071,7 @@ while True: signal.pause()";
 fn thousands_of_tasks_are_restored_with_small_tables() {
     needs!(python().is_some(), "python3 is missing");
     let image = wide(2000, 20);
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     assert_eq!(held.pids.len(), 2000);
     held.is_small(&image);
     held.end(Signal::SIGTERM);
@@ -1081,8 +1084,8 @@ fn a_tree_with_more_tasks_than_half_the_limit_is_scanned() {
 for _ in range(179):
     if os.fork() == 0: break
 while True: signal.pause()";
-    let grove = Grove::new(&[python, "-c", script], 180);
-    let (fdscan, pid) = (tool("fdscan").to_string_lossy().into_owned(), grove.pid.to_string());
+    let processes = ProcessTree::new(&[python, "-c", script], 180);
+    let (fdscan, pid) = (tool("fdscan").to_string_lossy().into_owned(), processes.pid.to_string());
     for scan in ["-t", "-t --freeze"] {
         let line = format!("ulimit -n 256; exec {fdscan} {scan} {pid}");
         let ran = pipeline(&[&["sh", "-c", &line], &["fdimg", "verify"]]).quiet();
@@ -1101,14 +1104,14 @@ fn running(exe: &str) -> Vec<i32> {
 }
 
 /// A pseudorandom number generator.
-struct Chance(u64);
+struct Random(u64);
 
-impl Chance {
-    fn new() -> Chance {
+impl Random {
+    fn new() -> Random {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let seed = now.expect("after 1970").as_nanos() as u64;
         println!("seed {seed}");
-        Chance(seed)
+        Random(seed)
     }
 
     fn below(&mut self, limit: u64) -> u64 {
@@ -1119,52 +1122,52 @@ impl Chance {
 
 /// An image of a tree with process groups without leaders, sessions, shared tables, stopped tasks,
 /// and pipes between siblings and more distant relatives.
-fn forest(scratch: &Scratch) -> Vec<u8> {
+fn varied_tree(scratch: &Scratch) -> Vec<u8> {
     let make = format!("{MKFD} make --share 2 --dir {}", scratch.dir());
     let jobs = format!(
         "set -m; sleep 0 | sleep 1001 | cat & sleep 1002 | (sleep 1003; true) | cat & \
          setsid -w sh -c 'sleep 1004 | cat & sleep 1005; true' & {make} pipe@5,6:data=x eventfd@90 | cat & \
          sleep 1006 | sleep 1007 & sleep 0.3; kill -STOP %%; wait"
     );
-    Grove::new(&["bash", "-c", &jobs], 18).scan()
+    ProcessTree::new(&["bash", "-c", &jobs], 18).scan()
 }
 
 #[test]
 fn no_process_is_left_whichever_process_is_killed_at_any_moment() {
     needs!(which("bash").is_some(), "bash is missing");
     let scratch = Scratch::new();
-    let image = forest(&scratch);
+    let image = varied_tree(&scratch);
     let file = scratch.file("a.fdi");
     fs::write(&file, &image).unwrap();
     let exe = scratch.file("fdrestore");
     fs::copy(tool("fdrestore"), &exe).unwrap();
     let count = Image::load(&image[..]).unwrap().tasks.len();
-    let mut chance = Chance::new();
+    let mut random = Random::new();
     let (mut early, mut late) = (0, 0);
     for round in 0..120 {
         let restore = [&exe, "--tree", "-i", &file];
         let out = Stdio::piped();
         let mut command = command(&restore);
-        let mut chief = command.stdout(out).stderr(Stdio::piped()).spawn().unwrap();
-        let pid = chief.id() as i32;
+        let mut coordinator = command.stdout(out).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = coordinator.id() as i32;
         // In one of ten rounds fdrestore itself gets the signal.
-        let (at_chief, gently) = (round % 10 == 9, round % 20 == 19);
-        let wait = Duration::from_micros(chance.below(60_000));
+        let (at_coordinator, gently) = (round % 10 == 9, round % 20 == 19);
+        let wait = Duration::from_micros(random.below(60_000));
         let begin = Instant::now();
         let victim = loop {
             let all = descendants(pid);
-            if begin.elapsed() >= wait && (all.len() > 1 || at_chief) {
-                break if at_chief {
+            if begin.elapsed() >= wait && (all.len() > 1 || at_coordinator) {
+                break if at_coordinator {
                     pid
                 } else {
-                    all[1 + chance.below(all.len() as u64 - 1) as usize]
+                    all[1 + random.below(all.len() as u64 - 1) as usize]
                 };
             }
         };
         let signal = if gently { Signal::SIGTERM } else { Signal::SIGKILL };
         let _ = kill(Pid::from_raw(victim), signal);
-        let mut err = chief.stderr.take().unwrap();
-        let mut lines = BufReader::new(chief.stdout.take().unwrap()).lines();
+        let mut err = coordinator.stderr.take().unwrap();
+        let mut lines = BufReader::new(coordinator.stdout.take().unwrap()).lines();
         let told = lines.by_ref().take(count).count();
         if told == count {
             // The signal came late: everything is restored, and the other processes are held until
@@ -1174,13 +1177,13 @@ fn no_process_is_left_whichever_process_is_killed_at_any_moment() {
         }
         let mut status = None;
         until(&format!("fdrestore ends after {victim} was killed"), || {
-            status = chief.try_wait().unwrap();
+            status = coordinator.try_wait().unwrap();
             status.is_some()
         });
         let mut said = String::new();
         err.read_to_string(&mut said).unwrap();
         until("nothing is left", || running(&exe).is_empty());
-        if told < count && !at_chief {
+        if told < count && !at_coordinator {
             early += 1;
             assert_eq!(told, 0, "some lines only: {said}");
             assert_eq!(status.unwrap().code(), Some(7), "{said}");
@@ -1196,7 +1199,7 @@ fn no_process_is_left_whichever_process_is_killed_at_any_moment() {
 fn a_task_during_a_restore_has_no_extra_descriptors_but_service_descriptors() {
     needs!(which("bash").is_some(), "bash is missing");
     let scratch = Scratch::new();
-    let bytes = forest(&scratch);
+    let bytes = varied_tree(&scratch);
     let file = scratch.file("a.fdi");
     fs::write(&file, &bytes).unwrap();
     let image = Image::load(&bytes[..]).unwrap();
@@ -1208,7 +1211,7 @@ fn a_task_during_a_restore_has_no_extra_descriptors_but_service_descriptors() {
             (task.pid, own.map(|slot| slot.fd).collect())
         })
         .collect();
-    let mut chance = Chance::new();
+    let mut random = Random::new();
     for (root, services) in [(&[][..], 1), (&["--root", "/"], 2)] {
         let (mut rounds, mut middles, mut looked) = (0, 0, 0);
         // If everything is restored already, the service descriptors are closed already.
@@ -1220,15 +1223,15 @@ fn a_task_during_a_restore_has_no_extra_descriptors_but_service_descriptors() {
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
-            let mut held = Held { child, pids: Vec::new() };
-            let pid = held.chief().as_raw();
-            let many = 2 + chance.below(8) as usize;
+            let mut held = HeldTree { child, pids: Vec::new() };
+            let pid = held.coordinator().as_raw();
+            let many = 2 + random.below(8) as usize;
             let mut all = Vec::new();
             until("they are made", || {
                 all = descendants(pid);
                 all.len() >= many
             });
-            let victim = all[1 + chance.below(all.len() as u64 - 1) as usize];
+            let victim = all[1 + random.below(all.len() as u64 - 1) as usize];
             kill(Pid::from_raw(victim), Signal::SIGSTOP).unwrap();
             let mut before = Vec::new();
             until("all rest", || {
@@ -1280,7 +1283,7 @@ fn a_task_during_a_restore_has_no_extra_descriptors_but_service_descriptors() {
 #[test]
 fn a_held_tree_ends_with_its_first_task() {
     let image = pipeline_image();
-    let held = Held::quiet(&image, &[]);
+    let held = HeldTree::quiet(&image, &[]);
     let root = held.pids[0].1;
     let (inner, leaves): (Vec<i32>, Vec<i32>) =
         held.pids[1..].iter().map(|pids| pids.1).partition(|&pid| descendants(pid).len() > 1);
@@ -1291,6 +1294,6 @@ fn a_held_tree_ends_with_its_first_task() {
     // The descendants of the first task end with it, and fdrestore ends after the last process.
     kill(Pid::from_raw(root), Signal::SIGKILL).unwrap();
     held.are_gone();
-    let chief = held.chief();
-    until("fdrestore ends", || is_gone(chief.as_raw()));
+    let coordinator = held.coordinator();
+    until("fdrestore ends", || is_gone(coordinator.as_raw()));
 }

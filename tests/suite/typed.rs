@@ -52,7 +52,7 @@ const FDS: [u32; 2] = [3, 4];
 
 /// Scans a target twice, restores it, and scans the restored process; mkfd checks both from inside.
 #[track_caller]
-fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
+fn round_trip(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
     let scratch = Scratch::new();
     let target = Target::make(scratch.dir(), &[spec]).unwrap();
     let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
@@ -81,7 +81,7 @@ fn comes_back(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
 #[test]
 fn lines_an_unfinished_line_and_output_are_queued_again() {
     may!(rights::all_processes());
-    let seen = comes_back("pty@3,4:said=ready%0a,typed=one%0a%0atwo%04%04begun");
+    let seen = round_trip("pty@3,4:said=ready%0a,typed=one%0a%0atwo%04%04begun");
     let said = (None, b"ready\r\none\r\n\r\ntwobegun".to_vec());
     let typed = [
         (Typed::Line, &b"one\n"[..]),
@@ -99,20 +99,20 @@ fn an_unfinished_line_is_found_although_the_kernel_does_not_count_it() {
     may!(rights::all_processes());
     let echo = (None, b"begun".to_vec());
     let begun = (Some(Typed::Open), b"begun".to_vec());
-    assert_eq!(comes_back("pty@3,4:typed=begun"), [echo, begun]);
+    assert_eq!(round_trip("pty@3,4:typed=begun"), [echo, begun]);
 }
 
 #[test]
 fn special_characters_are_queued_again_as_data() {
     may!(rights::all_processes());
-    let seen = comes_back("pty@4,3:raw,said=%03%0a%0d%ff,typed=%04%0a%7f%16%ff");
+    let seen = round_trip("pty@4,3:raw,said=%03%0a%0d%ff,typed=%04%0a%7f%16%ff");
     assert_eq!(seen[1].0, Some(Typed::Open));
 }
 
 #[test]
 fn output_in_packet_mode_is_queued_again() {
     may!(rights::all_processes());
-    comes_back("pty@3,4:packet,said=hello,typed=one%0a");
+    round_trip("pty@3,4:packet,said=hello,typed=one%0a");
 }
 
 #[test]
