@@ -107,7 +107,7 @@ fn measure(tasks: usize, first: &[u32], later: &[u32], dir: &Path) -> Value {
     let later_list = list(later);
     let image = dir.join("a.fdi").to_str().expect("UTF-8").to_owned();
     let mkfd = tool("mkfd");
-    let words = [&mkfd, "family", &children, "--first", &first_list, "--later", &later_list];
+    let words = [&mkfd, "tree", &children, "--first", &first_list, "--later", &later_list];
     let mut original = Running::start(&words);
     let pid = original.line();
     let scan = Command::new(tool("fdscan")).args(["--tree", "-o", &image, &pid]).status();

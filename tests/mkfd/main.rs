@@ -7,10 +7,10 @@
 #![deny(unsafe_code)]
 
 mod driver;
-mod family;
 mod many;
 mod spec;
 mod sys;
+mod tree;
 
 mod chardev;
 mod directory;
@@ -99,7 +99,7 @@ mkfd check [--dir DIR] [--std LIST|none] [--fdsize N] [--log FILE] SPEC...
                          look from inside: is each what make made, and is nothing else open?
 mkfd many N [--dir DIR] [--mix files,pipes,socketpairs,eventfds] [--close-std]
                          N private descriptors from 3 up, print the pid, wait
-mkfd family N [--first LIST] [--later LIST] [--memory KIB]
+mkfd tree N [--first LIST] [--later LIST] [--memory KIB]
                          N children with /dev/null at 0, 1, 2 and eventfds at the first numbers,
                          and a parent that has those, and the later ones; each writes to so
                          much memory of its own; print the parent's pid, wait
@@ -160,13 +160,13 @@ fn command(args: &[OsString]) -> Result<i32> {
             many::make(n, args.mix.as_deref(), args.dir.as_deref())?;
             wait(1, &args)
         }
-        "family" => {
+        "tree" => {
             let n = args.words.first().and_then(|n| n.to_str()?.parse().ok());
-            let children = n.ok_or_else(|| Stop::Misuse("family: a number is needed".into()))?;
+            let children = n.ok_or_else(|| Stop::Misuse("tree: a number is needed".into()))?;
             let (first, later, memory) = (&args.first, &args.later, args.memory << 10);
-            let family = family::Family { children, first, later, memory };
+            let tree = tree::Tree { children, first, later, memory };
             let pid = std::process::id();
-            family::make(&family, || say_pid(1, pid))?;
+            tree::make(&tree, || say_pid(1, pid))?;
             loop {
                 nix::unistd::pause();
             }

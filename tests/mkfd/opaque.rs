@@ -2,7 +2,7 @@
 
 use crate::driver::{Bad, Fixture, link};
 use crate::spec::{At, Result, Spec, Stop};
-use crate::sys::{self, Odd};
+use crate::sys::{self, Unsupported};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::os::fd::OwnedFd;
@@ -10,24 +10,24 @@ use std::os::fd::OwnedFd;
 pub(crate) struct Opaque;
 
 /// The name of each, how it is made, how its link begins, and its flags.
-const ODD: &[(&str, Odd, &str, OFlag)] = &[
-    ("io_uring", Odd::IoUring, "anon_inode:[io_uring]", OFlag::O_RDWR),
-    ("userfaultfd", Odd::Userfaultfd, "anon_inode:[userfaultfd]", OFlag::O_RDWR),
-    ("bpf-map", Odd::BpfMap, "anon_inode:bpf-map", OFlag::O_RDWR),
-    ("bpf-prog", Odd::BpfProgram, "anon_inode:bpf-prog", OFlag::O_RDWR),
-    ("perf", Odd::Perf, "anon_inode:[perf_event]", OFlag::O_RDWR),
-    ("secret", Odd::Secret, "/secretmem (deleted)", OFlag::O_RDWR),
-    ("landlock", Odd::Landlock, "anon_inode:[landlock-ruleset]", OFlag::O_RDWR),
-    ("seccomp", Odd::Seccomp, "anon_inode:seccomp notify", OFlag::O_RDWR),
-    ("fscontext", Odd::Fscontext, "anon_inode:[fscontext]", OFlag::O_RDWR),
-    ("vsock", Odd::Socket(40, 1, 0), "socket:[", OFlag::O_RDWR),
-    ("alg", Odd::Socket(38, 5, 0), "socket:[", OFlag::O_RDWR),
-    ("xdp", Odd::Socket(44, 3, 0), "socket:[", OFlag::O_RDWR),
-    ("key", Odd::Socket(15, 3, 2), "socket:[", OFlag::O_RDWR),
-    ("can", Odd::Socket(29, 3, 1), "socket:[", OFlag::O_RDWR),
-    ("fuse", Odd::Device(c"/dev/fuse"), "/dev/fuse", OFlag::O_RDWR),
-    ("kvm", Odd::Device(c"/dev/kvm"), "/dev/kvm", OFlag::O_RDWR),
-    ("vga_arbiter", Odd::Device(c"/dev/vga_arbiter"), "/dev/vga_arbiter", OFlag::O_RDWR),
+const ODD: &[(&str, Unsupported, &str, OFlag)] = &[
+    ("io_uring", Unsupported::IoUring, "anon_inode:[io_uring]", OFlag::O_RDWR),
+    ("userfaultfd", Unsupported::Userfaultfd, "anon_inode:[userfaultfd]", OFlag::O_RDWR),
+    ("bpf-map", Unsupported::BpfMap, "anon_inode:bpf-map", OFlag::O_RDWR),
+    ("bpf-prog", Unsupported::BpfProgram, "anon_inode:bpf-prog", OFlag::O_RDWR),
+    ("perf", Unsupported::Perf, "anon_inode:[perf_event]", OFlag::O_RDWR),
+    ("secret", Unsupported::Secret, "/secretmem (deleted)", OFlag::O_RDWR),
+    ("landlock", Unsupported::Landlock, "anon_inode:[landlock-ruleset]", OFlag::O_RDWR),
+    ("seccomp", Unsupported::Seccomp, "anon_inode:seccomp notify", OFlag::O_RDWR),
+    ("fscontext", Unsupported::Fscontext, "anon_inode:[fscontext]", OFlag::O_RDWR),
+    ("vsock", Unsupported::Socket(40, 1, 0), "socket:[", OFlag::O_RDWR),
+    ("alg", Unsupported::Socket(38, 5, 0), "socket:[", OFlag::O_RDWR),
+    ("xdp", Unsupported::Socket(44, 3, 0), "socket:[", OFlag::O_RDWR),
+    ("key", Unsupported::Socket(15, 3, 2), "socket:[", OFlag::O_RDWR),
+    ("can", Unsupported::Socket(29, 3, 1), "socket:[", OFlag::O_RDWR),
+    ("fuse", Unsupported::Device(c"/dev/fuse"), "/dev/fuse", OFlag::O_RDWR),
+    ("kvm", Unsupported::Device(c"/dev/kvm"), "/dev/kvm", OFlag::O_RDWR),
+    ("vga_arbiter", Unsupported::Device(c"/dev/vga_arbiter"), "/dev/vga_arbiter", OFlag::O_RDWR),
 ];
 
 impl Fixture for Opaque {
@@ -66,7 +66,7 @@ impl Fixture for Opaque {
     }
 }
 
-fn odd(spec: &Spec) -> Option<&'static (&'static str, Odd, &'static str, OFlag)> {
+fn odd(spec: &Spec) -> Option<&'static (&'static str, Unsupported, &'static str, OFlag)> {
     let name = spec.bytes("of").unwrap_or(b"io_uring");
     ODD.iter().find(|(known, ..)| known.as_bytes() == name)
 }

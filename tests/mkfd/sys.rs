@@ -146,7 +146,7 @@ pub(crate) fn pending_bytes(fd: BorrowedFd<'_>) -> Result<usize> {
 }
 
 /// Types of descriptors that no tool restores.
-pub(crate) enum Odd {
+pub(crate) enum Unsupported {
     IoUring,
     Userfaultfd,
     BpfMap,
@@ -163,7 +163,7 @@ pub(crate) enum Odd {
 }
 
 /// Makes a descriptor of this type.
-pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
+pub(crate) fn odd(what: &Unsupported) -> Result<OwnedFd> {
     // The buffer is longer than any struct that is read or written below; the rest is zero.
     let mut words = [0_u64; 16];
     // Two instructions for the kernel: r0 = 0, and exit.
@@ -180,38 +180,40 @@ pub(crate) fn odd(what: &Odd) -> Result<OwnedFd> {
     // as its manual page says, and what it points to, which outlives the call.
     let fd = unsafe {
         match *what {
-            Odd::IoUring => libc::syscall(libc::SYS_io_uring_setup, 4, words.as_mut_ptr()),
-            Odd::Userfaultfd => libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC),
-            Odd::BpfMap => {
+            Unsupported::IoUring => libc::syscall(libc::SYS_io_uring_setup, 4, words.as_mut_ptr()),
+            Unsupported::Userfaultfd => libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC),
+            Unsupported::BpfMap => {
                 // BPF_MAP_TYPE_ARRAY, keys and values of four bytes, one of them.
                 (words[0], words[1]) = (2 | 4 << 32, 4 | 1 << 32);
                 libc::syscall(libc::SYS_bpf, 0, words.as_mut_ptr(), 128)
             }
-            Odd::BpfProgram => {
+            Unsupported::BpfProgram => {
                 // BPF_PROG_TYPE_SOCKET_FILTER
                 words[0] = 1 | (bpf.len() as u64) << 32;
                 (words[1], words[2]) = (bpf.as_ptr() as u64, license.as_ptr() as u64);
                 libc::syscall(libc::SYS_bpf, 5, words.as_mut_ptr(), 128)
             }
-            Odd::Perf => {
+            Unsupported::Perf => {
                 // PERF_TYPE_SOFTWARE, and the size of the struct.
                 words[0] = 1 | 64 << 32;
                 libc::syscall(libc::SYS_perf_event_open, words.as_mut_ptr(), 0, -1, -1, 0)
             }
-            Odd::Secret => libc::syscall(libc::SYS_memfd_secret, 0),
-            Odd::Landlock => {
+            Unsupported::Secret => libc::syscall(libc::SYS_memfd_secret, 0),
+            Unsupported::Landlock => {
                 // LANDLOCK_ACCESS_FS_EXECUTE
                 words[0] = 1;
                 libc::syscall(libc::SYS_landlock_create_ruleset, words.as_mut_ptr(), 8, 0)
             }
-            Odd::Seccomp => {
+            Unsupported::Seccomp => {
                 (words[0], words[1]) = (allow.len() as u64, allow.as_ptr() as u64);
                 // SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_NEW_LISTENER
                 libc::syscall(libc::SYS_seccomp, 1, 8, words.as_mut_ptr())
             }
-            Odd::Fscontext => libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), 0),
-            Odd::Socket(family, class, protocol) => libc::socket(family, class, protocol).into(),
-            Odd::Device(path) => libc::open(path.as_ptr(), libc::O_RDWR).into(),
+            Unsupported::Fscontext => libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), 0),
+            Unsupported::Socket(family, class, protocol) => {
+                libc::socket(family, class, protocol).into()
+            }
+            Unsupported::Device(path) => libc::open(path.as_ptr(), libc::O_RDWR).into(),
         }
     };
     let fd = Errno::result(fd)?;

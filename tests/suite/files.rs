@@ -1,11 +1,11 @@
 //! Memfds, memory and character devices, and files whose name has changed: real programs, what
 //! cannot be restored, and forged records.
 
+use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
 use crate::errors::forged;
 use crate::harness::{Scratch, Target, image, pipeline, scan};
 use crate::pipelines::python;
 use crate::rights;
-use crate::watch::{at, refused, restored, whole, with_body};
 use fdkit::image::{Bytes, Inode, Item, OpenFile};
 use nix::libc::S_IFCHR;
 use serde_cbor::Value;

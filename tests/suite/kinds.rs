@@ -1,8 +1,8 @@
 //! Round trips of every kind: make descriptors, scan them, end the process, restore them, check
 //! them from inside with mkfd, scan them again, and compare the records.
 
+use crate::canonical::records;
 use crate::harness::{Scratch, Target, pipeline, scan, show, skipped, terminal};
-use crate::normal::records;
 use crate::rights;
 
 /// The numbers at which A, B, C and D of a case are restored: 3 to 6, where the tools' own

@@ -1,9 +1,9 @@
 //! Locks: which processes a restored lock excludes, and which locks cannot be acquired again.
 
+use crate::epoll_inotify_fanotify::{refused, restored};
 use crate::errors::forged;
 use crate::harness::{Scratch, Target, image, pipeline, scan, show, skipped};
 use crate::pipelines::python;
-use crate::watch::{refused, restored};
 use fdkit::image::{Item, Lock, OpenFile, Slot};
 use nix::libc;
 use std::fs;
@@ -166,14 +166,14 @@ fn each_process_of_a_tree_has_its_own_locks() {
     let scratch = Scratch::new();
     let path = scratch.file("locked");
     fs::write(&path, "0123456789").unwrap();
-    let family = "import fcntl, os, sys, time
+    let script = "import fcntl, os, sys, time
 f = os.open(sys.argv[1], os.O_RDWR); g = os.open(sys.argv[1], os.O_RDWR)
 fcntl.flock(g, fcntl.LOCK_EX); fcntl.lockf(f, fcntl.LOCK_EX, 2, 0)
 r, w = os.pipe()
 if os.fork() == 0:
     fcntl.lockf(f, fcntl.LOCK_EX, 3, 5); os.write(w, b'x'); time.sleep(1000)
 os.read(r, 1); print('ready', flush=True); time.sleep(1000)";
-    let target = Target::program(&[python, "-c", family, &path]);
+    let target = Target::program(&[python, "-c", script, &path]);
     let child = children(&target.pid);
     let file = scratch.file("a.fdi");
     let scan = |pid: &str, file: &str| {

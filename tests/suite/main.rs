@@ -1,42 +1,48 @@
-//! The suite: the real binaries, in real pipelines, on real processes.
+//! The suite: runs the tools in pipelines, on real processes.
 //!
-//! FDKIT_BINDIR names the folder of the tools under test (otherwise they are built here);
-//! FDKIT_NO_SKIP=1 makes a skipped test fail.
+//! FDKIT_BINDIR names the directory of the tools under test; otherwise they are built here.
+//! FDKIT_NO_SKIP=1 turns a skipped test into a failure.
 
 #![deny(unsafe_code)]
 
+// Helpers.
+mod canonical; // records in canonical form, so that two scans can be compared
 mod cgroup; // memory cgroups
 #[path = "../bench/chart.rs"]
-mod chart; // the chart of the README
+mod chart; // the chart in the README
 #[macro_use]
-mod harness; // tools, targets, pipelines, skips
+mod harness; // tools, processes to scan, pipelines, skips
 #[macro_use]
-mod rights; // what not every user may do
-mod normal; // two records of one thing, made comparable
+mod rights; // rights and kernel features that tests need
 
-mod costs; // --stats against strace, and the bounds of what a restore takes
-mod daemons; // redis, nginx, postgres, asyncio: every descriptor has its kind
-mod errors; // bad input: a clear line, the status, and nothing lost
-mod executor; // operations that run in another process
-mod files; // memfds, devices, queues, tunnels: programs, and what cannot come back
-mod fixture; // mkfd itself: what it makes is as it says, and it notices what is not
-mod grammar; // images are as fdimage(5) says, and every kind is named everywhere
-mod images; // what released versions wrote stays readable
-mod internet; // sockets: servers, clients, connections, ports that are taken, other namespaces
-mod kinds; // every kind: make, scan, end, restore, look from inside, scan again
-mod links; // netlink and packet sockets, tunnels: what is lost, and what cannot come back
-mod locks; // who is kept out, by whom, and what cannot be taken again
-mod man; // --help and the man pages agree
-mod memory; // a tree that fitted its memory cgroup fits it again
-mod odd; // what no kind knows is recorded in silence
-mod peers; // lsfd and lsof say the same
-mod pipelines; // python3, sh, redis-server; select, verify, head
-mod placement; // fdimg place, and what the kernel shows after each policy
-mod progress; // how far long work is, on a terminal
-mod queues; // message queues: what is in them, and what becomes of their names
-mod services; // nothing of fdrestore's own is left in COMMAND
-mod terminals; // ttyctl, controlling terminals, and programs that are typed to
-mod tree; // fdrestore --tree: real trees come back, or nothing does
-mod typed; // what waits in pseudo terminals
-mod unix; // what waits in the queues of unix sockets
-mod watch; // epoll, inotify, fanotify: programs, and what cannot come back
+// All kinds.
+mod fixture; // mkfd itself: its check passes on what it has made, and on nothing else
+mod grammar; // images against the grammar of fdimage(5); every kind is named everywhere
+mod kinds; // round trips of every kind: make, scan, restore, check, scan again
+mod lsfd_lsof; // fdkit, lsfd and lsof show the same
+mod released_images; // images of released versions stay readable
+mod unsupported; // descriptors that no kind supports
+
+// Families of kinds: real programs, what cannot be restored, forged records.
+mod epoll_inotify_fanotify;
+mod files; // memfds, devices, files whose name has changed
+mod internet_sockets; // servers and clients, connections, addresses in use, namespaces
+mod locks; // flock, POSIX and OFD record locks, leases
+mod message_queues; // POSIX message queues
+mod netlink_packet_tun; // netlink sockets, packet sockets, tunnel devices
+mod terminal_contents; // input and output queued in pseudoterminals
+mod terminals; // ttyctl, controlling terminals, interactive programs
+mod unix_sockets; // queues of unix sockets, with descriptors in them
+
+// The tools.
+mod daemons; // scans of redis, nginx, postgres and asyncio find no opaque descriptor
+mod errors; // wrong input and wrong usage: the message, the status, and nothing lost
+mod executor; // an executor in another process restores every fixture there
+mod man; // the man pages have the options of --help
+mod memory; // a restored tree fits into its memory cgroup
+mod pipelines; // the usual pipelines with python3, sh and redis-server; filters
+mod placement; // the table sizes that fdimg place computes, and those of the kernel
+mod progress; // the progress line on a terminal
+mod service_descriptors; // COMMAND has no descriptor or process of fdrestore
+mod stats; // fdrestore --stats against strace, and bounds for its numbers
+mod tree; // fdrestore --tree

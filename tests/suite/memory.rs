@@ -21,9 +21,9 @@ fn a_restored_tree_fits_into_its_old_cgroup_but_not_with_policy_rlimit() {
     let scratch = Scratch::new();
     let file = scratch.file("tree.fdi");
     // 200 children with three descriptors and some memory each; their parent has high numbers.
-    let family = ["mkfd", "family", "200", "--first", "3,4,5", "--later", "300,4095,19000"];
+    let make = ["mkfd", "tree", "200", "--first", "3,4,5", "--later", "300,4095,19000"];
     let enter = original.enter();
-    let words = within(&enter, &[&family[..], &["--memory", "256"]].concat());
+    let words = within(&enter, &[&make[..], &["--memory", "256"]].concat());
     let tree = Target::ready(&words).expect("no skip");
     pipeline(&[&["fdscan", "--tree", "-o", &file, &tree.pid]]).quiet();
     let needed = original.peak();

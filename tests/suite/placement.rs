@@ -25,10 +25,10 @@ const SWEEP: [u32; 26] = [
     1023, 1024, 4000, 4095, 4096, 8191,
 ];
 
-/// The image of a tree made by `mkfd family`.
-fn family(scratch: &Scratch, words: &[&str]) -> String {
-    let target = Target::ready(&[&["mkfd", "family"], words].concat()).expect("no skip");
-    let file = scratch.file("family.fdi");
+/// The image of a tree made by `mkfd tree`.
+fn tree_image(scratch: &Scratch, words: &[&str]) -> String {
+    let target = Target::ready(&[&["mkfd", "tree"], words].concat()).expect("no skip");
+    let file = scratch.file("tree.fdi");
     pipeline(&[&["fdscan", "--tree", "-o", &file, &target.pid]]).quiet();
     file
 }
@@ -86,7 +86,7 @@ fn as_forecast(what: &str, file: &str) {
 fn tables_have_the_computed_sizes_for_all_highest_numbers() {
     for highest in SWEEP {
         let scratch = Scratch::new();
-        let file = family(&scratch, &["1", "--first", &highest.to_string()]);
+        let file = tree_image(&scratch, &["1", "--first", &highest.to_string()]);
         as_forecast(&format!("highest {highest}"), &file);
     }
 }
@@ -95,7 +95,7 @@ fn tables_have_the_computed_sizes_for_all_highest_numbers() {
 fn the_table_of_a_command_has_the_computed_size() {
     for highest in [3, 63, 64, 95, 96, 127, 128, 255, 500, 4095] {
         let scratch = Scratch::new();
-        let file = family(&scratch, &["0", "--first", &highest.to_string()]);
+        let file = tree_image(&scratch, &["0", "--first", &highest.to_string()]);
         let forecast = place(&file, &[]);
         for policy in POLICIES {
             // The shell's child starts with the smallest table; policies other than the default
@@ -118,7 +118,7 @@ fn the_table_of_a_command_has_the_computed_size() {
 fn children_of_a_parent_with_a_large_table_have_small_tables() {
     for later in ["300", "4095", "19000", "300,4095,19000"] {
         let scratch = Scratch::new();
-        let file = family(&scratch, &["5", "--first", "3,4,5", "--later", later]);
+        let file = tree_image(&scratch, &["5", "--first", "3,4,5", "--later", later]);
         as_forecast(&format!("a parent with {later}"), &file);
         // The sizes with the other policies are computed correctly, too.
         let forecast = place(&file, &[]);
@@ -133,7 +133,7 @@ fn children_of_a_parent_with_a_large_table_have_small_tables() {
 fn a_table_without_a_free_number_is_larger_during_the_restore_only() {
     let scratch = Scratch::new();
     let dense: Vec<String> = (3..64).map(|number| number.to_string()).collect();
-    let file = family(&scratch, &["2", "--first", &dense.join(",")]);
+    let file = tree_image(&scratch, &["2", "--first", &dense.join(",")]);
     let forecast = place(&file, &[]);
     for (pid, size) in held(&file, "tight", 3) {
         assert_eq!(size, 64, "task {pid}");
@@ -197,7 +197,7 @@ fn the_chart_shows_the_numbers_of_the_benchmark() {
 #[test]
 fn sums_count_each_table_once_and_large_tables_are_marked() {
     let scratch = Scratch::new();
-    let file = family(&scratch, &["2", "--first", "3", "--later", "300"]);
+    let file = tree_image(&scratch, &["2", "--first", "3", "--later", "300"]);
     let forecast = place(&file, &["--limit", "2048"]);
     assert_eq!(forecast["sums"]["needed"]["slots"], 512 + 2 * 64);
     assert_eq!(forecast["sums"]["needed"]["bytes"], 4288);
@@ -235,7 +235,7 @@ fn sums_count_each_table_once_and_large_tables_are_marked() {
 #[test]
 fn a_table_above_the_limit_has_no_computed_size() {
     let scratch = Scratch::new();
-    let file = family(&scratch, &["0", "--first", "300"]);
+    let file = tree_image(&scratch, &["0", "--first", "300"]);
     let forecast = place(&file, &["--limit", "300"]);
     for policy in POLICIES {
         assert!(forecast["tasks"][0]["forecast"][policy].is_null(), "{policy}: {forecast}");

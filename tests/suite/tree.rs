@@ -1,8 +1,8 @@
 //! fdrestore --tree: real process trees are restored as they were, or no process is left.
 
+use crate::canonical;
 use crate::errors::forged;
 use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, tool, which};
-use crate::normal;
 use crate::pipelines::python;
 use crate::rights;
 use fdkit::image::{Image, Item};
@@ -202,7 +202,7 @@ impl HeldTree {
         let again = pipeline(&[&["fdscan", "-t", "--data", &root.to_string()]]).quiet().stdout;
         let same = self.pids.iter().map(|&(old, _)| (old, old)).collect();
         let back = self.pids.iter().map(|&(old, new)| (new, old)).collect();
-        let (was, is) = (normal::tree(image, &same), normal::tree(&again, &back));
+        let (was, is) = (canonical::tree(image, &same), canonical::tree(&again, &back));
         for (name, was) in &was {
             assert_eq!(is.get(name), Some(was), "{name}");
         }

@@ -1,12 +1,12 @@
 //! Input and output queued in pseudoterminals: they are read only while every process that has the
 //! terminal open is stopped, and are queued again afterwards, for the process and after a restore.
 
+use crate::canonical::records;
+use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
 use crate::errors::forged;
 use crate::grammar::judged;
 use crate::harness::{MKFD, Ran, Scratch, Target, command, pipeline, show, which};
-use crate::normal::records;
 use crate::rights;
-use crate::watch::{at, refused, restored, whole, with_body};
 use fdkit::image::{Data, Item, Typed};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

@@ -1,11 +1,11 @@
 //! Netlink sockets, packet sockets and tunnel devices: what is lost, what cannot be restored, and
 //! forged records.
 
+use crate::canonical::records;
+use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
 use crate::harness::{Ran, Scratch, image_if_can, pipeline, scan, show};
-use crate::normal::records;
 use crate::pipelines::python;
 use crate::rights;
-use crate::watch::{at, refused, restored, whole, with_body};
 use serde_cbor::Value;
 
 /// Runs a shell script in a network namespace and a mount namespace of its own. Its function `make`

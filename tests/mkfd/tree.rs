@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, RawFd};
 
 /// The numbers of a tree.
-pub(crate) struct Family<'a> {
+pub(crate) struct Tree<'a> {
     /// The number of children.
     pub(crate) children: usize,
     /// The numbers that the parent opens before it forks the children, who inherit them.
@@ -21,12 +21,12 @@ pub(crate) struct Family<'a> {
 
 /// Makes the tree; each process has /dev/null at 0, 1 and 2. `say` is called when everything is
 /// made, in a process that is not part of the tree.
-pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
+pub(crate) fn make(tree: &Tree<'_>, say: impl FnOnce()) -> Result<()> {
     sys::close_from(3).at("close_range")?;
-    let all = family.first.iter().chain(family.later).copied().collect();
+    let all = tree.first.iter().chain(tree.later).copied().collect();
     driver::raise_limit(&all)?;
     if all.iter().any(|number| *number < 3) {
-        return Err(Stop::Misuse("family: 0, 1 and 2 are taken".into()));
+        return Err(Stop::Misuse("tree: 0, 1 and 2 are taken".into()));
     }
     let (r, w) = nix::unistd::pipe2(OFlag::O_CLOEXEC).at("pipe2")?;
     match sys::fork().at("fork")? {
@@ -50,18 +50,18 @@ pub(crate) fn make(family: &Family<'_>, say: impl FnOnce()) -> Result<()> {
     while all.contains(&held.as_raw_fd()) {
         held = sys::dup_above(held.as_fd(), held.as_raw_fd() + 1).at("F_DUPFD")?;
     }
-    family.first.iter().try_for_each(|&number| open(number))?;
-    for _ in 0..family.children {
+    tree.first.iter().try_for_each(|&number| open(number))?;
+    for _ in 0..tree.children {
         if sys::fork().at("fork")?.is_none() {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).at("PR_SET_PDEATHSIG")?;
-            let _own = std::hint::black_box(vec![1u8; family.memory]);
+            let _own = std::hint::black_box(vec![1u8; tree.memory]);
             drop(held);
             loop {
                 nix::unistd::pause();
             }
         }
     }
-    family.later.iter().try_for_each(|&number| open(number))
+    tree.later.iter().try_for_each(|&number| open(number))
     // Here `held` is closed, which lets the other process call `say`.
 }
 

@@ -1,10 +1,10 @@
 //! POSIX message queues: messages are read only while every process that has the queue open is
 //! stopped, and a queue that still exists is not created again.
 
+use crate::canonical::records;
+use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
 use crate::harness::{Scratch, Target, image, pipeline, scan, show};
-use crate::normal::records;
 use crate::rights;
-use crate::watch::{at, refused, restored, whole, with_body};
 use nix::mqueue::{MQ_OFlag, mq_close, mq_open, mq_receive, mq_unlink};
 use nix::sys::stat::Mode;
 use serde_cbor::Value;

@@ -78,7 +78,7 @@ fn stats_of_a_tree_count_the_system_calls_that_strace_sees() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
     let first = list((3..10).chain([40, 41, 200]));
-    let file = image(&scratch, &["family", "3", "--first", &first, "--later", "12,600"]);
+    let file = image(&scratch, &["tree", "3", "--first", &first, "--later", "12,600"]);
     let stats = tree(&file, &[]);
     let tool = tool("fdrestore").to_string_lossy().into_owned();
     let mut seen: Vec<(usize, usize)> = strace(&scratch, &format!("'{tool}' --tree -i '{file}'"))
@@ -109,7 +109,7 @@ fn stats_of_a_tree_count_the_system_calls_that_strace_sees() {
 fn stats_of_a_command_count_the_system_calls_that_strace_sees() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
-    let file = image(&scratch, &["family", "0", "--first", &list((3..30).chain([50, 300]))]);
+    let file = image(&scratch, &["tree", "0", "--first", &list((3..30).chain([50, 300]))]);
     let stats = command(&file, &["--inherit", "1"]);
     let task = &tasks(&stats)[0];
     let tool = tool("fdrestore").to_string_lossy().into_owned();
@@ -134,7 +134,7 @@ fn a_task_with_inherited_descriptors_makes_few_system_calls_in_trees_of_any_size
     let scratch = Scratch::new();
     let mut took = Vec::new();
     for count in [500, 2000] {
-        let file = image(&scratch, &["family", &count.to_string(), "--first", &list(3..23)]);
+        let file = image(&scratch, &["tree", &count.to_string(), "--first", &list(3..23)]);
         let stats = tree(&file, &[]);
         let tasks = tasks(&stats);
         assert_eq!(tasks.len(), count + 1);
@@ -166,7 +166,7 @@ fn a_table_of_consecutive_private_descriptors_takes_no_dup() {
 fn a_run_of_shared_descriptors_takes_few_messages() {
     for count in [1, 99, 100, 500, 1000] {
         let scratch = Scratch::new();
-        let file = image(&scratch, &["family", "2", "--first", &list(3..3 + count)]);
+        let file = image(&scratch, &["tree", "2", "--first", &list(3..3 + count)]);
         let stats = tree(&file, &[]);
         let own = number(&stats["fdrestore"]["messages"]);
         // /dev/null at 0, 1 and 2 is no run of descriptors, but one description.
@@ -189,7 +189,7 @@ fn no_table_is_ever_larger_than_needed_if_a_number_is_free() {
     ] {
         let scratch = Scratch::new();
         let first = list(numbers.iter().copied());
-        let file = image(&scratch, &["family", "2", "--first", &first]);
+        let file = image(&scratch, &["tree", "2", "--first", &first]);
         for stats in [command(&file, &[]), tree(&file, &[])] {
             for task in tasks(&stats) {
                 let sizes = (number(&task["peak"]), number(&task["fdsize"]));
@@ -199,7 +199,7 @@ fn no_table_is_ever_larger_than_needed_if_a_number_is_free() {
     }
     // If no number is free, the table is larger for a while, and the statistics show that.
     let scratch = Scratch::new();
-    let file = image(&scratch, &["family", "1", "--first", &list(3..64)]);
+    let file = image(&scratch, &["tree", "1", "--first", &list(3..64)]);
     for stats in [command(&file, &[]), tree(&file, &[])] {
         let task = &stats["tasks"][0];
         assert_eq!((number(&task["peak"]), number(&task["fdsize"])), (128, 64), "{stats}");
@@ -209,7 +209,7 @@ fn no_table_is_ever_larger_than_needed_if_a_number_is_free() {
 #[test]
 fn the_policies_differ_in_dups_and_table_sizes() {
     let scratch = Scratch::new();
-    let file = image(&scratch, &["family", "0", "--first", &list(3..43)]);
+    let file = image(&scratch, &["tree", "0", "--first", &list(3..43)]);
     let of = |policy: &str| {
         let stats = tree(&file, &["--placement", policy]);
         let task = stats["tasks"][0].clone();
@@ -227,7 +227,7 @@ fn the_policies_differ_in_dups_and_table_sizes() {
 #[test]
 fn stats_do_not_change_the_restored_processes() {
     let scratch = Scratch::new();
-    let file = image(&scratch, &["family", "2", "--first", "3,4"]);
+    let file = image(&scratch, &["tree", "2", "--first", "3,4"]);
     // The restored process is not traced any more, and has no child of fdrestore.
     let script = "read -r children </proc/$$/task/$$/children; echo \"<$children>\"
         grep TracerPid /proc/$$/status; ls /proc/$$/fd";
@@ -251,7 +251,7 @@ fn stats_do_not_change_the_restored_processes() {
 #[test]
 fn stats_are_a_table_or_json_and_nothing_else() {
     let scratch = Scratch::new();
-    let file = image(&scratch, &["family", "1", "--first", "3"]);
+    let file = image(&scratch, &["tree", "1", "--first", "3"]);
     let ran = pipeline(&[&["fdrestore", "--stats", "-i", &file, "--", "true"]]).ok();
     let lines: Vec<&str> = ran.said().lines().collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
@@ -269,7 +269,7 @@ fn stats_are_a_table_or_json_and_nothing_else() {
 fn stats_without_permission_to_trace_show_all_but_the_system_calls() {
     needs!(which("strace").is_some(), "strace is missing");
     let scratch = Scratch::new();
-    let file = image(&scratch, &["family", "1", "--first", "3"]);
+    let file = image(&scratch, &["tree", "1", "--first", "3"]);
     let tool = tool("fdrestore").to_string_lossy().into_owned();
     // The process is traced by strace already.
     let words = ["strace", "-o", "/dev/null", &tool, "--stats=json", "-i", &file, "--", "true"];

@@ -1,11 +1,11 @@
 //! Queues of unix sockets: programs that send descriptors to themselves, trees that share them, and
 //! forged queues.
 
+use crate::epoll_inotify_fanotify::{refused, restored};
 use crate::errors::forged;
 use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, tool};
 use crate::pipelines::python;
 use crate::rights;
-use crate::watch::{refused, restored};
 use fdkit::image::{Bytes, Data, Item, MessageMeta, OpenFile};
 use std::fs;
 use std::process::Stdio;

@@ -1,9 +1,9 @@
 //! Descriptors that no kind supports: they are recorded as opaque without a message, and refused or
 //! left out at the restore.
 
+use crate::epoll_inotify_fanotify::restored;
 use crate::harness::{Scratch, Target, pipeline, scan, show};
 use crate::rights;
-use crate::watch::restored;
 
 /// The descriptors that this test makes, and the first line of their fdinfo, where it has lines of
 /// its own.
