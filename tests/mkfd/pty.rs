@@ -149,7 +149,8 @@ impl Fixture for Pty {
     }
 }
 
-/// Reads what arrives within a moment; the kernel needs some time to pass it on.
+/// Reads what arrives within a moment, until that is `wanted`. The kernel needs some time to pass it
+/// on, perhaps in parts, each of which begins with `head`.
 fn wait(fd: BorrowedFd<'_>, head: &[u8], wanted: &[u8]) -> Result<Vec<u8>, Errno> {
     let mut seen = Vec::new();
     loop {

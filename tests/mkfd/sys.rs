@@ -427,7 +427,7 @@ pub(crate) fn end(status: c_int) -> ! {
     // SAFETY: all of these take numbers.
     unsafe {
         let signal = status & 0x7f;
-        // What dumps core (signal(7)). How others ended is told to whoever may look at them.
+        // Signals that dump core (signal(7)). Whoever may trace the process sees how it ended.
         if matches!(signal, 3..=8 | 11 | 24 | 25 | 31) {
             libc::prctl(libc::PR_SET_DUMPABLE, 0);
         }

@@ -125,7 +125,7 @@ fn epoll_instances_that_contain_each_other_are_refused() {
     refused(chain(20), 6, &["fd 3", "deeper"]);
     refused(chain(9), 3, &["itself"]);
     refused(chain(8), 3, &["itself"]);
-    // A loop is found however long it is.
+    // A loop is detected whatever its length.
     refused(chain(3), 3, &["itself"]);
     let two = with_body(&file, "epoll", |body| {
         let fd = at(body, &["members", "0", "fd"]);
