@@ -7,7 +7,7 @@ mod tree;
 
 use argh::{ArgsInfo, FromArgValue, FromArgs};
 use fdkit::cli::progress::Reading;
-use fdkit::cli::{self, Arg, End, Tool};
+use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, Outcome, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::kind::context::Changed;
@@ -110,7 +110,7 @@ fn main() -> ExitCode {
     TOOL.main(run)
 }
 
-fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     if !args.tree && (args.respawn || args.same_pids) {
         return Err(Error::misuse("--respawn and --same-pids go with --tree"));
     }
@@ -173,11 +173,12 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
     let cloexec = match restored {
         Ok(cloexec) => cloexec,
         Err(why) => {
-            if let Some(err) = err {
-                let line = format!("fdrestore: {why} (status {})\n", why.status() as u8);
-                let _ = nix::unistd::write(err, line.as_bytes());
-            }
-            return Ok(ExitCode::from(125).into());
+            // Where the caller had closed stderr, descriptor 2 is COMMAND's, and nothing is written.
+            let code = match &err {
+                Some(err) => tool.failed_before_command(&why, Some(err.as_fd())),
+                None => ExitCode::from(FAILED_BEFORE_COMMAND),
+            };
+            return Ok(code.into());
         }
     };
     let mut env: Vec<(OsString, OsString)> =

@@ -1,7 +1,7 @@
 //! fdrestore --tree: the processes of an image.
 
 use crate::Args;
-use fdkit::cli::{self, End, Tool};
+use fdkit::cli::{self, Outcome, Tool};
 use fdkit::ctty::SessionRole;
 use fdkit::error::{At, Result, Status};
 use fdkit::kind::DecodedImage;
@@ -23,7 +23,7 @@ pub(crate) fn restore(
     spool: File,
     root: Option<OwnedFd>,
     command: Vec<OsString>,
-) -> Result<End> {
+) -> Result<Outcome> {
     let mode = Mode {
         respawn: args.respawn,
         same_pids: args.same_pids,

@@ -10,7 +10,7 @@ mod save;
 mod show;
 
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{End, Tool};
+use fdkit::cli::{Outcome, Tool};
 use fdkit::error::Result;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     TOOL.main(run)
 }
 
-fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<End> {
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     Ok(match args.command {
         Command::Show(args) => show::run(&args)?.into(),
         Command::Save(args) => save::run(&args)?.into(),

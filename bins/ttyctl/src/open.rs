@@ -3,7 +3,7 @@
 use crate::place::Place;
 use crate::relay;
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{Arg, End, Tool};
+use fdkit::cli::{Arg, Outcome, Tool};
 use fdkit::ctty;
 use fdkit::error::{At, Error, Result};
 use fdkit::sys::fork::fork;
@@ -35,7 +35,7 @@ pub(crate) struct Args {
 pub(crate) const ENDING: [Signal; 4] =
     [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT];
 
-pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<End> {
+pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<Outcome> {
     if command.is_empty() {
         return Err(Error::misuse("COMMAND is not given; it goes after --"));
     }
@@ -58,11 +58,11 @@ pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<End>
         let before = signals.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         if let Some(child) = fork().at(|| "fork")? {
             drop(terminal);
-            return watch(child, &signals).map(End::from);
+            return watch(child, &signals).map(Outcome::from);
         }
         before.thread_set_mask()?;
     }
-    begin(tool, terminal, args.steal, command, true).at(|| place.shown()).map(End::from)
+    begin(tool, terminal, args.steal, command, true).at(|| place.shown()).map(Outcome::from)
 }
 
 /// Begins the session and becomes COMMAND; returns only if that failed.

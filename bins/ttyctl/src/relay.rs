@@ -2,7 +2,7 @@
 //! terminal put back however it ends.
 
 use crate::open::{ENDING, begin, exit_code};
-use fdkit::cli::{self, End, Tool};
+use fdkit::cli::{self, Outcome, Tool};
 use fdkit::error::{At, Error, Result};
 use fdkit::sys::fork::fork;
 use fdkit::sys::tty::{self, Termios};
@@ -28,7 +28,7 @@ const ROOM: usize = 64 << 10;
 const A_MOMENT: u16 = 100;
 
 /// COMMAND on a terminal of its own.
-pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<End> {
+pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<Outcome> {
     cli::text_stdout()?;
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let master = open("/dev/ptmx", flags, Mode::empty()).at(|| "/dev/ptmx")?;
@@ -54,7 +54,7 @@ pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<End> {
         let slave = tty::peer(&master, (libc::O_RDWR | libc::O_CLOEXEC) as u32);
         let slave = slave.at(|| "open the terminal")?;
         drop(master);
-        return begin(tool, slave, false, command, outer.is_none()).map(End::from);
+        return begin(tool, slave, false, command, outer.is_none()).map(Outcome::from);
     };
     let raw = outer.map(Raw::new).transpose();
     let relayed = raw.and_then(|raw| {

@@ -1,4 +1,8 @@
 //! Arguments of any bytes, though argh takes only UTF-8.
+//!
+//! A word that argh cannot carry is *protected*: replaced by a mark and its bytes in hex, which
+//! [`Arg`] undoes. Any other type would take the hex for the word; so protected words are recorded
+//! while argh runs, and one that no [`Arg`] has taken is a misuse.
 
 use crate::text::escape;
 use argh::FromArgValue;
@@ -8,18 +12,34 @@ use std::fmt::{self, Display, Write as _};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// What stands before the hex of a word that argh could not carry.
+/// The first character of a protected word.
 const MARK: char = '\x01';
 
 thread_local! {
-    /// Protected words that no [`Arg`] has taken yet: another type may have taken the hex for text.
-    pub(super) static PROTECTED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// The protected words that no [`Arg`] has taken yet.
+    static NOT_TAKEN: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A word as argh can carry it: itself, or if it is not UTF-8 (or looks like a mark) its hex.
+/// A record of protected words while argh parses them.
+pub(super) struct Protected(());
+
+impl Protected {
+    /// Begins the record with those of these words that are protected.
+    pub(super) fn expect<'w>(words: impl Iterator<Item = &'w String>) -> Protected {
+        NOT_TAKEN.set(words.filter(|word| is_protected(word)).cloned().collect());
+        Protected(())
+    }
+
+    /// Ends the record: the protected words that no [`Arg`] has taken.
+    pub(super) fn not_taken(self) -> Vec<String> {
+        NOT_TAKEN.take()
+    }
+}
+
+/// A word as argh can carry it: itself if it is UTF-8 and begins with no mark, else protected.
 pub(super) fn protect(word: &[u8]) -> String {
     if let Ok(text) = std::str::from_utf8(word) {
-        if !raw(text) {
+        if !is_protected(text) {
             return text.to_owned();
         }
     }
@@ -31,13 +51,12 @@ pub(super) fn protect(word: &[u8]) -> String {
     hex
 }
 
-/// Whether a word is a protected one.
-pub(super) fn raw(word: &str) -> bool {
+fn is_protected(word: &str) -> bool {
     word.starts_with(MARK)
 }
 
-/// The bytes that the user typed.
-pub(super) fn unprotect(word: &str) -> Vec<u8> {
+/// The bytes that the user typed, protected or not.
+fn unprotect(word: &str) -> Vec<u8> {
     let digit = |hex: u8| char::from(hex).to_digit(16).map(|digit| digit as u8);
     let byte = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
     let bytes =
@@ -45,22 +64,22 @@ pub(super) fn unprotect(word: &str) -> Vec<u8> {
     bytes.unwrap_or_else(|| word.as_bytes().to_vec())
 }
 
-/// A word in quotes, safe to show.
+/// A word, protected or not, in quotes and safe to show.
 pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", escape(&unprotect(word)))
 }
 
-/// Why a protected word cannot be the value of any type but [`Arg`].
-pub(super) fn why_raw(word: &str) -> &'static str {
+/// The reason why a protected word is no value of any type but [`Arg`].
+pub(super) fn why_protected(word: &str) -> &'static str {
     match std::str::from_utf8(&unprotect(word)) {
         Ok(_) => "begins with a control character",
         Err(_) => "not UTF-8",
     }
 }
 
-/// An argument as the user typed it, any bytes.
+/// An argument as the user typed it, of any bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Arg(pub(super) OsString);
+pub struct Arg(OsString);
 
 impl Arg {
     /// The argument as the system takes it.
@@ -73,7 +92,7 @@ impl Arg {
         Path::new(&self.0)
     }
 
-    /// Whether it is `-`, which stands for stdin or stdout.
+    /// Returns true for `-`, which stands for stdin or stdout.
     pub fn is_dash(&self) -> bool {
         self.0 == "-"
     }
@@ -85,20 +104,20 @@ impl From<OsString> for Arg {
     }
 }
 
-/// Shown as [`escape`] does.
+/// Escaped as by [`escape`].
 impl Display for Arg {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&escape(self.0.as_bytes()))
     }
 }
 
-/// It never fails. A type that needs all bytes of an argument is built on this one.
+/// Never fails. A type that needs all bytes of an argument is built on this one.
 impl FromArgValue for Arg {
     fn from_arg_value(value: &str) -> std::result::Result<Arg, String> {
-        if raw(value) {
-            PROTECTED.with_borrow_mut(|untaken| {
-                if let Some(at) = untaken.iter().position(|word| word == value) {
-                    untaken.swap_remove(at);
+        if is_protected(value) {
+            NOT_TAKEN.with_borrow_mut(|words| {
+                if let Some(at) = words.iter().position(|word| word == value) {
+                    words.swap_remove(at);
                 }
             });
         }
@@ -111,9 +130,27 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn a_protected_word_is_recorded_until_an_argument_takes_it() {
+        let words = [protect(b"\xff"), protect(b"plain")];
+        let record = Protected::expect(words.iter());
+        assert_eq!(record.not_taken(), [words[0].clone()]);
+        let record = Protected::expect(words.iter());
+        assert_eq!(Arg::from_arg_value(&words[0]).unwrap().as_os_str().as_bytes(), b"\xff");
+        assert!(record.not_taken().is_empty());
+    }
+
+    #[test]
+    fn a_protected_word_says_why_it_is_no_text() {
+        assert_eq!((quoted("\x01ff").as_str(), why_protected("\x01ff")), ("'\\xff'", "not UTF-8"));
+        assert_eq!(why_protected(&protect(b"\x01")), "begins with a control character");
+    }
+
     proptest! {
         #[test]
-        fn every_word_comes_back_from_its_protected_form(bytes in prop::collection::vec(any::<u8>(), 0..9)) {
+        fn every_word_comes_back_from_its_protected_form(
+            bytes in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
             prop_assert_eq!(unprotect(&protect(&bytes)), bytes);
         }
     }

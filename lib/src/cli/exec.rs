@@ -1,63 +1,83 @@
-//! Chain loading: the tool becomes COMMAND.
+//! Chain loading: the tool becomes COMMAND, as env(1) and nice(1) do.
 
 use super::Tool;
+use crate::error::Error;
 use crate::sys::start;
 use crate::text::escape;
 use nix::errno::Errno;
 use std::ffi::{CString, OsStr, OsString};
+use std::fmt::Display;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
+/// The exit status of a chain loader that fails before COMMAND runs: env(1), nice(1), timeout(1).
+pub const FAILED_BEFORE_COMMAND: u8 = 125;
+/// COMMAND was found and could not be executed.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
 impl Tool {
     /// Becomes COMMAND with this environment; returns only if that failed.
     ///
-    /// COMMAND is looked up in our own PATH, and gets SIGPIPE as our caller had it. The failure is
-    /// said as `name: COMMAND: reason` on `err_fd`, since 2 may by then be COMMAND's, and is 127 if
-    /// there is no such program, else 126. Source: execvpe(3), env(1).
+    /// COMMAND is looked up in the PATH of this process, and SIGPIPE is set as the caller had it.
+    /// A failure is written to `stderr`, or to descriptor 2 where none is given, and is 127 if there
+    /// is no such program, else 126. Source: execvpe(3), env(1).
     pub fn exec(
         &self,
         command: &[OsString],
         env: &[(OsString, OsString)],
-        err_fd: Option<BorrowedFd>,
+        stderr: Option<BorrowedFd>,
     ) -> ExitCode {
-        let Some(file) = command.first() else {
-            return self.exec_failed(OsStr::new("COMMAND"), Errno::ENOENT, err_fd);
+        let file = command.first().map_or(OsStr::new("COMMAND"), OsString::as_os_str);
+        let errno = match command.is_empty() {
+            true => Errno::ENOENT,
+            false => exec(file, command, env),
         };
-        match exec(file, command, env) {
-            Ok(never) => match never {},
-            Err(errno) => self.exec_failed(file, errno, err_fd),
-        }
+        self.warn_where(stderr, format_args!("{}: {}", escape(file.as_bytes()), errno.desc()));
+        ExitCode::from(if errno == Errno::ENOENT { NOT_FOUND } else { NOT_EXECUTABLE })
     }
 
-    fn exec_failed(&self, file: &OsStr, errno: Errno, err_fd: Option<BorrowedFd>) -> ExitCode {
-        let message = format!("{}: {}", escape(file.as_bytes()), errno.desc());
-        match err_fd {
-            Some(fd) => self.warn_to(fd, message),
+    /// Writes a failure that came before COMMAND, with its status, and returns 125.
+    ///
+    /// The message goes to `stderr`, or to descriptor 2 where none is given.
+    pub fn failed_before_command(&self, why: &Error, stderr: Option<BorrowedFd>) -> ExitCode {
+        self.warn_where(stderr, format_args!("{why} (status {})", why.status() as u8));
+        ExitCode::from(FAILED_BEFORE_COMMAND)
+    }
+
+    fn warn_where(&self, stderr: Option<BorrowedFd>, message: impl Display) {
+        match stderr {
+            Some(fd) => self.warn_on(fd, message),
             None => self.warn(message),
         }
-        ExitCode::from(if errno == Errno::ENOENT { 127 } else { 126 })
     }
 }
 
-/// execvpe(3) with the strings of an `OsString` world.
-fn exec(
-    file: &OsStr,
-    command: &[OsString],
-    env: &[(OsString, OsString)],
-) -> nix::Result<std::convert::Infallible> {
-    // Of words of our own command line none can hold a NUL; of an image's, one could.
+/// execvpe(3); returns only if it failed.
+fn exec(file: &OsStr, command: &[OsString], env: &[(OsString, OsString)]) -> Errno {
+    // No word of a command line holds a NUL; a word of an image could.
     let c = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| Errno::EINVAL);
-    let file = c(file.as_bytes().to_vec())?;
+    let pair =
+        |(name, value): &(OsString, OsString)| [name.as_bytes(), b"=", value.as_bytes()].concat();
     let args = command.iter().map(|arg| c(arg.as_bytes().to_vec()));
-    let args = args.collect::<nix::Result<Vec<_>>>()?;
-    let env = env.iter().map(|(name, value)| c([name.as_bytes(), b"=", value.as_bytes()].concat()));
-    let env = env.collect::<nix::Result<Vec<_>>>()?;
+    let strings = || -> nix::Result<_> {
+        let env = env.iter().map(|variable| c(pair(variable)));
+        Ok((
+            c(file.as_bytes().to_vec())?,
+            args.collect::<nix::Result<Vec<_>>>()?,
+            env.collect::<nix::Result<Vec<_>>>()?,
+        ))
+    };
+    let (file, args, env) = match strings() {
+        Ok(strings) => strings,
+        Err(errno) => return errno,
+    };
     start::sigpipe_as_inherited();
-    let failed = nix::unistd::execvpe(&file, &args, &env);
-    // A message that nobody reads must not turn 127 into a death by SIGPIPE.
+    let Err(errno) = nix::unistd::execvpe(&file, &args, &env);
+    // If nobody reads the message, the exit status must still be 127 and not that of SIGPIPE.
     start::sigpipe_ignored();
-    failed
+    errno
 }
 
 #[cfg(test)]

@@ -1,15 +1,18 @@
-//! The frame of every tool: command line, messages, exit status, streams.
+//! The frame of every tool: the command line, messages, the exit status, streams and COMMAND.
 
 mod arg;
 mod exec;
 mod getopt;
+mod parse;
 pub mod progress;
+#[cfg(test)]
+mod sample;
 mod screen;
 mod streams;
 mod units;
-mod usage;
 
 pub use arg::Arg;
+pub use exec::FAILED_BEFORE_COMMAND;
 pub use screen::{Color, terminal_width};
 pub use streams::{In, Out, binary_stdin, binary_stdout, text_stdout};
 pub use units::parse_size;
@@ -18,153 +21,127 @@ use crate::error::{Error, Result, Status};
 use crate::sys::start;
 use crate::text::one_line;
 use argh::{ArgsInfo, FromArgs};
-use getopt::Parsed;
-use nix::errno::Errno;
+use getopt::{Chain, Syntax};
+use parse::{Parsed, parse};
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 
-/// A tool: its name, and what its command line has beyond argh's table.
+/// A tool: its name, and the rules of its command line that argh's table does not hold.
 #[derive(Clone, Copy, Debug)]
-pub struct Tool {
-    name: &'static str,
-    chain: Chain,
-    optional: &'static [(&'static str, &'static str)],
-}
+pub struct Tool(Syntax);
 
-/// Where the words after `--` are a COMMAND.
+/// The end of a tool's run that is not an [`Error`]. A [`Status`] and an [`ExitCode`] convert to it.
 #[derive(Clone, Copy, Debug)]
-enum Chain {
-    Never,
-    Always,
-    In(&'static [&'static str]),
-}
-
-/// How a tool's run ended, when it ended without an [`Error`].
-///
-/// Nobody needs to name it: a [`Status`] and the [`ExitCode`] of [`Tool::exec`] turn into it.
-#[derive(Clone, Copy, Debug)]
-pub enum End {
+pub enum Outcome {
     /// The tool did its own work, with this status.
-    Own(Status),
-    /// COMMAND could not be become; the message is written.
-    Exec(ExitCode),
+    Status(Status),
+    /// The exit status of COMMAND, or of the exec of it that failed; its message is written.
+    Command(ExitCode),
 }
 
-impl From<Status> for End {
-    fn from(status: Status) -> End {
-        End::Own(status)
+impl From<Status> for Outcome {
+    fn from(status: Status) -> Outcome {
+        Outcome::Status(status)
     }
 }
 
-impl From<ExitCode> for End {
-    fn from(code: ExitCode) -> End {
-        End::Exec(code)
+impl From<ExitCode> for Outcome {
+    fn from(code: ExitCode) -> Outcome {
+        Outcome::Command(code)
     }
 }
-
-/// What a chain loader exits with when it fails before COMMAND: env(1), nice(1), timeout(1).
-const OURS: u8 = 125;
 
 impl Tool {
-    /// A tool that runs nobody else: what stands after `--` are its own positionals.
+    /// A tool that runs no COMMAND: the words after `--` are positionals.
     pub const fn new(name: &'static str) -> Tool {
-        Tool { name, chain: Chain::Never, optional: &[] }
+        Tool(Syntax { tool: name, chain: Chain::Never, optional: &[] })
     }
 
     /// A tool that becomes the COMMAND after `--`.
     ///
-    /// With a COMMAND each of its own failures exits 125, the failure's own status at the end of the
-    /// message as `(status N)`, for 1 to 7 may be COMMAND's. Without one it exits with its own.
+    /// Where a COMMAND is given, every failure before it exits with 125, since 1 to 7 may be
+    /// COMMAND's own, and the message ends in `(status N)`. Where none is given, the exit status is
+    /// that of the failure. Source: env(1), timeout(1).
     pub const fn chain(name: &'static str) -> Tool {
-        Tool { name, chain: Chain::Always, optional: &[] }
+        Tool(Syntax { tool: name, chain: Chain::Always, optional: &[] })
     }
 
-    /// A tool of which only these subcommands become a COMMAND, as said at [`Tool::chain`].
+    /// A tool of which only these subcommands become a COMMAND, in the way of [`Tool::chain`].
     pub const fn chain_in(self, subcommands: &'static [&'static str]) -> Tool {
-        Tool { chain: Chain::In(subcommands), ..self }
+        Tool(Syntax { chain: Chain::In(subcommands), ..self.0 })
     }
 
-    /// Long options whose value may be left out (`--data[=LIMIT]`), each with the value that then
-    /// stands for it.
+    /// Long options whose value may be left out (`--data[=LIMIT]`), each with the value that is then
+    /// meant.
     ///
     /// The names are written without dashes, and hold in all subcommands. Such an option takes a
     /// value by `=` alone, as in getopt_long(3); its short form takes none.
     pub const fn optional(self, table: &'static [(&'static str, &'static str)]) -> Tool {
-        Tool { optional: table, ..self }
+        Tool(Syntax { optional: table, ..self.0 })
     }
 
-    /// The name that stands before each message.
+    /// The name of the tool, with which each message begins.
     pub fn name(&self) -> &'static str {
-        self.name
+        self.0.tool
     }
 
-    /// The whole life of a tool: undoes std, parses, runs, says the error, gives the status.
+    /// Parses the command line, runs the tool, writes the message of an error, returns the exit
+    /// status.
     ///
-    /// `run` gets the COMMAND that stood after `--`, empty if there was none. `-h`, `--help`, `-V`
-    /// and `--version` are answered here on every level; argument structs need not declare them.
-    /// Misuse is one line and status 2.
+    /// `run` gets the words of COMMAND, none if there is no COMMAND. `-h`, `--help`, `-V` and
+    /// `--version` are answered here, also behind a subcommand: argument structs declare none of
+    /// them. A misuse is one line and status 2.
     pub fn main<A, E>(&self, run: fn(&Tool, A, Vec<OsString>) -> Result<E>) -> ExitCode
     where
         A: FromArgs + ArgsInfo,
-        E: Into<End>,
+        E: Into<Outcome>,
     {
         start::sigpipe_default();
-        let (ended, chained) = match self.parse::<A>(std::env::args_os().skip(1).collect()) {
+        let (ended, chained) = match parse::<A>(&self.0, std::env::args_os().skip(1).collect()) {
             Ok(Parsed::Run(args, command)) => {
                 let chained = !command.is_empty();
                 (run(self, args, command).map(E::into), chained)
             }
-            Ok(Parsed::Say(text)) => (say(&text).map(End::Own), false),
+            Ok(Parsed::Print(text)) => (streams::print(&text).map(Outcome::Status), false),
             Err(misuse) => (Err(Error::misuse(misuse.reason)), misuse.chained),
         };
-        self.end(ended, chained)
+        self.exit_code(ended, chained)
     }
 
-    fn end(&self, ended: Result<End>, chained: bool) -> ExitCode {
-        let failed = match ended {
-            Ok(End::Exec(code)) => return code,
-            Ok(End::Own(status)) if !chained || status == Status::Done => {
+    /// The exit status; `chained` is true where a COMMAND was given.
+    fn exit_code(&self, ended: Result<Outcome>, chained: bool) -> ExitCode {
+        let failure = match ended {
+            Ok(Outcome::Command(code)) => return code,
+            Ok(Outcome::Status(status)) if !chained || status == Status::Done => {
                 return ExitCode::from(status as u8);
             }
-            Ok(End::Own(status)) => Error::new(status, "COMMAND was not run"),
-            Err(err) => err,
+            Ok(Outcome::Status(status)) => Error::new(status, "COMMAND was not run"),
+            Err(failure) => failure,
         };
-        let status = failed.status() as u8;
         if chained {
-            self.warn(format_args!("{failed} (status {status})"));
-            ExitCode::from(OURS)
-        } else {
-            self.warn(failed);
-            ExitCode::from(status)
+            return self.failed_before_command(&failure, None);
         }
+        self.warn(&failure);
+        ExitCode::from(failure.status() as u8)
     }
 
-    /// Says `name: message` on stderr, in a single write(2), so that tools in one pipeline do not
-    /// mix their lines.
+    /// Writes `name: message` to stderr, in a single write(2), so that the lines of the tools of a
+    /// pipeline do not mix.
     ///
-    /// That it cannot be said is nobody's failure: the result of the write is dropped. What could
-    /// break the line or drive the terminal is shown as in [`escape`]; backslashes stay.
+    /// A message that cannot be written is dropped. Control characters are escaped; backslashes
+    /// stay, since the names in a message are escaped already.
     pub fn warn(&self, message: impl Display) {
         progress::hide();
-        self.warn_to(io::stderr().as_fd(), message);
+        self.warn_on(io::stderr().as_fd(), message);
     }
 
-    fn warn_to(&self, fd: BorrowedFd, message: impl Display) {
-        let line = format!("{}: {}\n", self.name, one_line(&message.to_string()));
+    /// The same on another descriptor.
+    fn warn_on(&self, fd: BorrowedFd, message: impl Display) {
+        let line = format!("{}: {}\n", self.name(), one_line(&message.to_string()));
         let _ = nix::unistd::write(fd, line.as_bytes());
-    }
-}
-
-/// Writes an asked-for text to stdout. A reader that has left has seen enough.
-fn say(text: &str) -> Result<Status> {
-    match text_stdout()?.write_all(text.as_bytes()) {
-        Err(err) if err.raw_os_error() != Some(Errno::EPIPE as i32) => {
-            Err(Error::from(err).at("standard output"))
-        }
-        _ => Ok(Status::Done),
     }
 }
 
@@ -172,14 +149,14 @@ fn say(text: &str) -> Result<Status> {
 mod tests {
     use super::*;
     use crate::text::escape;
+    use nix::errno::Errno;
 
-    const TOOL: Tool = Tool::new("tool");
-    const CHAIN: Tool = Tool::new("tool").chain_in(&["open"]);
+    const TOOL: Tool = Tool::chain("tool");
 
     #[test]
     fn a_message_is_one_line_and_keeps_what_is_escaped() {
         let (from, to) = nix::unistd::pipe().unwrap();
-        TOOL.warn_to(to.as_fd(), format_args!("fd 3: {}: bad\nnews", escape(b"\x1b")));
+        TOOL.warn_on(to.as_fd(), format_args!("fd 3: {}: bad\nnews", escape(b"\x1b")));
         let mut buf = [0; 100];
         let n = nix::unistd::read(&from, &mut buf).unwrap();
         assert_eq!(&buf[..n], b"tool: fd 3: \\x1b: bad\\x0anews\n");
@@ -187,7 +164,8 @@ mod tests {
 
     #[test]
     fn failures_before_a_command_exit_125() {
-        let code = |ended: Result<End>, chained| format!("{:?}", CHAIN.end(ended, chained));
+        let code =
+            |ended: Result<Outcome>, chained| format!("{:?}", TOOL.exit_code(ended, chained));
         let want = |code: u8| format!("{:?}", ExitCode::from(code));
         let gone = || Err(Error::from(Errno::ESRCH));
         assert_eq!(code(gone(), false), want(5));

@@ -1,23 +1,24 @@
-//! stdin and stdout, as images and as text. An image neither comes from a terminal nor goes to one.
+//! stdin and stdout for images and for text. An image is neither read from nor written to a terminal.
 
 use crate::error::{Error, Result, Status};
 use crate::sys::start;
+use nix::errno::Errno;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// stdout, for data: every write is a write(2), and its error an error.
+/// stdout without a buffer: every write is a write(2), and every error is reported.
 #[derive(Debug)]
 pub struct Out(io::Stdout);
 
-/// stdin, for data: every read is a read(2).
+/// stdin without a buffer: every read is a read(2).
 #[derive(Debug)]
 pub struct In(io::Stdin);
 
 /// stdout for an image.
 ///
-/// Refuses a terminal as misuse, in one line that ends with this cure, and fails with
-/// [`Status::System`] if stdout was closed when we started, where std would let /dev/null swallow
-/// the image.
+/// Fails with [`Status::Misuse`] on a terminal, with a message that ends in `cure`, and with
+/// [`Status::System`] if stdout was closed when the process started: std has opened /dev/null in its
+/// place, which would swallow the image.
 pub fn binary_stdout(cure: &str) -> Result<Out> {
     let out = text_stdout()?;
     if out.0.is_terminal() {
@@ -28,27 +29,37 @@ pub fn binary_stdout(cure: &str) -> Result<Out> {
     Ok(out)
 }
 
-/// stdin for an image. Refuses what [`binary_stdout`] refuses, in the same way.
+/// stdin for an image. Fails as [`binary_stdout`] does.
 pub fn binary_stdin(cure: &str) -> Result<In> {
-    open_at_start(0, "standard input")?;
-    let from = io::stdin();
-    if from.is_terminal() {
+    check_open(0, "standard input", cure)?;
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
         return Err(Error::misuse(format!(
             "refusing to read a binary image from the terminal; {cure}"
         )));
     }
-    Ok(In(from))
+    Ok(In(stdin))
 }
 
-/// stdout for text. Fails with [`Status::System`] if it was closed when we started.
+/// stdout for text. Fails with [`Status::System`] if it was closed when the process started.
 pub fn text_stdout() -> Result<Out> {
-    open_at_start(1, "standard output")?;
+    check_open(1, "standard output", "redirect it")?;
     Ok(Out(io::stdout()))
 }
 
-fn open_at_start(fd: i32, name: &str) -> Result<()> {
+/// Writes a text to stdout. A reader that has closed its end of a pipe is no failure.
+pub(super) fn print(text: &str) -> Result<Status> {
+    match text_stdout()?.write_all(text.as_bytes()) {
+        Err(err) if err.raw_os_error() != Some(Errno::EPIPE as i32) => {
+            Err(Error::from(err).at("standard output"))
+        }
+        _ => Ok(Status::Done),
+    }
+}
+
+fn check_open(fd: i32, name: &str, cure: &str) -> Result<()> {
     match start::closed_at_start(fd) {
-        true => Err(Error::new(Status::System, "closed").at(name)),
+        true => Err(Error::new(Status::System, format!("closed; {cure}")).at(name)),
         false => Ok(()),
     }
 }
@@ -59,7 +70,7 @@ impl Write for Out {
     }
 
     fn write_vectored(&mut self, bufs: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        // More than IOV_MAX are an error to writev(2); the rest comes with the next call.
+        // writev(2) fails for more than IOV_MAX; the caller writes the rest with the next call.
         Ok(nix::sys::uio::writev(&self.0, &bufs[..bufs.len().min(1024)])?)
     }
 
