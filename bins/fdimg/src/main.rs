@@ -3,9 +3,9 @@
 
 mod place;
 mod read;
+mod records;
 mod select;
 mod show;
-mod source;
 mod verify;
 mod write;
 
@@ -34,6 +34,9 @@ enum Command {
 }
 
 const TOOL: Tool = Tool::new("fdimg");
+
+/// The advice where an image would be read from a terminal.
+const CURE: &str = "name a FILE or use a pipe";
 
 fn main() -> ExitCode {
     TOOL.main(run)

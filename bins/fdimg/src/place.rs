@@ -1,9 +1,9 @@
 //! fdimg place: what the tables of an image take, must take, and would take after a restore.
 
-use crate::source;
+use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use fdkit::cli::{self, Arg, Color};
+use fdkit::cli::{self, Arg, Color, ImageInput};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::Task;
 use fdkit::kind::DecodedImage;
@@ -54,8 +54,9 @@ struct Row<'a> {
 type Measure = fn(u64) -> u64;
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let from = source::open(args.file.as_ref())?;
-    let name = || source::name(args.file.as_ref());
+    let input = ImageInput::new(args.file.as_ref());
+    let from = input.open(&TOOL, CURE)?;
+    let name = || input.to_string();
     let image = DecodedImage::load(from).at(name)?;
     let tree = Tree::unchecked(&image).at(name)?;
     let table_plans = tree.table_plans(SERVICES);

@@ -1,8 +1,8 @@
 //! fdimg read: a file becomes a stream again.
 
-use crate::source;
+use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{self, Arg};
+use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Reader, Writer};
 
@@ -16,9 +16,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let from = source::open(Some(&args.file))?;
+    let input = ImageInput::new(Some(&args.file));
+    let from = input.open(&TOOL, CURE)?;
     let out = cli::binary_stdout("use a pipe, or fdimg show")?;
-    let name = || source::name(Some(&args.file));
+    let name = || input.to_string();
     let mut reader = Reader::new(from);
     let mut writer = Writer::new(out);
     let (_, head) = reader.head().at(name)?;

@@ -1,19 +1,19 @@
 //! fdimg select: an image of the descriptors that pass. Two passes, in memory of a few bits a file;
 //! three, with a few words a file, if descriptors are queued.
 
-use crate::source;
+use crate::records::Records;
+use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{self, Arg};
+use fdkit::cli::progress::Reading;
+use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::Filter;
 use fdkit::image::scan::{self, Token};
 use fdkit::image::{Item, RawItem, Reader, Writer};
 use fdkit::kind;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 
 /// Keep the descriptors that pass a filter, with the files they name, on stdout.
 #[derive(FromArgs, ArgsInfo)]
@@ -88,11 +88,12 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let kinds = kind::names();
     let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
     let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>>>()?;
-    let name = || source::name(args.file.as_ref());
+    let input = ImageInput::new(args.file.as_ref());
+    let name = || input.to_string();
     let out = cli::binary_stdout("use a pipe, or fdimg show -F")?;
-    let mut file = match args.file.as_ref().filter(|path| !path.is_dash()) {
-        Some(path) => File::open(path.as_path()).at(|| path.to_string())?,
-        None => spool().at(|| "spool stdin")?,
+    let mut file = match input.path() {
+        Some(path) => File::open(path).at(name)?,
+        None => input.spool(&TOOL, CURE)?,
     };
     if !file.metadata().at(name)?.is_file() {
         return Err(Error::misuse("not a regular file; use a pipe").at(name()));
@@ -104,25 +105,10 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     Ok(Status::Done)
 }
 
-/// stdin in a file without a name, so that it can be read twice.
-fn spool() -> Result<File> {
-    let mut from = source::reading(cli::binary_stdin("name a FILE or use a pipe")?);
-    let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
-    let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
-    let mut file = File::from(open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(file),
-            count => file.write_all(&buffer[..count])?,
-        }
-    }
-}
-
 /// Which records are kept: a file because a slot that passes names it, or because it waits in the
 /// queue of a kept file.
 fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
-    let mut reader = Reader::new(source::reading(&mut *from));
+    let mut reader = Reader::new(Reading::new(TOOL.name(), &mut *from));
     reader.head()?;
     let mut kept = Bits::default();
     let mut with_object = Bits::default();
@@ -138,7 +124,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     let mut outcomes: Vec<Vec<u64>> = Vec::new();
     let mut outcome: Vec<u16> = Vec::new();
     let by_file = filters.iter().any(Filter::asks_the_file);
-    let mut records = source::Records::default();
+    let mut records = Records::default();
     let mut record = 0;
     while let Some(entry) = reader.next()? {
         record += 1;
@@ -220,7 +206,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
 /// The files that have objects, each with its object, by their places.
 fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(usize, usize)>> {
     from.rewind()?;
-    let mut reader = Reader::new(source::reading(from));
+    let mut reader = Reader::new(Reading::new(TOOL.name(), from));
     let mut owners = Vec::new();
     while let Some(RawItem { item, .. }) = reader.next()? {
         if let Item::File(file) = item {
@@ -232,7 +218,7 @@ fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(
 }
 
 fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {
-    let mut reader = Reader::new(source::reading(from));
+    let mut reader = Reader::new(Reading::new(TOOL.name(), from));
     let mut writer = Writer::new(out);
     if let Some((_, _, head)) = reader.next_again()? {
         writer.pass(head)?;

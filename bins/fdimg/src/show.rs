@@ -1,9 +1,10 @@
 //! fdimg show: one line a descriptor, for people, or JSON.
 
-use crate::source;
+use crate::records::Records;
+use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use fdkit::cli::{self, Arg, Color};
+use fdkit::cli::{self, Arg, Color, ImageInput};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::{Filter, Subject};
 use fdkit::image::scan::{self, Token};
@@ -46,12 +47,12 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let kinds = kind::names();
     let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
     let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>>>()?;
-    let from = source::open(args.file.as_ref())?;
-    let image = Image::load(from).at(|| source::name(args.file.as_ref()))?;
+    let input = ImageInput::new(args.file.as_ref());
+    let image = Image::load(input.open(&TOOL, CURE)?).at(|| input.to_string())?;
     let rows = rows(&image, &filters);
     let text = match args.json {
         true => document(&image, &rows),
-        false => tables(&rows, args.color.on(), &source::name(args.file.as_ref())),
+        false => tables(&rows, args.color.on(), &input.to_string()),
     };
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)
@@ -166,7 +167,7 @@ fn locks(row: &Row<'_>) -> String {
 }
 
 fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
-    let mut records = source::Records::default();
+    let mut records = Records::default();
     let width = cli::terminal_width();
     let mut out = String::new();
     for group in rows.chunk_by(|a, b| a.slot.table == b.slot.table) {

@@ -1,8 +1,8 @@
 //! fdimg verify: whether an image is whole, and what in it cannot be restored.
 
-use crate::source;
+use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{self, Arg};
+use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Item, Reader};
 use fdkit::kind::{self, Validator};
@@ -20,8 +20,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let from = source::open(args.file.as_ref())?;
-    let name = || source::name(args.file.as_ref());
+    let input = ImageInput::new(args.file.as_ref());
+    let from = input.open(&TOOL, CURE)?;
+    let name = || input.to_string();
     let mut reader = Reader::new(from);
     reader.head().at(name)?;
     let mut validator = Validator::default();

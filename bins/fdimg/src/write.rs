@@ -1,8 +1,8 @@
 //! fdimg write: a stream becomes a file, whole or not at all.
 
-use crate::source;
+use crate::TOOL;
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{self, Arg};
+use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Item, NewFile, RawItem, Reader, Task, Writer};
 use fdkit::text::escape;
@@ -19,8 +19,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let from = source::reading(cli::binary_stdin("use a pipe: fdscan PID | fdimg write")?);
-    let name = || source::name(None);
+    let from = ImageInput::STDIN.open(&TOOL, "use a pipe: fdscan PID | fdimg write")?;
+    let name = || ImageInput::STDIN.to_string();
     let mut reader = Reader::new(from);
     let (_, head) = reader.head().at(name)?;
     // The folder is known before the name is, and a file without a name is no litter.

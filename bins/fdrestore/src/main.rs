@@ -7,7 +7,7 @@ mod tree;
 
 use argh::{ArgsInfo, FromArgValue, FromArgs};
 use fdkit::cli::progress::Reading;
-use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, Outcome, Tool};
+use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, ImageInput, Outcome, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::kind::context::Changed;
@@ -19,8 +19,7 @@ use fdkit::table::stats::Meter;
 use fdkit::text::escape;
 use nix::libc;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -135,8 +134,10 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
         steal: args.steal,
         placement: args.placement.0,
     };
-    let mut spool = spool(&args)?;
-    let image = DecodedImage::load(Reading::new(TOOL.name(), &mut spool)).at(|| name(&args))?;
+    let input = ImageInput::new(args.image.as_ref());
+    let name = || input.to_string();
+    let mut spool = input.spool_sealed(tool, "use a pipe or -i IMAGE")?;
+    let image = DecodedImage::load(Reading::new(tool.name(), &mut spool)).at(name)?;
     if image.head.passive {
         tool.warn("the image was made with --passive: what was shared is restored apart");
     }
@@ -152,8 +153,8 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     if args.tree {
         return tree::restore(tool, &args, &image, &options, spool, root, command);
     }
-    let plan = Plan::new(&image, &options, root.as_ref().map(AsFd::as_fd), args.dry_run)
-        .at(|| name(&args))?;
+    let plan =
+        Plan::new(&image, &options, root.as_ref().map(AsFd::as_fd), args.dry_run).at(name)?;
     if args.dry_run {
         cli::text_stdout()?.write_all(show::plan(&plan, &options, args.json)?.as_bytes())?;
         plan.refuse(&mut |line| tool.warn(line))?;
@@ -190,13 +191,6 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     Ok(tool.exec(&command, &env, err.as_ref().map(AsFd::as_fd)).into())
 }
 
-fn name(args: &Args) -> String {
-    match args.image.as_ref().filter(|path| !path.is_dash()) {
-        Some(path) => path.to_string(),
-        None => "stdin".to_owned(),
-    }
-}
-
 /// `KEY=FD`, or a list of the caller's own.
 fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
     let bytes = word.as_os_str().as_bytes();
@@ -211,33 +205,6 @@ fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
         Some(at) => Ok(vec![Inherit::Key(bytes[..at].to_vec(), number(&bytes[at + 1..])?)]),
         None => bytes.split(|&byte| byte == b',').map(|it| Ok(Inherit::Own(number(it)?))).collect(),
     }
-}
-
-/// The whole image in a sealed memfd: what was checked is what is restored, whoever writes to the
-/// file meanwhile.
-fn spool(args: &Args) -> Result<File> {
-    let mut from: Box<dyn Read> = match args.image.as_ref().filter(|path| !path.is_dash()) {
-        Some(path) => {
-            let file = File::open(path.as_path()).at(|| path.to_string())?;
-            Box::new(Reading::new(TOOL.name(), file))
-        }
-        None => Box::new(Reading::new(TOOL.name(), cli::binary_stdin("use a pipe or -i IMAGE")?)),
-    };
-    let fail = |err: memfd::Error| Error::new(Status::System, err.to_string()).at("memfd");
-    let memory =
-        memfd::MemfdOptions::default().allow_sealing(true).create("image").map_err(fail)?;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match from.read(&mut buffer).at(|| name(args))? {
-            0 => break,
-            count => memory.as_file().write_all(&buffer[..count])?,
-        }
-    }
-    use memfd::FileSeal::{SealGrow, SealSeal, SealShrink, SealWrite};
-    memory.add_seals(&[SealShrink, SealGrow, SealWrite, SealSeal]).map_err(fail)?;
-    let mut file = memory.into_file();
-    file.rewind()?;
-    Ok(file)
 }
 
 #[cfg(test)]

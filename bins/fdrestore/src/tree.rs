@@ -1,7 +1,7 @@
 //! fdrestore --tree: the processes of an image.
 
 use crate::Args;
-use fdkit::cli::{self, Outcome, Tool};
+use fdkit::cli::{self, ImageInput, Outcome, Tool};
 use fdkit::ctty::SessionRole;
 use fdkit::error::{At, Result, Status};
 use fdkit::kind::DecodedImage;
@@ -32,7 +32,7 @@ pub(crate) fn restore(
     };
     let path = args.root.as_ref().map(|path| path.as_path().to_owned());
     let dir = root.as_ref().map(AsFd::as_fd);
-    let at = || crate::name(args);
+    let at = || ImageInput::new(args.image.as_ref()).to_string();
     let mut tree = Tree::new(image, options, dir, SessionRole::myself()?, args.dry_run).at(at)?;
     tree::foresee(&mut tree, options, &mode, path.as_deref()).at(at)?;
     if args.dry_run {

@@ -2,7 +2,7 @@
 
 use crate::place::Place;
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{self, Arg, Tool};
+use fdkit::cli::{Arg, ImageInput, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::sys::tty;
@@ -20,7 +20,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     let place = Place::find(args.tty.as_ref())?;
-    let image = DecodedImage::load(cli::binary_stdin("use a pipe")?).at(|| "stdin")?;
+    let image = DecodedImage::load(ImageInput::STDIN.open(tool, "use a pipe")?).at(|| "stdin")?;
     // The controlling terminal of the first task that has one, or else the first in the image.
     let wanted = image.tasks.iter().find_map(|task| task.terminal.as_ref());
     let wanted = wanted.map(|it| tty::numbers(it.device));

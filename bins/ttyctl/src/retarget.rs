@@ -2,17 +2,14 @@
 
 use crate::place::Place;
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::progress::Reading;
-use fdkit::cli::{self, Arg, Tool};
+use fdkit::cli::{self, Arg, ImageInput, Tool};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Bytes, Item, OpenFile, RawItem, Reader, Writer};
 use fdkit::kind;
 use fdkit::sys::tty;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
+use std::io::Seek;
 use std::os::unix::ffi::OsStrExt;
 
 /// Pass on the image on stdin with its terminals, descriptors and controlling, replaced by one.
@@ -28,7 +25,7 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     let place = Place::find(args.tty.as_ref())?;
     place.check()?;
     let out = cli::binary_stdout("use a pipe")?;
-    let mut spool = spool().at(|| "spool stdin")?;
+    let mut spool = ImageInput::STDIN.spool(tool, "use a pipe")?;
     let masters = masters(&mut spool).at(|| "stdin")?;
     spool.rewind()?;
     let mut reader = Reader::new(&mut spool);
@@ -106,21 +103,4 @@ fn target(place: &Place) -> OpenFile {
         locks: Vec::new(),
         body: Vec::new(),
     }
-}
-
-/// stdin in a file without a name, so that it can be read twice.
-fn spool() -> Result<File> {
-    let mut from = Reading::new(crate::TOOL.name(), cli::binary_stdin("use a pipe")?);
-    let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
-    let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
-    let mut file = File::from(open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => break,
-            count => file.write_all(&buffer[..count])?,
-        }
-    }
-    file.rewind()?;
-    Ok(file)
 }

@@ -1,10 +1,19 @@
 //! stdin and stdout for images and for text. An image is neither read from nor written to a terminal.
 
-use crate::error::{Error, Result, Status};
+use super::progress::Reading;
+use super::{Arg, Tool};
+use crate::error::{At, Error, Result, Status};
 use crate::sys::start;
+use crate::text::escape;
 use nix::errno::Errno;
-use std::io::{self, IsTerminal, Read, Write};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use std::fmt::{self, Display};
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// stdout without a buffer: every write is a write(2), and every error is reported.
 #[derive(Debug)]
@@ -64,6 +73,101 @@ fn check_open(fd: i32, name: &str, cure: &str) -> Result<()> {
     }
 }
 
+/// The image that a command line names: a file, or stdin for `-` and where no file is named.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageInput<'a> {
+    path: Option<&'a Path>,
+}
+
+impl<'a> ImageInput<'a> {
+    /// The image on stdin.
+    pub const STDIN: ImageInput<'static> = ImageInput { path: None };
+
+    /// The image that this word names.
+    pub fn new(word: Option<&'a Arg>) -> ImageInput<'a> {
+        ImageInput { path: word.filter(|word| !word.is_dash()).map(Arg::as_path) }
+    }
+
+    /// The file, unless the image is on stdin.
+    pub fn path(self) -> Option<&'a Path> {
+        self.path
+    }
+
+    /// Opens the image; reading it shows the progress of `tool`.
+    ///
+    /// Fails as [`binary_stdin`] does, with `cure`, or as open(2) does.
+    pub fn open(self, tool: &Tool, cure: &str) -> Result<Box<dyn Read>> {
+        Ok(match self.path {
+            Some(path) => {
+                let file = File::open(path).at(|| self.to_string())?;
+                Box::new(Reading::new(tool.name(), file))
+            }
+            None => Box::new(Reading::new(tool.name(), binary_stdin(cure)?)),
+        })
+    }
+
+    /// Copies the image into an unnamed file in the folder TMPDIR, so that it can be read twice.
+    ///
+    /// Fails as [`ImageInput::open`] does, and where TMPDIR has no room or no unnamed files
+    /// (O_TMPFILE of open(2)).
+    pub fn spool(self, tool: &Tool, cure: &str) -> Result<File> {
+        let mut from = self.open(tool, cure)?;
+        let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
+        let to = || format!("copy {self} into the folder {} (TMPDIR)", escape(dir.as_bytes()));
+        let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+        let file = open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).at(to)?;
+        self.copy(&mut *from, File::from(file), &to)
+    }
+
+    /// Copies the image into sealed memory, so that nobody changes between the check and the restore
+    /// what the file holds.
+    ///
+    /// Fails as [`ImageInput::open`] does, and for want of memory. Source: memfd_create(2).
+    pub fn spool_sealed(self, tool: &Tool, cure: &str) -> Result<File> {
+        use memfd::FileSeal::{SealGrow, SealSeal, SealShrink, SealWrite};
+        let mut from = self.open(tool, cure)?;
+        let to = || format!("copy {self} into memory");
+        let fail = |err: memfd::Error| match err {
+            memfd::Error::Create(err)
+            | memfd::Error::AddSeals(err)
+            | memfd::Error::GetSeals(err) => Error::from(err).at(to()),
+        };
+        let options = memfd::MemfdOptions::default().allow_sealing(true);
+        let memory = options.create("image").map_err(fail)?;
+        self.copy(&mut *from, memory.as_file(), &to)?;
+        memory.add_seals(&[SealShrink, SealGrow, SealWrite, SealSeal]).map_err(fail)?;
+        Ok(memory.into_file())
+    }
+
+    /// Copies all of the image and goes back to the beginning of the copy.
+    fn copy<F: Write + Seek>(
+        self,
+        from: &mut dyn Read,
+        mut to: F,
+        doing: &dyn Fn() -> String,
+    ) -> Result<F> {
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match from.read(&mut buffer).at(|| self.to_string())? {
+                0 => break,
+                count => to.write_all(&buffer[..count]).at(doing)?,
+            }
+        }
+        to.rewind().at(doing)?;
+        Ok(to)
+    }
+}
+
+/// The name of the image in messages.
+impl Display for ImageInput<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path {
+            Some(path) => f.write_str(&escape(path.as_os_str().as_bytes())),
+            None => f.write_str("stdin"),
+        }
+    }
+}
+
 impl Write for Out {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         Ok(nix::unistd::write(&self.0, buf)?)
@@ -94,5 +198,47 @@ impl Read for In {
 impl AsFd for In {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    use std::ffi::OsString;
+
+    const TOOL: Tool = Tool::new("tool");
+
+    fn arg(word: &str) -> Arg {
+        OsString::from(word).into()
+    }
+
+    #[test]
+    fn a_dash_and_no_word_are_stdin() {
+        let (dash, odd) = (arg("-"), arg("/odd\nname"));
+        assert_eq!(ImageInput::new(None).to_string(), "stdin");
+        assert_eq!(ImageInput::new(Some(&dash)).to_string(), "stdin");
+        assert_eq!(ImageInput::new(Some(&odd)).to_string(), "/odd\\x0aname");
+        assert_eq!(ImageInput::new(Some(&odd)).path(), Some(Path::new("/odd\nname")));
+    }
+
+    #[test]
+    fn a_copy_begins_at_its_beginning_and_one_in_memory_is_sealed() {
+        let name = arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        let image = ImageInput::new(Some(&name));
+        let want = std::fs::read(name.as_path()).unwrap();
+        let copies = [image.spool(&TOOL, "").unwrap(), image.spool_sealed(&TOOL, "").unwrap()];
+        for mut copy in &copies {
+            let mut bytes = Vec::new();
+            copy.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, want);
+        }
+        let seals = SealFlag::from_bits_retain(fcntl(&copies[1], FcntlArg::F_GET_SEALS).unwrap());
+        let all = ["SHRINK", "GROW", "WRITE", "SEAL"].map(|name| format!("F_SEAL_{name}"));
+        let all = all.iter().filter_map(|name| SealFlag::from_name(name)).collect();
+        assert!(seals.contains(all), "{seals:?}");
+        let gone = arg("/no/such");
+        let why = ImageInput::new(Some(&gone)).spool(&TOOL, "").unwrap_err();
+        assert_eq!(why.to_string(), "/no/such: No such file or directory");
     }
 }
