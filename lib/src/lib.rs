@@ -7,6 +7,7 @@ pub mod filter;
 pub mod placement;
 pub mod sys;
 pub mod text;
+pub mod word_enum;
 
 pub mod image;
 pub mod operation;

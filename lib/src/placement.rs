@@ -17,21 +17,7 @@ pub enum Placement {
     Tight,
 }
 
-impl Placement {
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [Placement; 4] =
-        [Placement::Rlimit, Placement::Task, Placement::Late, Placement::Tight];
-
-    /// Its name on a command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Placement::Rlimit => "rlimit",
-            Placement::Task => "task",
-            Placement::Late => "late",
-            Placement::Tight => "tight",
-        }
-    }
-}
+crate::word_enum!(Placement { Rlimit = "rlimit", Task = "task", Late = "late", Tight = "tight" });
 
 /// The numbers that [`Placement::Task`] sets aside for each user of a table.
 pub const SLOTS: u32 = 16;

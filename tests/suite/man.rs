@@ -61,8 +61,8 @@ fn bash_completes_subcommands_options_and_files() {
     let completions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bins/fdimg/completions");
     let script = "source \"$0/fdimg.bash\"
         ask() { COMP_WORDS=(fdimg \"$@\"); COMP_CWORD=$#; _fdimg; echo \"${COMPREPLY[*]}\"; }
-        ask ver; ask show --js; ask show -F ''; ask show ./a";
+        ask ver; ask show --js; ask show -F ''; ask show --color a; ask show ./a";
     let words = ["bash", "-c", script, completions.to_str().unwrap()];
-    // Where nothing of ours is meant, bash itself completes files.
-    assert_eq!(pipeline(&[&words]).quiet().text(), "verify\n--json\n\n\n");
+    // Where neither an option nor its word is meant, bash itself completes files.
+    assert_eq!(pipeline(&[&words]).quiet().text(), "verify\n--json\n\nauto always\n\n");
 }

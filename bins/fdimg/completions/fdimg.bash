@@ -73,7 +73,7 @@ _fdimg() {
                     return 0
                     ;;
                 --color)
-                    COMPREPLY=()
+                    COMPREPLY=( $(compgen -W "auto always never" -- "${cur}") )
                     return 0
                     ;;
                 *)
@@ -112,7 +112,7 @@ _fdimg() {
                     return 0
                     ;;
                 --color)
-                    COMPREPLY=()
+                    COMPREPLY=( $(compgen -W "auto always never" -- "${cur}") )
                     return 0
                     ;;
                 *)

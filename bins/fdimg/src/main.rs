@@ -58,6 +58,6 @@ mod tests {
     #[test]
     fn completions_are_those_of_the_options() {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
-        fdkit_completions::hold::<super::Args>("fdimg", dir);
+        fdkit_completions::hold::<super::Args>(&super::TOOL, dir);
     }
 }

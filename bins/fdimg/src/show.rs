@@ -27,8 +27,8 @@ pub(crate) struct Args {
     /// one JSON document
     #[argh(switch, short = 'J')]
     json: bool,
-    /// colours: auto, always or never
-    #[argh(option, arg_name = "WHEN", default = "Color::Auto")]
+    /// colours: auto (on a terminal), always or never
+    #[argh(option, arg_name = "auto|always|never", default = "Color::Auto")]
     color: Color,
     /// the image; - or none is stdin
     #[argh(positional, arg_name = "FILE")]

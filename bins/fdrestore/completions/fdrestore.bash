@@ -31,7 +31,7 @@ _fdrestore() {
                     return 0
                     ;;
                 --placement)
-                    COMPREPLY=()
+                    COMPREPLY=( $(compgen -W "rlimit task late tight" -- "${cur}") )
                     return 0
                     ;;
                 --inherit)
@@ -39,18 +39,14 @@ _fdrestore() {
                     return 0
                     ;;
                 --missing)
-                    COMPREPLY=()
+                    COMPREPLY=( $(compgen -W "fail null skip" -- "${cur}") )
                     return 0
                     ;;
                 --changed)
-                    COMPREPLY=()
+                    COMPREPLY=( $(compgen -W "fail warn ignore" -- "${cur}") )
                     return 0
                     ;;
                 --root)
-                    COMPREPLY=()
-                    return 0
-                    ;;
-                --stats)
                     COMPREPLY=()
                     return 0
                     ;;

@@ -3,7 +3,7 @@ function __fish_fdrestore_using_command
     set -e cmd[1]
     set -l target_cmd $argv
 
-    set -l known_value_flags 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'stats' 'task'
+    set -l known_value_flags 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'task'
 
     set -l i 1
     set -l cleaned_cmd
@@ -47,13 +47,13 @@ complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l task -r -d 'the 
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l tree -d 'make all processes of the image, which hold their descriptors'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l respawn -d 'each process of the tree runs the program that it ran'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l same-pids -d 'each process of the tree gets the id that it had'
-complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l placement -r -d 'where our own descriptors stand meanwhile: rlimit, task, late or tight; see fdkit(7)'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l placement -x -a 'rlimit task late tight' -d 'where our own descriptors stand meanwhile: rlimit, task, late or tight; see fdkit(7)'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l inherit -r -d 'the caller\'s descriptor FD in place of KEY: what readlink shows, FD or PID:FD of the image; a bare list (0,1,2) keeps the caller\'s own'
-complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l missing -r -d 'what to do about a descriptor that cannot be restored: fail, null (/dev/null) or skip'
-complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l changed -r -d 'what to do about a file that is not what it was: fail, warn or ignore'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l missing -x -a 'fail null skip' -d 'what to do about a descriptor that cannot be restored: fail, null (/dev/null) or skip'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l changed -x -a 'fail warn ignore' -d 'what to do about a file that is not what it was: fail, warn or ignore'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l root -r -d 'open paths below DIR'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l steal -d 'take the controlling terminal from the session that has it'
-complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l stats -r -d 'say what it took, on stderr: text or json'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l stats -d 'say what it took, on stderr: text or json'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l dry-run -s n -d 'print the plan and stop'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l json -s J -d 'print the plan as JSON'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l version -s V -d 'print the version'

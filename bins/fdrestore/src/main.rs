@@ -5,7 +5,7 @@ mod show;
 mod stats;
 mod tree;
 
-use argh::{ArgsInfo, FromArgValue, FromArgs};
+use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::progress::Reading;
 use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, ImageInput, Outcome, Tool};
 use fdkit::error::{At, Error, Result, Status};
@@ -44,17 +44,17 @@ struct Args {
     #[argh(switch)]
     same_pids: bool,
     /// where our own descriptors stand meanwhile: rlimit, task, late or tight; see fdkit(7)
-    #[argh(option, arg_name = "POLICY", default = "Policy(Placement::Tight)")]
-    placement: Policy<Placement>,
+    #[argh(option, arg_name = "rlimit|task|late|tight", default = "Placement::Tight")]
+    placement: Placement,
     /// the caller's descriptor FD in place of KEY: what readlink shows, FD or PID:FD of the image; a bare list (0,1,2) keeps the caller's own
     #[argh(option, arg_name = "KEY=FD")]
     inherit: Vec<Arg>,
     /// what to do about a descriptor that cannot be restored: fail, null (/dev/null) or skip
-    #[argh(option, arg_name = "POLICY", default = "Policy(Missing::Fail)")]
-    missing: Policy<Missing>,
+    #[argh(option, arg_name = "fail|null|skip", default = "Missing::Fail")]
+    missing: Missing,
     /// what to do about a file that is not what it was: fail, warn or ignore
-    #[argh(option, arg_name = "POLICY", default = "Policy(Changed::Warn)")]
-    changed: Policy<Changed>,
+    #[argh(option, arg_name = "fail|warn|ignore", default = "Changed::Warn")]
+    changed: Changed,
     /// open paths below DIR
     #[argh(option, arg_name = "DIR")]
     root: Option<Arg>,
@@ -62,45 +62,14 @@ struct Args {
     #[argh(switch)]
     steal: bool,
     /// say what it took, on stderr: text or json
-    #[argh(option, arg_name = "FORM")]
-    stats: Option<Policy<stats::Form>>,
+    #[argh(option, arg_name = "text|json")]
+    stats: Option<stats::Form>,
     /// print the plan and stop
     #[argh(switch, short = 'n')]
     dry_run: bool,
     /// print the plan as JSON
     #[argh(switch, short = 'J')]
     json: bool,
-}
-
-struct Policy<T>(T);
-
-impl FromArgValue for Policy<Missing> {
-    fn from_arg_value(value: &str) -> Result<Self, String> {
-        match value {
-            "fail" => Ok(Policy(Missing::Fail)),
-            "null" => Ok(Policy(Missing::Null)),
-            "skip" => Ok(Policy(Missing::Skip)),
-            _ => Err("it is fail, null or skip".into()),
-        }
-    }
-}
-
-impl FromArgValue for Policy<Changed> {
-    fn from_arg_value(value: &str) -> Result<Self, String> {
-        match value {
-            "fail" => Ok(Policy(Changed::Fail)),
-            "warn" => Ok(Policy(Changed::Warn)),
-            "ignore" => Ok(Policy(Changed::Ignore)),
-            _ => Err("it is fail, warn or ignore".into()),
-        }
-    }
-}
-
-impl FromArgValue for Policy<Placement> {
-    fn from_arg_value(value: &str) -> Result<Self, String> {
-        let named = Placement::ALL.into_iter().find(|policy| policy.name() == value);
-        named.map(Policy).ok_or_else(|| "it is rlimit, task, late or tight".into())
-    }
 }
 
 const TOOL: Tool = Tool::chain("fdrestore").optional(&[("stats", "text")]);
@@ -128,11 +97,11 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
     let options = RestoreOptions {
         task: args.task,
-        missing: args.missing.0,
-        changed: args.changed.0,
+        missing: args.missing,
+        changed: args.changed,
         inherit,
         steal: args.steal,
-        placement: args.placement.0,
+        placement: args.placement,
     };
     let input = ImageInput::new(args.image.as_ref());
     let name = || input.to_string();
@@ -167,8 +136,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     let mut meter = counter.as_ref().map(|counter| Meter::new(Some(counter)));
     let (err, mut restored) = restore(&plan, &options, source, root, meter.as_mut());
     if let (Some(counter), Some(meter), Some(form)) = (&counter, meter, &args.stats) {
-        restored =
-            restored.and_then(|it| stats::of_one(&plan, meter, counter, form.0).map(|()| it));
+        restored = restored.and_then(|it| stats::of_one(&plan, meter, counter, *form).map(|()| it));
     }
     drop(counter);
     let cloexec = match restored {
@@ -212,6 +180,6 @@ mod tests {
     #[test]
     fn completions_are_those_of_the_options() {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");
-        fdkit_completions::hold::<super::Args>("fdrestore", dir);
+        fdkit_completions::hold::<super::Args>(&super::TOOL, dir);
     }
 }

@@ -1,7 +1,5 @@
 //! What a restore took, as a table and as JSON.
 
-use crate::Policy;
-use argh::FromArgValue;
 use fdkit::cli::Tool;
 use fdkit::error::Result;
 use fdkit::placement::{self, Size};
@@ -17,15 +15,7 @@ pub(crate) enum Form {
     Json,
 }
 
-impl FromArgValue for Policy<Form> {
-    fn from_arg_value(value: &str) -> std::result::Result<Self, String> {
-        match value {
-            "text" => Ok(Policy(Form::Text)),
-            "json" => Ok(Policy(Form::Json)),
-            _ => Err("it is text or json".into()),
-        }
-    }
-}
+fdkit::word_enum!(Form { Text = "text", Json = "json" });
 
 /// Begins to count, and says so if nothing can be counted.
 pub(crate) fn count(tool: &Tool) -> Result<Counter> {

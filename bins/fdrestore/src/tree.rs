@@ -47,7 +47,7 @@ pub(crate) fn restore(
     let mut ready = |grown: &Grown| {
         grown.said.iter().for_each(|line| tool.warn(line));
         if let (Some(rows), Some(form)) = (&grown.stats, &args.stats) {
-            std::io::stderr().write_all(crate::stats::text(rows, form.0).as_bytes())?;
+            std::io::stderr().write_all(crate::stats::text(rows, *form).as_bytes())?;
         }
         if !holds {
             return Ok(());

@@ -26,10 +26,6 @@ _fdscan() {
                     COMPREPLY=()
                     return 0
                     ;;
-                --data)
-                    COMPREPLY=()
-                    return 0
-                    ;;
                 --output | -o)
                     COMPREPLY=()
                     return 0

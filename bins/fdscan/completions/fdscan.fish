@@ -3,7 +3,7 @@ function __fish_fdscan_using_command
     set -e cmd[1]
     set -l target_cmd $argv
 
-    set -l known_value_flags 'F' 'data' 'filter' 'o' 'output'
+    set -l known_value_flags 'F' 'filter' 'o' 'output'
 
     set -l i 1
     set -l cleaned_cmd
@@ -44,7 +44,7 @@ end
 complete -c fdscan -n '__fish_fdscan_using_command' -l help -d 'display usage information'
 complete -c fdscan -n '__fish_fdscan_using_command' -l tree -s t -d 'the descendants of each PID too'
 complete -c fdscan -n '__fish_fdscan_using_command' -l filter -s F -r -d 'only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and'
-complete -c fdscan -n '__fish_fdscan_using_command' -l data -r -d 'contents of pipes and unlinked files too, objects of up to LIMIT bytes (16M)'
+complete -c fdscan -n '__fish_fdscan_using_command' -l data -d 'contents of pipes and unlinked files too, objects of up to LIMIT bytes (16M)'
 complete -c fdscan -n '__fish_fdscan_using_command' -l freeze -d 'stop the processes while they are captured'
 complete -c fdscan -n '__fish_fdscan_using_command' -l passive -d 'only the text of /proc: never touches a file, cannot tell what is shared'
 complete -c fdscan -n '__fish_fdscan_using_command' -l stop -d 'leave the processes stopped (SIGSTOP); implies --freeze'

@@ -20,7 +20,7 @@ pub use units::parse_size;
 use crate::error::{Error, Result, Status};
 use crate::sys::start;
 use crate::text::one_line;
-use argh::{ArgsInfo, FromArgs};
+use argh::{ArgsInfo, FlagInfo, FromArgs};
 use getopt::{Chain, Syntax};
 use parse::{Parsed, parse};
 use std::ffi::OsString;
@@ -81,6 +81,11 @@ impl Tool {
     /// value by `=` alone, as in getopt_long(3); its short form takes none.
     pub const fn optional(self, table: &'static [(&'static str, &'static str)]) -> Tool {
         Tool(Syntax { optional: table, ..self.0 })
+    }
+
+    /// Returns true if the value of this option of argh's table may be left out.
+    pub fn is_optional(&self, option: &FlagInfo) -> bool {
+        self.0.default_value(option).is_some()
     }
 
     /// The name of the tool, with which each message begins.

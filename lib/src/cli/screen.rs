@@ -1,23 +1,22 @@
-//! The terminal that stdout is: its width, and whether to colour what is shown there.
+//! stdout as a terminal: its width, and its colours.
 
 use crate::sys::tty;
-use argh::FromArgValue;
 use std::io::{self, IsTerminal};
 
-/// When to colour.
+/// The answer to "may the output have colours?".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Color {
-    /// On a terminal, if neither NO_COLOR nor `TERM=dumb` asks otherwise.
+    /// On a terminal, unless NO_COLOR is set or TERM is `dumb`.
     #[default]
     Auto,
-    /// Even in a pipe.
+    /// Also where stdout is no terminal.
     Always,
-    /// Not at all.
+    /// Nowhere.
     Never,
 }
 
 impl Color {
-    /// Whether to colour what goes to stdout.
+    /// Returns true if the output on stdout gets colours.
     ///
     /// Source: isatty(3) and <https://no-color.org>: NO_COLOR counts when it is not empty.
     pub fn on(self) -> bool {
@@ -33,21 +32,11 @@ impl Color {
     }
 }
 
-/// `auto`, `always` or `never`.
-impl FromArgValue for Color {
-    fn from_arg_value(value: &str) -> std::result::Result<Color, String> {
-        match value {
-            "auto" => Ok(Color::Auto),
-            "always" => Ok(Color::Always),
-            "never" => Ok(Color::Never),
-            _ => Err("not auto, always or never".to_owned()),
-        }
-    }
-}
+crate::word_enum!(Color { Auto = "auto", Always = "always", Never = "never" });
 
-/// The columns of the terminal that stdout is, if it is one and they are known.
+/// The width in columns of the terminal that stdout is; none if it is no terminal.
 ///
-/// Source: ioctl_tty(2) TIOCGWINSZ; COLUMNS for a terminal that was never told its size.
+/// Source: TIOCGWINSZ of ioctl_tty(2), or COLUMNS where the terminal was never told its size.
 pub fn terminal_width() -> Option<usize> {
     let columns = tty::winsize(io::stdout()).ok()?.ws_col;
     let columns = match columns {
@@ -62,10 +51,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_colour_is_one_of_three_words() {
-        assert_eq!(Color::from_arg_value("auto"), Ok(Color::Auto));
-        assert!(Color::from_arg_value("always").unwrap().on());
-        assert!(!Color::from_arg_value("never").unwrap().on());
-        assert!(Color::from_arg_value("yes").is_err());
+    fn a_colour_that_is_asked_for_needs_no_terminal() {
+        assert!(Color::Always.on());
+        assert!(!Color::Never.on());
     }
 }

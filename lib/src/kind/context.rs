@@ -78,6 +78,8 @@ pub enum Changed {
     Ignore,
 }
 
+crate::word_enum!(Changed { Fail = "fail", Warn = "warn", Ignore = "ignore" });
+
 /// What becomes of the controlling terminal of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CttyPlan {

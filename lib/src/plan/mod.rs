@@ -28,6 +28,8 @@ pub enum Missing {
     Skip,
 }
 
+crate::word_enum!(Missing { Fail = "fail", Null = "null", Skip = "skip" });
+
 /// A descriptor of the caller, in place of one of the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inherit {
