@@ -1320,7 +1320,7 @@ fn another_users_terminal_is_refused_whatever_its_permissions() {
     for words in [&save[..], &retarget, &["open", &screen.tty, "--", "true"]] {
         let ran = pipeline(&[&[&nobody[..], words].concat()]);
         let status = if words[0] == "open" { 125 } else { 4 };
-        ran.refuses(status, &["it belongs to uid 0, we run as uid 65534"]).in_one_line();
+        ran.refuses(status, &["it belongs to uid 0, and ttyctl runs as uid 65534"]).in_one_line();
     }
 }
 

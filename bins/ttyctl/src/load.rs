@@ -1,6 +1,6 @@
-//! ttyctl load: the settings and the size of a terminal from an image.
+//! ttyctl load: sets a terminal to the settings and the size recorded in an image.
 
-use crate::place::Place;
+use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{Arg, ImageInput, Tool};
 use fdkit::error::{At, Error, Result, Status};
@@ -9,32 +9,33 @@ use fdkit::sys::tty;
 use nix::fcntl::OFlag;
 use std::os::fd::AsFd;
 
-/// Put the settings and the size of a terminal in an image on stdin on a terminal.
+/// Set a terminal to the settings and size that the image on stdin has of a terminal.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "load")]
 pub(crate) struct Args {
-    /// the terminal; the caller's own if none is given
+    /// the terminal; the caller's controlling terminal if left out
     #[argh(positional, arg_name = "TTY")]
     tty: Option<Arg>,
 }
 
 pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
-    let place = Place::find(args.tty.as_ref())?;
+    let terminal = NamedTerminal::find(args.tty.as_ref())?;
     let image = DecodedImage::load(ImageInput::STDIN.open(tool, "use a pipe")?).at(|| "stdin")?;
-    // The controlling terminal of the first task that has one, or else the first in the image.
-    let wanted = image.tasks.iter().find_map(|task| task.terminal.as_ref());
-    let wanted = wanted.map(|it| tty::numbers(it.device));
+    // The controlling terminal of the first task that has one, else the first terminal of the image.
+    let controlling = image.tasks.iter().find_map(|task| task.terminal.as_ref());
+    let controlling = controlling.map(|it| tty::numbers(it.device));
     let with_settings =
         || image.files_and_records().filter_map(|(_, record)| Some((record, record.settings()?)));
-    let control = with_settings().find(|(record, _)| {
-        wanted.is_some() && record.terminal().map(|terminal| terminal.device) == wanted
+    let first = with_settings().find(|(record, _)| {
+        controlling.is_some() && record.terminal().map(|terminal| terminal.device) == controlling
     });
-    let Some((_, settings)) = control.or_else(|| with_settings().next()) else {
-        return Err(Error::new(Status::No, "no terminal with settings is in the image").at("stdin"));
+    let Some((_, settings)) = first.or_else(|| with_settings().next()) else {
+        let reason = "the image has no terminal with settings; save one with ttyctl save";
+        return Err(Error::new(Status::No, reason).at("stdin"));
     };
-    let fd = place.open(OFlag::O_RDWR)?;
-    for line in settings.apply(fd.as_fd(), true).at(|| place.shown())? {
-        tool.warn(format_args!("{}: {line}", place.shown()));
+    let fd = terminal.open(OFlag::O_RDWR)?;
+    for line in settings.apply(fd.as_fd(), true).at(|| terminal.shown())? {
+        tool.warn(format_args!("{}: {line}", terminal.shown()));
     }
     Ok(Status::Done)
 }

@@ -1,13 +1,13 @@
 #![forbid(unsafe_code)]
-//! ttyctl: terminals. The list of its subcommands.
+//! ttyctl: shows, saves, loads and retargets terminals, and opens them for a COMMAND.
 
 mod load;
 mod open;
-mod place;
 mod relay;
 mod retarget;
 mod save;
 mod show;
+mod terminal;
 
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{Outcome, Tool};

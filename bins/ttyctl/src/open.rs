@@ -1,7 +1,7 @@
-//! ttyctl open: COMMAND in a session of its own, with a terminal as its controlling one.
+//! ttyctl open: runs COMMAND in a new session with a given controlling terminal.
 
-use crate::place::Place;
 use crate::relay;
+use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{Arg, Outcome, Tool};
 use fdkit::ctty;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "open")]
 pub(crate) struct Args {
-    /// a fresh pseudo terminal, shown on the caller's
+    /// use a new pseudo terminal, relayed to the caller's terminal
     #[argh(switch)]
     new: bool,
     /// take the terminal from the session that has it
@@ -31,53 +31,56 @@ pub(crate) struct Args {
     tty: Option<Arg>,
 }
 
-/// What ends us: COMMAND, in a session of its own, would not hear of it.
-pub(crate) const ENDING: [Signal; 4] =
+/// The signals that ttyctl passes on: COMMAND, in a session of its own, gets none from the terminal
+/// of the caller.
+pub(crate) const FORWARDED: [Signal; 4] =
     [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT];
 
 pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<Outcome> {
     if command.is_empty() {
-        return Err(Error::misuse("COMMAND is not given; it goes after --"));
+        return Err(Error::misuse("COMMAND is not given; put it after --"));
     }
     if args.new {
         if args.tty.is_some() || args.steal {
-            return Err(Error::misuse("--new goes with neither TTY nor --steal"));
+            return Err(Error::misuse("--new cannot be combined with TTY or --steal"));
         }
         return relay::run(tool, command);
     }
     let Some(word) = &args.tty else {
-        return Err(Error::misuse("which terminal? TTY is not given; --new makes one"));
+        return Err(Error::misuse("TTY is not given; name a terminal, or use --new"));
     };
-    let place = Place::find(Some(word))?;
-    let terminal = place.open(OFlag::O_RDWR)?;
-    // A process group leader, as a shell makes its jobs, can begin no session: setsid(2).
+    let named = NamedTerminal::find(Some(word))?;
+    let terminal = named.open(OFlag::O_RDWR)?;
+    // setsid(2) fails for the leader of a process group, as a job of a shell is; a child is none.
     if getpid() == getpgrp() {
         let mut signals = SigSet::empty();
-        ENDING.iter().for_each(|&signal| signals.add(signal));
+        FORWARDED.iter().for_each(|&signal| signals.add(signal));
         signals.add(Signal::SIGCHLD);
         let before = signals.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         if let Some(child) = fork().at(|| "fork")? {
             drop(terminal);
-            return watch(child, &signals).map(Outcome::from);
+            return wait_and_forward(child, &signals).map(Outcome::from);
         }
         before.thread_set_mask()?;
     }
-    begin(tool, terminal, args.steal, command, true).at(|| place.shown()).map(Outcome::from)
+    let code = begin_session(tool, terminal, args.steal, command, true);
+    code.at(|| named.shown()).map(Outcome::from)
 }
 
 /// Begins the session and becomes COMMAND; returns only if that failed.
 ///
-/// `aside` says failures of the exec where our stderr was, not on the terminal.
-pub(crate) fn begin(
+/// A failure of the exec is written to the stderr of the caller if `on_caller` is true, else to the
+/// terminal.
+pub(crate) fn begin_session(
     tool: &Tool,
     terminal: OwnedFd,
     steal: bool,
     command: &[OsString],
-    aside: bool,
+    on_caller: bool,
 ) -> Result<ExitCode> {
     setsid().at(|| "setsid")?;
     ctty::take(terminal.as_fd(), steal)?;
-    let err = match aside {
+    let stderr = match on_caller {
         true => Some(std::io::stderr().as_fd().try_clone_to_owned()?),
         false => None,
     };
@@ -86,11 +89,11 @@ pub(crate) fn begin(
     dup2_stderr(&terminal)?;
     drop(terminal);
     let env: Vec<_> = std::env::vars_os().collect();
-    Ok(tool.exec(command, &env, err.as_ref().map(AsFd::as_fd)))
+    Ok(tool.exec(command, &env, stderr.as_ref().map(AsFd::as_fd)))
 }
 
-/// Waits for the child, and hands on what would have ended it in our place.
-fn watch(child: Pid, signals: &SigSet) -> Result<ExitCode> {
+/// Waits for the child, and passes on the signals that ttyctl gets for it.
+fn wait_and_forward(child: Pid, signals: &SigSet) -> Result<ExitCode> {
     loop {
         match signals.wait()? {
             Signal::SIGCHLD => {
@@ -110,7 +113,7 @@ fn watch(child: Pid, signals: &SigSet) -> Result<ExitCode> {
     }
 }
 
-/// The status that a shell would make of it, once the child has ended.
+/// The exit status of a child that has ended, 128 and the signal if one ended it; none while it runs.
 pub(crate) fn exit_code(status: WaitStatus) -> Option<ExitCode> {
     match status {
         WaitStatus::Exited(_, code) => Some(ExitCode::from(code as u8)),

@@ -1,6 +1,8 @@
-//! ttyctl retarget: every terminal of an image that is outside it becomes the given one.
+//! ttyctl retarget: replaces the terminals of an image by another one.
+//!
+//! A terminal whose master is in the image is restored with it, and stays.
 
-use crate::place::Place;
+use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg, ImageInput, Tool};
 use fdkit::error::{At, Result, Status};
@@ -12,61 +14,61 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::unix::ffi::OsStrExt;
 
-/// Pass on the image on stdin with its terminals, descriptors and controlling, replaced by one.
+/// Copy the image on stdin to stdout with every terminal in it replaced by TTY.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "retarget")]
 pub(crate) struct Args {
-    /// the terminal; the caller's own if none is given
+    /// the terminal; the caller's controlling terminal if left out
     #[argh(positional, arg_name = "TTY")]
     tty: Option<Arg>,
 }
 
 pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
-    let place = Place::find(args.tty.as_ref())?;
-    place.check()?;
+    let target = NamedTerminal::find(args.tty.as_ref())?;
+    target.check_owner()?;
     let out = cli::binary_stdout("use a pipe")?;
     let mut spool = ImageInput::STDIN.spool(tool, "use a pipe")?;
     let masters = masters(&mut spool).at(|| "stdin")?;
     spool.rewind()?;
     let mut reader = Reader::new(&mut spool);
     let mut writer = Writer::new(out);
-    let mut count = 0;
-    let target = target(&place);
-    let path = Bytes(place.path.as_os_str().as_bytes().to_vec());
+    let mut replaced = 0;
+    let record = record(&target);
+    let path = record.link.clone();
     let (_, head) = reader.head()?;
     writer.pass(&head)?;
     while let Some(RawItem { item, whole, .. }) = reader.next()? {
         let new = match item {
             Item::Task(mut task) => match &mut task.terminal {
                 Some(terminal) if !masters.devices.contains(&tty::numbers(terminal.device)) => {
-                    terminal.device = tty::encoded(place.device);
+                    terminal.device = tty::encoded(target.device);
                     terminal.path = Some(path.clone());
                     Some(Item::Task(task))
                 }
                 _ => None,
             },
             Item::File(file) if !file.object.is_some_and(|it| masters.objects.contains(&it)) => {
-                kind::retarget(&file, &target).map(|file| Item::File(file.into()))
+                kind::retarget(&file, &record).map(|file| Item::File(file.into()))
             }
             _ => None,
         };
         match new {
             Some(item) => {
-                count += 1;
+                replaced += 1;
                 writer.put(&item)?;
             }
             None => writer.pass(whole)?,
         }
     }
     writer.end()?;
-    if count == 0 {
-        tool.warn("stdin: no terminal that needs another is in the image");
+    if replaced == 0 {
+        tool.warn("stdin: the image has no terminal to replace; it is passed on unchanged");
         return Ok(Status::No);
     }
     Ok(Status::Done)
 }
 
-/// The pairs that are whole in the image, which need no other terminal.
+/// The pseudo terminals whose master is in the image.
 #[derive(Default)]
 struct Masters {
     objects: HashSet<u32>,
@@ -88,16 +90,16 @@ fn masters(spool: &mut File) -> Result<Masters> {
     Ok(found)
 }
 
-/// What the records of the terminals are made like.
-fn target(place: &Place) -> OpenFile {
+/// A record of the new terminal, from which the records of the image take its name and inode.
+fn record(terminal: &NamedTerminal) -> OpenFile {
     OpenFile {
         id: 0,
         kind: String::new(),
         flags: 0,
         pos: 0,
-        link: Bytes(place.path.as_os_str().as_bytes().to_vec()),
+        link: Bytes(terminal.path.as_os_str().as_bytes().to_vec()),
         mnt: 0,
-        inode: Some(place.node.clone()),
+        inode: Some(terminal.node.clone()),
         signals: None,
         object: None,
         locks: Vec::new(),

@@ -1,6 +1,6 @@
-//! ttyctl save: a terminal's settings as an image, which any fdkit tool reads.
+//! ttyctl save: writes the settings and the size of a terminal as an image.
 
-use crate::place::Place;
+use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::capture::head;
 use fdkit::cli::{self, Arg};
@@ -16,20 +16,21 @@ use std::os::unix::ffi::OsStrExt;
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "save")]
 pub(crate) struct Args {
-    /// the terminal; the caller's own if none is given
+    /// the terminal; the caller's controlling terminal if left out
     #[argh(positional, arg_name = "TTY")]
     tty: Option<Arg>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let place = Place::find(args.tty.as_ref())?;
+    let terminal = NamedTerminal::find(args.tty.as_ref())?;
     let out = cli::binary_stdout("use a pipe or a file")?;
-    let fd = place.open(OFlag::O_RDONLY)?;
-    let us = Process::open(std::process::id() as i32)?;
-    let it = Descriptor::read(&us, fd.as_raw_fd(), true, &mut Vec::new()).at(|| place.shown())?;
-    let mut file = kind::record_of(it, 0).at(|| place.shown())?;
-    file.link = Bytes(place.path.as_os_str().as_bytes().to_vec());
-    let task = us.task(0, Some(0))?;
+    let fd = terminal.open(OFlag::O_RDONLY)?;
+    let process = Process::open(std::process::id() as i32)?;
+    let it = Descriptor::read(&process, fd.as_raw_fd(), true, &mut Vec::new())
+        .at(|| terminal.shown())?;
+    let mut file = kind::record_of(it, 0).at(|| terminal.shown())?;
+    file.link = Bytes(terminal.path.as_os_str().as_bytes().to_vec());
+    let task = process.task(0, Some(0))?;
     let mut out = Writer::new(out);
     out.put(&Item::Head(head("ttyctl")))?;
     out.put(&Item::Task(task.into()))?;

@@ -1,6 +1,6 @@
-//! ttyctl show: whose a terminal is, who has it open, and what it is set to.
+//! ttyctl show: the session, the openers and the settings of a terminal.
 
-use crate::place::Place;
+use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg};
 use fdkit::error::{At, Error, Result, Status};
@@ -15,19 +15,19 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write;
 
-/// Show a terminal: session, foreground group, who has it open, settings and size.
+/// Show a terminal: session, foreground group, processes that have it open, settings and size.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "show")]
 pub(crate) struct Args {
     /// print JSON
     #[argh(switch, short = 'J')]
     json: bool,
-    /// a process, for its controlling terminal, or a terminal; the caller's own if none is given
+    /// a terminal, or a process for its controlling terminal; the caller's controlling terminal if left out
     #[argh(positional, arg_name = "PID|TTY")]
-    which: Option<Arg>,
+    of: Option<Arg>,
 }
 
-/// What there is to show.
+/// All that is shown of a terminal.
 struct View {
     name: String,
     device: (u32, u32),
@@ -36,10 +36,10 @@ struct View {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let pid = args.which.as_ref().and_then(|word| word.as_os_str().to_str()?.parse::<i32>().ok());
+    let pid = args.of.as_ref().and_then(|word| word.as_os_str().to_str()?.parse::<i32>().ok());
     let view = match pid {
         Some(pid) => of_process(pid).at(|| pid.to_string())?,
-        None => of_place(&Place::find(args.which.as_ref())?),
+        None => of_terminal(&NamedTerminal::find(args.of.as_ref())?),
     };
     let text = match args.json {
         true => format!("{:#}\n", view.json()),
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
 fn of_process(pid: i32) -> Result<View> {
     let task = Process::open(pid).and_then(|it| it.task(0, None))?;
     let Some(terminal) = &task.terminal else {
-        return Err(Error::new(Status::No, "it has no controlling terminal"));
+        return Err(Error::new(Status::No, "the process has no controlling terminal"));
     };
     let device = tty::numbers(terminal.device);
     let node = terminal::slave_index(device)
@@ -60,31 +60,36 @@ fn of_process(pid: i32) -> Result<View> {
     Ok(view(terminal::name(device), device, node.as_ref(), None))
 }
 
-fn of_place(place: &Place) -> View {
-    // Behind /dev/console there is another device, which only the open terminal tells.
-    let open = || place.open(OFlag::O_RDONLY).ok();
-    let device = match place.device {
-        (5, _) => open().and_then(|fd| tty::device(&fd).ok()).unwrap_or(place.device),
+fn of_terminal(terminal: &NamedTerminal) -> View {
+    // /dev/console and /dev/tty lead to another device, which TIOCGDEV tells of the open terminal.
+    let open = || terminal.open(OFlag::O_RDONLY).ok();
+    let device = match terminal.device {
+        (5, _) => open().and_then(|fd| tty::device(&fd).ok()).unwrap_or(terminal.device),
         device => device,
     };
-    let node = Some(&place.node).filter(|_| terminal::slave_index(device).is_some());
-    view(place.shown(), device, node, Some(place))
+    let node = Some(&terminal.node).filter(|_| terminal::slave_index(device).is_some());
+    view(terminal.shown(), device, node, Some(terminal))
 }
 
-fn view(name: String, device: (u32, u32), node: Option<&Inode>, place: Option<&Place>) -> View {
+fn view(
+    name: String,
+    device: (u32, u32),
+    node: Option<&Inode>,
+    terminal: Option<&NamedTerminal>,
+) -> View {
     let holders = openers::of(device, node.map(|it| it.dev));
     let mut settings = openers::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
-    // To be the only one that opens a slave, and to close it again, would show at its master.
+    // If nobody else has a slave open, opening and closing it would show at its master as a hang-up.
     let safe = terminal::slave_index(device).is_none() || holders.iter().any(|it| it.member);
     if settings.is_none() && safe {
-        let fd = place.and_then(|place| place.open(OFlag::O_RDONLY).ok());
+        let fd = terminal.and_then(|terminal| terminal.open(OFlag::O_RDONLY).ok());
         settings = fd.and_then(|fd| Settings::read(&fd).ok());
     }
     View { name, device, holders, settings }
 }
 
 impl View {
-    /// The members of its session.
+    /// The processes of the session whose controlling terminal it is.
     fn members(&self) -> impl Iterator<Item = &Opener> {
         self.holders.iter().filter(|it| it.member)
     }
@@ -101,7 +106,7 @@ impl View {
         self.members().next().map(|it| it.foreground).filter(|&group| group > 0)
     }
 
-    /// The command line of the foreground group: of its leader, or else of any of it.
+    /// The command line of the leader of the foreground group, or of another member of the group.
     fn command(&self) -> Option<String> {
         let group = self.foreground()?;
         let members = || self.members().filter(|it| it.pgid == group);
@@ -150,11 +155,11 @@ impl View {
             (Some(sid), Some(leader)) => {
                 row("session", format!("{sid} {}", escape(&leader.comm.0)))
             }
-            (Some(sid), None) => row("session", format!("{sid}, whose leader is gone")),
-            (None, _) => row("session", "none that we can see".to_owned()),
+            (Some(sid), None) => row("session", format!("{sid}, its leader is gone")),
+            (None, _) => row("session", "none visible".to_owned()),
         }
         if let Some(group) = self.foreground() {
-            let command = self.command().unwrap_or("gone".to_owned());
+            let command = self.command().unwrap_or("(gone)".to_owned());
             row("foreground", format!("{group} {command}"));
         }
         match &self.settings {
@@ -162,17 +167,22 @@ impl View {
                 let [rows, columns, ..] = settings.size;
                 row("size", format!("{rows} rows, {columns} columns"));
                 let unusual = settings.line.unusual();
-                let usual =
-                    if unusual.is_empty() { "as usual".to_owned() } else { unusual.join(" ") };
-                row("settings", usual);
+                let shown = match unusual.is_empty() {
+                    true => "those of a new terminal".to_owned(),
+                    false => unusual.join(" "),
+                };
+                row("settings", shown);
                 if settings.locked.is_some() {
-                    row("", "some of them are locked".to_owned());
+                    row("", "some settings are locked (TIOCSLCKTRMIOS)".to_owned());
                 }
                 if settings.discipline != 0 {
                     row("discipline", settings.discipline.to_string());
                 }
             }
-            None => row("settings", "not known: nobody lets us look".to_owned()),
+            None => row(
+                "settings",
+                "unknown: this user cannot read them, or reading them would be noticed".to_owned(),
+            ),
         }
         for it in self.masters() {
             let numbers = list(Some(&it.masters));
@@ -201,7 +211,7 @@ impl View {
     }
 }
 
-/// Numbers, runs of them as `0-2`.
+/// Descriptor numbers as `0-2,7`; `?` where they are not known, `-` where there are none.
 fn list(fds: Option<&Vec<i32>>) -> String {
     let Some(fds) = fds else { return "?".to_owned() };
     let mut runs: Vec<(i32, i32)> = Vec::new();
