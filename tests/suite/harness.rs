@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The tools of fdkit.
-const TOOLS: &[&str] = &["fdscan", "fdimg", "fdrestore", "ttyctl"];
+pub(crate) const TOOLS: &[&str] = &["fdscan", "fdimg", "fdrestore", "ttyctl"];
 
 /// The fixture.
 pub(crate) const MKFD: &str = env!("CARGO_BIN_EXE_mkfd");

@@ -119,6 +119,16 @@ fn an_image_goes_from_the_scan_to_the_restore_without_a_file() {
 }
 
 #[test]
+fn a_verbose_scan_says_what_it_captured() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["pipe@3,4:data=hello", "eventfd@5,6:dup"]);
+    let words = ["fdscan", "-v", "--data", "-F", "3-6", "-o", &scratch.file("a.fdi"), &target.pid];
+    let ran = pipeline(&[&words]).ok();
+    let said = "fdscan: 1 tasks, 4 descriptors, 3 descriptions (0 opaque), 5 bytes of contents\n";
+    assert_eq!(ran.said(), said, "{}", ran.whole());
+}
+
+#[test]
 fn select_keeps_matching_descriptors_and_their_files() {
     let scratch = Scratch::new();
     let specs = ["pipe@3,4:data=hello", "eventfd@5,6:dup,count=2", "regular@7"];
