@@ -117,7 +117,7 @@ fn a_pid_that_is_not_a_number_is_wrong_usage() {
 
 #[test]
 fn unknown_words_are_named() {
-    pipeline(&[&["fdscan", "x"]]).refuses(2, &["'x' is no process id"]);
+    pipeline(&[&["fdscan", "x"]]).refuses(2, &["'x' is not a process id"]);
     pipeline(&[&["fdscan"]]).refuses(2, &["PID is not given"]);
     pipeline(&[&["fdscan", "-F", "pip", "1"]]).refuses(2, &["'pip' is neither"]);
     pipeline(&[&["fdimg", "frobnicate"]]).refuses(2, &["frobnicate"]);

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! fdimg: looks at images, keeps them, and takes parts of them. The list of its subcommands.
+//! fdimg: stores, shows, verifies and selects from images. A file for each subcommand.
 
 mod place;
 mod read;

@@ -1,4 +1,5 @@
-//! fdimg place: what the tables of an image take, must take, and would take after a restore.
+//! fdimg place: the sizes of the descriptor tables of an image, as recorded, as needed, and as
+//! forecast for each placement policy.
 
 use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
@@ -14,43 +15,44 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 
-/// The service descriptors of a task: the fdstore.
+/// The number of service descriptors of a task, which is one: the fdstore.
 const SERVICES: usize = 1;
 
-/// Say what the tables of an image take, and would take after fdrestore --tree.
+/// Show the sizes of the descriptor tables of an image, as recorded and after fdrestore --tree.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "place")]
 pub(crate) struct Args {
-    /// bytes in place of slots
+    /// show bytes of kernel memory instead of slots
     #[argh(switch, short = 'b')]
     bytes: bool,
-    /// the limit of open files there (that of this process)
+    /// RLIMIT_NOFILE where the image will be restored (default: that of this process)
     #[argh(option, arg_name = "N")]
     limit: Option<u32>,
-    /// one JSON document
+    /// print one JSON document
     #[argh(switch, short = 'J')]
     json: bool,
     /// colours: auto (on a terminal), always or never
     #[argh(option, arg_name = "auto|always|never", default = "Color::Auto")]
     color: Color,
-    /// the image; - or none is stdin
+    /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
 }
 
-/// A task, and what becomes of its table.
+/// A line of the output: a task and its table.
 struct Row<'a> {
     task: &'a Task,
-    /// The task whose table it shares.
+    /// The pid of the owner of the table, if that is another task (CLONE_FILES).
     shares: Option<i32>,
     descriptors: usize,
     highest: Option<u32>,
+    /// The slots that the kernel needs for the highest number.
     needed: u64,
-    /// One for each policy, in their order.
+    /// The forecast for each of [`Placement::ALL`]; none where the limit leaves no room.
     sizes: Vec<Option<Size>>,
 }
 
-/// What is added up over the tables of the tree: slots or bytes.
+/// The unit of the output: maps slots to slots, or to bytes.
 type Measure = fn(u64) -> u64;
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
@@ -89,15 +91,16 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     Ok(Status::Done)
 }
 
-/// The limit that fdrestore would have here: it raises its own if the highest number asks for it.
+/// The RLIMIT_NOFILE that fdrestore would have in place of this process: it raises the soft limit to
+/// the hard one if the highest number is not below it.
 fn own_limit(highest: Option<u32>) -> Result<u32> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let raises = highest.is_some_and(|highest| u64::from(highest) >= soft);
     Ok(if raises { hard } else { soft }.min(u32::MAX.into()) as u32)
 }
 
-/// Recorded, needed, and for each policy at the end; of the tables, each once. None is added up
-/// as soon as one is not known.
+/// The sums of what is recorded, of what is needed, and of the forecast for each policy, each table
+/// counted once. A sum with a forecast that is not known is not known.
 fn sums(rows: &[Row<'_>], measure: Measure) -> (u64, u64, Vec<Option<u64>>) {
     let tables = || rows.iter().filter(|row| row.shares.is_none());
     let of = |policy: usize| tables().map(|row| Some(measure(row.sizes[policy]?.end))).sum();
@@ -114,8 +117,8 @@ fn table(rows: &[Row<'_>], measure: Measure, color: Color) -> String {
     let policies = Placement::ALL.iter().map(|policy| policy.name().to_uppercase());
     let head = ["PID", "COMMAND", "FDS", "HIGHEST", "FDSIZE", "NEEDED"].map(str::to_owned);
     table.set_header(head.into_iter().chain(policies));
-    // A table that is larger than it must be is marked.
-    let against = |slots: u64, needed: u64| {
+    // A mark stands behind a table that is larger than needed.
+    let marked = |slots: u64, needed: u64| {
         let mark = if slots > needed { "!" } else { " " };
         format!("{}{mark}", measure(slots))
     };
@@ -126,13 +129,13 @@ fn table(rows: &[Row<'_>], measure: Measure, color: Color) -> String {
             None => {
                 cells.push(row.descriptors.to_string());
                 cells.push(row.highest.map_or("-".into(), |highest| highest.to_string()));
-                cells.push(against(row.task.table.capacity.into(), row.needed));
+                cells.push(marked(row.task.table.capacity.into(), row.needed));
                 cells.push(format!("{} ", measure(row.needed)));
                 cells.extend(row.sizes.iter().map(|size| match size {
                     Some(Size { peak, end }) if peak > end => {
-                        format!("({}) {}", measure(*peak), against(*end, row.needed))
+                        format!("({}) {}", measure(*peak), marked(*end, row.needed))
                     }
-                    Some(Size { end, .. }) => against(*end, row.needed),
+                    Some(Size { end, .. }) => marked(*end, row.needed),
                     None => "- ".to_owned(),
                 }));
             }
@@ -158,7 +161,7 @@ fn table(rows: &[Row<'_>], measure: Measure, color: Color) -> String {
             (true, _) if row.is_none() => "1",
             (true, _) => row.filter(|row| bloated(row)).map_or("", |_| "33"),
         };
-        crate::show::push(&mut out, line.trim_end(), width, style);
+        crate::show::push_line(&mut out, line.trim_end(), width, style);
     }
     out
 }

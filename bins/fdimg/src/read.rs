@@ -1,4 +1,4 @@
-//! fdimg read: a file becomes a stream again.
+//! fdimg read: checks an image file and writes it to stdout.
 
 use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
@@ -6,7 +6,7 @@ use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Reader, Writer};
 
-/// Write an image file to stdout, checked on the way.
+/// Check an image file and write it to stdout.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "read")]
 pub(crate) struct Args {
@@ -18,7 +18,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Status> {
     let input = ImageInput::new(Some(&args.file));
     let from = input.open(&TOOL, CURE)?;
-    let out = cli::binary_stdout("use a pipe, or fdimg show")?;
+    let out = cli::binary_stdout("use a pipe, or fdimg show FILE")?;
     let name = || input.to_string();
     let mut reader = Reader::new(from);
     let mut writer = Writer::new(out);

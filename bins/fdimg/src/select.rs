@@ -1,5 +1,7 @@
-//! fdimg select: an image of the descriptors that pass. Two passes, in memory of a few bits a file;
-//! three, with a few words a file, if descriptors are queued.
+//! fdimg select: writes an image of the descriptors that pass a filter.
+//!
+//! The image is read twice, with a few bits of memory per record. If it has queued descriptors it is
+//! read three times, with a few words per file.
 
 use crate::records::Records;
 use crate::{CURE, TOOL};
@@ -15,21 +17,22 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, Write};
 
-/// Keep the descriptors that pass a filter, with the files they name, on stdout.
+/// Write an image of the descriptors that pass a filter, with the files they name, to stdout.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "select")]
 pub(crate) struct Args {
-    /// what passes: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and
+    /// keep only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, commas mean or, repeated options mean and
     #[argh(option, short = 'F', arg_name = "FILTER")]
     filter: Vec<String>,
-    /// the image; - or none is stdin
+    /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
 }
 
-const TOO_MANY: &str = "the filters tell more than 65536 sorts of files apart";
+const TOO_MANY: &str =
+    "too many filters: they divide the files into more than 65536 groups; select in several steps";
 
-/// A bit for each of the records of a stream.
+/// A set of small integers, a bit each.
 #[derive(Default)]
 struct Bits(Vec<u64>);
 
@@ -46,7 +49,7 @@ impl Bits {
     }
 }
 
-/// The places of ascending ids among those that there are, kept as runs without gaps.
+/// A map from ascending ids to their ordinals, stored as runs of ids without gaps.
 #[derive(Default)]
 struct Ordinals {
     runs: Vec<(u32, usize)>,
@@ -54,7 +57,7 @@ struct Ordinals {
 }
 
 impl Ordinals {
-    /// Adds an id if it is above all before it.
+    /// Adds an id unless it is at most the last one.
     fn add(&mut self, id: u32) {
         match self.runs.last() {
             Some(&(first, at)) if (id as usize) < first as usize + self.count - at => return,
@@ -64,26 +67,25 @@ impl Ordinals {
         self.count += 1;
     }
 
-    /// The place of an id that was added.
+    /// The ordinal of an id that was added.
     fn of(&self, id: u32) -> usize {
         let run = self.runs.partition_point(|&(first, _)| first <= id) - 1;
         self.runs[run].1 + (id - self.runs[run].0) as usize
     }
 }
 
-/// What the first pass finds out.
+/// The result of the first pass: the records to keep, by their ordinals in the stream.
 #[derive(Default)]
 struct Kept {
-    /// Which records.
     records: Bits,
-    /// Which of them are files with objects, or contents.
+    /// The files with an object, and contents.
     with_object: Bits,
     objects: Ordinals,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
     if args.filter.is_empty() {
-        return Err(Error::misuse("which descriptors? -F FILTER is not given"));
+        return Err(Error::misuse("-F FILTER is not given; see fdimg select --help"));
     }
     let kinds = kind::names();
     let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
@@ -96,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         None => input.spool(&TOOL, CURE)?,
     };
     if !file.metadata().at(name)?.is_file() {
-        return Err(Error::misuse("not a regular file; use a pipe").at(name()));
+        return Err(Error::misuse("not a regular file; pass the image on stdin").at(name()));
     }
     file.rewind().at(name)?;
     let kept = first_pass(&mut file, &filters, &name()).at(name)?;
@@ -105,8 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     Ok(Status::Done)
 }
 
-/// Which records are kept: a file because a slot that passes names it, or because it waits in the
-/// queue of a kept file.
+/// Finds the records to keep. A file is kept if a descriptor that passes names it, or if it waits in
+/// the queue of a kept file. `name` is the name of the image.
 fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     let mut reader = Reader::new(Reading::new(TOOL.name(), &mut *from));
     reader.head()?;
@@ -114,13 +116,14 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     let mut with_object = Bits::default();
     let mut objects = Ordinals::default();
     let mut wanted = Bits::default();
-    // By the order of files in the stream, since ids may have gaps.
+    // Files have ordinals, since their ids may have gaps.
     let mut files = Ordinals::default();
-    let mut places = Bits::default();
+    let mut is_file = Bits::default();
     let mut pids: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
     // The files that wait in the queue of each object.
     let mut queued: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-    // What the filters say of each file: which of the few outcomes there are.
+    // Few files differ in what the filters say of them: each different outcome is stored once, and
+    // each file has its index.
     let mut outcomes: Vec<Vec<u64>> = Vec::new();
     let mut outcome: Vec<u16> = Vec::new();
     let by_file = filters.iter().any(Filter::asks_the_file);
@@ -140,7 +143,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
                     objects.add(object);
                     with_object.set(record);
                 }
-                places.set(record);
+                is_file.set(record);
                 if by_file {
                     let link = &file.link.0;
                     let judged: Vec<u64> =
@@ -193,7 +196,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     }
     let mut file = 0;
     for at in 0..=record {
-        if places.has(at) {
+        if is_file.has(at) {
             if wanted.has(file) {
                 kept.set(at);
             }
@@ -203,7 +206,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
     Ok(Kept { records: kept, with_object, objects })
 }
 
-/// The files that have objects, each with its object, by their places.
+/// The ordinals of the files that have objects, ascending, each with the ordinal of its object.
 fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(usize, usize)>> {
     from.rewind()?;
     let mut reader = Reader::new(Reading::new(TOOL.name(), from));
@@ -237,7 +240,7 @@ fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {
         if kept.with_object.has(record) {
             match (key, object()) {
                 (b"file", Some(object)) => objects.set(object),
-                // Contents go with the files that they belong to.
+                // Contents are kept if a file of their object is.
                 (_, object) if !object.is_some_and(|object| objects.has(object)) => continue,
                 _ => (),
             }

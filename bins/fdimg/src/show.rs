@@ -1,4 +1,4 @@
-//! fdimg show: one line a descriptor, for people, or JSON.
+//! fdimg show: a line for each descriptor of an image, or JSON.
 
 use crate::records::Records;
 use crate::{CURE, TOOL};
@@ -17,29 +17,30 @@ use std::collections::HashMap;
 use std::io::Write;
 use unicode_width::UnicodeWidthChar;
 
-/// Show an image: a line a descriptor.
+/// Show the descriptors of an image, a line each.
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "show")]
 pub(crate) struct Args {
-    /// only descriptors that pass, as for fdimg select
+    /// show only descriptors that pass, in the language of fdimg select
     #[argh(option, short = 'F', arg_name = "FILTER")]
     filter: Vec<String>,
-    /// one JSON document
+    /// print one JSON document
     #[argh(switch, short = 'J')]
     json: bool,
     /// colours: auto (on a terminal), always or never
     #[argh(option, arg_name = "auto|always|never", default = "Color::Auto")]
     color: Color,
-    /// the image; - or none is stdin
+    /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
 }
 
-/// A descriptor with all that it belongs to.
+/// A line of the output: a descriptor, its file and the tasks that have it.
 struct Row<'a> {
     tasks: Vec<&'a Task>,
     slot: &'a Slot,
     file: &'a OpenFile,
+    /// The other descriptors of the same open file description: `FD`, or `PID:FD` of another table.
     shared: Vec<String>,
 }
 
@@ -100,7 +101,7 @@ fn mode(file: &OpenFile) -> &'static str {
     }
 }
 
-/// The status flags by their names in open(2).
+/// The names of the file status flags, as in open(2).
 fn flags(file: &OpenFile) -> Vec<&'static str> {
     const NAMES: [(i32, &str); 9] = [
         (libc::O_APPEND, "append"),
@@ -124,7 +125,7 @@ fn flags(file: &OpenFile) -> Vec<&'static str> {
     names
 }
 
-/// The short values of a body, `key=value`, whatever the kind.
+/// The short values of a body, as ` key=value`; the kind does not matter.
 fn details(file: &OpenFile) -> String {
     let mut out = String::new();
     for (key, value) in scan::entries(&file.body) {
@@ -139,7 +140,7 @@ fn details(file: &OpenFile) -> String {
             Some(Token::Text(text)) => {
                 format!(" {}={}", escape(key.as_bytes()), escape(text.as_bytes()))
             }
-            // A name, not a text of many lines.
+            // Names are shown, and texts of several lines are not.
             Some(Token::Bytes(bytes)) if !bytes.is_empty() && bytes.len() < 200 => {
                 let shown = escape(bytes);
                 let line = !bytes.contains(&b'\n');
@@ -152,7 +153,7 @@ fn details(file: &OpenFile) -> String {
     out
 }
 
-/// The locks of a number, ` locks=POSIX-w:0-9,FLOCK-r`.
+/// The locks of a descriptor and of its file, as ` locks=POSIX-w:0-9,FLOCK-r`.
 fn locks(row: &Row<'_>) -> String {
     let one = |lock: &Lock| {
         let (class, access) = (escape(lock.class.as_bytes()), if lock.write { 'w' } else { 'r' });
@@ -171,13 +172,13 @@ fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
     let width = cli::terminal_width();
     let mut out = String::new();
     for group in rows.chunk_by(|a, b| a.slot.table == b.slot.table) {
-        let names: Vec<String> = group[0].tasks.iter().map(|task| title(task)).collect();
+        let names: Vec<String> = group[0].tasks.iter().map(|task| pid_and_name(task)).collect();
         if !out.is_empty() {
             out.push('\n');
         }
-        let facts = &group[0].tasks[0].table;
-        let line = format!("{}  FDSize {}", names.join(", "), facts.capacity);
-        push(&mut out, &line, width, if color { "1" } else { "" });
+        let recorded = &group[0].tasks[0].table;
+        let line = format!("{}  FDSize {}", names.join(", "), recorded.capacity);
+        push_line(&mut out, &line, width, if color { "1" } else { "" });
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         table.set_header(["FD", "KIND", "MODE", "POS", "FLAGS", "SHARED", "NAME"]);
@@ -214,18 +215,19 @@ fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
                 (true, _, true) => "33",
                 _ => "",
             };
-            push(&mut out, line.trim_end(), width, style);
+            push_line(&mut out, line.trim_end(), width, style);
         }
     }
     out
 }
 
-fn title(task: &Task) -> String {
+/// `PID COMM`.
+fn pid_and_name(task: &Task) -> String {
     format!("{} {}", task.pid, escape(&task.comm.0))
 }
 
-/// Adds a line, cut to the width of a terminal.
-pub(crate) fn push(out: &mut String, line: &str, width: Option<usize>, style: &str) {
+/// Adds a line, cut to `width` columns, in the colours of an SGR sequence (`33`).
+pub(crate) fn push_line(out: &mut String, line: &str, width: Option<usize>, style: &str) {
     let mut room = width.unwrap_or(usize::MAX);
     let fits = |letter: &char| {
         let wide = letter.width().unwrap_or(0);
@@ -306,7 +308,7 @@ fn descriptor(row: &Row<'_>) -> Value {
     })
 }
 
-/// CBOR as JSON; its depth is bounded by the scanner.
+/// CBOR as JSON. The depth of the recursion is at most [`scan::MAX_DEPTH`].
 fn body<'a>(tokens: &mut impl Iterator<Item = Token<'a>>, depth: usize) -> Value {
     let Some(token) = tokens.next().filter(|_| depth <= scan::MAX_DEPTH) else {
         return Value::Null;

@@ -1,4 +1,4 @@
-//! fdimg verify: whether an image is whole, and what in it cannot be restored.
+//! fdimg verify: checks that an image is whole, and counts what cannot be restored.
 
 use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
@@ -14,7 +14,7 @@ use std::io::Write;
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "verify")]
 pub(crate) struct Args {
-    /// the image; - or none is stdin
+    /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
 }
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let mut reader = Reader::new(from);
     reader.head().at(name)?;
     let mut validator = Validator::default();
-    // Kinds that no restore here knows, and how many descriptions have them.
+    // The kinds that this version does not know, and the number of their descriptions.
     let mut unknown: BTreeMap<String, u64> = BTreeMap::new();
     while let Some(entry) = reader.next().at(name)? {
         match entry.item {
@@ -60,7 +60,10 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     }
     for (kind, count) in unknown {
         let kind = escape(kind.as_bytes()).into_owned();
-        text.push_str(&format!("{}: {count} of kind {kind}, not known here\n", name()));
+        text.push_str(&format!(
+            "{}: {count} of kind {kind}, which this version does not know\n",
+            name()
+        ));
     }
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)

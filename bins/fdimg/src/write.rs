@@ -1,4 +1,4 @@
-//! fdimg write: a stream becomes a file, whole or not at all.
+//! fdimg write: writes the image on stdin to a file, whole or not at all.
 
 use crate::TOOL;
 use argh::{ArgsInfo, FromArgs};
@@ -13,7 +13,7 @@ use std::path::Path;
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "write")]
 pub(crate) struct Args {
-    /// the file; without it COMM.PID.fdi of the first task, and the name is printed
+    /// the file; if left out, COMM.PID.fdi of the first task, and the name is printed
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
 }
@@ -23,7 +23,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let name = || ImageInput::STDIN.to_string();
     let mut reader = Reader::new(from);
     let (_, head) = reader.head().at(name)?;
-    // The folder is known before the name is, and a file without a name is no litter.
+    // The name may come from the first task; until then the file has none (O_TMPFILE), and nothing is
+    // left behind if this fails.
     let given = args.file.as_ref().map(|file| file.as_path().to_owned());
     let here = Path::new(".");
     let shown = || given.as_deref().unwrap_or(here).display().to_string();
@@ -51,7 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     Ok(Status::Done)
 }
 
-/// COMM.PID.fdi, where COMM keeps only what is plain in a file name.
+/// COMM.PID.fdi, with `_` for each byte of COMM that a shell could take for something else.
 fn file_name(task: &Task) -> String {
     let plain = |byte: &u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'+' => *byte as char,

@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! fdrestore: an image becomes the descriptors of a new command, or of a tree of processes.
+//! fdrestore: recreates the descriptors of an image in a new command or a new tree of processes.
 
 mod show;
 mod stats;
@@ -7,7 +7,7 @@ mod tree;
 
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::progress::Reading;
-use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, ImageInput, Outcome, Tool};
+use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, ImageInput, Outcome, Tool, units};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::kind::context::Changed;
@@ -16,7 +16,6 @@ use fdkit::plan::{Inherit, Missing, Plan, RestoreOptions};
 use fdkit::sys::memory::map_sealed;
 use fdkit::table::command::restore;
 use fdkit::table::stats::Meter;
-use fdkit::text::escape;
 use nix::libc;
 use std::ffi::OsString;
 use std::io::Write;
@@ -28,43 +27,43 @@ use std::process::ExitCode;
 /// Recreate the file descriptors of an image in a new command, or in a tree of processes: fdrestore [OPTIONS] [-- COMMAND...]
 #[derive(FromArgs, ArgsInfo)]
 struct Args {
-    /// the image; - or none is stdin
+    /// the image; stdin if - or left out
     #[argh(option, short = 'i', arg_name = "IMAGE")]
     image: Option<Arg>,
-    /// the task whose table is restored (the first)
+    /// the task whose table is restored (default: the first)
     #[argh(option, arg_name = "PID")]
     task: Option<i32>,
-    /// make all processes of the image, which hold their descriptors
+    /// create all processes of the image; each one holds its descriptors
     #[argh(switch)]
     tree: bool,
-    /// each process of the tree runs the program that it ran
+    /// with --tree: each process runs its program again
     #[argh(switch)]
     respawn: bool,
-    /// each process of the tree gets the id that it had
+    /// with --tree: each process gets its old process id, or all is refused
     #[argh(switch)]
     same_pids: bool,
-    /// where our own descriptors stand meanwhile: rlimit, task, late or tight; see fdkit(7)
+    /// where fdrestore places its own descriptors during the restore; see fdkit(7)
     #[argh(option, arg_name = "rlimit|task|late|tight", default = "Placement::Tight")]
     placement: Placement,
-    /// the caller's descriptor FD in place of KEY: what readlink shows, FD or PID:FD of the image; a bare list (0,1,2) keeps the caller's own
+    /// use the caller's descriptor FD for KEY: the text of readlink, or FD or PID:FD of the image; a bare list (0,1,2) keeps the caller's own
     #[argh(option, arg_name = "KEY=FD")]
     inherit: Vec<Arg>,
-    /// what to do about a descriptor that cannot be restored: fail, null (/dev/null) or skip
+    /// for a descriptor that cannot be restored: fail, put /dev/null there, or skip it
     #[argh(option, arg_name = "fail|null|skip", default = "Missing::Fail")]
     missing: Missing,
-    /// what to do about a file that is not what it was: fail, warn or ignore
+    /// for a file that has changed since the scan: fail, warn or ignore it
     #[argh(option, arg_name = "fail|warn|ignore", default = "Changed::Warn")]
     changed: Changed,
-    /// open paths below DIR
+    /// open all paths below DIR
     #[argh(option, arg_name = "DIR")]
     root: Option<Arg>,
     /// take the controlling terminal from the session that has it
     #[argh(switch)]
     steal: bool,
-    /// say what it took, on stderr: text or json
+    /// print system calls, dups and table sizes of the restore to stderr
     #[argh(option, arg_name = "text|json")]
-    stats: Option<stats::Form>,
-    /// print the plan and stop
+    stats: Option<stats::Format>,
+    /// print the plan and restore nothing
     #[argh(switch, short = 'n')]
     dry_run: bool,
     /// print the plan as JSON
@@ -80,19 +79,23 @@ fn main() -> ExitCode {
 
 fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     if !args.tree && (args.respawn || args.same_pids) {
-        return Err(Error::misuse("--respawn and --same-pids go with --tree"));
+        return Err(Error::misuse("--respawn and --same-pids need --tree"));
     }
     if args.tree && args.task.is_some() {
-        return Err(Error::misuse("--task picks one task, and --tree takes all"));
+        return Err(Error::misuse(
+            "--task cannot be combined with --tree, which restores all tasks",
+        ));
     }
     if command.is_empty() && !args.dry_run && !args.tree {
-        return Err(Error::misuse("COMMAND is not given; it goes after --"));
+        return Err(Error::misuse("COMMAND is not given; put it after --"));
     }
     if args.json && !args.dry_run {
-        return Err(Error::misuse("--json is of the plan; it goes with --dry-run"));
+        return Err(Error::misuse("--json needs --dry-run, since it prints the plan"));
     }
     if args.stats.is_some() && args.dry_run {
-        return Err(Error::misuse("--stats says what a restore took, and --dry-run is none"));
+        return Err(Error::misuse(
+            "--stats cannot be combined with --dry-run, which restores nothing",
+        ));
     }
     let inherit = args.inherit.iter().map(inherit).collect::<Result<Vec<_>>>()?.concat();
     let options = RestoreOptions {
@@ -108,7 +111,10 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     let mut spool = input.spool_sealed(tool, "use a pipe or -i IMAGE")?;
     let image = DecodedImage::load(Reading::new(tool.name(), &mut spool)).at(name)?;
     if image.head.passive {
-        tool.warn("the image was made with --passive: what was shared is restored apart");
+        tool.warn(
+            "the image was made with --passive: what descriptors shared, they no longer share; \
+             scan without --passive to keep it",
+        );
     }
     let root = match &args.root {
         Some(path) => {
@@ -135,8 +141,9 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     let counter = args.stats.as_ref().map(|_| stats::count(tool)).transpose()?;
     let mut meter = counter.as_ref().map(|counter| Meter::new(Some(counter)));
     let (err, mut restored) = restore(&plan, &options, source, root, meter.as_mut());
-    if let (Some(counter), Some(meter), Some(form)) = (&counter, meter, &args.stats) {
-        restored = restored.and_then(|it| stats::of_one(&plan, meter, counter, *form).map(|()| it));
+    if let (Some(counter), Some(meter), Some(format)) = (&counter, meter, &args.stats) {
+        restored =
+            restored.and_then(|it| stats::of_one(&plan, meter, counter, *format).map(|()| it));
     }
     drop(counter);
     let cloexec = match restored {
@@ -159,24 +166,31 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     Ok(tool.exec(&command, &env, err.as_ref().map(AsFd::as_fd)).into())
 }
 
-/// `KEY=FD`, or a list of the caller's own.
+/// Parses the value of --inherit: `KEY=FD`, or a list of numbers of the caller's descriptors.
 fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
     let bytes = word.as_os_str().as_bytes();
-    let number = |bytes: &[u8]| {
-        let number = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<u32>().ok());
-        let number = number.and_then(|number| i32::try_from(number).ok());
-        number.ok_or_else(|| {
-            Error::misuse(format!("--inherit: '{}' is no descriptor", escape(bytes)))
-        })
-    };
+    let fd = |word: &[u8]| units::fd(word).at(|| "--inherit");
     match bytes.iter().rposition(|&byte| byte == b'=') {
-        Some(at) => Ok(vec![Inherit::Key(bytes[..at].to_vec(), number(&bytes[at + 1..])?)]),
-        None => bytes.split(|&byte| byte == b',').map(|it| Ok(Inherit::Own(number(it)?))).collect(),
+        Some(at) => Ok(vec![Inherit::Key(bytes[..at].to_vec(), fd(&bytes[at + 1..])?)]),
+        None => bytes.split(|&byte| byte == b',').map(|word| Ok(Inherit::Own(fd(word)?))).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn inherit_takes_a_key_or_a_list() {
+        let parse = |word: &str| inherit(&Arg::from(OsString::from(word)));
+        let key = |key: &str, fd| Ok(vec![Inherit::Key(key.into(), fd)]);
+        assert_eq!(parse("pipe:[7]=3"), key("pipe:[7]", 3));
+        assert_eq!(parse("/a=b=4"), key("/a=b", 4));
+        assert_eq!(parse("0,2"), Ok(vec![Inherit::Own(0), Inherit::Own(2)]));
+        let why = parse("0,x").unwrap_err().to_string();
+        assert_eq!(why, "--inherit: 'x' is not a descriptor number");
+    }
+
     #[test]
     fn completions_are_those_of_the_options() {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/completions");

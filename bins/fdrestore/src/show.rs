@@ -1,4 +1,4 @@
-//! What a restore would do, as a table and as JSON.
+//! fdrestore --dry-run: the operations of a restore, as a table and as JSON.
 
 use fdkit::error::Result;
 use fdkit::kind::context::CttyPlan;
@@ -122,13 +122,14 @@ fn line(plan: &Plan<'_>, operation: &Operation) -> Line {
 }
 
 /// Kind and name of a file.
-fn what<'p>(plan: &'p Plan<'_>, file: Option<u32>) -> (Cow<'p, str>, Cow<'p, str>) {
+fn file_of<'p>(plan: &'p Plan<'_>, file: Option<u32>) -> (Cow<'p, str>, Cow<'p, str>) {
     match file.and_then(|id| plan.image.file(id)) {
         Some(file) => (escape(file.kind.as_bytes()), escape(&file.link.0)),
         None => ("-".into(), "".into()),
     }
 }
 
+/// The origin of the controlling terminal; none if the task has none.
 fn terminal(plan: &Plan<'_>) -> Option<String> {
     match &plan.terminal {
         CttyPlan::None => None,
@@ -147,7 +148,7 @@ fn terminal(plan: &Plan<'_>) -> Option<String> {
 fn table(plan: &Plan<'_>, operations: &[Operation]) -> String {
     let row = |operation: &Operation| {
         let Line { number, verb, file, detail } = line(plan, operation);
-        let (kind, link) = what(plan, file);
+        let (kind, link) = file_of(plan, file);
         let number = number.map_or("-".to_owned(), |number| match waits(plan, number) {
             true => "queue".to_owned(),
             false => number.to_string(),
@@ -160,7 +161,7 @@ fn table(plan: &Plan<'_>, operations: &[Operation]) -> String {
         format!("{number:>5}  {verb:<10}  {kind:<9}  {name}\n")
     };
     let skipped = plan.steps.iter().filter(|step| step.action == Action::Skip).map(|step| {
-        let (kind, link) = what(plan, step.file);
+        let (kind, link) = file_of(plan, step.file);
         format!("{:>5}  {:<10}  {kind:<9}  {link}\n", step.fd, "none")
     });
     let terminal = terminal(plan).map(|is| format!("controlling terminal: {is}\n"));
@@ -176,7 +177,7 @@ fn waits(plan: &Plan<'_>, number: RawFd) -> bool {
 fn list(plan: &Plan<'_>, operations: &[Operation]) -> Vec<Value> {
     let row = |operation: &Operation| {
         let Line { number, verb, file, detail } = line(plan, operation);
-        let (kind, link) = what(plan, file);
+        let (kind, link) = file_of(plan, file);
         let number = number.filter(|number| !waits(plan, *number));
         let mut row = json!({"fd": number, "verb": verb, "kind": kind, "name": link});
         if !detail.is_empty() {

@@ -1,4 +1,4 @@
-//! What a restore took, as a table and as JSON.
+//! fdrestore --stats: the costs of a restore, as a table and as JSON.
 
 use fdkit::cli::Tool;
 use fdkit::error::Result;
@@ -8,16 +8,16 @@ use fdkit::table::stats::{Meter, ProcessStats, TableStats};
 use fdkit::table::syscall_counter::Counter;
 use serde_json::{Value, json};
 
-/// How it is said.
+/// The format of the statistics.
 #[derive(Clone, Copy)]
-pub(crate) enum Form {
+pub(crate) enum Format {
     Text,
     Json,
 }
 
-fdkit::word_enum!(Form { Text = "text", Json = "json" });
+fdkit::word_enum!(Format { Text = "text", Json = "json" });
 
-/// Begins to count, and says so if nothing can be counted.
+/// Starts to count system calls, and warns where that is not permitted.
 pub(crate) fn count(tool: &Tool) -> Result<Counter> {
     let counter = Counter::start(1)?;
     if let Some(why) = counter.why_not() {
@@ -26,23 +26,23 @@ pub(crate) fn count(tool: &Tool) -> Result<Counter> {
     Ok(counter)
 }
 
-/// Has the counter say what one table took, which stands by now.
+/// Writes the statistics of one restored table, by the process that counts.
 pub(crate) fn of_one(
     plan: &Plan<'_>,
     mut meter: Meter<'_>,
     counter: &Counter,
-    form: Form,
+    format: Format,
 ) -> Result<()> {
     let calls = meter.calls();
     let end = meter.look()?;
     let descriptors = plan.descriptors();
     let table = Some(TableStats { descriptors, size: Size { peak: meter.peak, end } });
     let row = ProcessStats { pid: Some(plan.task.pid), table, calls, messages: 0 };
-    counter.say(text(&[row], form).trim_end());
+    counter.say(text(&[row], format).trim_end());
     Ok(())
 }
 
-/// The columns, and their names in JSON.
+/// The columns, and their keys in JSON.
 const NAMES: [(&str, &str); 7] = [
     ("FDS", "descriptors"),
     ("CALLS", "system_calls"),
@@ -53,7 +53,7 @@ const NAMES: [(&str, &str); 7] = [
     ("BYTES", "bytes"),
 ];
 
-/// The values of the columns; none where there is none, or it is not known.
+/// The values of the columns; none where a value does not exist or is not known.
 fn values(row: &ProcessStats) -> [Option<u64>; NAMES.len()] {
     let size = row.table.map(|table| table.size);
     [
@@ -67,7 +67,7 @@ fn values(row: &ProcessStats) -> [Option<u64>; NAMES.len()] {
     ]
 }
 
-/// What calls could not be counted of one cannot be added up.
+/// The sums of the columns. Those of calls are not known if the calls of one row are not.
 fn sums(rows: &[ProcessStats]) -> [Option<u64>; NAMES.len()] {
     let counted = rows.iter().all(|row| row.calls.is_some());
     std::array::from_fn(|at| {
@@ -76,11 +76,11 @@ fn sums(rows: &[ProcessStats]) -> [Option<u64>; NAMES.len()] {
     })
 }
 
-/// Lines that end with a newline.
-pub(crate) fn text(rows: &[ProcessStats], form: Form) -> String {
-    match form {
-        Form::Text => table(rows).iter().map(|line| format!("fdrestore: {line}\n")).collect(),
-        Form::Json => format!("{}\n", document(rows)),
+/// The statistics as lines that each end with a newline.
+pub(crate) fn text(rows: &[ProcessStats], format: Format) -> String {
+    match format {
+        Format::Text => table(rows).iter().map(|line| format!("fdrestore: {line}\n")).collect(),
+        Format::Json => format!("{}\n", document(rows)),
     }
 }
 

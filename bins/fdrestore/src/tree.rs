@@ -1,4 +1,4 @@
-//! fdrestore --tree: the processes of an image.
+//! fdrestore --tree: recreates the processes of an image with their descriptors.
 
 use crate::Args;
 use fdkit::cli::{self, ImageInput, Outcome, Tool};
@@ -46,8 +46,8 @@ pub(crate) fn restore(
     let holds = !mode.respawn && mode.command.is_empty();
     let mut ready = |grown: &Grown| {
         grown.said.iter().for_each(|line| tool.warn(line));
-        if let (Some(rows), Some(form)) = (&grown.stats, &args.stats) {
-            std::io::stderr().write_all(crate::stats::text(rows, *form).as_bytes())?;
+        if let (Some(rows), Some(format)) = (&grown.stats, &args.stats) {
+            std::io::stderr().write_all(crate::stats::text(rows, *format).as_bytes())?;
         }
         if !holds {
             return Ok(());

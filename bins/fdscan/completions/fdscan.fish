@@ -42,12 +42,12 @@ function __fish_fdscan_using_command
 end
 
 complete -c fdscan -n '__fish_fdscan_using_command' -l help -d 'display usage information'
-complete -c fdscan -n '__fish_fdscan_using_command' -l tree -s t -d 'the descendants of each PID too'
-complete -c fdscan -n '__fish_fdscan_using_command' -l filter -s F -r -d 'only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and'
-complete -c fdscan -n '__fish_fdscan_using_command' -l data -d 'contents of pipes and unlinked files too, objects of up to LIMIT bytes (16M)'
+complete -c fdscan -n '__fish_fdscan_using_command' -l tree -s t -d 'also capture the descendants of each PID'
+complete -c fdscan -n '__fish_fdscan_using_command' -l filter -s F -r -d 'capture only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, commas mean or, repeated options mean and'
+complete -c fdscan -n '__fish_fdscan_using_command' -l data -d 'also capture contents, such as those of pipes and unlinked files, of up to LIMIT bytes each (default: 16M)'
 complete -c fdscan -n '__fish_fdscan_using_command' -l freeze -d 'stop the processes while they are captured'
-complete -c fdscan -n '__fish_fdscan_using_command' -l passive -d 'only the text of /proc: never touches a file, cannot tell what is shared'
-complete -c fdscan -n '__fish_fdscan_using_command' -l stop -d 'leave the processes stopped (SIGSTOP); implies --freeze'
+complete -c fdscan -n '__fish_fdscan_using_command' -l passive -d 'read only the text of /proc: opens no other file, and cannot tell what is shared'
+complete -c fdscan -n '__fish_fdscan_using_command' -l stop -d 'leave the processes stopped by SIGSTOP; implies --freeze'
 complete -c fdscan -n '__fish_fdscan_using_command' -l output -s o -r -d 'write the image to FILE'
-complete -c fdscan -n '__fish_fdscan_using_command' -l verbose -s v -d 'say what was captured'
+complete -c fdscan -n '__fish_fdscan_using_command' -l verbose -s v -d 'print a summary of the capture to stderr'
 complete -c fdscan -n '__fish_fdscan_using_command' -l version -s V -d 'print the version'

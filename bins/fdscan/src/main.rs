@@ -1,9 +1,9 @@
 #![forbid(unsafe_code)]
-//! fdscan: a process, or a tree of them, becomes an image on stdout.
+//! fdscan: writes the descriptors of processes as an image.
 
 use argh::{ArgsInfo, FromArgs};
 use fdkit::capture::{ScanOptions, capture};
-use fdkit::cli::{self, Arg, Tool};
+use fdkit::cli::{self, Arg, Tool, units};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::Filter;
 use fdkit::image::NewFile;
@@ -13,31 +13,31 @@ use std::process::ExitCode;
 /// Capture the file descriptors of processes as an image on stdout.
 #[derive(FromArgs, ArgsInfo)]
 struct Args {
-    /// the descendants of each PID too
+    /// also capture the descendants of each PID
     #[argh(switch, short = 't')]
     tree: bool,
-    /// only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, a comma is or, repeated is and
+    /// capture only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, commas mean or, repeated options mean and
     #[argh(option, short = 'F', arg_name = "FILTER")]
     filter: Vec<String>,
-    /// contents of pipes and unlinked files too, objects of up to LIMIT bytes (16M)
-    #[argh(option, arg_name = "LIMIT", from_str_fn(size))]
+    /// also capture contents, such as those of pipes and unlinked files, of up to LIMIT bytes each (default: 16M)
+    #[argh(option, arg_name = "LIMIT", from_str_fn(units::size))]
     data: Option<u64>,
     /// stop the processes while they are captured
     #[argh(switch)]
     freeze: bool,
-    /// only the text of /proc: never touches a file, cannot tell what is shared
+    /// read only the text of /proc: opens no other file, and cannot tell what is shared
     #[argh(switch)]
     passive: bool,
-    /// leave the processes stopped (SIGSTOP); implies --freeze
+    /// leave the processes stopped by SIGSTOP; implies --freeze
     #[argh(switch)]
     stop: bool,
     /// write the image to FILE
     #[argh(option, short = 'o', arg_name = "FILE")]
     output: Option<Arg>,
-    /// say what was captured
+    /// print a summary of the capture to stderr
     #[argh(switch, short = 'v')]
     verbose: bool,
-    /// process ids
+    /// process ids, or self
     #[argh(positional, arg_name = "PID")]
     pids: Vec<Arg>,
 }
@@ -51,10 +51,10 @@ fn main() -> ExitCode {
 fn run(tool: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
     let pids = args.pids.iter().map(pid).collect::<Result<Vec<i32>>>()?;
     if pids.is_empty() {
-        return Err(Error::misuse("which process? PID is not given; see fdscan --help"));
+        return Err(Error::misuse("PID is not given; see fdscan --help"));
     }
     if args.passive && (args.data.is_some() || args.freeze || args.stop) {
-        return Err(Error::misuse("--passive goes with neither --data, --freeze nor --stop"));
+        return Err(Error::misuse("--passive cannot be combined with --data, --freeze or --stop"));
     }
     let kinds = fdkit::kind::names();
     let filter = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
@@ -66,18 +66,18 @@ fn run(tool: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
         freeze: args.freeze,
         stop: args.stop,
     };
-    let mut say = |line| tool.warn(line);
+    let mut warn = |line| tool.warn(line);
     let (status, summary) = match args.output.as_ref().filter(|path| !path.is_dash()) {
         Some(path) => {
             let shown = || path.to_string();
             let new = NewFile::beside(path.as_path()).at(shown)?;
-            let (new, status, summary) = capture(&pids, &options, new, &mut say)?;
+            let (new, status, summary) = capture(&pids, &options, new, &mut warn)?;
             new.publish(path.as_path()).at(shown)?;
             (status, summary)
         }
         None => {
             let out = cli::binary_stdout("use a pipe ('| fdimg show') or -o FILE")?;
-            let (_, status, summary) = capture(&pids, &options, out, &mut say)?;
+            let (_, status, summary) = capture(&pids, &options, out, &mut warn)?;
             (status, summary)
         }
     };
@@ -90,18 +90,12 @@ fn run(tool: &Tool, args: Args, _: Vec<OsString>) -> Result<Status> {
     Ok(status)
 }
 
-fn size(text: &str) -> Result<u64, String> {
-    cli::parse_size(text)
-}
-
+/// The process id that a word means; `self` is this process.
 fn pid(word: &Arg) -> Result<i32> {
-    if word.as_os_str() == "self" {
-        return Ok(std::process::id() as i32);
+    match word.as_os_str() == "self" {
+        true => Ok(std::process::id() as i32),
+        false => units::pid(word),
     }
-    let number = word.as_os_str().to_str().and_then(|text| text.parse().ok());
-    number
-        .filter(|&pid: &i32| pid > 0)
-        .ok_or_else(|| Error::misuse(format!("'{word}' is no process id")))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 #![forbid(unsafe_code)]
-//! ttyctl: shows, saves, loads and retargets terminals, and opens them for a COMMAND.
+//! ttyctl: shows, saves, loads and retargets terminals, and opens them for a COMMAND. A file for
+//! each subcommand.
 
 mod load;
 mod open;

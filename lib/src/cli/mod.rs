@@ -9,13 +9,12 @@ pub mod progress;
 mod sample;
 mod screen;
 mod streams;
-mod units;
+pub mod units;
 
 pub use arg::Arg;
 pub use exec::FAILED_BEFORE_COMMAND;
 pub use screen::{Color, terminal_width};
 pub use streams::{ImageInput, In, Out, binary_stdin, binary_stdout, text_stdout};
-pub use units::parse_size;
 
 use crate::error::{Error, Result, Status};
 use crate::sys::start;

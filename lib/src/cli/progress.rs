@@ -1,8 +1,8 @@
-//! How far long work is: a line on the terminal that stderr is, drawn after a second, and gone without
-//! a trace before anything else is said there.
+//! The progress of long work: a line on stderr where that is a terminal, drawn after a second and
+//! erased before anything else is written there.
 //!
-//! Who works draws it, between two pieces of the work: no thread, no descriptor and no signal handler
-//! could be left to whoever is forked or executed.
+//! The line is drawn by the thread that works, between two pieces of its work: a thread, a descriptor
+//! or a signal handler would be inherited by processes that are forked or executed.
 
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nix::errno::Errno;
@@ -17,22 +17,22 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-/// Work that takes less is not talked about.
-const LONG: Duration = Duration::from_secs(1);
+/// The time from the beginning of the work to the first line.
+const FIRST_LINE: Duration = Duration::from_secs(1);
 
-/// How often the line is drawn anew.
-const AGAIN: Duration = Duration::from_millis(100);
+/// The time between two lines.
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What is counted.
+/// The unit of the count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// These things.
+    /// Things of this name, in the plural.
     Of(&'static str),
     /// Bytes.
     Bytes,
 }
 
-/// Work that may be long. Its line goes when it is dropped.
+/// The progress of work that may be long. Dropping it erases the line.
 #[derive(Debug)]
 pub struct Progress(Option<Count>);
 
@@ -42,30 +42,32 @@ struct Count {
     unit: Unit,
     done: u64,
     all: Option<u64>,
-    /// When to draw.
+    /// The time of the next line.
     next: Instant,
 }
 
 impl Progress {
-    /// Work of a tool that begins now. Unless stderr is a terminal it is never looked at again.
+    /// The progress of work that a tool begins now; `all` is how much there is, where that is known.
+    ///
+    /// Nothing is shown unless stderr is a terminal now.
     pub fn new(tool: &'static str, unit: Unit, all: Option<u64>) -> Progress {
-        let next = Instant::now() + LONG;
-        let watch = Count { tool, unit, done: 0, all, next };
-        Progress(io::stderr().is_terminal().then_some(watch))
+        let next = Instant::now() + FIRST_LINE;
+        let count = Count { tool, unit, done: 0, all, next };
+        Progress(io::stderr().is_terminal().then_some(count))
     }
 
-    /// The same work goes on with other things, of which there are so many where that is known.
+    /// Begins to count anew, in another unit.
     pub fn turn(&mut self, unit: Unit, all: Option<u64>) {
-        if let Some(watch) = &mut self.0 {
-            (watch.unit, watch.done, watch.all) = (unit, 0, all);
+        if let Some(counter) = &mut self.0 {
+            (counter.unit, counter.done, counter.all) = (unit, 0, all);
         }
     }
 
-    /// So many more are done.
+    /// Adds to what is done.
     pub fn add(&mut self, count: u64) {
-        if let Some(watch) = &mut self.0 {
-            watch.done += count;
-            watch.look();
+        if let Some(counter) = &mut self.0 {
+            counter.done += count;
+            counter.draw_if_due();
         }
     }
 }
@@ -79,10 +81,10 @@ impl Drop for Progress {
 }
 
 impl Count {
-    fn look(&mut self) {
+    fn draw_if_due(&mut self) {
         let now = Instant::now();
         if now >= self.next {
-            self.next = now + AGAIN;
+            self.next = now + REDRAW_INTERVAL;
             draw(self.text());
         }
     }
@@ -101,15 +103,15 @@ impl Count {
     }
 }
 
-/// Something that is read, and how far that is: of all its bytes if it is a file. The line goes at
-/// its end.
+/// A reader that shows its progress, for a regular file out of its size. The end of the file erases
+/// the line.
 pub struct Reading<R> {
     from: R,
     progress: Progress,
 }
 
 impl<R: Read + AsFd> Reading<R> {
-    /// A tool begins to read it.
+    /// Wraps a reader; `tool` stands before the line.
     pub fn new(tool: &'static str, from: R) -> Reading<R> {
         let is_file = |mode| SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFREG;
         let found = fstat(from.as_fd()).ok().filter(|found| is_file(found.st_mode));
@@ -120,14 +122,14 @@ impl<R: Read + AsFd> Reading<R> {
 
 impl<R: Read + AsFd> Read for Reading<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if let Some(watch) = &mut self.progress.0 {
-            // What nobody writes to for long is told too, once.
-            let left = watch.next.saturating_duration_since(Instant::now());
+        if let Some(counter) = &mut self.progress.0 {
+            // One line is drawn even if the first bytes of a pipe take long.
+            let left = counter.next.saturating_duration_since(Instant::now());
             let left = left + Duration::from_millis(1);
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
             let mut polled = [PollFd::new(self.from.as_fd(), PollFlags::POLLIN)];
             if SHOWN.with_borrow(Option::is_none) && poll(&mut polled, left) == Ok(0) {
-                watch.look();
+                counter.draw_if_due();
             }
         }
         let count = self.from.read(buffer)?;
@@ -139,15 +141,15 @@ impl<R: Read + AsFd> Read for Reading<R> {
     }
 }
 
-/// A line that stands on the terminal.
+/// The line on the terminal.
 struct ProgressLine {
     bar: ProgressBar,
-    /// The signals that were blocked before.
+    /// The signal mask from before the line was drawn.
     mask: Option<SigSet>,
 }
 
 thread_local! {
-    /// There is one stderr, and one thread that says anything.
+    /// The line of this process: there is one stderr, and one thread writes to it.
     static SHOWN: RefCell<Option<ProgressLine>> = const { RefCell::new(None) };
 }
 
@@ -156,23 +158,23 @@ impl Drop for ProgressLine {
         self.bar.finish_and_clear();
         let _ = lock(libc::F_UNLCK);
         if let Some(mask) = &self.mask {
-            // If nobody reads our output any more, this is where that ends us.
+            // A SIGPIPE that is pending ends the process here.
             let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(mask), None);
         }
     }
 }
 
-/// Draws the line, unless the terminal is somebody else's at the moment: of a job in the foreground
-/// while we are none, or of another tool of our pipeline that has its line there.
+/// Draws the line, unless this process is in the background, or another tool of the pipeline has its
+/// line on the terminal.
 fn draw(text: String) {
     SHOWN.with_borrow_mut(|shown| {
-        // A terminal that does not control us has no foreground for us.
-        let behind = tcgetpgrp(io::stderr()).is_ok_and(|group| group != getpgrp());
-        if behind || shown.is_none() && !lock(libc::F_WRLCK).is_ok_and(|free| free) {
+        // tcgetpgrp(3) fails on a terminal that is not the controlling one: there is no background.
+        let in_background = tcgetpgrp(io::stderr()).is_ok_and(|group| group != getpgrp());
+        if in_background || shown.is_none() && !lock(libc::F_WRLCK).is_ok_and(|free| free) {
             return;
         }
         let line = shown.get_or_insert_with(|| {
-            // SIGPIPE would end us with the line still there, so it waits until that is gone.
+            // SIGPIPE would end the process and leave the line, so it is blocked until it is erased.
             let pipe = SigSet::from_iter([Signal::SIGPIPE]);
             let mut mask = SigSet::empty();
             let blocked = sigprocmask(SigmaskHow::SIG_BLOCK, Some(&pipe), Some(&mut mask));
@@ -185,20 +187,22 @@ fn draw(text: String) {
     });
 }
 
-/// Takes the line away, for now: before anything else is written to stderr.
+/// Erases the line, before anything else is written to stderr. The work draws it again.
 pub(crate) fn hide() {
     if SHOWN.take().is_some() || !io::stderr().is_terminal() {
         return;
     }
-    // That of another tool of our pipeline, which draws it again below what we say.
+    // Another tool of the pipeline has a line there, and draws it again below the message.
     if lock(libc::F_RDLCK).is_ok_and(|free| !free) {
         let _ = io::stderr().write_all(b"\r\x1b[K");
     }
 }
 
-/// Takes the lock of the terminal for its line, gives it back, or (F_RDLCK) only looks; whether it
-/// was to be had. It is the process's, so it is no other tool's that has the same description.
+/// Takes (F_WRLCK), releases (F_UNLCK) or tests (F_RDLCK) the lock of the terminal's line. Returns
+/// true if no other process has it.
 ///
+/// The lock belongs to the process, so it excludes the other tools of a pipeline, which have the same
+/// open file description.
 /// Source: fcntl(2), F_SETLK and F_GETLK.
 fn lock(kind: i32) -> nix::Result<bool> {
     let mut how = libc::flock {
@@ -227,12 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_is_said_with_what_there_is_where_that_is_known() {
+    fn a_line_has_what_is_done_and_the_whole_where_that_is_known() {
         let tasks = Unit::Of("tasks");
         assert_eq!(text(tasks, 1234, Some(20_000)), "tool: 1,234 of 20,000 tasks");
         assert_eq!(text(tasks, 7, None), "tool: 7 tasks");
         assert_eq!(text(Unit::Bytes, 3 << 19, Some(2 << 20)), "tool: 1.50 MiB of 2.00 MiB");
-        // A file that grows meanwhile.
+        // A file that grows while it is read.
         assert_eq!(text(Unit::Bytes, 3 << 20, Some(2 << 20)), "tool: 3.00 MiB of 3.00 MiB");
     }
 }
