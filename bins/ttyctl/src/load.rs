@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{Arg, ImageInput, Tool};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
-use fdkit::sys::tty;
+use fdkit::sys::device;
 use nix::fcntl::OFlag;
 use std::os::fd::AsFd;
 
@@ -23,7 +23,7 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     let image = DecodedImage::load(ImageInput::STDIN.open(tool, "use a pipe")?).at(|| "stdin")?;
     // The controlling terminal of the first task that has one, else the first terminal of the image.
     let controlling = image.tasks.iter().find_map(|task| task.terminal.as_ref());
-    let controlling = controlling.map(|it| tty::numbers(it.device));
+    let controlling = controlling.map(|it| device::numbers(it.device));
     let with_settings =
         || image.files_and_records().filter_map(|(_, record)| Some((record, record.settings()?)));
     let first = with_settings().find(|(record, _)| {

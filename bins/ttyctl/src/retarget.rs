@@ -8,7 +8,7 @@ use fdkit::cli::{self, Arg, ImageInput, Tool};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Bytes, Item, OpenFile, RawItem, Reader, Writer};
 use fdkit::kind;
-use fdkit::sys::tty;
+use fdkit::sys::device;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Seek;
@@ -40,8 +40,8 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     while let Some(RawItem { item, whole, .. }) = reader.next()? {
         let new = match item {
             Item::Task(mut task) => match &mut task.terminal {
-                Some(terminal) if !masters.devices.contains(&tty::numbers(terminal.device)) => {
-                    terminal.device = tty::encoded(target.device);
+                Some(terminal) if !masters.devices.contains(&device::numbers(terminal.device)) => {
+                    terminal.device = device::encoded(target.device);
                     terminal.path = Some(path.clone());
                     Some(Item::Task(task))
                 }

@@ -7,7 +7,7 @@ use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Inode;
 use fdkit::proc::Process;
 use fdkit::proc::openers::{self, Opener};
-use fdkit::sys::tty;
+use fdkit::sys::{device, tty};
 use fdkit::terminal::{self, Settings};
 use fdkit::text::escape;
 use nix::fcntl::OFlag;
@@ -54,7 +54,7 @@ fn of_process(pid: i32) -> Result<View> {
     let Some(terminal) = &task.terminal else {
         return Err(Error::new(Status::No, "the process has no controlling terminal"));
     };
-    let device = tty::numbers(terminal.device);
+    let device = device::numbers(terminal.device);
     let node = terminal::slave_index(device)
         .and_then(|index| terminal::slave_node(pid, b"/dev/ptmx", index));
     Ok(view(terminal::name(device), device, node.as_ref(), None))

@@ -5,7 +5,7 @@ use fdkit::cli::Arg;
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::Inode;
 use fdkit::proc::{Stat, inode_of};
-use fdkit::sys::tty;
+use fdkit::sys::{device, tty};
 use fdkit::terminal;
 use fdkit::text::escape;
 use nix::errno::Errno;
@@ -63,7 +63,7 @@ impl NamedTerminal {
         if number == 0 {
             return Err(Error::new(Status::No, "there is no controlling terminal; name a TTY"));
         }
-        let device = tty::numbers(number);
+        let device = device::numbers(number);
         let usual = terminal::usual_path(device).map(PathBuf::from);
         let usual = usual.filter(|path| inode_at(path).is_ok_and(|node| node.rdev == Some(device)));
         let path = usual.unwrap_or("/dev/tty".into());

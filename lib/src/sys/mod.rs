@@ -3,6 +3,7 @@
 
 pub mod clone_files;
 pub mod credentials;
+pub mod device;
 pub mod epoll;
 pub mod flags;
 pub mod fnmatch;

@@ -1,6 +1,7 @@
 //! ioctl_tty(2), as far as nix has no name for it: struct termios2 with all 19 control characters and
 //! speeds as numbers, pseudo terminals, sessions.
 
+pub use super::device::{encoded, numbers};
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -90,17 +91,6 @@ pub fn device(fd: impl AsFd) -> nix::Result<(u32, u32)> {
     Ok(numbers(get(fd, libc::TIOCGDEV)? as u32))
 }
 
-/// Major and minor number of a device as TIOCGDEV and field 7 of /proc/PID/stat have it: the minor
-/// in bits 31-20 and 7-0, the major in 15-8 (proc_pid_stat(5)).
-pub fn numbers(device: u32) -> (u32, u32) {
-    (device >> 8 & 0xfff, device >> 12 & 0xf_ff00 | device & 0xff)
-}
-
-/// The reverse of [`numbers`].
-pub fn encoded((major, minor): (u32, u32)) -> u32 {
-    minor & 0xff | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
-}
-
 /// The line discipline: TIOCGETD; zero is N_TTY.
 pub fn discipline(fd: impl AsFd) -> nix::Result<i32> {
     get(fd, libc::TIOCGETD)
@@ -186,14 +176,6 @@ mod tests {
         assert_eq!((seen.ws_row, seen.ws_col), (5, 7));
         let null = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(winsize(&null).unwrap_err(), Errno::ENOTTY);
-    }
-
-    #[test]
-    fn a_device_is_put_together_as_it_is_taken_apart() {
-        for numbers_ in [(136, 0), (136, 255), (136, 70000), (4, 64), (204, 191)] {
-            assert_eq!(numbers(encoded(numbers_)), numbers_);
-        }
-        assert_eq!(encoded((136, 5)), 34821);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::ctty::SessionRole;
 use crate::image::Task;
 use crate::kind::DecodedImage;
 use crate::kind::context::CttyPlan;
+use crate::sys::device;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 
@@ -17,7 +18,7 @@ pub(super) fn joined(
     steal: bool,
     handed: &HashMap<u32, RawFd>,
 ) -> HashSet<i32> {
-    use nix::sys::stat::{major, minor, stat};
+    use nix::sys::stat::stat;
     use std::os::unix::ffi::OsStrExt;
     let Some(own) = own.filter(|_| !steal) else { return HashSet::new() };
     let is_ours = |task: &&Task| {
@@ -29,7 +30,7 @@ pub(super) fn joined(
             CttyPlan::FromCaller(fd) => stat(format!("/proc/self/fd/{fd}").as_str()),
             _ => return false,
         };
-        let device = found.map(|it| (major(it.st_rdev) as u32, minor(it.st_rdev) as u32));
+        let device = found.map(|it| device::from_stat(it.st_rdev));
         // /dev/tty
         device.is_ok_and(|device| device == own || device == (5, 0))
     };
