@@ -3,9 +3,8 @@
 
 use crate::error::{At, Result};
 use crate::sys::fork;
-use crate::sys::memory::Common;
+use crate::sys::memory::{Forked, SharedBuffer};
 use nix::errno::Errno;
-use nix::sys::wait::waitpid;
 use nix::unistd::setsid;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -18,7 +17,7 @@ const HEAD: usize = 8;
 /// What was taken out, entry by entry, and how far the work has come.
 pub(crate) struct Log {
     /// The counters are how many entries there are, and the stage.
-    memory: Common,
+    memory: SharedBuffer,
     longest: usize,
     /// Where the entries end, once this process has looked.
     end: Option<usize>,
@@ -28,7 +27,7 @@ impl Log {
     /// Has room for so many entries of so many bytes together, none of which is longer than this.
     pub(crate) fn new(entries: usize, bytes: usize, longest: usize) -> Result<Log> {
         let size = bytes + HEAD * (entries + 1) + longest;
-        let memory = Common::new(size).at(|| "memory for what is taken out")?;
+        let memory = SharedBuffer::new(size).at(|| "memory for what is taken out")?;
         Ok(Log { memory, longest, end: None })
     }
 
@@ -79,22 +78,19 @@ impl Log {
     /// nothing that ends us leaves the queue empty, and then here, in case it is the child that
     /// ended. So it must go on where it is, and know when it is done.
     pub(crate) fn turn_over<T>(&mut self, work: impl Fn(&mut Log) -> T) -> Result<T> {
-        let mut child = fork::fork();
+        let mut forked = self.memory.fork();
         // A thread that was joined is still counted for a moment.
         for _ in 0..PATIENCE.0 {
-            if !matches!(child, Err(Errno::EDEADLK)) {
+            if !matches!(forked, Err(Errno::EDEADLK)) {
                 break;
             }
             std::thread::sleep(PATIENCE.1);
-            child = fork::fork();
+            forked = self.memory.fork();
         }
-        match child.at(|| "fork")? {
-            None => {
-                let _ = setsid();
-                work(self);
-                fork::end(0)
-            }
-            Some(child) => while waitpid(child, None) == Err(Errno::EINTR) {},
+        if forked.at(|| "fork")? == Forked::Child {
+            let _ = setsid();
+            work(self);
+            fork::end(0)
         }
         self.end = None;
         Ok(work(self))

@@ -1,9 +1,12 @@
-//! Files as memory: those that know no write(2), and those that are read without a descriptor; and
-//! memory that outlives the process which writes to it.
+//! mmap(2): files that know no write(2), files that are read without a descriptor, and memory that
+//! outlives the process which writes to it.
 
+use super::fork;
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use nix::sys::wait::waitpid;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -15,7 +18,7 @@ pub fn map_sealed(fd: BorrowedFd<'_>) -> nix::Result<&'static [u8]> {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     let sealed = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS)?);
     if !sealed.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE) {
-        return Err(nix::errno::Errno::EPERM);
+        return Err(Errno::EPERM);
     }
     let size = nix::sys::stat::fstat(fd)?.st_size as usize;
     let Some(len) = NonZeroUsize::new(size) else { return Ok(&[]) };
@@ -26,12 +29,17 @@ pub fn map_sealed(fd: BorrowedFd<'_>) -> nix::Result<&'static [u8]> {
     }
 }
 
-/// Writes to a file of hugetlbfs through a mapping of the pages it touches. `page` is the size of
-/// a page, and the file is long enough.
+/// Writes to a file of hugetlbfs through a mapping of the pages it touches: such files know no
+/// write(2). `page` is the size of its pages in bytes.
+///
+/// Fails with EINVAL for another size of pages, with ENOSPC if no huge page is free, with EFBIG if
+/// the bytes are too many for a mapping.
 pub fn write_mapped(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8], page: u64) -> nix::Result<()> {
-    let inside = offset as u64 % page;
+    let inside = u64::try_from(offset).map_err(|_| Errno::EINVAL)?.checked_rem(page);
+    let inside = inside.ok_or(Errno::EINVAL)?;
     let start = offset - inside as libc::off_t;
-    let len = (inside + bytes.len() as u64).next_multiple_of(page) as usize;
+    let len = (inside + bytes.len() as u64).checked_next_multiple_of(page).ok_or(Errno::EFBIG)?;
+    let len = usize::try_from(len).map_err(|_| Errno::EFBIG)?;
     let Some(len) = NonZeroUsize::new(len) else { return Ok(()) };
     // With its pages allocated, touching the mapping cannot raise SIGBUS.
     fallocate(fd, FallocateFlags::empty(), start, len.get() as libc::off_t)?;
@@ -46,25 +54,61 @@ pub fn write_mapped(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8], page: u64) ->
     }
 }
 
-/// Memory that this process has in common with the children that it makes from now on: two counters,
-/// zero at first, and bytes.
-pub struct Common {
+/// Memory that one child at a time has in common with this process, which waits until it has ended:
+/// two counters, zero at first, and bytes.
+///
+/// No other child has it (MADV_DONTFORK of madvise(2)), so that never two processes use it.
+pub struct SharedBuffer {
     at: NonNull<u8>,
     size: NonZeroUsize,
 }
 
-/// What the counters take.
+/// The size of the counters in bytes.
 const HEAD: usize = 2 * size_of::<AtomicUsize>();
 
-impl Common {
-    /// Makes it with room for so many bytes.
-    pub fn new(bytes: usize) -> nix::Result<Common> {
-        let size = bytes.checked_add(HEAD).and_then(NonZeroUsize::new);
-        let size = size.ok_or(nix::errno::Errno::ENOMEM)?;
+/// Which of the two processes of [`SharedBuffer::fork`] this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// The child.
+    Child,
+    /// The parent, whose child has ended.
+    Parent,
+}
+
+impl SharedBuffer {
+    /// Makes one with room for so many bytes. Fails with ENOMEM.
+    pub fn new(bytes: usize) -> nix::Result<SharedBuffer> {
+        let size = bytes.checked_add(HEAD).and_then(NonZeroUsize::new).ok_or(Errno::ENOMEM)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let at = unsafe { mmap_anonymous(None, size, access, MapFlags::MAP_SHARED)? };
-        Ok(Common { at: at.cast(), size })
+        let buffer = SharedBuffer { at: at.cast(), size };
+        buffer.advise(MmapAdvise::MADV_DONTFORK)?;
+        Ok(buffer)
+    }
+
+    fn advise(&self, advice: MmapAdvise) -> nix::Result<()> {
+        // SAFETY: the mapping is ours, and neither advice that is given changes what is in it.
+        unsafe { madvise(self.at.cast(), self.size.get(), advice) }
+    }
+
+    /// fork(2), with this memory in common. It comes back twice: in the child at once, and in the
+    /// parent once the child has ended.
+    ///
+    /// Fails with EDEADLK in a process of several threads, as [`fork::fork`] does.
+    pub fn fork(&mut self) -> nix::Result<Forked> {
+        self.advise(MmapAdvise::MADV_DOFORK)?;
+        let forked = fork::fork();
+        let kept = self.advise(MmapAdvise::MADV_DONTFORK);
+        match forked? {
+            Some(child) => {
+                // Without SIGCHLD ignored, which fork::fork sees to, this fails in no other way.
+                while waitpid(child, None) == Err(Errno::EINTR) {}
+                kept.map(|()| Forked::Parent)
+            }
+            None if kept.is_err() => fork::end(1),
+            None => Ok(Forked::Child),
+        }
     }
 
     /// The counters, and the bytes to look at.
@@ -76,10 +120,10 @@ impl Common {
         }
     }
 
-    /// The counters and the bytes. Only one process at a time may change the bytes.
+    /// The counters and the bytes.
     pub fn parts(&mut self) -> (&[AtomicUsize; 2], &mut [u8]) {
         // SAFETY: the mapping is aligned to pages, has room for both, which do not overlap, and
-        // lives as long as this.
+        // lives as long as this; no other process has it, or that process waits in `fork`.
         unsafe {
             let bytes = self.at.as_ptr().add(HEAD);
             let bytes = std::slice::from_raw_parts_mut(bytes, self.size.get() - HEAD);
@@ -88,7 +132,7 @@ impl Common {
     }
 }
 
-impl Drop for Common {
+impl Drop for SharedBuffer {
     fn drop(&mut self) {
         // SAFETY: what was lent ends with this.
         let _ = unsafe { munmap(self.at.cast(), self.size.get()) };

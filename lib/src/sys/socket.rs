@@ -16,18 +16,56 @@ pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix:
     set_option_bytes(fd, level, name, &value.to_ne_bytes())
 }
 
-/// Any option of the kinds' tables, none of which has a pointer in it: getsockopt(2). Gives the length that the kernel says, which for SO_GET_FILTER is in
-/// instructions of eight bytes.
+/// EBT_SO_SET_ENTRIES to EBT_SO_GET_INIT_ENTRIES of linux/netfilter_bridge/ebtables.h.
+const BRIDGE_TABLES: std::ops::RangeInclusive<i32> = 128..=131;
+
+/// Whether an option that is read has an address in its value, at which the kernel would write.
+fn get_has_an_address(level: i32, name: i32) -> bool {
+    /// linux/tcp.h
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    match level {
+        libc::IPPROTO_IP => BRIDGE_TABLES.contains(&name),
+        libc::IPPROTO_TCP => name == TCP_ZEROCOPY_RECEIVE,
+        _ => false,
+    }
+}
+
+/// Whether an option that is set has an address in its value, at which the kernel would read or
+/// write.
+fn set_has_an_address(level: i32, name: i32) -> bool {
+    /// IPT_SO_SET_REPLACE of linux/netfilter_ipv4/ip_tables.h, and that of ip6_tables.h.
+    const TABLES: i32 = 64;
+    /// ARPT_SO_SET_REPLACE of linux/netfilter_arp/arp_tables.h.
+    const ARP_TABLES: i32 = 96;
+    match level {
+        libc::SOL_SOCKET => {
+            matches!(name, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF)
+        }
+        libc::IPPROTO_IP => matches!(name, TABLES | ARP_TABLES) || BRIDGE_TABLES.contains(&name),
+        libc::IPPROTO_IPV6 => name == TABLES,
+        libc::SOL_PACKET => name == libc::PACKET_FANOUT_DATA,
+        _ => false,
+    }
+}
+
+/// Reads an option: getsockopt(2). Gives the length that the kernel says, which for SO_GET_FILTER
+/// is in instructions of eight bytes.
+///
+/// Fails with EOPNOTSUPP, and without a call, for an option whose value has an address in it.
 pub(crate) fn option_bytes(
     fd: BorrowedFd<'_>,
     level: i32,
     name: i32,
     into: &mut [u8],
 ) -> nix::Result<usize> {
+    if get_has_an_address(level, name) {
+        return Err(Errno::EOPNOTSUPP);
+    }
     // SO_GET_FILTER takes the length in instructions too, and writes eight times as much.
     let filter = (level, name) == (libc::SOL_SOCKET, libc::SO_GET_FILTER);
     let mut len = (if filter { into.len() / 8 } else { into.len() }) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, or instructions, which `into` has.
+    // SAFETY: the kernel writes at most `len` bytes, or instructions, which `into` has, and takes none
+    // of them for an address.
     let got = unsafe {
         libc::getsockopt(fd.as_raw_fd(), level, name, into.as_mut_ptr().cast(), &raw mut len)
     };
@@ -35,16 +73,21 @@ pub(crate) fn option_bytes(
     Ok(len as usize)
 }
 
-/// Sets any option of the kinds' tables: setsockopt(2). Those with a pointer are no bytes and have
-/// a function of their own: [`set_filter`].
+/// Sets an option: setsockopt(2).
+///
+/// Fails with EOPNOTSUPP, and without a call, for an option whose value has an address in it; for
+/// SO_ATTACH_FILTER there is [`set_filter`].
 pub(crate) fn set_option_bytes(
     fd: BorrowedFd<'_>,
     level: i32,
     name: i32,
     value: &[u8],
 ) -> nix::Result<()> {
+    if set_has_an_address(level, name) {
+        return Err(Errno::EOPNOTSUPP);
+    }
     let len = value.len() as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes, which `value` has, and takes none of them for a pointer.
+    // SAFETY: the kernel reads `len` bytes, which `value` has, and takes none of them for an address.
     let set = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     Errno::result(set).map(drop)
 }
@@ -362,5 +405,36 @@ pub fn peek_message(
             header = libc::CMSG_NXTHDR(&raw const message, header);
         }
         Ok((len as usize, name, parcel))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn no_option_that_has_an_address_in_it_reaches_the_kernel() {
+        let socket = new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0).unwrap();
+        for (level, name) in [
+            (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
+            (libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF),
+            (libc::IPPROTO_IP, 64),
+            (libc::IPPROTO_IP, 96),
+            (libc::IPPROTO_IP, 128),
+            (libc::IPPROTO_IPV6, 64),
+            (libc::SOL_PACKET, libc::PACKET_FANOUT_DATA),
+        ] {
+            let set = set_option_bytes(socket.as_fd(), level, name, &[1; 64]);
+            assert_eq!(set, Err(Errno::EOPNOTSUPP), "{level} {name}");
+        }
+        for (level, name) in [(libc::IPPROTO_IP, 129), (libc::IPPROTO_TCP, 35)] {
+            let got = option_bytes(socket.as_fd(), level, name, &mut [0; 64]);
+            assert_eq!(got, Err(Errno::EOPNOTSUPP), "{level} {name}");
+        }
+        // SO_GET_FILTER, which has the number of SO_ATTACH_FILTER, fills the bytes.
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_GET_FILTER);
+        assert_eq!(option_bytes(socket.as_fd(), level, name, &mut []), Ok(0));
+        assert_eq!(option(socket.as_fd(), level, libc::SO_TYPE), Ok(libc::SOCK_DGRAM));
     }
 }
