@@ -1,34 +1,36 @@
-//! Where a restorer's own (service) descriptors stand in a table while it is restored, and what a
-//! table costs: integers only, no system call.
+//! Placement of the service descriptors, which are the restorer's own, in a table while it is
+//! restored, and the memory that a table takes: integers only, no system call. See fdkit(7).
 
 use std::collections::HashMap;
 
-/// Where the service descriptors of a task are placed: fdkit(7).
+/// A policy for the numbers of service descriptors: `--placement` of fdrestore(1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
-    /// Counted down from the soft RLIMIT_NOFILE, whatever the task needs.
+    /// The highest numbers below the soft RLIMIT_NOFILE, whatever the task needs.
     Rlimit,
     /// Above the task's own highest number, at the end of a table of a size that is rounded up.
     Task,
-    /// As low as can be; everything is opened where it comes and moved to its number at the end.
+    /// The lowest free numbers: every descriptor is opened at the lowest free number too, and moved
+    /// to its own at the end.
     Late,
-    /// In the holes of the smallest table that the task needs.
+    /// The free numbers of the smallest table that the task needs.
     #[default]
     Tight,
 }
 
 crate::word_enum!(Placement { Rlimit = "rlimit", Task = "task", Late = "late", Tight = "tight" });
 
-/// The numbers that [`Placement::Task`] sets aside for each user of a table.
+/// The numbers that [`Placement::Task`] reserves for each task that shares a table.
 pub const SLOTS: u32 = 16;
-/// The numbers that it leaves free above the task's own.
+/// The numbers that [`Placement::Task`] leaves free above the task's own.
 const PAD: u32 = 16;
-/// The steps of its tables: 1024 bytes of pointers.
+/// The step of the sizes of tables for [`Placement::Task`]: 1024 bytes of pointers.
 const STEP: u32 = 128;
 
-/// Slots of the kernel's table for a highest number: FDSize of /proc/PID/status.
+/// The slots of a table with this highest number: FDSize of proc_pid_status(5).
 ///
-/// 64 are embedded in files_struct, then powers of two from 128 (alloc_fdtable in fs/file.c, 64-bit).
+/// 64 are embedded in files_struct; larger tables have a power of two from 128 up (alloc_fdtable in
+/// fs/file.c, 64-bit).
 pub fn capacity(highest: Option<u32>) -> u64 {
     match highest {
         Some(highest) if highest >= 64 => (u64::from(highest) + 1).next_power_of_two(),
@@ -36,9 +38,9 @@ pub fn capacity(highest: Option<u32>) -> u64 {
     }
 }
 
-/// The bytes that the kernel asks its allocator for a table of so many slots, beside files_struct,
-/// which has 64 of them inside: a pointer a slot; two bits a slot and a bit for each 64 of them, a
-/// cache line at least; struct fdtable (alloc_fdtable in fs/file.c, Linux 6.18, 64-bit).
+/// The bytes that the kernel allocates for a table of so many slots, beside files_struct, in which 64
+/// slots are embedded: a pointer for each slot; two bits for each slot and one for each 64 slots, but
+/// a cache line at least; struct fdtable (alloc_fdtable in fs/file.c, Linux 6.18, 64-bit).
 pub fn bytes(capacity: u64) -> u64 {
     match capacity {
         0..=64 => 0,
@@ -46,49 +48,58 @@ pub fn bytes(capacity: u64) -> u64 {
     }
 }
 
-/// A table as the placing sees it.
+/// A table for which numbers of service descriptors are sought.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wanted<'a> {
+pub struct TableNeeds<'a> {
     /// The numbers that the task will have, ascending.
     pub numbers: &'a [u32],
-    /// The highest number that the caller handed down, which counts for [`Placement::Task`].
-    pub handed: Option<u32>,
-    /// The tasks that share the table, at least 1.
+    /// The highest number that the caller has passed down, which counts for [`Placement::Task`].
+    pub highest_inherited: Option<u32>,
+    /// How many tasks share the table, at least 1.
     pub sharers: u32,
-    /// The slots that are not worth saving: the table has them, or will, before a service stands.
-    pub floor: u64,
+    /// The slots that the table has, or will have, before a service descriptor is placed, so that
+    /// [`Placement::Tight`] cannot save them.
+    pub min_capacity: u64,
     /// The soft RLIMIT_NOFILE.
     pub limit: u32,
 }
 
 /// The numbers of `count` service descriptors of each sharer of a table, highest first: sharer k
-/// has those from `k * count` on. None if there is no room below the limit.
+/// has those from index `k * count` on. None if there is no room below the limit.
 ///
 /// - `rlimit`: the highest free numbers below the limit.
-/// - `task`: n = max(highest, handed) + 16 for each sharer + 16; below the smallest 128·2^k above n,
-///   or if that is beyond the limit, below the limit rounded down to 128s if n fits there.
-/// - `late`: the lowest numbers that nobody wants.
-/// - `tight`: the highest free numbers inside the smallest capacity that has room, from the
-///   [`Wanted::floor`] on: nearly always the one that the task's own highest number asks for.
-pub fn numbers(policy: Placement, table: &Wanted<'_>, count: usize) -> Option<Vec<u32>> {
-    let Wanted { numbers: wanted, handed, sharers, floor, limit } = *table;
+/// - `task`: n = max(highest, inherited) + 16 for each sharer + 16; below the smallest 128·2^k above
+///   n, or if that is beyond the limit, below the limit rounded down to 128s if n fits there.
+/// - `late`: the lowest free numbers.
+/// - `tight`: the highest free numbers inside the smallest capacity that has room, from
+///   [`TableNeeds::min_capacity`] on: nearly always the one that the task's own highest number needs.
+pub fn service_numbers(
+    policy: Placement,
+    table: &TableNeeds<'_>,
+    count: usize,
+) -> Option<Vec<u32>> {
+    let TableNeeds { numbers: used, highest_inherited, sharers, min_capacity, limit } = *table;
     let all = count * sharers.max(1) as usize;
     let found = match policy {
-        Placement::Rlimit => free_below(limit, wanted, all),
-        Placement::Late => free_from(0, wanted, all),
+        Placement::Rlimit => highest_free(limit, used, all),
+        Placement::Late => {
+            let mut found = lowest_free(used, all);
+            found.reverse();
+            found
+        }
         Placement::Tight => {
-            let mut top = capacity(None).max(floor);
+            let mut slots = capacity(None).max(min_capacity);
             loop {
-                let end = top.min(limit.into()) as u32;
-                let numbers = free_below(end, wanted, all);
-                if numbers.len() == all || top >= limit.into() {
-                    break numbers;
+                let end = slots.min(limit.into()) as u32;
+                let found = highest_free(end, used, all);
+                if found.len() == all || slots >= limit.into() {
+                    break found;
                 }
-                top *= 2;
+                slots *= 2;
             }
         }
         Placement::Task => {
-            let highest = wanted.last().copied().max(handed).map_or(-1, i64::from);
+            let highest = used.last().copied().max(highest_inherited).map_or(-1, i64::from);
             let sharers = sharers.max(1);
             let need = highest + i64::from(SLOTS * sharers) + i64::from(PAD);
             let base = base(need, limit)?;
@@ -113,52 +124,43 @@ fn base(need: i64, limit: u32) -> Option<u32> {
     }
 }
 
-/// The highest numbers below `end` that nobody wants, at most `count`, highest first.
-fn free_below(end: u32, wanted: &[u32], count: usize) -> Vec<u32> {
-    let mut taken =
-        wanted[..wanted.partition_point(|&number| number < end)].iter().rev().peekable();
-    let free = |number: &u32| taken.next_if_eq(&number).is_none();
+/// The highest numbers below `end` that are not used, at most `count`, highest first. `used` ascends.
+fn highest_free(end: u32, used: &[u32], count: usize) -> Vec<u32> {
+    let below = &used[..used.partition_point(|&number| number < end)];
+    let mut used = below.iter().rev().peekable();
+    let free = |number: &u32| used.next_if_eq(&number).is_none();
     (0..end).rev().filter(free).take(count).collect()
 }
 
-/// The lowest numbers that nobody wants, ascending: for what stands in a table for a while.
-pub fn lowest_free(wanted: &[u32], count: usize) -> Vec<u32> {
-    let mut found = free_from(0, wanted, count);
-    found.reverse();
-    found
+/// The lowest numbers that are not used, `count` of them, ascending. `used` ascends.
+pub fn lowest_free(used: &[u32], count: usize) -> Vec<u32> {
+    let mut used = used.iter().peekable();
+    let free = |number: &u32| used.next_if_eq(&number).is_none();
+    (0..=i32::MAX as u32).filter(free).take(count).collect()
 }
 
-/// The lowest numbers from `start` on that nobody wants, highest first.
-fn free_from(start: u32, wanted: &[u32], count: usize) -> Vec<u32> {
-    let mut taken = wanted[wanted.partition_point(|&number| number < start)..].iter().peekable();
-    let free = |number: &u32| taken.next_if_eq(&number).is_none();
-    let mut found: Vec<u32> = (start..=i32::MAX as u32).filter(free).take(count).collect();
-    found.reverse();
-    found
-}
-
-/// The order in which descriptors are moved `(from, to)` so that none is overwritten before it was
-/// moved itself: of ranges that overlap, the end that is ahead goes first. Neither two sources nor
-/// two targets are equal. `spare` is a number that nobody has: a cycle is opened through it.
+/// Descriptors that are to be moved `(from, to)`, in an order in which none is replaced before it has
+/// been moved itself: where ranges overlap, the one nearest to the free end goes first. Neither two
+/// sources nor two targets are equal. A cycle is opened by a move to `spare`, a free number.
 pub fn moves(wanted: &[(u32, u32)], spare: u32) -> Vec<(u32, u32)> {
-    let waiting: HashMap<u32, usize> =
+    let by_source: HashMap<u32, usize> =
         wanted.iter().enumerate().map(|(at, &(from, _))| (from, at)).collect();
     let mut done = vec![false; wanted.len()];
     let mut order = Vec::with_capacity(wanted.len());
     for first in 0..wanted.len() {
-        // Whoever stands where one wants to go must go first, and so on.
+        // The descriptor at the target of a move has to be moved before, and so on.
         let mut chain = Vec::new();
         let mut next = Some(first);
         while let Some(at) = next.filter(|&at| !done[at]) {
             done[at] = true;
             chain.push(at);
-            next = waiting.get(&wanted[at].1).copied();
+            next = by_source.get(&wanted[at].1).copied();
         }
         let closed = next == Some(first) && !chain.is_empty();
         match &chain[..] {
             [at] if wanted[*at].0 == wanted[*at].1 => continue,
             [.., last] if closed => {
-                // Its way is free once the first of the chain has stepped aside.
+                // The last of the chain can be moved once the first is at the spare number.
                 let (from, to) = wanted[first];
                 order.push((from, spare));
                 let rest = chain[1..].iter().rev().map(|&at| wanted[at]);
@@ -172,39 +174,40 @@ pub fn moves(wanted: &[(u32, u32)], spare: u32) -> Vec<(u32, u32)> {
     order
 }
 
-/// A task of a tree as the forecast sees it. Parents come before children.
+/// The table of a task of a tree, for [`forecast`].
 #[derive(Clone, Debug, Default)]
 pub struct TablePlan {
-    /// Its parent, if that is in the tree.
+    /// The index of its parent, if that is in the tree.
     pub parent: Option<usize>,
-    /// The owner of its table, if it shares another's.
+    /// The index of the task whose table it shares, if it shares one.
     pub owner: Option<usize>,
-    /// The numbers of its table, ascending.
+    /// The numbers of the table, ascending.
     pub numbers: Vec<u32>,
-    /// The numbers that it has only meanwhile, for what goes into queues, ascending.
+    /// Further numbers that the table has for a while only, for what is sent into queues, ascending.
     pub waits: Vec<u32>,
-    /// The highest number that its parent had, of the parent's own, when it was made.
+    /// The highest number of the parent's own that the parent has when it makes the task.
     pub passed: Option<u32>,
-    /// The tasks that share its table.
+    /// How many tasks share the table.
     pub sharers: u32,
-    /// Its service descriptors.
+    /// How many service descriptors the task has.
     pub services: usize,
 }
 
-/// FDSize of a task while it is restored at its largest, and in the end.
+/// FDSize of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {
-    /// At its largest.
+    /// The largest while the task is restored.
     pub peak: u64,
-    /// In the end.
+    /// The one that it is left with.
     pub end: u64,
 }
 
-/// What becomes of the tables of a tree, or none for a task whose numbers, or our own beside them,
-/// have no room below the limit.
+/// The sizes of the tables of a tree. None for a task whose numbers, or the service descriptors
+/// beside them, have no room below the limit. Parents come before children, and owners of tables
+/// before those who share them.
 pub fn forecast(policy: Placement, tasks: &[TablePlan], limit: u32) -> Vec<Option<Size>> {
     let mut sizes: Vec<Option<Size>> = Vec::with_capacity(tasks.len());
-    // The highest service number of each task, which its children are born with.
+    // The highest service number of each task, which its children inherit.
     let mut tops: Vec<Option<u32>> = Vec::with_capacity(tasks.len());
     for task in tasks {
         if let Some(owner) = task.owner {
@@ -214,18 +217,15 @@ pub fn forecast(policy: Placement, tasks: &[TablePlan], limit: u32) -> Vec<Optio
         }
         let mut all = [&task.numbers[..], &task.waits].concat();
         all.sort_unstable();
-        let table = Wanted { numbers: &all, handed: None, sharers: task.sharers, floor: 0, limit };
-        let placed = numbers(policy, &table, task.services);
+        let sharers = task.sharers;
+        let table = TableNeeds { numbers: &all, sharers, limit, ..TableNeeds::default() };
+        let placed = service_numbers(policy, &table, task.services);
         let top = placed.as_ref().and_then(|numbers| numbers.first().copied());
-        let of_parent = task.parent.and_then(|parent| tops[parent]).max(task.passed);
-        // Everything but the highest may be open at once wherever it comes.
-        let crowd = (all.len() + task.services).checked_sub(1).map(|n| n as u32);
-        let crowd = crowd.filter(|_| policy == Placement::Late);
-        let highest = task.numbers.last().copied();
-        let peak = capacity(of_parent).max(capacity(top.max(all.last().copied()).max(crowd)));
-        // One of those who share a table cannot make it smaller.
-        let alone = policy == Placement::Tight && task.sharers <= 1;
-        let end = if alone { capacity(highest) } else { peak };
+        let inherited = task.parent.and_then(|parent| tops[parent]).max(task.passed);
+        let peak = capacity(inherited.max(top).max(all.last().copied()));
+        // A table that is shared cannot be made smaller by one of those who share it.
+        let shrinks = policy == Placement::Tight && task.sharers <= 1;
+        let end = if shrinks { capacity(task.numbers.last().copied()) } else { peak };
         tops.push(top);
         let fits = placed.is_some() && all.last().is_none_or(|&last| last < limit);
         sizes.push(fits.then_some(Size { peak, end }));
@@ -238,10 +238,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn tight(wanted: &[u32], count: usize, limit: u32) -> Option<Vec<u32>> {
-        let floor = capacity(wanted.last().copied());
-        let table = Wanted { numbers: wanted, handed: None, sharers: 1, floor, limit };
-        numbers(Placement::Tight, &table, count)
+    fn tight(numbers: &[u32], count: usize, limit: u32) -> Option<Vec<u32>> {
+        let min_capacity = capacity(numbers.last().copied());
+        let table = TableNeeds { numbers, min_capacity, limit, ..TableNeeds::default() };
+        service_numbers(Placement::Tight, &table, count)
     }
 
     #[test]
@@ -277,15 +277,15 @@ mod tests {
         assert_eq!(tight(&hole, 1, 1024), Some(vec![9]));
         assert_eq!(tight(&full, 1, 64), None);
         // Children that need less are made before the table grows.
-        let table = Wanted { numbers: &[0, 1, 19000], limit: 20000, ..Wanted::default() };
-        assert_eq!(numbers(Placement::Tight, &table, 2), Some(vec![63, 62]));
+        let table = TableNeeds { numbers: &[0, 1, 19000], limit: 20000, ..TableNeeds::default() };
+        assert_eq!(service_numbers(Placement::Tight, &table, 2), Some(vec![63, 62]));
     }
 
     #[test]
     fn task_gives_the_sizes_of_the_series() {
         let size = |highest: u32, limit: u32| {
-            let table = Wanted { numbers: &[highest], limit, ..Wanted::default() };
-            let placed = numbers(Placement::Task, &table, 15)?;
+            let table = TableNeeds { numbers: &[highest], limit, ..TableNeeds::default() };
+            let placed = service_numbers(Placement::Task, &table, 15)?;
             assert!(placed.iter().all(|&number| number > highest));
             Some(capacity(placed.first().copied().max(Some(highest))))
         };
@@ -299,12 +299,38 @@ mod tests {
         assert_eq!(base(19936 + 32, 20000), Some(19968));
         assert_eq!(base(19937 + 32, 20000), None);
         assert_eq!(size(95, 100), None);
-        // Handed down numbers count, and each sharer has 16 of its own.
-        let mut table = Wanted { numbers: &[3], handed: Some(96), ..Wanted::default() };
+        // Inherited numbers count, and each sharer has 16 of its own.
+        let mut table =
+            TableNeeds { numbers: &[3], highest_inherited: Some(96), ..TableNeeds::default() };
         table.limit = 1000;
-        assert_eq!(numbers(Placement::Task, &table, 1), Some(vec![255]));
-        table = Wanted { numbers: &[3], sharers: 5, limit: 1000, ..Wanted::default() };
-        assert_eq!(numbers(Placement::Task, &table, 1), Some(vec![127, 111, 95, 79, 63]));
+        assert_eq!(service_numbers(Placement::Task, &table, 1), Some(vec![255]));
+        table = TableNeeds { numbers: &[3], sharers: 5, limit: 1000, ..TableNeeds::default() };
+        assert_eq!(service_numbers(Placement::Task, &table, 1), Some(vec![127, 111, 95, 79, 63]));
+        table = TableNeeds { numbers: &[50], sharers: 5, limit: 1000, ..TableNeeds::default() };
+        assert_eq!(service_numbers(Placement::Task, &table, 1).unwrap()[0], 255);
+        // A task without descriptors needs no number for them: 16 for each of 7, and 15 above.
+        table = TableNeeds { sharers: 7, limit: 1000, ..TableNeeds::default() };
+        assert_eq!(service_numbers(Placement::Task, &table, 1).unwrap()[0], 127);
+    }
+
+    #[test]
+    fn late_takes_the_lowest_numbers_below_the_limit() {
+        let late = |numbers: &[u32], count, limit| {
+            let table = TableNeeds { numbers, limit, ..TableNeeds::default() };
+            service_numbers(Placement::Late, &table, count)
+        };
+        assert_eq!(late(&[0, 1, 3], 3, 6), Some(vec![5, 4, 2]));
+        assert_eq!(late(&[0, 1, 3], 3, 5), None);
+        assert_eq!(lowest_free(&[0, 1, 3, 9], 4), [2, 4, 5, 6]);
+        assert_eq!(lowest_free(&[], 2), [0, 1]);
+        assert_eq!(lowest_free(&[1], 0), [0_u32; 0]);
+    }
+
+    #[test]
+    fn each_policy_has_the_name_of_the_command_line() {
+        let names = Placement::ALL.map(Placement::name);
+        assert_eq!(names, ["rlimit", "task", "late", "tight"]);
+        assert_eq!(Placement::default(), Placement::Tight);
     }
 
     #[test]
@@ -342,6 +368,40 @@ mod tests {
         assert_eq!(of(Placement::Late), Size { peak: 128, end: 128 });
     }
 
+    #[test]
+    fn a_table_that_has_no_room_below_the_limit_has_no_size() {
+        let of = |numbers: Vec<u32>, services, limit| {
+            let task = TablePlan { numbers, services, ..TablePlan::default() };
+            forecast(Placement::Late, &[task], limit)[0]
+        };
+        assert_eq!(of((0..64).collect(), 0, 64), Some(Size { peak: 64, end: 64 }));
+        // The numbers fit, and a service descriptor does not.
+        assert_eq!(of((0..64).collect(), 1, 64), None);
+        // The service descriptor fits, and the numbers do not.
+        assert_eq!(of(vec![64], 1, 64), None);
+        assert_eq!(of(vec![63], 1, 64), Some(Size { peak: 64, end: 64 }));
+    }
+
+    #[test]
+    fn a_task_that_shares_a_table_has_the_size_of_its_owner() {
+        let owner =
+            TablePlan { numbers: vec![200], sharers: 2, services: 1, ..TablePlan::default() };
+        let sharer = TablePlan { owner: Some(0), ..TablePlan::default() };
+        let child = TablePlan { parent: Some(1), ..TablePlan::default() };
+        let sizes = forecast(Placement::Rlimit, &[owner.clone(), sharer.clone(), child], 1024);
+        let shared = Some(Size { peak: 1024, end: 1024 });
+        assert_eq!(sizes, [shared, shared, shared]);
+        // Each who shares it has service descriptors of its own.
+        let full = TablePlan { numbers: (0..63).collect(), ..owner.clone() };
+        let sizes = forecast(Placement::Late, &[full, sharer.clone()], 1024);
+        assert_eq!(sizes, [Some(Size { peak: 128, end: 128 }); 2]);
+        // Nobody who shares a table makes it smaller.
+        let mut high = owner;
+        high.waits = vec![300];
+        let sizes = forecast(Placement::Tight, &[high, sharer], 1024);
+        assert_eq!(sizes, [Some(Size { peak: 512, end: 512 }); 2]);
+    }
+
     proptest! {
         #[test]
         fn no_service_collides_and_tight_stays_minimal_where_there_is_room(
@@ -357,9 +417,9 @@ mod tests {
                 (0..end).filter(|n| !wanted.contains(&(*n as u32))).count()
             };
             let need = capacity(wanted.last().copied());
-            let table = Wanted { numbers: &wanted, handed: None, sharers, floor: need, limit };
+            let table = TableNeeds { numbers: &wanted, sharers, min_capacity: need, limit, ..TableNeeds::default() };
             for policy in Placement::ALL {
-                let Some(placed) = numbers(policy, &table, count) else {
+                let Some(placed) = service_numbers(policy, &table, count) else {
                     // The series gives up near the limit though there may be room.
                     prop_assert!(policy == Placement::Task || room(limit.into()) < all
                         || policy == Placement::Late);

@@ -7,7 +7,7 @@ use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::kind::context::{Held, PidMap};
 use fdkit::operation::{Operation, Outcome};
-use fdkit::placement::{self, Placement, Wanted};
+use fdkit::placement::{self, Placement, TableNeeds};
 use fdkit::plan::{Inherit, Plan, RestoreOptions};
 use fdkit::sys::own_table::OwnTable;
 use fdkit::sys::{fork, socket};
@@ -201,8 +201,8 @@ fn run(words: &[OsString]) -> Result<i32> {
     let numbers: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.0;
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-    let wanted = Wanted { numbers: &numbers, sharers: 1, limit, ..Wanted::default() };
-    let service = placement::numbers(Placement::Tight, &wanted, 1).ok_or(Errno::EMFILE)?[0];
+    let wanted = TableNeeds { numbers: &numbers, sharers: 1, limit, ..TableNeeds::default() };
+    let service = placement::service_numbers(Placement::Tight, &wanted, 1).ok_or(Errno::EMFILE)?[0];
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     let Some(child) = fork::fork()? else {

@@ -4,7 +4,7 @@ use crate::ctty;
 use crate::error::{At, Error, Result, Status};
 use crate::kind::context::CttyPlan;
 use crate::operation::Operation;
-use crate::placement::{self, Placement, Wanted};
+use crate::placement::{self, Placement, TableNeeds};
 use crate::plan::{Action, Missing, Plan, RestoreOptions, SingleTask, hard_limit, refuse};
 use crate::proc::inode_of;
 use crate::sys::own_table::{OwnTable, PlacedFd};
@@ -91,11 +91,11 @@ fn in_this_process(
     }
     let numbers: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
     let limits = raise_limit(numbers.last().copied())?;
-    let wanted = Wanted {
+    let wanted = TableNeeds {
         numbers: &numbers,
-        handed: copied.iter().map(|&from| from as u32).max(),
+        highest_inherited: copied.iter().map(|&from| from as u32).max(),
         sharers: 1,
-        floor: placement::capacity(numbers.last().copied()),
+        min_capacity: placement::capacity(numbers.last().copied()),
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
     let outcome = place(table, &mut placed, options.placement, &wanted);

@@ -1,7 +1,7 @@
 //! The service descriptors of this process: what a restorer needs in a table while it restores it.
 
 use crate::error::{At, Error, Result};
-use crate::placement::{self, Placement, Wanted};
+use crate::placement::{self, Placement, TableNeeds};
 use crate::sys::own_table::{OwnTable, PlacedFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::RawFd;
@@ -20,8 +20,8 @@ pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
 }
 
 /// The numbers of so many service descriptors. Fails with status 6 if a table has no room for them.
-pub(crate) fn room(policy: Placement, table: &Wanted<'_>, count: usize) -> Result<Vec<u32>> {
-    placement::numbers(policy, table, count).ok_or_else(|| {
+pub(crate) fn room(policy: Placement, table: &TableNeeds<'_>, count: usize) -> Result<Vec<u32>> {
+    placement::service_numbers(policy, table, count).ok_or_else(|| {
         let limit = table.limit;
         let why = format!("no room for {count} service descriptors below the limit {limit}");
         Error::unrestorable(why)
@@ -34,7 +34,7 @@ pub(crate) fn place(
     table: &OwnTable,
     services: &mut [Option<PlacedFd>],
     policy: Placement,
-    wanted: &Wanted<'_>,
+    wanted: &TableNeeds<'_>,
 ) -> Result<()> {
     let numbers = room(policy, wanted, services.iter().flatten().count())?;
     let held = services.iter().flatten().map(|placed| placed.number() as u32);

@@ -6,7 +6,7 @@ use super::slots_of;
 use crate::image::{OpenFile, Slot};
 use crate::kind::context::{CttyPlan, Number};
 use crate::kind::{DecodedImage, Need};
-use crate::placement::Wanted;
+use crate::placement::TableNeeds;
 use crate::plan::{self, Action, FileOwner, Plan, Step};
 use crate::table::fdstore::MOST;
 use std::collections::{BTreeMap, HashMap};
@@ -260,9 +260,9 @@ pub(super) fn numbers(plan: &Plan<'_>) -> Vec<u32> {
 }
 
 /// What is asked of the placement of our own descriptors in a table.
-pub(super) fn wanted(numbers: &[u32], sharers: u32, limit: u64) -> Wanted<'_> {
+pub(super) fn wanted(numbers: &[u32], sharers: u32, limit: u64) -> TableNeeds<'_> {
     let limit = limit.min(u64::from(u32::MAX)) as u32;
-    Wanted { numbers, handed: None, sharers, floor: 0, limit }
+    TableNeeds { numbers, sharers, limit, ..TableNeeds::default() }
 }
 
 /// Numbers that ascend, as ranges without a gap.
