@@ -1,19 +1,19 @@
-//! The language of `-F`: `3`, `0-9`, a kind, `deleted`, `path:GLOB`, `pid:N`; `!` negates, a comma
-//! is or, a repeated option is and.
+//! The FILTER language of `-F`, which selects descriptors: `3`, `0-9`, a kind, `deleted`,
+//! `path:GLOB`, `pid:N`. `!` negates a term, a comma means or, a repeated option means and.
 
 use crate::sys::fnmatch;
 use std::ffi::CString;
 
-/// A descriptor as a filter sees it.
+/// The properties of a descriptor that a filter asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
-    /// Its number.
+    /// The number.
     pub fd: u32,
-    /// The processes whose table it is in.
+    /// The process ids of all that share its table.
     pub pids: &'a [i32],
-    /// Its kind.
+    /// The name of its kind.
     pub kind: &'a str,
-    /// What readlink(2) shows.
+    /// The text of its link in /proc/PID/fd.
     pub link: &'a [u8],
 }
 
@@ -32,12 +32,12 @@ struct Term {
     test: Test,
 }
 
-/// One `-F`: a descriptor passes if any of its terms holds.
+/// The terms of one `-F`: a descriptor passes if one of them holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter(Vec<Term>);
 
 impl Filter {
-    /// Parses the text; `kinds` are the names that can be meant. Fails with what is not understood.
+    /// Parses the text; `kinds` are the names of all kinds. The error is the text of a message.
     pub fn parse(text: &str, kinds: &[&str]) -> Result<Filter, String> {
         let terms = text.split(',').map(|term| Term::parse(term.trim(), kinds));
         let terms = terms.collect::<Result<Vec<_>, _>>()?;
@@ -47,35 +47,36 @@ impl Filter {
         }
     }
 
-    /// Whether the descriptor passes.
+    /// Says whether the descriptor passes.
     pub fn passes(&self, subject: &Subject<'_>) -> bool {
-        self.passes_judged(subject.fd, subject.pids, self.judge(subject.kind, subject.link))
+        self.passes_with(subject.fd, subject.pids, self.file_terms(subject.kind, subject.link))
     }
 
-    /// What its terms say of a file, whatever numbers it has: a bit for each that holds.
-    pub fn judge(&self, kind: &str, link: &[u8]) -> u64 {
+    /// The terms that hold for a file, whatever its numbers: bit n for the nth term.
+    pub fn file_terms(&self, kind: &str, link: &[u8]) -> u64 {
         let subject = Subject { fd: 0, pids: &[], kind, link };
-        let holds = |bits: u64, (at, term): (usize, &Term)| {
-            bits | u64::from(term.asks_the_file() && term.not != term.test.holds(&subject)) << at
+        let bit = |(at, term): (usize, &Term)| {
+            u64::from(term.asks_the_file() && term.holds(&subject)) << at
         };
-        self.0.iter().enumerate().fold(0, holds)
+        self.0.iter().enumerate().map(bit).sum()
     }
 
-    /// Whether a number of a file that was judged passes.
-    pub fn passes_judged(&self, fd: u32, pids: &[i32], judged: u64) -> bool {
+    /// Says whether a number of a file passes, given the [`Filter::file_terms`] of that file.
+    pub fn passes_with(&self, fd: u32, pids: &[i32], file_terms: u64) -> bool {
         let subject = Subject { fd, pids, kind: "", link: b"" };
         self.0.iter().enumerate().any(|(at, term)| match term.asks_the_file() {
-            true => judged >> at & 1 == 1,
-            false => term.not != term.test.holds(&subject),
+            true => file_terms >> at & 1 == 1,
+            false => term.holds(&subject),
         })
     }
 
-    /// Whether it asks for more than numbers and processes.
+    /// Says whether a term asks for more than numbers and process ids.
     pub fn asks_the_file(&self) -> bool {
         self.0.iter().any(Term::asks_the_file)
     }
 
-    /// False only if the number alone says that the descriptor cannot pass, before it is looked at.
+    /// False if the number alone tells, before anything else is known, that the descriptor does not
+    /// pass.
     pub fn may_pass(&self, fd: u32) -> bool {
         self.0.iter().any(|term| match term.test {
             Test::Numbers(first, last) => term.not != (first..=last).contains(&fd),
@@ -84,10 +85,14 @@ impl Filter {
     }
 }
 
-/// The most terms in one filter: a bit each.
+/// The most terms in one filter: [`Filter::file_terms`] has a bit for each.
 const MAX_TERMS: usize = 64;
 
 impl Term {
+    fn holds(&self, subject: &Subject<'_>) -> bool {
+        self.not != self.test.holds(subject)
+    }
+
     fn asks_the_file(&self) -> bool {
         !matches!(self.test, Test::Numbers(..) | Test::Pid(_))
     }
@@ -103,7 +108,7 @@ impl Term {
         } else if let Some(glob) = word.strip_prefix("path:") {
             Test::Path(CString::new(glob).map_err(|_| "a pattern cannot hold a NUL".to_owned())?)
         } else if let Some(pid) = word.strip_prefix("pid:") {
-            Test::Pid(pid.parse().map_err(|_| format!("'{pid}' is no process id"))?)
+            Test::Pid(pid.parse().map_err(|_| format!("'{pid}' is not a process id"))?)
         } else if let Some(one) = number(word) {
             Test::Numbers(one, one)
         } else if let Some((Some(first), Some(last))) =
@@ -155,6 +160,51 @@ mod tests {
         for no in ["4", "6-9", "fifo", "!pipe", "path:/*", "pid:8", "deleted", "!5", "8,fifo"] {
             assert!(!passes(no), "{no}");
         }
+    }
+
+    #[test]
+    fn terms_of_numbers_and_of_files_stand_in_any_order() {
+        for yes in ["4,fifo,pipe", "fifo,4,5", "4,!pipe,path:pipe:*", "pid:8,deleted,!fifo", "5-5"]
+        {
+            assert!(passes(yes), "{yes}");
+        }
+        for no in ["4,fifo,!pipe", "fifo,4", "pid:8,deleted,4-4,fifo,path:/*", "!pid:7,!5,!pipe"] {
+            assert!(!passes(no), "{no}");
+        }
+        let filter = Filter::parse("5,pipe,pid:7,!deleted", &["pipe"]).unwrap();
+        assert_eq!(filter.file_terms("pipe", b"pipe:[3]"), 0b1010);
+        assert_eq!(filter.file_terms("file", b"/x (deleted)"), 0);
+        assert!(filter.passes_with(4, &[], 0b0010) && !filter.passes_with(4, &[], 0b0101));
+    }
+
+    #[test]
+    fn a_filter_says_what_it_asks_for() {
+        let filter = |text| Filter::parse(text, &["pipe"]).unwrap();
+        for (text, asks) in [("5,pid:7", false), ("5,pipe", true), ("deleted", true), ("3", false)]
+        {
+            assert_eq!(filter(text).asks_the_file(), asks, "{text}");
+        }
+        for (text, fd, may) in [
+            ("0-4", 4, true),
+            ("0-4", 5, false),
+            ("!0-4", 4, false),
+            ("!0-4", 5, true),
+            ("0-4,7", 7, true),
+            ("pipe", 5, true),
+            ("3,pid:7", 5, true),
+        ] {
+            assert_eq!(filter(text).may_pass(fd), may, "{text} {fd}");
+        }
+    }
+
+    #[test]
+    fn a_filter_has_at_most_as_many_terms_as_bits() {
+        let terms = |count| vec!["pipe"; count].join(",");
+        assert!(Filter::parse(&terms(64), &["pipe"]).is_ok());
+        let why = Filter::parse(&terms(65), &["pipe"]).unwrap_err();
+        assert_eq!(why, "65 terms are more than 64");
+        let all = Filter::parse(&terms(64), &["pipe"]).unwrap();
+        assert_eq!(all.file_terms("pipe", b""), u64::MAX);
     }
 
     #[test]

@@ -147,7 +147,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
                 if by_file {
                     let link = &file.link.0;
                     let judged: Vec<u64> =
-                        filters.iter().map(|filter| filter.judge(&file.kind, link)).collect();
+                        filters.iter().map(|filter| filter.file_terms(&file.kind, link)).collect();
                     let at = outcomes.iter().position(|each| *each == judged);
                     let at = at.unwrap_or_else(|| {
                         outcomes.push(judged);
@@ -162,7 +162,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
                 let judged = outcome.get(file).map(|&at| &outcomes[usize::from(at)]);
                 let passes = |(at, filter): (usize, &Filter)| {
                     let judged = judged.map_or(0, |judged| judged[at]);
-                    filter.passes_judged(slot.fd, pids, judged)
+                    filter.passes_with(slot.fd, pids, judged)
                 };
                 if filters.iter().enumerate().all(passes) {
                     kept.set(record);
