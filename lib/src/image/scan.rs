@@ -1,18 +1,18 @@
-//! Where the next item of an image ends, and whether it keeps the rules of fdimage(5), found
-//! before serde sees a byte.
+//! A scanner of CBOR (RFC 8949), which finds the end of the next item of an image and checks it
+//! against the rules of fdimage(5) before serde sees a byte.
 //!
 //! A general decoder takes more than an image may hold (floats, tags, packed structs, a key
 //! twice), makes 48 bytes of one, and believes a length before it has seen the data. So nothing
-//! reaches it but a slice which [`item`] called whole. What reads such a slice again ([`record`],
-//! [`field`], [`entries`], [`tokens`]) relies on that for its answer but not for its safety: other
-//! bytes make it end early.
+//! reaches it but a slice which [`item`] called whole. The functions that read such a slice again
+//! ([`record`], [`field`], [`entries`], [`tokens`]) rely on that for their answer but not for their
+//! safety: other bytes make them end early.
 
 use std::fmt;
 
-/// The most bytes one item may have, the mark of the first item included.
+/// The most bytes in one item, the mark of the first item included.
 pub const MAX_ITEM: usize = 8 << 20;
 
-/// The most arrays and maps which may stand in one another.
+/// The most arrays and maps that are nested in one another.
 pub const MAX_DEPTH: usize = 16;
 
 /// The most values in one item: itself, and every element, key and value in it.
@@ -29,23 +29,23 @@ const TOO_MANY: &str = "more than 1048576 values in one item";
 const TOO_DEEP: &str = "arrays and maps more than 16 deep";
 const TOO_MANY_KEYS: &str = "map of more than 64 keys";
 
-/// What stands at the beginning of some bytes.
+/// The item with which some bytes begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A whole item, of this many bytes.
     Whole(usize),
     /// An item which is not whole yet: it has at least this many bytes in all, more than there
-    /// were. A reader reads at least that many before it asks again; one that also takes what more
-    /// it can get, up to twice what it has, looks at no byte more than a few times.
+    /// were. A reader reads at least that many before it asks again; if it also takes what more it
+    /// can get, up to twice what it has, no byte is scanned more than a few times.
     Short(usize),
 }
 
-/// Why bytes are not an item of this format, and at which byte of the slice.
+/// A rule of the format that bytes break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed {
-    /// The offset in the slice.
+    /// The offset in the slice at which they do.
     pub at: usize,
-    /// The rule that is broken there.
+    /// The rule, in words for the user.
     pub why: &'static str,
 }
 
@@ -57,7 +57,7 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// A value without what it contains, as [`tokens`] gives them.
+/// A value without the values in it, as [`tokens`] gives them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Token<'a> {
     /// An integer from zero up.
@@ -68,9 +68,9 @@ pub enum Token<'a> {
     Bytes(&'a [u8]),
     /// A text string.
     Text(&'a str),
-    /// An array; as many values follow.
+    /// An array; so many values follow.
     Array(u64),
-    /// A map; as many pairs of key and value follow.
+    /// A map; so many pairs of key and value follow.
     Map(u64),
     /// True or false.
     Bool(bool),
@@ -78,12 +78,12 @@ pub enum Token<'a> {
     Null,
 }
 
-/// Finds the item with which `buf` begins.
+/// Finds the end of the item with which `buf` begins.
 pub fn item(buf: &[u8]) -> Result<Found, Malformed> {
     scan(buf, 0)
 }
 
-/// Finds the first item of an image: the same, after [`MARK`], which its length includes.
+/// Finds the end of the first item of an image: the same, after [`MARK`], which the length includes.
 pub fn first(buf: &[u8]) -> Result<Found, Malformed> {
     if buf.starts_with(&MARK) {
         scan(buf, MARK.len())
@@ -96,7 +96,7 @@ pub fn first(buf: &[u8]) -> Result<Found, Malformed> {
 
 /// The one key of a record `{ "key": value }` and the bytes of its value.
 ///
-/// `whole` is exactly one item, without [`MARK`]. None if it is not a map of one text key.
+/// `whole` is exactly one item, without [`MARK`]. None if it is not a map of one key.
 pub fn record(whole: &[u8]) -> Option<(&[u8], &[u8])> {
     let (0xa1, rest) = whole.split_first()? else { return None };
     let (first, _, key, len) = raw(rest).ok()?;
@@ -141,37 +141,21 @@ pub fn entries(map: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
 
 /// Adds `key: raw` to an encoded map; `raw` is one encoded item.
 ///
-/// This is how a body which is bytes already gets into a record: serde writes the record with
-/// fewer than 23 entries, so that its first byte holds the count, and the body follows. Any other
-/// `map` stays as it is, and a debug build panics.
+/// A body that is bytes already gets into a record by this: serde writes the record with fewer than
+/// 23 entries, so that its first byte has the count, and the body follows. Any other `map`, and a
+/// key longer than 23 bytes, leave `map` as it is, and a debug build panics.
 pub fn push_field(map: &mut Vec<u8>, key: &str, raw: &[u8]) {
-    let Some(count @ 0xa0..=0xb6) = map.first_mut() else {
-        debug_assert!(false, "push_field: not a map of fewer than 23 entries");
+    let (Some(count @ 0xa0..=0xb6), len @ 0..=23) = (map.first_mut(), key.len()) else {
+        debug_assert!(false, "push_field: not a map of fewer than 23 entries, or a long key");
         return;
     };
     *count += 1;
-    let len = key.len() as u64;
-    match len {
-        0..=23 => map.push(0x60 | len as u8),
-        24..=0xff => map.extend([0x78, len as u8]),
-        0x100..=0xffff => {
-            map.push(0x79);
-            map.extend((len as u16).to_be_bytes());
-        }
-        0x1_0000..=0xffff_ffff => {
-            map.push(0x7a);
-            map.extend((len as u32).to_be_bytes());
-        }
-        _ => {
-            map.push(0x7b);
-            map.extend(len.to_be_bytes());
-        }
-    }
+    map.push(0x60 + len as u8);
     map.extend_from_slice(key.as_bytes());
     map.extend_from_slice(raw);
 }
 
-/// The tokens of checked bytes, one item or several, outermost first.
+/// The tokens of checked bytes, which are one item or several, outermost first.
 pub fn tokens(buf: &[u8]) -> impl Iterator<Item = Token<'_>> {
     let mut rest = buf;
     std::iter::from_fn(move || {
@@ -182,7 +166,7 @@ pub fn tokens(buf: &[u8]) -> impl Iterator<Item = Token<'_>> {
     .fuse()
 }
 
-/// Why there is no token.
+/// The reason for which there is no token.
 enum Incomplete {
     /// The token has at least this many bytes, and there are fewer.
     Short(usize),
@@ -193,9 +177,8 @@ fn refuse<T>(at: usize, why: &'static str) -> Result<T, Incomplete> {
     Err(Incomplete::Malformed(Malformed { at, why }))
 }
 
-/// The first byte of a value, its argument, and how many bytes the two take.
-///
-/// The only place that knows how CBOR is laid out and what of it an image leaves out.
+/// The first byte of a value, its argument, and the length of the two: the encoding of CBOR, and what
+/// of it an image leaves out, are known here alone.
 #[inline(always)]
 fn head(buf: &[u8]) -> Result<(u8, u64, usize), Incomplete> {
     let Some((&first, rest)) = buf.split_first() else { return Err(Incomplete::Short(1)) };
@@ -216,13 +199,13 @@ fn head(buf: &[u8]) -> Result<(u8, u64, usize), Incomplete> {
         25 => (wide(rest).map(u16::from_be_bytes).map(u64::from), 3, 1 << 8),
         26 => (wide(rest).map(u32::from_be_bytes).map(u64::from), 5, 1 << 16),
         27 => (wide(rest).map(u64::from_be_bytes), 9, 1 << 32),
-        31 if first >= 0x40 => return refuse(0, "indefinite length"),
+        31 if first >> 5 >= 2 => return refuse(0, "indefinite length"),
         _ => return refuse(0, "reserved kind of head"),
     };
     match arg {
         None => Err(Incomplete::Short(len)),
         Some(arg) if arg >= least => Ok((first, arg, len)),
-        Some(_) if first < 0x40 => refuse(0, "integer not in its shortest form"),
+        Some(_) if first >> 5 < 2 => refuse(0, "integer not in its shortest form"),
         Some(_) => refuse(0, "length not in its shortest form"),
     }
 }
@@ -232,8 +215,7 @@ fn wide<const N: usize>(rest: &[u8]) -> Option<[u8; N]> {
     rest.first_chunk().copied()
 }
 
-/// A value as it stands in the stream: its first byte, its argument, the bytes of a string, and the
-/// length of all that.
+/// A value: its first byte, its argument, the bytes of a string, and the length of all three.
 #[inline(always)]
 fn raw(buf: &[u8]) -> Result<(u8, u64, &[u8], usize), Incomplete> {
     let (first, arg, head) = head(buf)?;
@@ -275,17 +257,17 @@ fn token(buf: &[u8]) -> Result<(Token<'_>, usize), Incomplete> {
     Ok((token, len))
 }
 
-/// The length of the item with which checked bytes begin; none if it is not whole.
+/// The length of the item with which checked bytes begin. None if it is not whole.
 pub(super) fn span(buf: &[u8]) -> Option<usize> {
-    let (mut at, mut owed) = (0, 1u64);
-    while owed > 0 {
+    let (mut at, mut missing) = (0, 1u64);
+    while missing > 0 {
         let (first, arg, head) = head(buf.get(at..)?).ok()?;
-        owed -= 1;
+        missing -= 1;
         at += head;
         match first >> 5 {
             2 | 3 => at = at.checked_add(usize::try_from(arg).ok()?)?,
-            4 => owed = owed.checked_add(arg)?,
-            5 => owed = owed.checked_add(arg.checked_mul(2)?)?,
+            4 => missing = missing.checked_add(arg)?,
+            5 => missing = missing.checked_add(arg.checked_mul(2)?)?,
             _ => (),
         }
     }
@@ -295,10 +277,10 @@ pub(super) fn span(buf: &[u8]) -> Option<usize> {
 /// An array or a map which is not complete yet.
 #[derive(Clone, Copy)]
 struct Container {
-    /// The values still to come, keys included: in a map, an even number of them begins with a key.
+    /// The values that are still missing, keys included: an even number of them begins with a key.
     left: usize,
     map: bool,
-    /// How many keys of the maps around it are kept.
+    /// The number of keys that are kept of the maps around it.
     keys: usize,
 }
 
@@ -309,8 +291,8 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
     let mut depth = 0;
     let mut keys = Keys::new();
     let mut at = from;
-    // What must still come, in all that is open, and all that was announced since the beginning.
-    let (mut owed, mut values) = (1, 1);
+    // The values that are missing in all containers, and all that were announced until now.
+    let (mut missing, mut values) = (1, 1);
     loop {
         let rest = &buf[at..];
         let key = top.map && top.left % 2 == 0;
@@ -318,8 +300,8 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
             return Err(Malformed { at, why: "key that is not text" });
         }
         top.left -= 1;
-        owed -= 1;
-        // Most text is ASCII, which is found out faster than that it is UTF-8.
+        missing -= 1;
+        // Most text is ASCII, and a check for that is faster than one for UTF-8.
         let checked = raw(rest).and_then(|found| match found {
             (first, _, bytes, len) if first >> 5 == 3 && !bytes.is_ascii() => {
                 text(bytes, len).map(|_| found)
@@ -329,8 +311,8 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
         let (major, count, len) = match checked {
             Ok((first, arg, _, len)) => (first >> 5, arg, len),
             Err(Incomplete::Malformed(bad)) => return Err(Malformed { at: at + bad.at, ..bad }),
-            Err(Incomplete::Short(len)) if at + len + owed <= MAX_ITEM => {
-                return Ok(Found::Short(at + len + owed));
+            Err(Incomplete::Short(len)) if at + len + missing <= MAX_ITEM => {
+                return Ok(Found::Short(at + len + missing));
             }
             Err(Incomplete::Short(_)) => return Err(Malformed { at, why: TOO_LONG }),
         };
@@ -342,23 +324,22 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
             if map && count > MAX_KEYS as u64 {
                 return bad(TOO_MANY_KEYS);
             }
-            if count > MAX_VALUES as u64 {
+            // A map has too few keys for this to overflow.
+            let left = if map { 2 * count } else { count };
+            if left > (MAX_VALUES - values) as u64 {
                 return bad(TOO_MANY);
             }
             if depth == MAX_DEPTH {
                 return bad(TOO_DEEP);
             }
-            let left = count as usize * if map { 2 } else { 1 };
-            owed += left;
+            let left = left as usize;
+            missing += left;
             values += left;
-            if values > MAX_VALUES {
-                return bad(TOO_MANY);
-            }
             around[depth] = top;
             depth += 1;
             top = Container { left, map, keys: keys.len };
         }
-        if at + owed > MAX_ITEM {
+        if at + missing > MAX_ITEM {
             return bad(TOO_LONG);
         }
         if key && !keys.add(buf, start, at, top.keys) {
@@ -375,44 +356,53 @@ fn scan(buf: &[u8], from: usize) -> Result<Found, Malformed> {
     }
 }
 
-/// How many keys are kept without allocation; more are open at once in no record that fdkit writes.
+/// How many keys are kept without allocation. No record that fdkit writes has more in open maps.
 const NEAR: usize = 64;
 
-/// The keys of all open maps, innermost last. A key is kept as where it begins, and in the low
-/// bits a print of it, so that keys are hardly ever compared byte by byte unless they are equal.
+/// The keys of all open maps, innermost last. A key is kept as its offset, and in the low bits a
+/// hash of it, so that keys are hardly ever compared byte by byte unless they are equal.
 struct Keys {
+    /// The first of them.
     near: [u32; NEAR],
+    /// The rest.
     far: Vec<u32>,
     len: usize,
 }
 
-const PRINT: u32 = (1 << 9) - 1;
+/// The bits of the hash of a key.
+const HASH: u32 = (1 << 9) - 1;
 const _: () = assert!(MAX_ITEM << 9 <= 1 << 32);
+
+/// A hash of an encoded key, of its first two bytes and its last.
+#[inline(always)]
+fn hash(key: &[u8]) -> u32 {
+    // The first byte has the length, or says that it is long.
+    let (head, last) = (u32::from(key[0]), u32::from(key[key.len() - 1]));
+    let second = key.get(1).map_or(0, |&byte| u32::from(byte));
+    (head.wrapping_mul(37) ^ second << 4 ^ last) & HASH
+}
 
 impl Keys {
     fn new() -> Self {
         Keys { near: [0; NEAR], far: Vec::new(), len: 0 }
     }
 
-    /// Adds the key at `buf[start..end]` to the map whose keys begin with the `since`th; false if
-    /// it is there already.
+    /// Adds the key at `buf[start..end]` to the map whose keys begin at index `since`. False if the
+    /// map has it already.
     #[inline(always)]
     fn add(&mut self, buf: &[u8], start: usize, end: usize, since: usize) -> bool {
         let key = &buf[start..end];
-        // The first byte has the length, or says that it is long.
-        let (head, last) = (u32::from(key[0]), u32::from(key[key.len() - 1]));
-        let second = key.get(1).map_or(0, |&byte| u32::from(byte));
-        let print = (head.wrapping_mul(37) ^ second << 4 ^ last) & PRINT;
+        let hash = hash(key);
         // No encoded key begins with another, so one that begins with this is this.
         let same =
-            |&kept: &u32| kept & PRINT == print && buf[(kept >> 9) as usize..].starts_with(key);
+            |&kept: &u32| kept & HASH == hash && buf[(kept >> 9) as usize..].starts_with(key);
         let near = self.len.min(NEAR);
         if self.near[since.min(near)..near].iter().any(same)
             || self.far[since.saturating_sub(NEAR)..].iter().any(same)
         {
             return false;
         }
-        let kept = (start as u32) << 9 | print;
+        let kept = (start as u32) << 9 | hash;
         match self.near.get_mut(self.len) {
             Some(place) => *place = kept,
             None => self.far.push(kept),
@@ -421,6 +411,7 @@ impl Keys {
         true
     }
 
+    /// Removes the keys from index `since` on.
     #[inline(always)]
     fn forget(&mut self, since: usize) {
         self.len = since;
@@ -510,7 +501,7 @@ mod tests {
 
         #[test]
         fn a_field_is_found_again(
-            map in prop::collection::btree_map(".{0,8}", value(), 0..20), key in ".{0,8}",
+            map in prop::collection::btree_map(".{0,8}", value(), 0..20), key in ".{0,5}",
             body in value(),
         ) {
             let bytes: std::collections::BTreeMap<Value, Value> =
@@ -554,6 +545,234 @@ mod tests {
     }
 
     #[test]
+    fn an_argument_has_its_shortest_form() {
+        for (bytes, arg) in [
+            (&[0x17][..], 23),
+            (&[0x18, 24], 24),
+            (&[0x18, 0xff], 0xff),
+            (&[0x19, 1, 0], 0x100),
+            (&[0x19, 0xff, 0xff], 0xffff),
+            (&[0x1a, 0, 1, 0, 0], 0x1_0000),
+            (&[0x1a, 0xff, 0xff, 0xff, 0xff], 0xffff_ffff),
+            (&[0x1b, 0, 0, 0, 1, 0, 0, 0, 0], 0x1_0000_0000),
+        ] {
+            assert_eq!(item(bytes), Ok(Found::Whole(bytes.len())));
+            assert_eq!(tokens(bytes).collect::<Vec<_>>(), [Token::Uint(arg)]);
+            let mut negative = bytes.to_vec();
+            negative[0] |= 0x20;
+            assert_eq!(tokens(&negative).collect::<Vec<_>>(), [Token::Nint(arg)]);
+            for cut in 0..bytes.len() {
+                assert_eq!(
+                    item(&bytes[..cut]),
+                    Ok(Found::Short(if cut == 0 { 1 } else { bytes.len() }))
+                );
+            }
+        }
+        for bytes in [
+            &[0x18, 0][..],
+            &[0x18, 23],
+            &[0x19, 0, 0xff],
+            &[0x1a, 0, 0, 0xff, 0xff],
+            &[0x1b, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff],
+            &[0x38, 23],
+        ] {
+            assert_eq!(why(bytes), "integer not in its shortest form", "{bytes:02x?}");
+        }
+        for first in [0x58, 0x78, 0x98, 0xb8] {
+            assert_eq!(why(&[first, 23]), "length not in its shortest form", "{first:02x}");
+        }
+        for first in [0x1c, 0x1d, 0x1e, 0x1f, 0x3c, 0x3f, 0x5c, 0x7d, 0xbe] {
+            assert_eq!(why(&[first]), "reserved kind of head", "{first:02x}");
+        }
+        for (first, reason) in [
+            (0xc0, "tag"),
+            (0xdf, "tag"),
+            (0xe0, "unknown simple value"),
+            (0xf3, "unknown simple value"),
+            (0xf8, "unknown simple value"),
+            (0xfc, "unknown simple value"),
+            (0x7f, "indefinite length"),
+        ] {
+            assert_eq!(why(&[first, 0]), reason, "{first:02x}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_all_values_outermost_first() {
+        let bytes = [
+            0x84, 0x01, 0x20, 0x42, 0xff, 0x00, 0xa2, 0x61, b'a', 0xf4, 0x61, b'b', 0xf5, 0xf6,
+            0x60,
+        ];
+        let wanted = [
+            Token::Array(4),
+            Token::Uint(1),
+            Token::Nint(0),
+            Token::Bytes(&[0xff, 0]),
+            Token::Map(2),
+            Token::Text("a"),
+            Token::Bool(false),
+            Token::Text("b"),
+            Token::Bool(true),
+            Token::Null,
+            Token::Text(""),
+        ];
+        assert_eq!(tokens(&bytes).collect::<Vec<_>>(), wanted);
+        // They end where the bytes do, or where those are no text.
+        assert_eq!(tokens(&bytes[..5]).collect::<Vec<_>>(), wanted[..3]);
+        assert_eq!(tokens(&[0x01, 0x61, 0xff, 0x01]).collect::<Vec<_>>(), [Token::Uint(1)]);
+    }
+
+    #[test]
+    fn a_record_is_a_map_of_one_text_key() {
+        assert_eq!(record(&[0xa1, 0x62, b'a', b'b', 0x01]), Some((&b"ab"[..], &[1][..])));
+        assert_eq!(record(&[0xa1, 0x60, 0x81, 0x01]), Some((&b""[..], &[0x81, 1][..])));
+        for other in [
+            &[][..],
+            &[0xa0],
+            &[0xa1],
+            &[0xa1, 0x61, b'a'],
+            &[0xa1, 0x62, b'a'],
+            &[0xa1, 0x41, b'a', 0x01],
+            &[0xa1, 0x01, 0x01],
+            &[0xa2, 0x61, b'a', 0x01, 0x61, b'b', 0x01],
+            &[0x82, 0x61, b'a', 0x01],
+        ] {
+            assert_eq!(record(other), None, "{other:02x?}");
+        }
+    }
+
+    #[test]
+    fn entries_are_the_keys_of_a_map_and_their_values() {
+        let map = [0xa2, 0x61, b'a', 0x81, 0x05, 0x62, b'b', b'c', 0xf6, 0x07];
+        let all = [("a", &[0x81, 5][..]), ("bc", &[0xf6])];
+        assert_eq!(entries(&map).collect::<Vec<_>>(), all);
+        assert_eq!(field(&map, "bc"), Some(&[0xf6][..]));
+        // The item after the map is none of its keys.
+        let after = [0xa1, 0x61, b'a', 0x01, 0x61, b'b', 0x02];
+        assert_eq!(entries(&after).collect::<Vec<_>>(), [("a", &[1][..])]);
+        assert_eq!((field(&after, "a"), field(&after, "b")), (Some(&[1][..]), None));
+        // Cut off, or no map, or a key that is no text.
+        assert_eq!(entries(&map[..8]).collect::<Vec<_>>(), all[..1]);
+        assert_eq!(field(&map[..8], "bc"), None);
+        for other in [&[0x82, 0x61, b'a', 0x01][..], &[0xa1, 0x41, b'a', 0x01], &[]] {
+            assert_eq!(entries(other).count(), 0, "{other:02x?}");
+        }
+        for other in [&[0x82, 0x61, b'a', 0x01][..], &[0x01], &[]] {
+            assert_eq!(field(other, "a"), None, "{other:02x?}");
+        }
+        assert_eq!(span(&[0x42, 0x01]), None);
+        assert_eq!(span(&[0x42, 0x01, 0x02, 0x03]), Some(3));
+        assert_eq!(span(&[0x9b, 255, 255, 255, 255, 255, 255, 255, 255, 0x01]), None);
+    }
+
+    #[test]
+    fn a_field_is_added_to_a_map_whose_head_has_one_byte() {
+        let mut map = vec![0xa0];
+        for key in 0..23_u8 {
+            let name: String = (0..key).map(|letter| (b'a' + letter) as char).collect();
+            push_field(&mut map, &name, &[key]);
+            assert_eq!(map[0], 0xa1 + key);
+        }
+        push_field(&mut vec![0xb6], "a name of 23 bytes here", &[0]);
+        assert_eq!(item(&map), Ok(Found::Whole(map.len())));
+        assert_eq!(entries(&map).count(), 23);
+        assert_eq!(field(&map, "abcdefghijklmnopqrstuv"), Some(&[22][..]));
+    }
+
+    #[test]
+    #[should_panic = "push_field"]
+    fn no_field_is_added_to_a_map_of_23() {
+        push_field(&mut vec![0xb7], "a", &[0]);
+    }
+
+    #[test]
+    #[should_panic = "push_field"]
+    fn no_field_is_added_to_an_array() {
+        push_field(&mut vec![0x81], "a", &[0]);
+    }
+
+    #[test]
+    #[should_panic = "push_field"]
+    fn no_field_is_added_whose_key_is_long() {
+        push_field(&mut vec![0xa0], "a name of 24 bytes here.", &[0]);
+    }
+
+    #[test]
+    fn the_first_item_comes_after_the_mark() {
+        let image = [&MARK[..], &[0x82, 0x01, 0x02]].concat();
+        assert_eq!(first(&image), Ok(Found::Whole(6)));
+        assert_eq!(first(&image[..5]), Ok(Found::Short(6)));
+        for cut in 0..=MARK.len() {
+            assert_eq!(first(&image[..cut]), Ok(Found::Short(4)), "{cut}");
+        }
+        let bad = first(&[MARK[0], 0x01]).unwrap_err();
+        assert_eq!(bad.to_string(), "byte 0: not an fdkit image");
+    }
+
+    #[test]
+    fn what_breaks_a_rule_is_told_by_its_place() {
+        for (bytes, at) in [
+            (&[0xff][..], 0),
+            (&[0x82, 0x01, 0xff], 2),
+            (&[0x82, 0x01, 0x18, 0x00], 2),
+            (&[0x63, b'a', 0xff, b'b'], 2),
+            (&[0x81, 0x78, 24, b'a', b'b', 0xc3], 1),
+            (&[0x82, 0x01, 0x63, b'a', 0xc3, b'b'], 4),
+            (&[0xa1, 0x61, b'a', 0xa1, 0x01, 0x01], 4),
+            (&[0xa2, 0x61, b'a', 0x01, 0x41, b'b', 0x01], 4),
+            (&[0x81, 0xa2, 0x61, b'a', 0x01, 0x61, b'a', 0x01], 5),
+            (&[0x82, 0x01, 0xb8, 65], 2),
+            (&[0x82, 0x01, 0x9a, 0, 0x10, 0, 0], 2),
+            (&[0x82, 0x01, 0x5a, 1, 0, 0, 0], 2),
+        ] {
+            match item(bytes) {
+                Err(bad) => assert_eq!(bad.at, at, "{bytes:02x?}: {bad}"),
+                // A text that is cut is not looked at.
+                Ok(found) => assert_eq!((found, at), (Found::Short(27), 1)),
+            }
+        }
+    }
+
+    #[test]
+    fn an_item_has_as_many_bytes_and_values_as_may_be_and_no_more() {
+        // A string that fills an item but for the head of five bytes, and of an array before it.
+        let string = |len: usize| {
+            let mut bytes = vec![0x5a];
+            bytes.extend((len as u32).to_be_bytes());
+            bytes.resize(5 + len, 0);
+            bytes
+        };
+        let whole = string(MAX_ITEM - 5);
+        assert_eq!(item(&whole), Ok(Found::Whole(MAX_ITEM)));
+        assert_eq!(item(&whole[..9]), Ok(Found::Short(MAX_ITEM)));
+        let more = string(MAX_ITEM - 4);
+        assert_eq!(item(&more), Err(Malformed { at: 0, why: TOO_LONG }));
+        assert_eq!(item(&more[..9]), Err(Malformed { at: 0, why: TOO_LONG }));
+        let pair = |len| [&[0x82][..], &string(len), &[0x01]].concat();
+        assert_eq!(item(&pair(MAX_ITEM - 7)), Ok(Found::Whole(MAX_ITEM)));
+        assert_eq!(item(&pair(MAX_ITEM - 7)[..9]), Ok(Found::Short(MAX_ITEM)));
+        // The string fits, and the value after it does not: it is known at the string.
+        let too_long = Err(Malformed { at: 1, why: TOO_LONG });
+        assert_eq!(item(&pair(MAX_ITEM - 6)), too_long);
+        assert_eq!(item(&pair(MAX_ITEM - 6)[..9]), too_long);
+
+        let array = |count: u32| {
+            let mut bytes = vec![0x9a];
+            bytes.extend(count.to_be_bytes());
+            bytes.resize(5 + count as usize, 0);
+            bytes
+        };
+        let most = array(MAX_VALUES as u32 - 1);
+        assert_eq!(item(&most), Ok(Found::Whole(most.len())));
+        assert_eq!(why(&array(MAX_VALUES as u32)), TOO_MANY);
+        // An array of two, one that has all that are left but two, and a map of one key.
+        let with_map = |count| [&[0x82][..], &array(count), &[0xa1, 0x60, 0x01]].concat();
+        let most = with_map(MAX_VALUES as u32 - 5);
+        assert_eq!(item(&most), Ok(Found::Whole(most.len())));
+        assert_eq!(why(&with_map(MAX_VALUES as u32 - 4)), TOO_MANY);
+    }
+
+    #[test]
     fn a_length_is_not_believed_beyond_the_bounds() {
         assert_eq!(why(&[0x5b, 0x7f, 255, 255, 255, 255, 255, 255, 255]), TOO_LONG);
         assert_eq!(why(&[0x9b, 255, 255, 255, 255, 255, 255, 255, 255]), TOO_MANY);
@@ -565,6 +784,91 @@ mod tests {
         // Many arrays that are each within the bounds are not so together.
         let many = [0x9a, 0, 7, 255, 255].repeat(3);
         assert_eq!(why(&many), TOO_MANY);
+    }
+
+    /// A map: keys by number, each with a zero or a map.
+    struct Map(Vec<(u8, Option<Map>)>);
+
+    impl Map {
+        /// One of up to `keys` keys, with maps in it. A key may come twice.
+        fn random(random: &mut impl FnMut(usize) -> usize, keys: usize, depth: usize) -> Map {
+            let count = random(keys + 1);
+            let mut entry = |at: usize| {
+                let again = random(1500) == 0;
+                let key = if again { random(at + 1) } else { at };
+                let inner = (depth > 0 && random(12) == 0).then(|| depth - 1);
+                (key as u8, inner.map(|depth| Map::random(random, keys, depth)))
+            };
+            Map((0..count).map(&mut entry).collect())
+        }
+
+        fn encode(&self, to: &mut Vec<u8>) {
+            match self.0.len() {
+                count @ 0..=23 => to.push(0xa0 + count as u8),
+                count => to.extend([0xb8, count as u8]),
+            }
+            for (key, inner) in &self.0 {
+                // Names of several lengths, long ones too.
+                let name = match key % 4 {
+                    0 => format!("{key}"),
+                    1 => format!("name {key}"),
+                    2 => format!("a name that is longer than 23 bytes {key}"),
+                    _ => format!("{key} a"),
+                };
+                match name.len() {
+                    len @ 0..=23 => to.push(0x60 + len as u8),
+                    len => to.extend([0x78, len as u8]),
+                }
+                to.extend(name.as_bytes());
+                match inner {
+                    Some(map) => map.encode(to),
+                    None => to.push(0),
+                }
+            }
+        }
+
+        fn has_a_key_twice(&self) -> bool {
+            let keys: std::collections::HashSet<u8> = self.0.iter().map(|(key, _)| *key).collect();
+            let mut inner = self.0.iter().filter_map(|(_, inner)| inner.as_ref());
+            keys.len() < self.0.len() || inner.any(Map::has_a_key_twice)
+        }
+    }
+
+    #[test]
+    fn a_key_that_comes_twice_is_found_in_any_maps() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        let (mut refused, mut taken, mut longest) = (0, 0, 0);
+        while refused < 60 || taken < 60 {
+            let map = Map::random(&mut random, 45, 5);
+            let mut bytes = Vec::new();
+            map.encode(&mut bytes);
+            if map.has_a_key_twice() {
+                assert_eq!(why(&bytes), "key that the map has already");
+                refused += 1;
+            } else {
+                assert_eq!(item(&bytes), Ok(Found::Whole(bytes.len())));
+                taken += 1;
+                longest = longest.max(bytes.len());
+            }
+        }
+        assert!(longest > 2000, "the maps are too small: {longest}");
+    }
+
+    #[test]
+    fn a_map_has_as_many_keys_as_may_be_and_no_more() {
+        let map = |keys: usize| {
+            let mut bytes = vec![0xb8, keys as u8];
+            (0..keys as u8).for_each(|key| bytes.extend([0x61, b'!' + key, 0]));
+            bytes
+        };
+        assert_eq!(item(&map(MAX_KEYS)), Ok(Found::Whole(2 + 3 * MAX_KEYS)));
+        assert_eq!(why(&map(MAX_KEYS + 1)), TOO_MANY_KEYS);
     }
 
     #[test]
