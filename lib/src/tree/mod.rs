@@ -117,7 +117,7 @@ impl<'a> Tree<'a> {
     /// Fails with status 3 or 6 as [`Shape::of`] does.
     pub fn unchecked(image: &'a DecodedImage) -> Result<Tree<'a>> {
         // Whether we have a terminal moves no number.
-        let nobody = SessionRole { leader: false, has: false };
+        let nobody = SessionRole { leader: false, has_ctty: false };
         Tree::planned(image, &RestoreOptions::default(), (nobody, None), |_| Ok(()))
     }
 

@@ -22,7 +22,7 @@ pub(super) fn joined(
     use std::os::unix::ffi::OsStrExt;
     let Some(own) = own.filter(|_| !steal) else { return HashSet::new() };
     let is_ours = |task: &&Task| {
-        let role = SessionRole { leader: true, has: false };
+        let role = SessionRole { leader: true, has_ctty: false };
         let made = |id| !handed.contains_key(&id);
         let found = match crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied())
         {
@@ -52,13 +52,13 @@ pub(super) fn terminals(
     for &at in &shape.order {
         let task = &image.tasks[at];
         let leads = shape.nodes[at].leads;
-        let has = match led.get(&task.sid) {
-            Some(&has) => has,
+        let has_ctty = match led.get(&task.sid) {
+            Some(&has_ctty) => has_ctty,
             None if leads => false,
-            None => ours.has,
+            None => ours.has_ctty,
         };
         let made = |id: u32| !matches!(origins.get(&id), None | Some(Origin::Handed(_)));
-        let role = SessionRole { leader: leads, has };
+        let role = SessionRole { leader: leads, has_ctty };
         let ctty_plan = match led.get(&task.sid) {
             Some(true) if task.terminal.is_some() => CttyPlan::Session(task.sid),
             _ => crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied()),
