@@ -1,82 +1,83 @@
-//! What went wrong, in words for the user, and the exit status that says what to do about it.
+//! The error type of the library: the text of the message, and the exit status.
 
 use nix::errno::Errno;
 use std::fmt;
 
-/// What every fdkit tool's exit status means. One table for all four; see fdkit(7).
+/// The exit statuses of all tools: EXIT STATUS of fdkit(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Status {
-    /// Done.
+    /// The work is done.
     Done = 0,
-    /// The answer is no: differs, a rule is broken, or some descriptors could not be taken.
+    /// The answer is no: images differ, a rule is broken, or some descriptors were not captured.
     No = 1,
-    /// The command line is wrong, or a binary stream would have gone to or come from a terminal.
+    /// The command line is wrong, or an image would be written to or read from a terminal.
     Misuse = 2,
-    /// The image is malformed, truncated, or of an unknown major version.
+    /// The image is malformed, is truncated, or has an unknown major version.
     Malformed = 3,
-    /// Not permitted; the message names the cause and the cure.
+    /// The kernel does not permit it; the message names the cause and the cure.
     Denied = 4,
-    /// The process is gone, or changed during the work.
+    /// The process has ended, or has changed during the work.
     Gone = 5,
-    /// The image holds what cannot be restored here; nothing was touched.
+    /// The image has something that cannot be restored here; nothing was changed.
     Unrestorable = 6,
-    /// Any other failure of the system.
+    /// Another system call has failed.
     System = 7,
 }
 
-/// The result of everything here that can fail.
+/// A result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure: what was being done to what, why it failed, and the status that follows.
+/// A failure: the operations that were going on, the reason, and the exit status.
 ///
-/// It is shown as `doing: reason`, outermost first, without a full stop.
+/// Its text is `operation: reason`, the outermost operation first, without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     status: Status,
     errno: Option<Errno>,
+    /// The operations, innermost first.
     doing: Vec<String>,
     reason: String,
 }
 
 impl Error {
-    /// A failure with this status, for this reason.
+    /// A failure with this status and this reason.
     pub fn new(status: Status, reason: impl Into<String>) -> Self {
         Error { status, errno: None, doing: Vec::new(), reason: reason.into() }
     }
 
-    /// Wrong use of a command line.
+    /// A failure with [`Status::Misuse`].
     pub fn misuse(reason: impl Into<String>) -> Self {
         Self::new(Status::Misuse, reason)
     }
 
-    /// An image that breaks a rule of fdimage(5).
+    /// A failure with [`Status::Malformed`].
     pub fn malformed(reason: impl Into<String>) -> Self {
         Self::new(Status::Malformed, reason)
     }
 
-    /// Something that an image holds and that cannot be restored here.
+    /// A failure with [`Status::Unrestorable`].
     pub fn unrestorable(reason: impl Into<String>) -> Self {
         Self::new(Status::Unrestorable, reason)
     }
 
-    /// The exit status that this failure asks for.
+    /// The exit status.
     pub fn status(&self) -> Status {
         self.status
     }
 
-    /// The errno of the system call that failed, if one did.
+    /// The errno, if a system call has failed: errno(3).
     pub fn errno(&self) -> Option<Errno> {
         self.errno
     }
 
-    /// The same failure under another status.
+    /// The same failure with another status.
     pub fn with_status(mut self, status: Status) -> Self {
         self.status = status;
         self
     }
 
-    /// Adds what was being done, outside what is already said.
+    /// Adds an operation, outside those that are there already.
     pub fn at(mut self, doing: impl Into<String>) -> Self {
         self.doing.push(doing.into());
         self
@@ -114,9 +115,10 @@ impl From<std::io::Error> for Error {
     }
 }
 
-/// `.at(|| …)` on a result: says what was being done where that is known.
+/// `.at(|| …)` on a result, which adds the operation to a failure. It is called where the operation is
+/// known.
 pub trait At<T> {
-    /// Adds what was being done to a failure.
+    /// Adds an operation to a failure, as [`Error::at`] does.
     fn at<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T>;
 }
 
@@ -131,13 +133,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_outermost_deed_is_named_first() {
+    fn the_outermost_operation_is_named_first() {
         let failed: Result<()> = Err(Errno::ENOENT).at(|| "open /x").at(|| "fd 3");
         assert_eq!(failed.unwrap_err().to_string(), "fd 3: open /x: No such file or directory");
     }
 
     #[test]
-    fn a_refusal_and_a_vanished_process_have_their_own_statuses() {
+    fn an_errno_has_the_status_of_its_kind() {
         assert_eq!(Error::from(Errno::EPERM).status(), Status::Denied);
         assert_eq!(Error::from(Errno::ESRCH).status(), Status::Gone);
         assert_eq!(Error::from(Errno::EIO).status(), Status::System);

@@ -1,4 +1,4 @@
-//! Terminals: their line settings, the names of their devices, and who has them open.
+//! Terminals: their line settings and window size, and the numbers and names of their devices.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode};
@@ -11,14 +11,16 @@ use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// The control characters of the kernel; glibc shows 32, of which it has 19.
+/// The number of control characters in the kernel's termios2; glibc's termios has room for 32.
 pub const CHARACTERS: usize = 19;
-/// The majors of the slaves of pseudo terminals, 136 to 143, of which Linux uses the first.
-const SLAVES: u32 = 136;
-/// N_TTY, the only line discipline whose state is known here.
+/// The first major number of slaves of pseudo terminals; they have 136 to 143, and today's kernels
+/// use 136 alone (devices.txt of the kernel).
+const SLAVE_MAJOR: u32 = 136;
+/// The line discipline of terminals, of which all state can be read: linux/tty.h.
 const N_TTY: i32 = 0;
 
-/// Flags, characters and speeds: struct termios2 of the kernel (termios(3), ioctl_tty(2)).
+/// The flags, control characters and speeds of a terminal: struct termios2 of the kernel (termios(3),
+/// ioctl_tty(2)).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// c_iflag
@@ -29,11 +31,11 @@ pub struct Line {
     pub cflag: u32,
     /// c_lflag
     pub lflag: u32,
-    /// c_cc, all 19 characters of the kernel.
+    /// c_cc: all 19 control characters of the kernel.
     pub cc: Bytes,
-    /// Baud, of c_ispeed: true also where the speed has no name (BOTHER).
+    /// c_ispeed, in baud, also where the speed has no name (BOTHER).
     pub ispeed: u32,
-    /// Baud, of c_ospeed.
+    /// c_ospeed, in baud.
     pub ospeed: u32,
 }
 
@@ -52,7 +54,8 @@ impl From<&Termios> for Line {
 }
 
 impl Line {
-    /// For the kernel; `line` is the line discipline, which a termios names too.
+    /// The termios2 of these, with this line discipline. Fails with status 3 if there are not as many
+    /// control characters as the kernel has.
     pub(crate) fn termios(&self, line: u8) -> Result<Termios> {
         let Line { iflag, oflag, cflag, lflag, cc, ispeed, ospeed } = self;
         let mut to = tty::no_termios();
@@ -64,7 +67,7 @@ impl Line {
         Ok(to)
     }
 
-    /// What a new pseudo terminal has: tty_std_termios of the kernel, with the pty driver's flags.
+    /// Those of a new pseudo terminal: tty_std_termios of the kernel, with the flags of the pty driver.
     pub fn usual() -> Line {
         let cc = [3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0];
         Line {
@@ -85,7 +88,7 @@ impl Line {
         }
     }
 
-    /// In which settings it differs from [`Line::usual`], each as stty(1) would be told.
+    /// The settings that differ from [`Line::usual`], each as an argument of stty(1).
     pub fn unusual(&self) -> Vec<String> {
         let usual = Line::usual();
         let mut said = Vec::new();
@@ -101,7 +104,7 @@ impl Line {
             for &(mask, bits, name) in names {
                 match (is & mask == bits, was & mask == bits) {
                     (true, false) => said.push(name.to_owned()),
-                    // Nothing usual is one of several, but for cs8, for which another one stands.
+                    // A usual setting that is one of several is cs8, and another cs* says so.
                     (false, true) => said.push(format!("-{name}")),
                     _ => (),
                 }
@@ -131,7 +134,7 @@ fn character(byte: u8) -> String {
     }
 }
 
-/// The characters by stty(1)'s names, in the kernel's order.
+/// The names that stty(1) has for the control characters, in the kernel's order.
 const CC: [&str; CHARACTERS] = [
     "intr", "quit", "erase", "kill", "eof", "time", "min", "swtc", "start", "stop", "susp", "eol",
     "rprnt", "discard", "werase", "lnext", "eol2", "", "",
@@ -216,22 +219,23 @@ const LFLAGS: Names = &[
     flag(libc::EXTPROC, "extproc"),
 ];
 
-/// What a terminal is set to.
+/// The settings of a terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Its line.
+    /// The line settings.
     pub line: Line,
-    /// What of the line is locked, as bits and non-zero characters.
+    /// The line settings that only CAP_SYS_ADMIN can change, as bits and non-zero characters:
+    /// TIOCGLCKTRMIOS. None if there are none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub locked: Option<Line>,
     /// The line discipline; zero is N_TTY.
     pub discipline: i32,
-    /// Rows, columns, and both in pixels; zeroes if nobody has said.
+    /// The window: rows, columns, and its width and height in pixels; zeroes if nobody has set them.
     pub size: [u16; 4],
 }
 
 impl Settings {
-    /// Asks a terminal. Fails with EIO if it has hung up, with ENOTTY if it is none.
+    /// Reads those of a terminal. Fails with EIO if it has hung up, with ENOTTY if it is no terminal.
     pub fn read(fd: impl AsFd) -> nix::Result<Settings> {
         let fd = fd.as_fd();
         let size = tty::winsize(fd)?;
@@ -247,7 +251,8 @@ impl Settings {
         })
     }
 
-    /// Says why these cannot be put on a terminal here.
+    /// Fails with status 3 if these are no settings, and with status 6 if the line discipline is one
+    /// whose state cannot be read.
     pub fn check(&self) -> Result<()> {
         self.line.termios(0)?;
         self.locked.as_ref().map(|it| it.termios(0)).transpose()?;
@@ -259,7 +264,10 @@ impl Settings {
         }
     }
 
-    /// Puts them on a terminal, `size` too. Gives what the terminal did not take.
+    /// Sets those of a terminal, at once and without a loss of what waits in it; those of the window
+    /// with `size` only. Gives what could not be set, in words for the user.
+    ///
+    /// The foreground process group gets SIGWINCH if the size of the window changes.
     pub fn apply(&self, fd: BorrowedFd<'_>, size: bool) -> Result<Vec<String>> {
         let Settings { line, locked, discipline, size: [rows, cols, x, y] } = self;
         let discipline = *discipline as u8;
@@ -287,20 +295,19 @@ impl Settings {
     }
 }
 
-/// The index of a pseudo terminal by the device number of its slave.
+/// The index of a pseudo terminal, by the major and minor number of its slave; none of other devices.
 pub fn slave_index((major, minor): (u32, u32)) -> Option<u32> {
-    (SLAVES..SLAVES + 8).contains(&major).then(|| (major - SLAVES) << 20 | minor)
+    (SLAVE_MAJOR..SLAVE_MAJOR + 8).contains(&major).then(|| (major - SLAVE_MAJOR) << 20 | minor)
 }
 
-/// The device number of a slave.
+/// The major and minor number of the slave with this index.
 pub fn slave_device(index: u32) -> (u32, u32) {
-    (SLAVES + (index >> 20 & 7), index & 0xf_ffff)
+    (SLAVE_MAJOR + (index >> 20 & 7), index & 0xf_ffff)
 }
 
-/// Whether a device number is always that of a terminal: what is open need not be asked.
-///
-/// /dev/tty and /dev/console, virtual consoles and serial lines, slaves; source: devices.txt of the
-/// kernel.
+/// Says whether a major and minor number are always those of a terminal, so that the device need not
+/// be asked: /dev/tty and /dev/console, virtual consoles, serial lines, slaves of pseudo terminals
+/// (devices.txt of the kernel).
 pub fn is_terminal((major, minor): (u32, u32)) -> bool {
     match major {
         5 => minor != 2,
@@ -309,19 +316,19 @@ pub fn is_terminal((major, minor): (u32, u32)) -> bool {
     }
 }
 
-/// Whether a node is that of a terminal. To ask the device itself would be to open it, and not every
-/// device bears that.
+/// Says whether an inode is the node of a terminal, from its numbers and /sys/dev/char: nothing is
+/// opened, since an open does something to some devices.
 pub fn is_node(node: &Inode) -> bool {
     let is = |(major, minor)| {
         let class = || std::fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
-        // The master of a new one, 5:2, is of this class too, and a terminal of nobody's.
+        // /dev/ptmx, 5:2, is of this class too, but an open of it makes a new pseudo terminal.
         (major, minor) != (5, 2)
             && (is_terminal((major, minor)) || class().is_ok_and(|it| it.ends_with("class/tty")))
     };
     node.mode & libc::S_IFMT == libc::S_IFCHR && node.rdev.is_some_and(is)
 }
 
-/// Where a device usually is.
+/// The usual path of a terminal device, by its major and minor number; none if it has no usual one.
 pub fn usual_path(device: (u32, u32)) -> Option<String> {
     if let Some(index) = slave_index(device) {
         return Some(format!("/dev/pts/{index}"));
@@ -336,15 +343,16 @@ pub fn usual_path(device: (u32, u32)) -> Option<String> {
     }
 }
 
-/// The name of a device for messages.
+/// The name of a terminal device in messages: its usual path, or its numbers.
 pub fn name(device: (u32, u32)) -> String {
     usual_path(device).unwrap_or_else(|| format!("char {}:{}", device.0, device.1))
 }
 
-/// The node of the slave of a master that a process has open under this name.
+/// The node of the slave with this index whose master a process has opened by the path `master`.
+/// Nothing is opened.
 ///
-/// The kernel looks for the file system of the slaves beside the master's own node (devpts), and so
-/// does this; nothing is opened.
+/// The kernel finds the file system of the slaves (devpts) beside the node of the master, and so does
+/// this. None if it is not there.
 pub fn slave_node(pid: i32, master: &[u8], index: u32) -> Option<Inode> {
     let slash = master.iter().rposition(|&byte| byte == b'/')?;
     let dir = std::str::from_utf8(&master[..slash]).ok()?;
@@ -400,6 +408,111 @@ mod tests {
         assert_eq!(Settings::read(&two.slave).unwrap(), settings);
         settings.line.cc.0.pop();
         assert!(settings.check().is_err());
+    }
+
+    #[test]
+    fn the_window_is_set_only_if_asked_for() {
+        let pair = openpty(None, None).unwrap();
+        let mut settings = Settings::read(&pair.slave).unwrap();
+        settings.size = [24, 80, 0, 0];
+        settings.line.iflag |= libc::IUTF8;
+        assert_eq!(settings.apply(pair.slave.as_fd(), false).unwrap(), Vec::<String>::new());
+        let seen = Settings::read(&pair.master).unwrap();
+        assert_eq!((seen.size, &seen.line), ([0; 4], &settings.line));
+    }
+
+    #[test]
+    fn what_a_terminal_does_not_take_is_told() {
+        let pair = openpty(None, None).unwrap();
+        let mut settings = Settings::read(&pair.slave).unwrap();
+        // The pty driver clears these: pty_set_termios of drivers/tty/pty.c.
+        settings.line.cflag = settings.line.cflag & !libc::CSIZE | libc::CS7 | libc::PARENB;
+        let lost = settings.apply(pair.slave.as_fd(), false).unwrap();
+        assert_eq!(lost, ["not all of its line settings were taken"]);
+        settings.discipline = 2;
+        let why = settings.check().unwrap_err();
+        assert_eq!(why.status(), crate::error::Status::Unrestorable);
+        assert!(why.to_string().contains("line discipline 2"), "{why}");
+    }
+
+    #[test]
+    fn a_locked_line_is_read_and_locked_again() {
+        let (one, two) = (openpty(None, None).unwrap(), openpty(None, None).unwrap());
+        let mut settings = Settings::read(&one.slave).unwrap();
+        let mut locked = Line::from(&tty::no_termios());
+        locked.lflag = libc::ECHO;
+        settings.locked = Some(locked);
+        let lost = settings.apply(two.slave.as_fd(), false).unwrap();
+        let seen = Settings::read(&two.slave).unwrap().locked;
+        match lost.is_empty() {
+            true => assert_eq!(seen, settings.locked),
+            // Without CAP_SYS_ADMIN.
+            false => assert_eq!((lost.len(), seen), (1, None)),
+        }
+    }
+
+    #[test]
+    fn what_has_hung_up_or_is_no_terminal_has_no_settings() {
+        let pair = openpty(None, None).unwrap();
+        drop(pair.master);
+        assert_eq!(Settings::read(&pair.slave).unwrap_err(), Errno::EIO);
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(Settings::read(&null).unwrap_err(), Errno::ENOTTY);
+    }
+
+    #[test]
+    fn a_device_has_a_usual_path_or_numbers() {
+        for (device, shown) in [
+            ((136, 7), "/dev/pts/7"),
+            ((137, 0), "/dev/pts/1048576"),
+            ((4, 63), "/dev/tty63"),
+            ((4, 64), "/dev/ttyS0"),
+            ((5, 1), "/dev/console"),
+            ((188, 2), "/dev/ttyUSB2"),
+            ((229, 0), "/dev/hvc0"),
+            ((204, 64), "char 204:64"),
+        ] {
+            assert_eq!(name(device), shown);
+            assert_eq!(usual_path(device).is_some(), !shown.starts_with("char"), "{shown}");
+        }
+        for (device, is) in [
+            ((4, 0), true),
+            ((5, 0), true),
+            ((5, 2), false),
+            ((135, 0), false),
+            ((143, 9), true),
+            ((144, 0), false),
+            ((1, 3), false),
+        ] {
+            assert_eq!(is_terminal(device), is, "{device:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_is_that_of_a_terminal_by_its_numbers() {
+        let pair = openpty(None, None).unwrap();
+        let slave = inode_of(pair.slave.as_fd()).unwrap();
+        assert!(is_node(&slave));
+        // A new pseudo terminal, and no terminal that is there.
+        assert!(!is_node(&inode_of(pair.master.as_fd()).unwrap()));
+        let null = std::fs::File::open("/dev/null").unwrap();
+        assert!(!is_node(&inode_of(null.as_fd()).unwrap()));
+        assert!(!is_node(&Inode { mode: libc::S_IFREG | 0o600, ..slave.clone() }));
+        assert!(!is_node(&Inode { rdev: None, ..slave }));
+    }
+
+    #[test]
+    fn the_node_of_a_slave_is_found_beside_its_master() {
+        let pair = openpty(None, None).unwrap();
+        let pid = std::process::id() as i32;
+        let index = tty::index(&pair.master).unwrap();
+        let slave = inode_of(pair.slave.as_fd()).unwrap();
+        for master in [&b"/dev/ptmx"[..], b"/dev/pts/ptmx"] {
+            assert_eq!(slave_node(pid, master, index).unwrap().ino, slave.ino);
+        }
+        assert_eq!(slave_node(pid, b"/dev/ptmx", 999_999), None);
+        assert_eq!(slave_node(pid, b"/nowhere/ptmx", index), None);
+        assert_eq!(slave_node(pid, b"ptmx", index), None);
     }
 
     #[test]

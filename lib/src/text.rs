@@ -1,13 +1,14 @@
-//! Names from the kernel, made safe to show.
+//! Escaping of names that come from the kernel, for messages and tables.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Bytes from the kernel, safe and unambiguous to show.
+/// Escapes bytes from the kernel, so that they are safe and unambiguous to show.
 ///
-/// Printable UTF-8 stays. Each byte of a control character, of what is invisible or turns the
-/// direction of text, of a line or paragraph separator, and each byte that is no UTF-8 becomes
-/// `\xNN`, and a backslash `\\`. So the result is one line, and no two names look the same.
+/// Printable UTF-8 stays. Each byte of a control character, of a character that is invisible or
+/// changes the direction of text, and of a line or paragraph separator, and each byte that is not
+/// UTF-8 becomes `\xNN`; a backslash becomes `\\`. The result is one line, and differs for any two
+/// names.
 pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(bytes) {
         if !text.contains(|letter| letter == '\\' || hidden(letter)) {
@@ -27,7 +28,8 @@ pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A message without what would break its line. Backslashes stay: names in it are already escaped.
+/// Escapes the characters of a message that [`escape`] would, but not backslashes, since the names in
+/// it are escaped already. The result is one line.
 pub fn one_line(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     message.chars().for_each(|letter| show(&mut shown, letter));
@@ -47,7 +49,7 @@ fn show_bytes(shown: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Whether a character does something to a line instead of standing in it.
+/// Says whether a character changes a line instead of being shown in it.
 fn hidden(letter: char) -> bool {
     letter.is_control()
         || matches!(letter,
