@@ -36,7 +36,8 @@ impl SessionRole {
     }
 }
 
-/// The device of this process's controlling terminal, as major and minor number; none if it has none.
+/// The device of this process's controlling terminal, as major and minor number; none if it has
+/// none.
 pub fn own() -> Option<(u32, u32)> {
     let stat = Stat::of(std::process::id() as i32)?;
     Some(tty::numbers(stat.field(7) as u32)).filter(|&device| device != (0, 0))
@@ -45,8 +46,8 @@ pub fn own() -> Option<(u32, u32)> {
 /// Decides which controlling terminal a task gets that has this role.
 ///
 /// `made` says whether a file of the image is restored; `inherited` at which number a descriptor of
-/// the caller takes the place of one. A restored pseudo terminal goes first, then a descriptor of the
-/// caller; a path that ttyctl(1) retarget has written goes before both.
+/// the caller takes the place of one. A restored pseudo terminal goes first, then a descriptor of
+/// the caller; a path that ttyctl(1) retarget has written goes before both.
 pub fn plan(
     image: &DecodedImage,
     task: &Task,
@@ -172,8 +173,8 @@ pub fn is_foreground(group: Pid) -> bool {
     terminal.is_ok_and(|terminal| tcgetpgrp(terminal) == Ok(group))
 }
 
-/// The session whose controlling terminal a device is, and the name of the program of its leader, or
-/// of a member if the leader is gone. None if no process that /proc shows has it.
+/// The session whose controlling terminal a device is, and the name of the program of its leader,
+/// or of a member if the leader is gone. None if no process that /proc shows has it.
 pub fn owner(device: (u32, u32)) -> Option<(i32, String)> {
     let wanted = i64::from(tty::encoded(device) as i32);
     let mut found: Option<(i32, String)> = None;

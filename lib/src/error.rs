@@ -115,8 +115,8 @@ impl From<std::io::Error> for Error {
     }
 }
 
-/// `.at(|| …)` on a result, which adds the operation to a failure. It is called where the operation is
-/// known.
+/// `.at(|| …)` on a result, which adds the operation to a failure. It is called where the operation
+/// is known.
 pub trait At<T> {
     /// Adds an operation to a failure, as [`Error::at`] does.
     fn at<S: Into<String>>(self, doing: impl FnOnce() -> S) -> Result<T>;

@@ -19,8 +19,8 @@ const SLAVE_MAJOR: u32 = 136;
 /// The line discipline of terminals, of which all state can be read: linux/tty.h.
 const N_TTY: i32 = 0;
 
-/// The flags, control characters and speeds of a terminal: struct termios2 of the kernel (termios(3),
-/// ioctl_tty(2)).
+/// The flags, control characters and speeds of a terminal: struct termios2 of the kernel
+/// (termios(3), ioctl_tty(2)).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// c_iflag
@@ -54,8 +54,8 @@ impl From<&Termios> for Line {
 }
 
 impl Line {
-    /// The termios2 of these, with this line discipline. Fails with status 3 if there are not as many
-    /// control characters as the kernel has.
+    /// The termios2 of these, with this line discipline. Fails with status 3 if there are not as
+    /// many control characters as the kernel has.
     pub(crate) fn termios(&self, line: u8) -> Result<Termios> {
         let Line { iflag, oflag, cflag, lflag, cc, ispeed, ospeed } = self;
         let mut to = tty::no_termios();
@@ -67,7 +67,8 @@ impl Line {
         Ok(to)
     }
 
-    /// Those of a new pseudo terminal: tty_std_termios of the kernel, with the flags of the pty driver.
+    /// Those of a new pseudo terminal: tty_std_termios of the kernel, with the flags of the pty
+    /// driver.
     pub fn usual() -> Line {
         let cc = [3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0];
         Line {
@@ -230,12 +231,14 @@ pub struct Settings {
     pub locked: Option<Line>,
     /// The line discipline; zero is N_TTY.
     pub discipline: i32,
-    /// The window: rows, columns, and its width and height in pixels; zeroes if nobody has set them.
+    /// The window: rows, columns, and its width and height in pixels; zeroes if nobody has set
+    /// them.
     pub size: [u16; 4],
 }
 
 impl Settings {
-    /// Reads those of a terminal. Fails with EIO if it has hung up, with ENOTTY if it is no terminal.
+    /// Reads those of a terminal. Fails with EIO if it has hung up, with ENOTTY if it is no
+    /// terminal.
     pub fn read(fd: impl AsFd) -> nix::Result<Settings> {
         let fd = fd.as_fd();
         let size = tty::winsize(fd)?;
@@ -251,8 +254,8 @@ impl Settings {
         })
     }
 
-    /// Fails with status 3 if these are no settings, and with status 6 if the line discipline is one
-    /// whose state cannot be read.
+    /// Fails with status 3 if these are no settings, and with status 6 if the line discipline is
+    /// one whose state cannot be read.
     pub fn check(&self) -> Result<()> {
         self.line.termios(0)?;
         self.locked.as_ref().map(|it| it.termios(0)).transpose()?;
@@ -264,8 +267,8 @@ impl Settings {
         }
     }
 
-    /// Sets those of a terminal, at once and without a loss of what waits in it; those of the window
-    /// with `size` only. Gives what could not be set, in words for the user.
+    /// Sets those of a terminal, at once and without a loss of what waits in it; those of the
+    /// window with `size` only. Gives what could not be set, in words for the user.
     ///
     /// The foreground process group gets SIGWINCH if the size of the window changes.
     pub fn apply(&self, fd: BorrowedFd<'_>, size: bool) -> Result<Vec<String>> {
@@ -295,7 +298,8 @@ impl Settings {
     }
 }
 
-/// The index of a pseudo terminal, by the major and minor number of its slave; none of other devices.
+/// The index of a pseudo terminal, by the major and minor number of its slave; none of other
+/// devices.
 pub fn slave_index((major, minor): (u32, u32)) -> Option<u32> {
     (SLAVE_MAJOR..SLAVE_MAJOR + 8).contains(&major).then(|| (major - SLAVE_MAJOR) << 20 | minor)
 }
@@ -305,9 +309,9 @@ pub fn slave_device(index: u32) -> (u32, u32) {
     (SLAVE_MAJOR + (index >> 20 & 7), index & 0xf_ffff)
 }
 
-/// Says whether a major and minor number are always those of a terminal, so that the device need not
-/// be asked: /dev/tty and /dev/console, virtual consoles, serial lines, slaves of pseudo terminals
-/// (devices.txt of the kernel).
+/// Says whether a major and minor number are always those of a terminal, so that the device need
+/// not be asked: /dev/tty and /dev/console, virtual consoles, serial lines, slaves of pseudo
+/// terminals (devices.txt of the kernel).
 pub fn is_terminal((major, minor): (u32, u32)) -> bool {
     match major {
         5 => minor != 2,
@@ -351,8 +355,8 @@ pub fn name(device: (u32, u32)) -> String {
 /// The node of the slave with this index whose master a process has opened by the path `master`.
 /// Nothing is opened.
 ///
-/// The kernel finds the file system of the slaves (devpts) beside the node of the master, and so does
-/// this. None if it is not there.
+/// The kernel finds the file system of the slaves (devpts) beside the node of the master, and so
+/// does this. None if it is not there.
 pub fn slave_node(pid: i32, master: &[u8], index: u32) -> Option<Inode> {
     let slash = master.iter().rposition(|&byte| byte == b'/')?;
     let dir = std::str::from_utf8(&master[..slash]).ok()?;

@@ -28,8 +28,8 @@ pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Escapes the characters of a message that [`escape`] would, but not backslashes, since the names in
-/// it are escaped already. The result is one line.
+/// Escapes the characters of a message that [`escape`] would, but not backslashes, since the names
+/// in it are escaped already. The result is one line.
 pub fn one_line(message: &str) -> String {
     let mut shown = String::with_capacity(message.len());
     message.chars().for_each(|letter| show(&mut shown, letter));

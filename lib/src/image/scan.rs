@@ -83,7 +83,8 @@ pub fn item(buf: &[u8]) -> Result<Found, Malformed> {
     scan(buf, 0)
 }
 
-/// Finds the end of the first item of an image: the same, after [`MARK`], which the length includes.
+/// Finds the end of the first item of an image: the same, after [`MARK`], which the length
+/// includes.
 pub fn first(buf: &[u8]) -> Result<Found, Malformed> {
     if buf.starts_with(&MARK) {
         scan(buf, MARK.len())
@@ -177,8 +178,8 @@ fn refuse<T>(at: usize, why: &'static str) -> Result<T, Incomplete> {
     Err(Incomplete::Malformed(Malformed { at, why }))
 }
 
-/// The first byte of a value, its argument, and the length of the two: the encoding of CBOR, and what
-/// of it an image leaves out, are known here alone.
+/// The first byte of a value, its argument, and the length of the two: the encoding of CBOR, and
+/// what of it an image leaves out, are known here alone.
 #[inline(always)]
 fn head(buf: &[u8]) -> Result<(u8, u64, usize), Incomplete> {
     let Some((&first, rest)) = buf.split_first() else { return Err(Incomplete::Short(1)) };

@@ -1,5 +1,5 @@
-//! What takes a second process for a moment, with this one's memory: to make the descriptor table of
-//! this process a smaller copy, or to do something in a copy of it.
+//! What takes a second process for a moment, with this one's memory: to make the descriptor table
+//! of this process a smaller copy, or to do something in a copy of it.
 //!
 //! A thread would do too, but the C library brings signal handlers with its first one, and what the
 //! caller had ignored would not be ignored any more after an exec.
@@ -26,7 +26,8 @@ struct WaitState {
 extern "C" fn wait(watch: *mut libc::c_void) -> libc::c_int {
     // SAFETY: the parent keeps it until this child has ended.
     let watch = unsafe { &*watch.cast::<WaitState>() };
-    // SAFETY: neither call takes an argument or can fail, so errno, which is the parent's too, stays.
+    // SAFETY: neither call takes an argument or can fail, so errno, which is the parent's too,
+    // stays.
     unsafe {
         while !watch.done.load(Ordering::Acquire) && libc::getppid() == watch.parent {
             libc::sched_yield();

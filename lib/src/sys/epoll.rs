@@ -8,15 +8,18 @@ use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// How what a number has open compares, in the order of [`super::compare_files`], to what an epoll
-/// watches: the member that was added as `target`, and of several such the `offset`th in fdinfo.
-/// Both are a process and a number. kcmp(2) KCMP_EPOLL_TFD, Linux 4.13.
+/// Compares the open file description of a descriptor to that of a member of an epoll, in the order
+/// of [`super::compare_files`]: kcmp(2) KCMP_EPOLL_TFD, Linux 4.13.
+///
+/// Both descriptors are given as a process and a number. `target` is the number by which the member
+/// was added, `offset` its index among those that were added by it, in the order of fdinfo.
 pub fn compare_target(
     (pid, fd): (i32, RawFd),
     (holder, epoll): (i32, RawFd),
     target: u32,
     offset: u32,
 ) -> nix::Result<Ordering> {
+    // linux/kcmp.h
     const KCMP_EPOLL_TFD: i32 = 7;
     let slot = [epoll as u32, target, offset];
     let kind = KCMP_EPOLL_TFD;
@@ -30,27 +33,28 @@ pub fn compare_target(
     }
 }
 
-/// How an epoll polls the network devices of its members: struct epoll_params, Linux 6.9.
+/// The busy polling of an epoll: struct epoll_params of ioctl_eventpoll(2), Linux 6.9.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Params {
-    /// Microseconds.
+    /// The time for which network devices are polled, in microseconds.
     pub usecs: u32,
-    /// Packets at a time.
+    /// The most packets at a time.
     pub budget: u16,
-    /// 1: in preference to interrupts.
+    /// 1 if polling is preferred to interrupts.
     pub prefer: u8,
     pad: u8,
 }
 
 impl Params {
-    /// What to set.
+    /// The parameters to set.
     pub fn new(usecs: u32, budget: u16, prefer: bool) -> Params {
         Params { usecs, budget, prefer: prefer.into(), pad: 0 }
     }
 }
 
-/// EPIOCGPARAMS of ioctl_eventpoll(2).
+/// Reads the busy polling of an epoll: EPIOCGPARAMS of ioctl_eventpoll(2). Fails with ENOTTY before
+/// Linux 6.9.
 pub fn busy(epoll: BorrowedFd<'_>) -> nix::Result<Params> {
     let mut busy = Params::default();
     // SAFETY: the kernel fills one epoll_params, which Params is.
@@ -58,7 +62,8 @@ pub fn busy(epoll: BorrowedFd<'_>) -> nix::Result<Params> {
     Ok(busy)
 }
 
-/// EPIOCSPARAMS of ioctl_eventpoll(2).
+/// Sets the busy polling of an epoll: EPIOCSPARAMS of ioctl_eventpoll(2). More than 64 packets take
+/// CAP_NET_ADMIN.
 pub fn set_busy(epoll: BorrowedFd<'_>, busy: Params) -> nix::Result<()> {
     // SAFETY: the kernel reads one epoll_params, which Params is.
     Errno::result(unsafe { libc::ioctl(epoll.as_raw_fd(), libc::EPIOCSPARAMS, &busy) }).map(drop)

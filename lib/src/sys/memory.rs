@@ -12,8 +12,10 @@ use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicUsize;
 
-/// A whole file that nobody can change any more, mapped for as long as the process lives, and for
-/// its children. Fails with EPERM unless it is a memfd sealed against growing, shrinking, writing.
+/// Maps a whole file that nobody can change any more, until the process and its children end:
+/// mmap(2).
+///
+/// Fails with EPERM unless it is a memfd that is sealed against growing, shrinking and writing.
 pub fn map_sealed(fd: BorrowedFd<'_>) -> nix::Result<&'static [u8]> {
     use nix::fcntl::{FcntlArg, SealFlag, fcntl};
     let sealed = SealFlag::from_bits_truncate(fcntl(fd, FcntlArg::F_GET_SEALS)?);
@@ -111,7 +113,7 @@ impl SharedBuffer {
         }
     }
 
-    /// The counters, and the bytes to look at.
+    /// The counters, and the bytes for reading.
     pub fn look(&self) -> (&[AtomicUsize; 2], &[u8]) {
         // SAFETY: as below, and who changes the bytes has this mutably.
         unsafe {

@@ -1,4 +1,5 @@
-//! The door to the kernel: what nix has no safe name for. One of the two rooms with `unsafe`.
+//! System calls for which nix has no safe function. `unsafe` is in this module alone: a call that
+//! safe code could misuse is an `unsafe fn` here, or behind a type that cannot be misused.
 #![allow(unsafe_code)]
 
 pub mod clone_files;
@@ -41,7 +42,9 @@ const F_GETOWN_EX: i32 = 16;
 const KCMP_FILE: i32 = 0;
 const KCMP_FILES: i32 = 2;
 
-/// A descriptor that stands for a process and never for another: pidfd_open(2), Linux 5.3.
+/// A pidfd, which refers to this process and never to another: pidfd_open(2), Linux 5.3.
+///
+/// It has close-on-exec. Fails with ESRCH if there is no such process.
 pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
     unsafe {
@@ -50,8 +53,10 @@ pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     }
 }
 
-/// A descriptor of ours for the open file description behind number `fd` of that process:
-/// pidfd_getfd(2), Linux 5.6.
+/// A duplicate of descriptor `fd` of another process: pidfd_getfd(2), Linux 5.6.
+///
+/// It has close-on-exec. Fails with EPERM where ptrace(2) would not be permitted, with EBADF if
+/// that number is not open there.
 pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: RawFd) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes three integers and returns a new descriptor that nobody else owns.
     unsafe {
@@ -69,19 +74,20 @@ fn kcmp(one: i32, two: i32, kind: i32, a: RawFd, b: RawFd) -> nix::Result<Orderi
     }
 }
 
-/// How the open file descriptions behind two numbers compare: equal ones are one, and the rest
-/// have an order which holds as long as the kernel runs. kcmp(2) KCMP_FILE.
+/// Compares the open file descriptions of two descriptors, each given as a process and a number:
+/// kcmp(2) KCMP_FILE. Equal ones are one description; the order of others holds until the next
+/// boot.
 pub fn compare_files(a: (i32, RawFd), b: (i32, RawFd)) -> nix::Result<Ordering> {
     kcmp(a.0, b.0, KCMP_FILE, a.1, b.1)
 }
 
-/// How the descriptor tables of two processes compare: equal ones are shared by CLONE_FILES.
-/// kcmp(2) KCMP_FILES.
+/// Compares the descriptor tables of two processes: kcmp(2) KCMP_FILES. Equal ones are one table,
+/// shared by CLONE_FILES.
 pub fn compare_tables(a: i32, b: i32) -> nix::Result<Ordering> {
     kcmp(a, b, KCMP_FILES, 0, 0)
 }
 
-/// What statx(2) says of a descriptor without asking a server: AT_STATX_DONT_SYNC.
+/// The attributes of a file: statx(2) with AT_STATX_DONT_SYNC, which asks no server.
 pub fn stat(fd: BorrowedFd<'_>) -> nix::Result<libc::statx> {
     let mut found = MaybeUninit::<libc::statx>::uninit();
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
@@ -93,17 +99,17 @@ pub fn stat(fd: BorrowedFd<'_>) -> nix::Result<libc::statx> {
     }
 }
 
-/// The type and the id which F_SETOWN_EX takes: 0 a thread, 1 a process, 2 a process group.
+/// The owner of an open file description: struct f_owner_ex of fcntl(2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
-    /// F_OWNER_TID, F_OWNER_PID or F_OWNER_PGRP.
+    /// F_OWNER_TID 0, F_OWNER_PID 1 or F_OWNER_PGRP 2.
     pub kind: i32,
-    /// The thread, process or process group; zero for nobody.
+    /// The id of the thread, process or process group; zero if there is no owner.
     pub id: i32,
 }
 
-/// Who gets SIGIO and SIGURG from a description: F_GETOWN_EX of fcntl(2).
+/// The owner of an open file description, which gets SIGIO and SIGURG: F_GETOWN_EX of fcntl(2).
 pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<Owner> {
     let mut owner = Owner::default();
     // SAFETY: F_GETOWN_EX fills one f_owner_ex, which Owner is.
@@ -111,25 +117,25 @@ pub fn owner(fd: BorrowedFd<'_>) -> nix::Result<Owner> {
     Ok(owner)
 }
 
-/// Sets who gets SIGIO and SIGURG: F_SETOWN_EX of fcntl(2).
+/// Sets the owner of an open file description: F_SETOWN_EX of fcntl(2).
 pub fn set_owner(fd: BorrowedFd<'_>, owner: Owner) -> nix::Result<()> {
     // SAFETY: F_SETOWN_EX reads one f_owner_ex, which Owner is.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &owner) }).map(drop)
 }
 
-/// The signal sent in place of SIGIO, zero for SIGIO itself: F_GETSIG of fcntl(2).
+/// The signal that the owner gets; zero means SIGIO: F_GETSIG of fcntl(2).
 pub fn signal(fd: BorrowedFd<'_>) -> nix::Result<i32> {
     // SAFETY: F_GETSIG takes no argument.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) })
 }
 
-/// Sets the signal sent in place of SIGIO: F_SETSIG of fcntl(2).
+/// Sets the signal that the owner gets: F_SETSIG of fcntl(2).
 pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     // SAFETY: F_SETSIG takes an integer.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, signal) }).map(drop)
 }
 
-/// How many bytes can be read now: FIONREAD of ioctl(2).
+/// The number of bytes that can be read now: FIONREAD of ioctl(2).
 pub fn readable(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: FIONREAD fills one int, which is ours.

@@ -1,5 +1,5 @@
-//! POSIX message queues: mq_overview(7). nix's descriptors of them neither close themselves nor
-//! become an `OwnedFd`.
+//! POSIX message queues: mq_overview(7). The descriptors that nix has for them neither are closed
+//! when they are dropped nor become an `OwnedFd`.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -7,14 +7,14 @@ use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// What a queue is made with, and how many messages are in it: mq_getattr(3).
+/// The attributes of a queue: struct mq_attr of mq_getattr(3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// The most messages.
+    /// The most messages that it holds.
     pub maxmsg: i64,
-    /// The most bytes of one.
+    /// The most bytes of a message.
     pub msgsize: i64,
-    /// The messages that are in it.
+    /// The number of messages in it.
     pub curmsgs: i64,
 }
 
@@ -23,12 +23,13 @@ fn named(name: &[u8]) -> nix::Result<CString> {
     CString::new([b"/", name].concat()).map_err(|_| Errno::EINVAL)
 }
 
-/// Opens a queue by its name, without the slash, and makes it if attributes are given: mq_open(3).
-/// It has no close-on-exec, which the kernel sets on all that it opens.
+/// Opens a queue by its name, which is given without its slash, or creates it with mode 0600 if
+/// `new` has attributes: mq_open(3). Close-on-exec, which the kernel sets on all queues, is
+/// cleared.
 ///
-/// Fails with EEXIST if it is to be made and is there, and with ENOENT if it is not there. With
-/// EINVAL if the attributes are beyond fs.mqueue.msg_max or msgsize_max, to which
-/// CAP_SYS_RESOURCE is not bound, and with EMFILE beyond RLIMIT_MSGQUEUE.
+/// Fails with EEXIST if it is to be created and is there already, with ENOENT if it is not there;
+/// with EINVAL if the attributes are above fs.mqueue.msg_max or msgsize_max (with CAP_SYS_RESOURCE,
+/// above the kernel's own limits), and with EMFILE above RLIMIT_MSGQUEUE.
 pub fn open(name: &[u8], flags: i32, new: Option<&Attributes>) -> nix::Result<OwnedFd> {
     let name = named(name)?;
     // SAFETY: mq_attr is integers, for which zeroes are a value. The call reads a C string and at
@@ -47,14 +48,14 @@ pub fn open(name: &[u8], flags: i32, new: Option<&Attributes>) -> nix::Result<Ow
     }
 }
 
-/// Takes away the name of a queue, given without the slash: mq_unlink(3).
+/// Removes the name of a queue, which is given without its slash: mq_unlink(3).
 pub fn unlink(name: &[u8]) -> nix::Result<()> {
     let name = named(name)?;
     // SAFETY: the call reads a C string.
     Errno::result(unsafe { libc::mq_unlink(name.as_ptr()) }).map(drop)
 }
 
-/// mq_getattr(3).
+/// The attributes of a queue: mq_getattr(3).
 pub fn attributes(queue: BorrowedFd<'_>) -> nix::Result<Attributes> {
     let mut found = MaybeUninit::<libc::mq_attr>::uninit();
     // SAFETY: the call fills one mq_attr when it succeeds.
@@ -70,8 +71,10 @@ pub fn attributes(queue: BorrowedFd<'_>) -> nix::Result<Attributes> {
     })
 }
 
-/// Takes out the oldest message of the highest priority: its length and priority, mq_receive(3).
-/// `into` must have room for the longest that the queue can have.
+/// Receives the oldest message of the highest priority: mq_receive(3). Gives its length and
+/// priority.
+///
+/// Fails with EMSGSIZE if `into` is shorter than the longest message that the queue takes.
 pub fn receive(queue: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(usize, u32)> {
     let mut priority = 0;
     // SAFETY: the kernel writes at most `len` bytes, which `into` has, and one number.
@@ -82,7 +85,7 @@ pub fn receive(queue: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(usize, u3
     Errno::result(got).map(|len| (len as usize, priority))
 }
 
-/// Puts in a message: mq_send(3).
+/// Sends a message: mq_send(3).
 pub fn send(queue: BorrowedFd<'_>, bytes: &[u8], priority: u32) -> nix::Result<()> {
     // SAFETY: the kernel reads `len` bytes, which `bytes` has.
     let sent =

@@ -1,10 +1,10 @@
-//! ioctl_nsfs(2).
+//! Namespaces: ioctl_nsfs(2).
 
 use nix::libc;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// The number of a namespace, which is never given to another one as inode numbers are: NS_GET_ID,
-/// Linux 6.18. None where the kernel does not say.
+/// The id of a namespace, which no other namespace gets until the next boot, as it may get the
+/// inode number: NS_GET_ID, Linux 6.18. None where the kernel does not tell it.
 pub fn id(fd: BorrowedFd<'_>) -> Option<u64> {
     // linux/nsfs.h
     const NS_GET_ID: libc::Ioctl = nix::request_code_read!(0xb7, 13, size_of::<u64>());

@@ -1,4 +1,4 @@
-//! A socket's peek offset on loan: it is put back whatever happens to us.
+//! The peek offset of a socket, which is restored even if this process is killed.
 
 use super::fork;
 use super::socket::{option, set_option};
@@ -9,11 +9,11 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, pipe2, read, setsid};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-/// SO_PEEK_OFF of socket(7), which belongs to the socket and so to all who have it, set to where
-/// the queue begins. When this is dropped it is what it was before.
+/// SO_PEEK_OFF of socket(7), set to the beginning of the queue. The offset belongs to the socket,
+/// and so to all processes that have it; it is set back when this is dropped.
 ///
-/// A second process, in a session of its own, waits for that: if this one is killed, it puts the
-/// offset back alone. A process of several threads goes without.
+/// A child in a session of its own waits for the end of this process and sets the offset back if it
+/// is killed. A process of several threads has no such child, since it cannot fork.
 pub struct PeekOffset<'a> {
     socket: BorrowedFd<'a>,
     before: i32,
@@ -21,7 +21,7 @@ pub struct PeekOffset<'a> {
 }
 
 impl<'a> PeekOffset<'a> {
-    /// Takes it. Fails where a socket has none.
+    /// Saves the offset, and sets it to zero. Fails with EOPNOTSUPP if the socket has none.
     pub fn take(socket: BorrowedFd<'a>) -> nix::Result<PeekOffset<'a>> {
         let before = option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
         let (theirs, ours) = pipe2(OFlag::O_CLOEXEC)?;
@@ -41,12 +41,12 @@ impl<'a> PeekOffset<'a> {
         Ok(taken)
     }
 
-    /// Where the next peek begins.
+    /// The offset in the queue at which the next peek begins, in bytes.
     pub fn get(&self) -> nix::Result<i32> {
         option(self.socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)
     }
 
-    /// Has the next peek begin there.
+    /// Sets the offset at which the next peek begins.
     pub fn set(&self, at: i32) -> nix::Result<()> {
         put(self.socket, at)
     }

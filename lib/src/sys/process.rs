@@ -1,15 +1,15 @@
-//! Descriptors of processes: of living ones, and of one that has ended.
+//! pidfds: of processes, of threads, and of a child that has ended.
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// PIDFD_THREAD of pidfd_open(2), Linux 6.9: a thread, which may be no leader of its group. F_GETFL
-/// shows it.
+/// A flag of pidfd_open(2), Linux 6.9: the pidfd is of a thread, which need not be a leader of its
+/// thread group. F_GETFL shows it.
 pub const PIDFD_THREAD: u32 = libc::PIDFD_THREAD;
 
-/// The signals that do not end a process by default: signal(7).
+/// The signals whose default action does not end a process: signal(7).
 const HARMLESS: [i32; 8] = [
     libc::SIGCHLD,
     libc::SIGCONT,
@@ -21,7 +21,8 @@ const HARMLESS: [i32; 8] = [
     libc::SIGWINCH,
 ];
 
-/// A descriptor of a process, or of a thread with [`PIDFD_THREAD`], which an exec leaves open.
+/// A pidfd without close-on-exec, of a process, or of a thread with [`PIDFD_THREAD`]:
+/// pidfd_open(2).
 pub fn open(pid: i32, flags: u32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
     let fd = unsafe {
@@ -32,7 +33,7 @@ pub fn open(pid: i32, flags: u32) -> nix::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// struct pidfd_info in its first size.
+/// struct pidfd_info of linux/pidfd.h, in its first size.
 #[repr(C)]
 #[derive(Default)]
 struct PidfdInfo {
@@ -42,21 +43,22 @@ struct PidfdInfo {
     exit: i32,
 }
 
-/// How a process that was waited for has ended, as wait(2) tells it: PIDFD_GET_INFO, Linux 6.15.
-/// None if it lives, and where the kernel does not say.
+/// The wait status (wait(2)) of a process that has ended and was waited for: PIDFD_GET_INFO of
+/// ioctl_pidfd(2), Linux 6.15. None of any other process, and where the kernel does not tell it.
 pub fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     // linux/pidfd.h
     const PIDFD_INFO_EXIT: u64 = 1 << 3;
     const PIDFD_GET_INFO: libc::Ioctl =
         nix::request_code_readwrite!(0xff, 11, size_of::<PidfdInfo>());
     let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
-    // SAFETY: the number says that the struct has 64 bytes, which PidfdInfo has, and the kernel fills
-    // no more of it.
+    // SAFETY: the number says that the struct has 64 bytes, which PidfdInfo has, and the kernel
+    // fills no more of it.
     let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &mut info) };
     (asked == 0 && info.mask & PIDFD_INFO_EXIT != 0).then_some(info.exit)
 }
 
-/// Whether a process can end like this, in the words of wait(2).
+/// Says whether a number is the wait status of a process that has ended: an exit status, or a
+/// signal that ends a process. A core dump is not told apart and is none.
 pub fn is_exit_status(status: i32) -> bool {
     match status & 0x7f {
         0 => status & !0xff00 == 0,
@@ -64,12 +66,13 @@ pub fn is_exit_status(status: i32) -> bool {
     }
 }
 
-/// A child that has ended, or will at once, and is not waited for yet: descriptors of it can be
-/// opened. It sends no SIGCHLD, which COMMAND would get.
+/// A child that ends at once and is not waited for yet, so that pidfds of it can be opened. It
+/// sends no SIGCHLD, which COMMAND would get.
 pub struct Ended(i32);
 
 impl Ended {
-    /// Makes a child that ends like this, as far as it can be chosen.
+    /// Makes a child that ends with this wait status. If [`is_exit_status`] says that it is none,
+    /// it exits with bits 8 to 15 of it.
     pub fn new(status: i32) -> nix::Result<Ended> {
         // SAFETY: clone without flags and with exit signal 0 is fork(2) without SIGCHLD; all
         // arguments are zero, so that their order on this machine does not matter.
@@ -80,12 +83,12 @@ impl Ended {
         Ok(Ended(pid as i32))
     }
 
-    /// A descriptor of it.
+    /// A pidfd of it: [`open`].
     pub fn open(&self, flags: u32) -> nix::Result<OwnedFd> {
         open(self.0, flags)
     }
 
-    /// Waits for it, after which nothing of it is left but its descriptors. Gives how it ended.
+    /// Waits for it, after which only its pidfds are left. Gives its wait status.
     pub fn reap(self) -> nix::Result<i32> {
         let status = wait(self.0);
         std::mem::forget(self);
@@ -110,8 +113,8 @@ fn wait(pid: i32) -> nix::Result<i32> {
     }
 }
 
-/// Ends this process, a child that shares nothing with its parent but open files. It calls what
-/// signal-safety(7) names and prctl(2), which takes no lock either.
+/// Ends this process, a child that shares nothing with its parent but open files. Only functions of
+/// signal-safety(7) are called, and prctl(2), which takes no lock either.
 fn end(status: i32) -> ! {
     let signal = status & 0x7f;
     // SAFETY: all of these take integers, but for sigprocmask, which reads a set that

@@ -1,17 +1,18 @@
-//! Sockets as bytes: options by their numbers, and addresses of any family.
+//! Sockets of any family: options by their numbers, addresses as bytes, and messages with what
+//! comes with them.
 
 use nix::errno::Errno;
 use nix::libc;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// An option that is one int: getsockopt(2).
+/// Reads an option whose value is one int: getsockopt(2).
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<i32> {
     let mut value = [0; 4];
     option_bytes(fd, level, name, &mut value)?;
     Ok(i32::from_ne_bytes(value))
 }
 
-/// Sets an option that is one int: setsockopt(2).
+/// Sets an option whose value is one int: setsockopt(2).
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix::Result<()> {
     set_option_bytes(fd, level, name, &value.to_ne_bytes())
 }
@@ -64,8 +65,8 @@ pub(crate) fn option_bytes(
     // SO_GET_FILTER takes the length in instructions too, and writes eight times as much.
     let filter = (level, name) == (libc::SOL_SOCKET, libc::SO_GET_FILTER);
     let mut len = (if filter { into.len() / 8 } else { into.len() }) as libc::socklen_t;
-    // SAFETY: the kernel writes at most `len` bytes, or instructions, which `into` has, and takes none
-    // of them for an address.
+    // SAFETY: the kernel writes at most `len` bytes, or instructions, which `into` has, and takes
+    // none of them for an address.
     let got = unsafe {
         libc::getsockopt(fd.as_raw_fd(), level, name, into.as_mut_ptr().cast(), &raw mut len)
     };
@@ -87,12 +88,13 @@ pub(crate) fn set_option_bytes(
         return Err(Errno::EOPNOTSUPP);
     }
     let len = value.len() as libc::socklen_t;
-    // SAFETY: the kernel reads `len` bytes, which `value` has, and takes none of them for an address.
+    // SAFETY: the kernel reads `len` bytes, which `value` has, and takes none of them for an
+    // address.
     let set = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     Errno::result(set).map(drop)
 }
 
-/// Attaches a classic filter, eight bytes an instruction: SO_ATTACH_FILTER of socket(7).
+/// Attaches a classic BPF filter, of eight bytes an instruction: SO_ATTACH_FILTER of socket(7).
 pub fn set_filter(fd: BorrowedFd<'_>, program: &[u8]) -> nix::Result<()> {
     let instruction = |b: &[u8]| libc::sock_filter {
         code: u16::from_ne_bytes([b[0], b[1]]),
@@ -111,7 +113,7 @@ pub fn set_filter(fd: BorrowedFd<'_>, program: &[u8]) -> nix::Result<()> {
     Errno::result(set).map(drop)
 }
 
-/// A new socket of any family, with close-on-exec only if `flags` say so.
+/// A new socket: socket(2). It has close-on-exec only if `class` has SOCK_CLOEXEC.
 pub fn new(family: i32, class: i32, protocol: i32) -> nix::Result<OwnedFd> {
     // SAFETY: three integers; the kernel returns a new descriptor that nobody else owns.
     unsafe {
@@ -120,10 +122,10 @@ pub fn new(family: i32, class: i32, protocol: i32) -> nix::Result<OwnedFd> {
     }
 }
 
-/// The size of struct sockaddr_storage: no address is longer.
+/// The size of struct sockaddr_storage in bytes: no address is longer.
 pub const ADDRESS: usize = size_of::<libc::sockaddr_storage>();
 
-/// Where one address is written by the kernel.
+/// getsockname(2) or getpeername(2).
 type AddressOf =
     unsafe extern "C" fn(libc::c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int;
 
@@ -136,31 +138,31 @@ fn address(fd: BorrowedFd<'_>, of: AddressOf) -> nix::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The address it is bound to, as the kernel has it: getsockname(2).
+/// The address that a socket is bound to, a struct sockaddr: getsockname(2).
 pub fn name(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
     address(fd, libc::getsockname)
 }
 
-/// The address it is connected to, as the kernel has it: getpeername(2).
+/// The address that a socket is connected to, a struct sockaddr: getpeername(2).
 pub fn peer(fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
     address(fd, libc::getpeername)
 }
 
-/// bind(2) to an address as the kernel has it.
+/// Binds a socket to an address, a struct sockaddr: bind(2).
 pub fn bind(fd: BorrowedFd<'_>, to: &[u8]) -> nix::Result<()> {
     let len = to.len() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes, which `to` has.
     Errno::result(unsafe { libc::bind(fd.as_raw_fd(), to.as_ptr().cast(), len) }).map(drop)
 }
 
-/// connect(2) to an address as the kernel has it.
+/// Connects a socket to an address, a struct sockaddr: connect(2).
 pub fn connect(fd: BorrowedFd<'_>, to: &[u8]) -> nix::Result<()> {
     let len = to.len() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes, which `to` has.
     Errno::result(unsafe { libc::connect(fd.as_raw_fd(), to.as_ptr().cast(), len) }).map(drop)
 }
 
-/// sendto(2) without waiting.
+/// Sends a message to an address without waiting: sendto(2). Gives the number of bytes sent.
 pub fn send_to(fd: BorrowedFd<'_>, bytes: &[u8], to: &[u8]) -> nix::Result<usize> {
     let len = to.len() as libc::socklen_t;
     // SAFETY: the kernel reads both slices, each with its length.
@@ -172,8 +174,8 @@ pub fn send_to(fd: BorrowedFd<'_>, bytes: &[u8], to: &[u8]) -> nix::Result<usize
     Errno::result(sent).map(|sent| sent as usize)
 }
 
-/// The next message, left where it is, and its sender: recvfrom(2) with MSG_PEEK and MSG_TRUNC, so
-/// that the length given is that of the message, however much of it fits.
+/// Reads the next message and leaves it in the queue: recvfrom(2) with MSG_PEEK and MSG_TRUNC.
+/// Gives the length of the message, however much of it fits, and the address of its sender.
 pub fn peek(fd: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(usize, Vec<u8>)> {
     let mut from = vec![0; ADDRESS];
     let mut len = from.len() as libc::socklen_t;
@@ -188,7 +190,8 @@ pub fn peek(fd: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(usize, Vec<u8>)
     Ok((got, from))
 }
 
-/// How many bytes were written and not yet sent or acknowledged: SIOCOUTQ of tcp(7) and udp(7).
+/// The number of bytes that were written and not yet sent or acknowledged: SIOCOUTQ of tcp(7),
+/// udp(7).
 pub fn unsent(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: SIOCOUTQ fills one int, which is ours.
@@ -196,14 +199,14 @@ pub fn unsent(fd: BorrowedFd<'_>) -> nix::Result<usize> {
     Ok(bytes.max(0) as usize)
 }
 
-/// Whether nothing more can come: the other end is closed or shut down, or this one is. POLLRDHUP
-/// of poll(2).
+/// Says whether the end of what can be read is known, since one of the ends is closed or shut down:
+/// POLLRDHUP of poll(2).
 pub fn reads_end(fd: BorrowedFd<'_>) -> nix::Result<bool> {
     Ok(ready(fd)? & libc::POLLRDHUP != 0)
 }
 
-/// POLLIN, POLLRDHUP, POLLHUP and POLLERR as they are now: poll(2) without waiting. nix has no
-/// POLLRDHUP.
+/// The events POLLIN, POLLRDHUP, POLLHUP and POLLERR that there are now: poll(2) without waiting.
+/// nix has no POLLRDHUP.
 pub fn ready(fd: BorrowedFd<'_>) -> nix::Result<i16> {
     let events = libc::POLLIN | libc::POLLRDHUP;
     let mut polled = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
@@ -212,15 +215,16 @@ pub fn ready(fd: BorrowedFd<'_>) -> nix::Result<i16> {
     Ok(polled.revents)
 }
 
-/// How much memory the queue takes of what was received and not read, in bytes: the first number of
-/// SO_MEMINFO, Linux 4.12.
+/// The memory of what was received and not read, in bytes: SK_MEMINFO_RMEM_ALLOC, the first number
+/// of SO_MEMINFO, Linux 4.12.
 pub fn waiting(fd: BorrowedFd<'_>) -> nix::Result<u32> {
     let mut numbers = [0; 64];
     option_bytes(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut numbers)?;
     Ok(u32::from_ne_bytes([numbers[0], numbers[1], numbers[2], numbers[3]]))
 }
 
-/// The byte that waits out of band, which stays: MSG_OOB of recv(2).
+/// The out-of-band byte of a socket, if it has one, which is left there: MSG_OOB and MSG_PEEK of
+/// recv(2).
 pub fn urgent(fd: BorrowedFd<'_>) -> Option<u8> {
     let mut byte = [0_u8];
     let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_DONTWAIT;
@@ -229,7 +233,8 @@ pub fn urgent(fd: BorrowedFd<'_>) -> Option<u8> {
     (got == 1).then_some(byte[0])
 }
 
-/// The network namespace of a socket: SIOCGSKNS, Linux 4.9; takes CAP_NET_ADMIN there.
+/// A descriptor of the network namespace of a socket: SIOCGSKNS, Linux 4.9. It takes CAP_NET_ADMIN
+/// in that namespace.
 pub fn namespace(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     // SAFETY: SIOCGSKNS takes no argument and returns a new descriptor that nobody else owns.
     unsafe {
@@ -238,8 +243,8 @@ pub fn namespace(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     }
 }
 
-/// What tells the network namespace of a socket from all others until the next boot:
-/// SO_NETNS_COOKIE, Linux 5.14.
+/// The cookie of the network namespace of a socket, which no other namespace gets until the next
+/// boot: SO_NETNS_COOKIE, Linux 5.14.
 pub fn netns_cookie(fd: BorrowedFd<'_>) -> nix::Result<u64> {
     let mut cookie = [0; 8];
     option_bytes(fd, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, &mut cookie)?;
@@ -254,7 +259,8 @@ struct IfRequest {
     rest: [u8; 20],
 }
 
-/// The name of a network device in the namespace of a socket: SIOCGIFNAME of netdevice(7).
+/// The name of the network device with this index in the namespace of a socket: SIOCGIFNAME of
+/// netdevice(7). Fails with ENODEV if there is none.
 pub fn device_name(fd: BorrowedFd<'_>, index: i32) -> nix::Result<Vec<u8>> {
     let mut request = IfRequest { name: [0; libc::IFNAMSIZ], index, rest: [0; 20] };
     // SAFETY: SIOCGIFNAME reads and writes one ifreq, which IfRequest is.
@@ -263,7 +269,8 @@ pub fn device_name(fd: BorrowedFd<'_>, index: i32) -> nix::Result<Vec<u8>> {
     Ok(request.name.iter().copied().take_while(|&byte| byte != 0).collect())
 }
 
-/// The index of a network device in the namespace of a socket: SIOCGIFINDEX of netdevice(7).
+/// The index of the network device with this name in the namespace of a socket: SIOCGIFINDEX of
+/// netdevice(7). Fails with ENODEV if there is none.
 pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
     let mut request = IfRequest { name: [0; libc::IFNAMSIZ], index: 0, rest: [0; 20] };
     if name.len() >= request.name.len() {
@@ -276,33 +283,35 @@ pub fn device_index(fd: BorrowedFd<'_>, name: &[u8]) -> nix::Result<i32> {
     Ok(request.index)
 }
 
-/// Room in control messages for all that comes with a message: 253 descriptors, credentials, a
-/// pidfd, a security context and times. See cmsg(3).
+/// The size of a buffer for all ancillary data of a message, in bytes: 253 descriptors,
+/// credentials, a pidfd, a security context and times. See cmsg(3).
 const CONTROL: usize = 4096;
 
 /// linux/socket.h
 const SCM_PIDFD: i32 = 4;
 
-/// A control buffer, aligned as cmsghdr must be.
+/// A buffer for ancillary data, aligned as struct cmsghdr must be.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
 
-/// Process, user and group of a sender: struct ucred of unix(7).
+/// The process, user and group id of a sender: struct ucred of unix(7).
 pub type Ucred = (i32, u32, u32);
 
-/// What comes with a message beside its bytes.
+/// The ancillary data of a message: cmsg(3).
 #[derive(Debug, Default)]
 pub struct Ancillary {
-    /// Descriptors of ours: SCM_RIGHTS of unix(7).
+    /// Duplicates of the descriptors that were sent: SCM_RIGHTS of unix(7).
     pub fds: Vec<OwnedFd>,
-    /// Process, user and group of the sender: SCM_CREDENTIALS.
+    /// The credentials of the sender: SCM_CREDENTIALS.
     pub credentials: Option<Ucred>,
-    /// Something did not fit: MSG_CTRUNC, as when the limit of open files is reached.
+    /// Some of it is missing: MSG_CTRUNC, as where the limit of open files is reached.
     pub cut: bool,
 }
 
-/// Sends a message without waiting: sendmsg(2). `to` is an address as the kernel has it, or empty
-/// for whom the socket is connected to.
+/// Sends a message with descriptors and credentials without waiting: sendmsg(2). `to` is a struct
+/// sockaddr, or empty for the peer that the socket is connected to. Gives the number of bytes sent.
+///
+/// Fails with E2BIG for more descriptors than a message can have.
 pub fn send(
     from: BorrowedFd<'_>,
     to: &[u8],
@@ -354,9 +363,9 @@ pub fn send(
     }
 }
 
-/// The next message, left where it is, its sender, and copies of what was sent with it: recvmsg(2)
-/// with MSG_PEEK and MSG_TRUNC. The copies are at the lowest free numbers, with close-on-exec if so
-/// asked.
+/// Reads the next message and leaves it in the queue: recvmsg(2) with MSG_PEEK and MSG_TRUNC. Gives
+/// the length of the message, the address of its sender, and its ancillary data, with duplicates of
+/// the descriptors at the lowest free numbers, with close-on-exec if `cloexec` says so.
 pub fn peek_message(
     from: BorrowedFd<'_>,
     into: &mut [u8],
@@ -365,7 +374,7 @@ pub fn peek_message(
     let mut control = Control([0; CONTROL]);
     let mut name = vec![0; ADDRESS];
     let mut part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-    let mut parcel = Ancillary::default();
+    let mut ancillary = Ancillary::default();
     // SAFETY: msghdr is plain data, for which zeroes are a value; the kernel writes at most as much
     // as it is told, and CMSG_NXTHDR stays within that. What SCM_RIGHTS and SCM_PIDFD bring are new
     // descriptors that nobody else owns.
@@ -382,7 +391,7 @@ pub fn peek_message(
             flags |= libc::MSG_CMSG_CLOEXEC;
         }
         let len = Errno::result(libc::recvmsg(from.as_raw_fd(), &raw mut message, flags))?;
-        parcel.cut = message.msg_flags & libc::MSG_CTRUNC != 0;
+        ancillary.cut = message.msg_flags & libc::MSG_CTRUNC != 0;
         name.truncate(message.msg_namelen as usize);
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while !header.is_null() {
@@ -391,10 +400,10 @@ pub fn peek_message(
             let int = |at: usize| data.add(at).read_unaligned();
             match ((*header).cmsg_level, (*header).cmsg_type) {
                 (libc::SOL_SOCKET, libc::SCM_RIGHTS) => {
-                    parcel.fds.extend((0..count).map(|at| OwnedFd::from_raw_fd(int(at))));
+                    ancillary.fds.extend((0..count).map(|at| OwnedFd::from_raw_fd(int(at))));
                 }
                 (libc::SOL_SOCKET, libc::SCM_CREDENTIALS) if count >= 3 => {
-                    parcel.credentials = Some((int(0), int(1) as u32, int(2) as u32));
+                    ancillary.credentials = Some((int(0), int(1) as u32, int(2) as u32));
                 }
                 // SO_PASSPIDFD: the kernel makes one for whoever reads. Negative if it could not.
                 (libc::SOL_SOCKET, SCM_PIDFD) if count >= 1 && int(0) >= 0 => {
@@ -404,7 +413,7 @@ pub fn peek_message(
             }
             header = libc::CMSG_NXTHDR(&raw const message, header);
         }
-        Ok((len as usize, name, parcel))
+        Ok((len as usize, name, ancillary))
     }
 }
 

@@ -1,24 +1,25 @@
-//! The process as its caller made it, before Rust's runtime improved on it.
+//! The state of 0, 1, 2 and SIGPIPE in which the caller started this process.
 //!
-//! Before `main`, std opens /dev/null on each of 0, 1 and 2 that is closed, and ignores SIGPIPE. The
-//! first hides what descriptor tools must see, the second turns `| head` into an error and would be
-//! inherited by a program we exec. A function in `.init_array` runs before both and remembers.
+//! Before `main`, std opens /dev/null at each of 0, 1 and 2 that is closed, and ignores SIGPIPE.
+//! The first hides what the tools must see; the second turns `| head` into an error, and a program
+//! that we exec would inherit it. A function in `.init_array` runs before both and records the
+//! state.
 
 use nix::libc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
-/// A bit for each of 0, 1 and 2 that was closed.
+/// The descriptors 0, 1 and 2 that were closed, a bit each.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
-/// Whether the caller had SIGPIPE ignored.
+/// SIGPIPE was ignored.
 static IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// What libc calls before `main`, and so before std's own start. glibc passes (argc, argv, envp),
-/// musl nothing; in C's calling convention a function may leave arguments unread.
+/// The function that libc calls before `main`, and so before the start of std. glibc passes (argc,
+/// argv, envp), musl nothing; in the calling convention of C a function may leave arguments unread.
 #[used]
 #[unsafe(link_section = ".init_array")]
-static REMEMBER: extern "C" fn() = remember;
+static RECORD: extern "C" fn() = record;
 
-extern "C" fn remember() {
+extern "C" fn record() {
     let mut closed = 0;
     for fd in 0..3 {
         // SAFETY: F_GETFD takes no pointer and changes nothing, whatever the number means.
@@ -34,38 +35,34 @@ extern "C" fn remember() {
     IGNORED.store(asked == 0 && old.sa_sigaction == libc::SIG_IGN, Relaxed);
 }
 
-/// Keeps [`REMEMBER`] reachable from each reader of what it remembers, or a linker could drop it.
+/// Keeps [`RECORD`] reachable from each reader of the state, or a linker could drop it.
 fn keep() {
-    std::hint::black_box(&REMEMBER);
+    std::hint::black_box(&RECORD);
 }
 
-/// Whether this descriptor, 0, 1 or 2, was closed when the process started.
-///
-/// std has put /dev/null there since. It cannot fail; any other number is answered with false.
-/// Source: fcntl(2) F_GETFD before std's start.
+/// Says whether this descriptor, 0, 1 or 2, was closed when the process started: F_GETFD of
+/// fcntl(2) before the start of std, which has put /dev/null there since. False for any other
+/// number.
 pub fn closed_at_start(fd: i32) -> bool {
     keep();
     (0..3).contains(&fd) && CLOSED.load(Relaxed) & (1 << fd) != 0
 }
 
-/// Lets SIGPIPE end this process quietly, as it ends every other filter: undoes std.
-///
-/// It cannot fail. Source: signal(7).
+/// Sets SIGPIPE to its default action, so that it ends this process as it ends other filters:
+/// signal(7).
 pub fn sigpipe_default() {
     set_sigpipe(libc::SIG_DFL);
 }
 
-/// Puts SIGPIPE back to what our caller gave us, for the program that we are about to exec.
-///
-/// It cannot fail. Source: execve(2), "ignored signals stay ignored", and sigaction(2) at the start.
+/// Sets SIGPIPE to what it was when the process started, for a program that is about to be
+/// executed: ignored signals stay ignored over execve(2).
 pub fn sigpipe_as_inherited() {
     keep();
     set_sigpipe(if IGNORED.load(Relaxed) { libc::SIG_IGN } else { libc::SIG_DFL });
 }
 
-/// Ignores SIGPIPE, for the last words of one whose exit status matters more than its reader.
-///
-/// It cannot fail. Source: signal(7).
+/// Ignores SIGPIPE, so that a last message to a pipe without a reader does not change the exit
+/// status: signal(7).
 pub fn sigpipe_ignored() {
     set_sigpipe(libc::SIG_IGN);
 }
@@ -80,7 +77,7 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// Whether the kernel says that SIGPIPE is ignored: SigIgn of proc_pid_status(5).
+    /// Says whether SIGPIPE is ignored: SigIgn of proc_pid_status(5).
     fn sigpipe_is_ignored() -> bool {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
@@ -89,7 +86,7 @@ mod tests {
 
     /// The shell starts this very test again, with the table and the signals under test.
     fn started_by(shell: &str) -> String {
-        let name = "sys::start::tests::what_the_caller_gave_is_remembered_despite_std";
+        let name = "sys::start::tests::the_state_at_the_start_is_known_despite_std";
         let out = Command::new("sh")
             .args(["-c", &format!("{shell} exec \"$0\" --exact {name} --nocapture 2>&4")])
             .arg(std::env::current_exe().unwrap())
@@ -104,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_caller_gave_is_remembered_despite_std() {
+    fn the_state_at_the_start_is_known_despite_std() {
         if std::env::var_os("FDKIT_STARTED").is_some() {
             let std = sigpipe_is_ignored();
             sigpipe_default();

@@ -1,4 +1,4 @@
-//! timerfd_create(2) and the like, where nix wants an owner and a clock it knows.
+//! Timers with a descriptor, on any clock, for borrowed descriptors: timerfd_create(2).
 
 use nix::errno::Errno;
 use nix::libc;
@@ -8,9 +8,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// linux/timerfd.h; Linux 3.17, with CONFIG_CHECKPOINT_RESTORE.
 const TFD_IOC_SET_TICKS: libc::Ioctl = nix::request_code_write!(b'T', 0, size_of::<u64>());
 
-/// A timer on a clock, disarmed: timerfd_create(2).
+/// A disarmed timer without close-on-exec: timerfd_create(2).
 ///
-/// Fails with EINVAL for a clock that takes none, with EPERM for an alarm clock without
+/// Fails with EINVAL for a clock that has no timers, with EPERM for an alarm clock without
 /// CAP_WAKE_ALARM.
 pub fn create(clock: i32, nonblock: bool) -> nix::Result<OwnedFd> {
     let flags = if nonblock { libc::TFD_NONBLOCK } else { 0 };
@@ -33,8 +33,8 @@ fn nanoseconds(time: libc::timespec) -> u64 {
     (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }
 
-/// Arms a timer for `value`, and from then on every `interval`, in nanoseconds; a `value` of zero
-/// disarms it. Its ticks are zero afterwards. timerfd_settime(2).
+/// Arms a timer, which expires at `value` and then every `interval`, both in nanoseconds; a `value`
+/// of zero disarms it. Its ticks become zero. timerfd_settime(2).
 pub fn set(fd: BorrowedFd<'_>, flags: u32, value: u64, interval: u64) -> nix::Result<()> {
     let new = libc::itimerspec { it_value: timespec(value), it_interval: timespec(interval) };
     // SAFETY: the call reads one itimerspec; a null pointer asks for no old one.
@@ -44,10 +44,8 @@ pub fn set(fd: BorrowedFd<'_>, flags: u32, value: u64, interval: u64) -> nix::Re
     .map(drop)
 }
 
-/// How long it is until a timer expires next, zero if it is disarmed, and its interval, in
-/// nanoseconds: timerfd_gettime(2).
-///
-/// What had expired meanwhile is added to the ticks, as by a read.
+/// The time until a timer expires next, zero if it is disarmed, and its interval, both in
+/// nanoseconds: timerfd_gettime(2). Expirations until now are added to the ticks, as by a read.
 pub fn get(fd: BorrowedFd<'_>) -> nix::Result<(u64, u64)> {
     let mut found = MaybeUninit::<libc::itimerspec>::uninit();
     // SAFETY: the call fills one itimerspec when it succeeds.
@@ -58,9 +56,9 @@ pub fn get(fd: BorrowedFd<'_>) -> nix::Result<(u64, u64)> {
     Ok((nanoseconds(found.it_value), nanoseconds(found.it_interval)))
 }
 
-/// Sets the ticks that a read takes, which cannot be zero: TFD_IOC_SET_TICKS.
-///
-/// Fails with ENOTTY where the kernel lacks CONFIG_CHECKPOINT_RESTORE.
+/// Sets the ticks, the number of expirations that a read gives: TFD_IOC_SET_TICKS of
+/// timerfd_create(2). Fails with EINVAL for zero, with ENOTTY in a kernel without
+/// CONFIG_CHECKPOINT_RESTORE.
 pub fn set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> nix::Result<()> {
     // SAFETY: TFD_IOC_SET_TICKS reads one u64, which is ours.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), TFD_IOC_SET_TICKS, &ticks) }).map(drop)

@@ -33,9 +33,9 @@ impl Title {
     pub fn set(&self, title: &str) {
         let title = title.as_bytes();
         let len = title.len().min(self.room.saturating_sub(1));
-        // SAFETY: the kernel put the strings there, on the stack, for this process to do with them as
-        // it likes, and the range ends where they do. Nobody finds the environment any more, and an
-        // argument ends before the range does, since a NUL is last in it.
+        // SAFETY: the kernel put the strings there, on the stack, for this process to do with them
+        // as it likes, and the range ends where they do. Nobody finds the environment any more, and
+        // an argument ends before the range does, since a NUL is last in it.
         unsafe {
             libc::clearenv();
             self.start.copy_from_nonoverlapping(NonNull::from(title).cast(), len);

@@ -1,10 +1,11 @@
-//! What a tracer of system calls needs and nix has not: ptrace(2) with signals of any number.
+//! Tracing of system calls: ptrace(2), with signals of any number, which nix does not have.
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::Pid;
 
-/// struct ptrace_syscall_info of linux/ptrace.h, as far as the entry into a system call fills it.
+/// struct ptrace_syscall_info of linux/ptrace.h, without the parts that a stop at the entry of a
+/// system call does not have.
 #[repr(C)]
 #[derive(Default)]
 struct SyscallInfo {
@@ -22,24 +23,25 @@ const PTRACE_GET_SYSCALL_INFO: libc::c_uint = 0x420e;
 const PTRACE_SYSCALL_INFO_ENTRY: u8 = 1;
 const PTRACE_EVENT_STOP: i32 = 128;
 
-/// Why a tracee has stopped, or that it has ended.
+/// The reason for which a tracee has stopped, or its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TraceStop {
-    /// Before or after a system call.
+    /// The entry or the exit of a system call: syscall-stop.
     Call,
-    /// It made a child, which is a tracee too.
+    /// It has made a child, which is a tracee too: PTRACE_EVENT stop.
     Child,
-    /// It was made, or interrupted.
+    /// It has been attached, or interrupted: PTRACE_EVENT_STOP.
     Begun,
-    /// A signal has stopped it, and all its threads.
+    /// A signal has stopped it and all its threads: group-stop.
     Group,
-    /// A signal is about to be delivered.
+    /// A signal is to be delivered: signal-delivery-stop.
     Signal(i32),
-    /// It is no more.
+    /// It has ended.
     Ended,
 }
 
-/// Waits for any tracee: waitpid(2) with __WALL. Fails with ECHILD if there is none.
+/// Waits for any tracee or child to stop or end: waitpid(2) with __WALL. Fails with ECHILD if there
+/// is none.
 pub fn wait() -> nix::Result<(Pid, TraceStop)> {
     let mut status = 0;
     // SAFETY: the call fills one int.
@@ -56,8 +58,8 @@ pub fn wait() -> nix::Result<(Pid, TraceStop)> {
     Ok((Pid::from_raw(pid), stop))
 }
 
-/// Number and arguments of the system call that a tracee is about to make; none if it has made it.
-/// PTRACE_GET_SYSCALL_INFO, Linux 5.3.
+/// The number and arguments of the system call at whose entry a tracee has stopped; none at its
+/// exit: PTRACE_GET_SYSCALL_INFO, Linux 5.3.
 pub fn call(pid: Pid) -> nix::Result<Option<(libc::c_long, [u64; 6])>> {
     let mut info = SyscallInfo::default();
     // SAFETY: the kernel fills at most as many bytes as it is told, which are those of the struct.
@@ -74,23 +76,24 @@ fn request(what: libc::c_uint, pid: Pid, signal: i32) -> nix::Result<()> {
         .map(drop)
 }
 
-/// Lets a tracee go on, with this signal unless it is zero, to its next system call.
-pub fn go_on(pid: Pid, signal: i32) -> nix::Result<()> {
+/// Restarts a tracee until its next system call, and delivers this signal to it unless it is zero:
+/// PTRACE_SYSCALL.
+pub fn to_next_syscall(pid: Pid, signal: i32) -> nix::Result<()> {
     request(libc::PTRACE_SYSCALL, pid, signal)
 }
 
-/// Leaves a tracee stopped as the signal left it: PTRACE_LISTEN.
+/// Leaves a tracee in its group-stop, but lets it be continued by SIGCONT: PTRACE_LISTEN.
 pub fn listen(pid: Pid) -> nix::Result<()> {
     request(libc::PTRACE_LISTEN as libc::c_uint, pid, 0)
 }
 
-/// Lets a tracee go for good, with this signal unless it is zero.
-pub fn let_go(pid: Pid, signal: i32) -> nix::Result<()> {
+/// Detaches a tracee, and delivers this signal to it unless it is zero: PTRACE_DETACH.
+pub fn detach(pid: Pid, signal: i32) -> nix::Result<()> {
     request(libc::PTRACE_DETACH, pid, signal)
 }
 
-/// Lets a process trace this one where Yama lets only ancestors do so: PR_SET_PTRACER. Without
-/// Yama it fails, and nothing is lost.
+/// Permits a process to trace this one where Yama permits it to ancestors only: PR_SET_PTRACER of
+/// prctl(2). Without Yama the call fails, and is not needed.
 pub fn allow(tracer: Pid) {
     // SAFETY: an integer.
     unsafe { libc::prctl(libc::PR_SET_PTRACER, tracer.as_raw() as libc::c_ulong, 0, 0, 0) };

@@ -1,4 +1,4 @@
-//! What is asked of /dev/net/tun: linux/if_tun.h.
+//! Tunnels: the requests of /dev/net/tun, linux/if_tun.h.
 
 use nix::errno::Errno;
 use nix::libc;
@@ -9,7 +9,7 @@ use nix::libc::{
 };
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// struct ifreq, with flags or a hardware address.
+/// struct ifreq of netdevice(7), with flags or a hardware address.
 #[repr(C)]
 struct TunRequest {
     name: [u8; libc::IFNAMSIZ],
@@ -31,10 +31,10 @@ fn named(name: &[u8], flags: u16) -> nix::Result<TunRequest> {
     Ok(request)
 }
 
-/// The device that a descriptor is attached to, and its flags: TUNGETIFF.
+/// The name of the device that a descriptor is attached to, and its flags: TUNGETIFF.
 ///
-/// Fails with EBADFD if that is none. IFF_NOFILTER and IFF_NO_PI are one bit, so that the latter is
-/// known only of a device with a filter.
+/// Fails with EBADFD if it is attached to none. IFF_NOFILTER and IFF_NO_PI are one bit, so that the
+/// latter is known only of a device with a filter.
 pub fn interface(fd: BorrowedFd<'_>) -> nix::Result<(Vec<u8>, u32)> {
     let mut found = named(b"", 0)?;
     request(fd, TUNGETIFF, &mut found)?;
@@ -42,20 +42,22 @@ pub fn interface(fd: BorrowedFd<'_>) -> nix::Result<(Vec<u8>, u32)> {
     Ok((name, found.flags.into()))
 }
 
-/// Attaches a descriptor to a device, which is made if it is not there: TUNSETIFF.
+/// Attaches a descriptor to the device with this name, which is created if it is not there:
+/// TUNSETIFF.
 ///
-/// Fails with EBUSY if another is attached, with EINVAL if the device is of another type.
+/// Fails with EBUSY if another descriptor is attached, with EINVAL if the device is of another
+/// type.
 pub fn attach(fd: BorrowedFd<'_>, name: &[u8], flags: u32) -> nix::Result<()> {
     request(fd, TUNSETIFF, &mut named(name, flags as u16)?)
 }
 
-/// Takes a descriptor off the queues of its device, or puts it back, by IFF_DETACH_QUEUE or
-/// IFF_ATTACH_QUEUE: TUNSETQUEUE.
+/// Removes a descriptor from the queues of its device (IFF_DETACH_QUEUE), or adds it again
+/// (IFF_ATTACH_QUEUE): TUNSETQUEUE.
 pub fn set_queue(fd: BorrowedFd<'_>, flags: u32) -> nix::Result<()> {
     request(fd, TUNSETQUEUE, &mut named(b"", flags as u16)?)
 }
 
-/// The hardware address of a tap device: its type, and at most 14 bytes.
+/// The type of the hardware address of a tap device, and its at most 14 bytes: SIOCGIFHWADDR.
 pub fn hardware(fd: BorrowedFd<'_>) -> nix::Result<(u16, [u8; 14])> {
     let mut found = named(b"", 0)?;
     request(fd, libc::SIOCGIFHWADDR as Ioctl, &mut found)?;
@@ -64,25 +66,25 @@ pub fn hardware(fd: BorrowedFd<'_>) -> nix::Result<(u16, [u8; 14])> {
     Ok((found.flags, address))
 }
 
-/// Sets it.
+/// Sets the hardware address of a tap device: SIOCSIFHWADDR.
 pub fn set_hardware(fd: BorrowedFd<'_>, class: u16, address: [u8; 14]) -> nix::Result<()> {
     let mut wanted = named(b"", class)?;
     wanted.data[..14].copy_from_slice(&address);
     request(fd, libc::SIOCSIFHWADDR as Ioctl, &mut wanted)
 }
 
-/// Numbers of a device that are read and set.
+/// The settings of a device that are one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Number {
-    /// The most bytes that wait to be sent.
+    /// The most bytes that wait to be sent: TUNGETSNDBUF.
     Sndbuf,
-    /// The bytes of the header before each packet.
+    /// The bytes of the header before each packet: TUNGETVNETHDRSZ.
     Header,
-    /// Whether that header is little-endian.
+    /// 1 if that header is little-endian: TUNGETVNETLE.
     Little,
 }
 
-/// Reads one: TUNGETSNDBUF, TUNGETVNETHDRSZ, TUNGETVNETLE.
+/// Reads one of the settings.
 pub fn number(fd: BorrowedFd<'_>, which: Number) -> nix::Result<i32> {
     let asked = match which {
         Number::Sndbuf => TUNGETSNDBUF,
@@ -95,7 +97,7 @@ pub fn number(fd: BorrowedFd<'_>, which: Number) -> nix::Result<i32> {
     Ok(value)
 }
 
-/// Sets one: TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE.
+/// Sets one of the settings: TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE.
 pub fn set_number(fd: BorrowedFd<'_>, which: Number, value: i32) -> nix::Result<()> {
     let asked = match which {
         Number::Sndbuf => TUNSETSNDBUF,
@@ -112,18 +114,19 @@ fn value(fd: BorrowedFd<'_>, number: Ioctl, value: u32) -> nix::Result<()> {
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), number, value) }).map(drop)
 }
 
-/// Lets a device live on when nobody is attached to it: TUNSETPERSIST.
+/// Keeps a device when no descriptor is attached to it any more: TUNSETPERSIST.
 pub fn persist(fd: BorrowedFd<'_>) -> nix::Result<()> {
     value(fd, TUNSETPERSIST, 1)
 }
 
-/// Lets a user, and a group, attach to a device: TUNSETOWNER, TUNSETGROUP.
+/// Permits a user, and a group, to attach descriptors to a device: TUNSETOWNER, TUNSETGROUP.
 pub fn set_owner(fd: BorrowedFd<'_>, user: Option<u32>, group: Option<u32>) -> nix::Result<()> {
     user.map_or(Ok(()), |user| value(fd, TUNSETOWNER, user))?;
     group.map_or(Ok(()), |group| value(fd, TUNSETGROUP, group))
 }
 
-/// The network namespace of the device: TUNGETDEVNETNS, Linux 5.9; takes CAP_NET_ADMIN there.
+/// A descriptor of the network namespace of the device: TUNGETDEVNETNS, Linux 5.9. It takes
+/// CAP_NET_ADMIN in that namespace.
 pub fn namespace(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
     // SAFETY: TUNGETDEVNETNS takes no argument and returns a new descriptor that nobody else owns.
     unsafe {

@@ -186,10 +186,10 @@ impl Counter {
             let _ = match (ending, stop) {
                 (true, _) => {
                     tracees.remove(&pid);
-                    trace::let_go(pid, signal)
+                    trace::detach(pid, signal)
                 }
                 (_, TraceStop::Group) => trace::listen(pid),
-                _ => trace::go_on(pid, signal),
+                _ => trace::to_next_syscall(pid, signal),
             };
             if pid == self.of && self.shared.cell(STATE).load(Ordering::Acquire) == 0 {
                 self.shared.set(STATE, COUNTING);

@@ -41,7 +41,7 @@ impl TreeRestore<'_> {
             if self.shared.cell(FAILED).load(Ordering::Acquire) != 0 {
                 continue;
             }
-            if let Some(signal) = sys::signal::taken(&enders()) {
+            if let Some(signal) = sys::signal::take_pending(&enders()) {
                 let why = format!("{signal} came before all was restored");
                 return Err(Error::new(Status::System, why));
             }
