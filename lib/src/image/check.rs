@@ -1,16 +1,17 @@
-//! Whether the records of an image fit together: every id named has come before, no number twice.
+//! Checks that need no kind: every id that a record names has come before, and no number comes
+//! twice in a table.
 
 use super::read::{Summary, readable};
 use super::record::Item;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
-/// Ids that came in ascending order, as the ranges they form: one for an image as it was scanned.
+/// Ids that have come in ascending order, as ranges: an image as it was scanned has one.
 #[derive(Debug, Default)]
 struct Ids(Vec<(u32, u32)>);
 
 impl Ids {
-    /// Adds an id; false if it is not above all before it.
+    /// Adds an id. False if it is not above all before it.
     fn add(&mut self, id: u32) -> bool {
         match self.0.last_mut() {
             Some((_, last)) if id <= *last => return false,
@@ -26,14 +27,17 @@ impl Ids {
     }
 }
 
-/// Checks the records of a stream one after another, in memory that grows with its gaps only.
+/// Checks the records of a stream one after another. Its memory grows with the number of tables and
+/// of gaps between ids.
 #[derive(Debug, Default)]
 pub struct Checker {
+    /// The head has come.
     started: bool,
     files: Ids,
     objects: Ids,
-    /// The last number of each table.
+    /// The highest number of each table until now.
     tables: BTreeMap<u32, Option<u32>>,
+    /// Contents have come.
     data: bool,
     summary: Summary,
 }
@@ -43,7 +47,8 @@ fn broken<T>(why: String) -> Result<T> {
 }
 
 impl Checker {
-    /// Fails with status 3 if the record breaks a rule of fdimage(5), given those before it.
+    /// Checks a record. Fails with status 3 if it breaks a rule of fdimage(5), given those before
+    /// it.
     pub fn add(&mut self, item: &Item) -> Result<()> {
         if self.started == matches!(item, Item::Head(_)) {
             return broken("not an fdkit image: a head stands first, and only there".into());
@@ -114,7 +119,7 @@ impl Checker {
         Ok(())
     }
 
-    /// What was in the stream so far.
+    /// The numbers of records until now.
     pub fn summary(&self) -> Summary {
         self.summary
     }

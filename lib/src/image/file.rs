@@ -1,4 +1,4 @@
-//! A file that appears whole or not at all.
+//! An output file that gets its name only when it is complete.
 
 use crate::error::Result;
 use nix::errno::Errno;
@@ -10,17 +10,19 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
-/// A file that has no name until it is whole (O_TMPFILE), or where a file system knows no such
-/// thing, a name that goes when this is dropped.
+/// A file that has no name until it is complete (O_TMPFILE of open(2)). On a file system without
+/// O_TMPFILE it has a temporary name, which is removed when this is dropped.
 pub struct NewFile {
     file: File,
+    /// The temporary name.
     named: Option<PathBuf>,
-    /// The folder where it gets its name; none for a device or a fifo, which is written as it is.
+    /// The directory in which it gets its name; none for a device or a fifo, which is written
+    /// directly.
     dir: Option<PathBuf>,
 }
 
 impl NewFile {
-    /// Makes it in the folder where it is going to have its name.
+    /// Makes it in the directory in which it will get its name.
     pub fn create(dir: &Path) -> Result<NewFile> {
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
@@ -34,8 +36,8 @@ impl NewFile {
         Ok(NewFile { file: file.into(), named, dir: Some(dir.to_owned()) })
     }
 
-    /// Makes it in the folder of the file that it is going to replace. What is there and no regular
-    /// file (/dev/stdout, a fifo) is written directly.
+    /// Makes it in the directory of the file that it will replace. If that file is there and is not
+    /// a regular file (/dev/stdout, a fifo), it is written directly.
     pub fn beside(target: &Path) -> Result<NewFile> {
         let target = resolved(target);
         if std::fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
@@ -46,7 +48,8 @@ impl NewFile {
         NewFile::create(dir.unwrap_or(Path::new(".")))
     }
 
-    /// Puts it in place of whatever had the name, once its bytes are safe on the disk.
+    /// Gives it the name, once its bytes are on the disk (fsync(2)). It replaces a file of that
+    /// name.
     pub fn publish(mut self, target: &Path) -> Result<()> {
         let Some(dir) = self.dir.clone() else { return Ok(()) };
         fsync(self.file.as_fd())?;
@@ -83,7 +86,7 @@ impl Write for NewFile {
     }
 }
 
-/// The file that a symbolic link leads to, so that the link stays.
+/// The file that a symbolic link refers to, so that the link is kept.
 fn resolved(target: &Path) -> PathBuf {
     target.canonicalize().unwrap_or_else(|_| target.to_owned())
 }

@@ -1,4 +1,4 @@
-//! The stream that flows through the pipes: fdimage(5), its records, its reader and its writer.
+//! The image format, fdimage(5): its records, its reader and its writer.
 
 mod check;
 mod file;

@@ -1,4 +1,5 @@
-//! Reads an image in one pass and constant memory, and believes nothing that it has not checked.
+//! The reader of an image: one pass in constant memory, with each record checked before it is
+//! given.
 
 use super::record::{Item, VERSION};
 use super::scan::{self, Found, MARK};
@@ -8,14 +9,14 @@ use std::io::{ErrorKind, Read};
 
 const BUFFER: usize = 64 << 10;
 
-/// Reads the records of a stream.
+/// A reader of the records of a stream.
 pub struct Reader<R: Read> {
     from: R,
     buffer: Vec<u8>,
-    /// What of the buffer holds bytes not yet taken.
+    /// The range of the buffer that has bytes which were not given yet.
     begin: usize,
     filled: usize,
-    /// Bytes of the stream before `begin`.
+    /// The number of bytes of the stream before `begin`.
     offset: u64,
     crc: crc32fast::Hasher,
     items: u64,
@@ -23,20 +24,20 @@ pub struct Reader<R: Read> {
     ended: bool,
 }
 
-/// A record: its bytes in the stream, and what they mean.
+/// A record, decoded, with its bytes.
 pub struct RawItem<'a> {
-    /// All its bytes, the mark of the first one included.
+    /// All its bytes, with the mark if it is the first.
     pub whole: &'a [u8],
-    /// Where they stand in the stream.
+    /// Their offset in the stream.
     pub offset: u64,
-    /// What they mean.
+    /// The record.
     pub item: Item,
 }
 
-/// A record that is not decoded: its key, its value, and all its bytes.
+/// The key of a record, its encoded value, and all its bytes.
 pub type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
-/// What was in a whole image.
+/// The numbers of records of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Tasks.
@@ -52,7 +53,7 @@ pub struct Summary {
 }
 
 impl<R: Read> Reader<R> {
-    /// Begins to read.
+    /// Makes a reader of a stream that begins with an image.
     pub fn new(from: R) -> Self {
         Reader {
             from,
@@ -67,10 +68,10 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// The next record, or none after the end has been seen and found true.
+    /// The next record. None after the end, whose count and checksum were compared.
     ///
-    /// Fails with status 3 if the stream breaks a rule of fdimage(5), or stops before its end.
-    /// Nothing may be read after a failure.
+    /// Fails with status 3 if the stream breaks a rule of fdimage(5) or stops before the end. After
+    /// a failure, nothing can be read any more.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<RawItem<'_>>> {
         if self.ended {
@@ -111,13 +112,13 @@ impl<R: Read> Reader<R> {
         Ok(Some(RawItem { whole: &self.buffer[range], offset: at, item }))
     }
 
-    /// The next record as its key, its value and all its bytes, for a stream that was read to its
-    /// end before: it is neither decoded nor checked again.
+    /// The next record, neither decoded nor checked: for a stream that was read to its end before.
     pub fn next_again(&mut self) -> Result<Option<Record<'_>>> {
         if self.ended {
             return Ok(None);
         }
-        // What was found to keep the rules is only measured, where it is whole.
+        // It has kept the rules before, so only its length is asked for, if it is in the buffer
+        // whole.
         let known = &self.buffer[self.begin..self.filled];
         let len = match scan::span(known).filter(|_| self.items > 0) {
             Some(len) => len,
@@ -134,7 +135,8 @@ impl<R: Read> Reader<R> {
         Ok((!self.ended).then_some((key, value, whole)))
     }
 
-    /// The head, which must come first and be of our major version.
+    /// The head, which comes first, and its bytes. Fails with status 3 if there is none, or if its
+    /// major version is another.
     pub fn head(&mut self) -> Result<(Head, Vec<u8>)> {
         match self.next()? {
             Some(RawItem { item: Item::Head(head), whole, .. }) => Ok((head, whole.to_vec())),
@@ -142,12 +144,12 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// What was in it so far.
+    /// The numbers of records until now.
     pub fn summary(&self) -> Summary {
         self.checker.summary()
     }
 
-    /// The length of the next item, which then is in the buffer as a whole.
+    /// Reads the next item into the buffer, and gives its length.
     fn find(&mut self) -> Result<usize> {
         loop {
             let have = &self.buffer[self.begin..self.filled];
@@ -170,12 +172,12 @@ impl<R: Read> Reader<R> {
         }
     }
 
-    /// Reads until at least `least` bytes are there; false if the stream ends before.
+    /// Reads until the buffer has at least `least` bytes. False if the stream ends before.
     fn fill(&mut self, least: usize) -> Result<bool> {
         self.buffer.copy_within(self.begin..self.filled, 0);
         self.filled -= self.begin;
         self.begin = 0;
-        // Room grows with what has come, not with what was announced.
+        // The buffer grows with the bytes that have come, not with the length that was announced.
         while self.filled < least {
             if self.filled == self.buffer.len() {
                 self.buffer.resize((self.buffer.len() * 2).min(scan::MAX_ITEM + BUFFER), 0);
@@ -191,7 +193,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// Whether a reader of this version can read an image with this head.
+/// Fails with status 3 if the major version of an image is another than this reader's.
 pub(super) fn readable(head: &Head) -> Result<()> {
     if head.version == VERSION {
         return Ok(());

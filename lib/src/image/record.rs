@@ -1,4 +1,4 @@
-//! The records of an image, as fdimage(5) describes them. Integers keep the kernel's values.
+//! The records of an image, as fdimage(5) describes them. Integers have the kernel's values.
 
 use super::scan;
 use crate::error::{Error, Result};
@@ -68,85 +68,87 @@ fn is_zero(number: &i64) -> bool {
 pub struct Head {
     /// [`VERSION`].
     pub version: u16,
-    /// Grows when keys are added; their meaning never changes.
+    /// The minor version, which grows when keys or types are added. Those that are there keep their
+    /// meaning.
     pub minor: u16,
-    /// The tool that made the image.
+    /// The name of the tool that made the image.
     pub tool: String,
     /// The version of that tool.
     pub release: String,
-    /// The kernel's release, as uname(2) says it.
+    /// The release of the kernel: uname(2).
     pub kernel: Bytes,
     /// /proc/sys/kernel/random/boot_id.
     pub boot: String,
-    /// Seconds and nanoseconds since 1970.
+    /// The time of the scan: seconds and nanoseconds since 1970, CLOCK_REALTIME.
     pub time: (u64, u32),
-    /// Whether contents of queues and unlinked files are included.
+    /// It has contents, of queues and of files without a name: `--data`.
     pub contents: bool,
-    /// Whether the tasks were stopped while they were captured.
+    /// The tasks were stopped while they were captured: `--freeze`.
     pub frozen: bool,
-    /// Whether only the text of /proc was used: sharing, owners and sizes are not known.
+    /// Only the text of /proc was read, so that sharing, owners and sizes are not known:
+    /// `--passive`.
     #[serde(default, skip_serializing_if = "is_false")]
     pub passive: bool,
 }
 
-/// User and group ids, each as real, effective, saved and file system id, and capability sets.
+/// The credentials of a process: credentials(7), capabilities(7).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Credentials {
-    /// User ids.
+    /// Real, effective, saved and file system user id.
     pub uids: [u32; 4],
-    /// Group ids.
+    /// Real, effective, saved and file system group id.
     pub gids: [u32; 4],
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// Inheritable, permitted, effective, bounding and ambient capabilities.
+    /// The inheritable, permitted, effective, bounding and ambient capabilities, a bit each.
     pub caps: [u64; 5],
 }
 
-/// A controlling terminal, from fields 7 and 8 of /proc/PID/stat.
+/// A controlling terminal: fields 7 and 8 of proc_pid_stat(5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Terminal {
-    /// The device, as the kernel encodes it there.
+    /// The device number, encoded as it is there.
     pub device: u32,
     /// The foreground process group; negative if there is none.
     pub foreground: i32,
-    /// Where it is to be opened, if somebody asked for one by name: ttyctl(1) retarget.
+    /// The path by which it is to be opened, if ttyctl(1) retarget has set one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<Bytes>,
 }
 
-/// Facts of the table of a task.
+/// The descriptor table of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Table {
-    /// An id of this stream; tasks made with CLONE_FILES share it.
+    /// Its id in this stream. Tasks that share a table (CLONE_FILES) have one id.
     pub id: u32,
-    /// FDSize of /proc/PID/status: the slots that the kernel has allocated.
+    /// The slots that the kernel has allocated: FDSize of proc_pid_status(5).
     pub capacity: u32,
-    /// The highest number open, whatever was selected; none if the table was empty.
+    /// The highest open number, selected or not; none if the table was empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest: Option<u32>,
-    /// RLIMIT_NOFILE, soft and hard.
+    /// The soft and the hard RLIMIT_NOFILE.
     pub limit: (u64, u64),
 }
 
-/// A process.
+/// A process, which is one task of the image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// Process id, in the pid namespace of the scan.
+    /// The process id, in the pid namespace of the scan.
     pub pid: i32,
-    /// Parent.
+    /// The process id of its parent.
     pub ppid: i32,
-    /// Process group.
+    /// The id of its process group.
     pub pgid: i32,
-    /// Session.
+    /// The id of its session.
     pub sid: i32,
-    /// Clock ticks between boot and start: field 22 of /proc/PID/stat.
+    /// The time at which it started, in clock ticks since boot: field 22 of proc_pid_stat(5).
     pub start: u64,
-    /// Name of the program, at most 15 bytes.
+    /// The name of the program, at most 15 bytes: proc_pid_comm(5).
     pub comm: Bytes,
-    /// Path of the program, if it may be read.
+    /// The path of the program, if it could be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exe: Option<Bytes>,
-    /// The arguments, as the process has them now.
+    /// The arguments, as the process had them at the scan.
     pub args: Vec<Bytes>,
     /// The working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,69 +158,70 @@ pub struct Task {
     pub root: Option<Bytes>,
     /// The file mode creation mask.
     pub umask: u32,
-    /// Who it runs as.
+    /// Its credentials.
     pub credentials: Credentials,
     /// The inode of each namespace by its name in /proc/PID/ns.
     pub namespaces: BTreeMap<String, u64>,
     /// Its descriptor table.
     pub table: Table,
-    /// Its controlling terminal, also where no descriptor names it.
+    /// Its controlling terminal, also if no descriptor is open on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<Terminal>,
-    /// Whether a signal had stopped it: job control.
+    /// A signal had stopped it: job control.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stopped: bool,
 }
 
-/// What stat(2) says of what is open. Nothing of it is known for a passive scan.
+/// The inode of an open file description: inode(7). A passive scan has none.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inode {
-    /// Major and minor number of the device it is on.
+    /// The major and minor number of the device that it is on.
     pub dev: (u32, u32),
-    /// Inode number.
+    /// The inode number.
     pub ino: u64,
-    /// Type and permissions.
+    /// The file type and mode.
     pub mode: u32,
-    /// Names that it has.
+    /// The number of hard links.
     pub nlink: u32,
-    /// Owner.
+    /// The user id of its owner.
     pub uid: u32,
-    /// Group.
+    /// The id of its group.
     pub gid: u32,
-    /// Size in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// Last change of the contents, seconds and nanoseconds.
+    /// The time of the last change of the contents: seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
-    /// Major and minor number of the device that it is.
+    /// The major and minor number of the device that it represents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rdev: Option<(u32, u32)>,
 }
 
-/// Who is told by a signal that a descriptor is ready.
+/// The owner of an open file description, which is sent a signal when I/O is possible: F_SETOWN_EX
+/// and F_SETSIG of fcntl(2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signals {
     /// F_OWNER_TID 0, F_OWNER_PID 1 or F_OWNER_PGRP 2.
     pub kind: i32,
-    /// The thread, process or group; zero for nobody.
+    /// The id of the thread, process or process group; zero if there is no owner.
     pub id: i32,
-    /// The signal in place of SIGIO; zero for SIGIO itself.
+    /// The signal; zero for SIGIO.
     pub signal: i32,
 }
 
-/// A lock, from a `lock:` line of fdinfo.
+/// A lock or lease: a `lock:` line of proc_pid_fdinfo(5).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lock {
     /// `POSIX`, `FLOCK`, `OFDLCK`, `LEASE` or `DELEG`.
     pub class: String,
-    /// Exclusive, not shared.
+    /// It is exclusive, not shared.
     pub write: bool,
-    /// First byte.
+    /// The offset of the first byte.
     pub start: u64,
-    /// Last byte; none for the end of the file, however it grows.
+    /// The offset of the last byte; none if it reaches to the end of the file, however that grows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<u64>,
-    /// A lease that its holder is to give up, since somebody waits to open the file: `write` then
-    /// says what it may keep, not what it had.
+    /// A lease that its holder has to give up, since somebody waits to open the file: `write` then
+    /// tells the lease that it may keep, not the one that it had.
     #[serde(default, skip_serializing_if = "is_false")]
     pub breaking: bool,
 }
@@ -253,35 +256,36 @@ impl Lock {
 /// The name of the kind of a description that no kind claims: it is recorded, and not restored.
 pub const OPAQUE: &str = "opaque";
 
-/// An open file description: what dup(2) and fork(2) share.
+/// An open file description: open(2). dup(2) and fork(2) make descriptors that share one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OpenFile {
-    /// An id of this stream; ids ascend.
+    /// Its id in this stream; ids ascend.
     pub id: u32,
     /// The name of its kind.
     pub kind: String,
-    /// Access mode and status flags, without O_CLOEXEC.
+    /// The access mode and file status flags, without O_CLOEXEC: F_GETFL of fcntl(2).
     pub flags: u32,
-    /// The file position.
+    /// The file offset.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub pos: i64,
-    /// What readlink(2) shows.
+    /// The text of the link in /proc/PID/fd.
     pub link: Bytes,
-    /// The mount, as /proc/PID/mountinfo numbers it.
+    /// The id of the mount: proc_pid_mountinfo(5).
     pub mnt: i32,
-    /// What is open.
+    /// Its inode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inode: Option<Inode>,
-    /// Owner and signal, if it has either.
+    /// Its owner and signal, if it has either.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signals: Option<Signals>,
-    /// The object that it shares with other descriptions, and whose contents `data` records hold.
+    /// The id of the object that it shares with other descriptions, and whose contents are in
+    /// `data` records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object: Option<u32>,
-    /// Locks that belong to the description.
+    /// The locks and the lease that belong to the description: FLOCK, OFDLCK, LEASE.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<Lock>,
-    /// What only its kind understands: one encoded map.
+    /// The properties that its kind defines: one encoded map.
     #[serde(skip)]
     pub body: Vec<u8>,
 }
@@ -293,85 +297,85 @@ impl OpenFile {
     }
 }
 
-/// A number in a table.
+/// A descriptor: a number in a table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Slot {
-    /// The table.
+    /// The id of the table.
     pub table: u32,
-    /// The number. The slots of a table ascend.
+    /// The number. The descriptors of a table ascend.
     pub fd: u32,
-    /// FD_CLOEXEC.
+    /// Close-on-exec: FD_CLOEXEC of fcntl(2).
     #[serde(default, skip_serializing_if = "is_false")]
     pub cloexec: bool,
-    /// The file it names.
+    /// The id of the open file description that it refers to.
     pub file: u32,
-    /// POSIX record locks, which belong to the table: with the first of the numbers that have them.
+    /// The POSIX record locks of the table on this file, with the first of its numbers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locks: Vec<Lock>,
 }
 
-/// A piece of the contents of an object, or one message of a queue with bounds.
+/// A piece of the contents of an object: bytes of a file or stream, or one message of a queue.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Data {
-    /// The object.
+    /// The id of the object.
     pub object: u32,
-    /// Where it stands in a file; pieces of a queue have zero and stand in their order.
+    /// Its offset in a file. Pieces of a queue have zero, and are in the order of the queue.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub offset: i64,
-    /// What came with a message, if anything did.
+    /// The properties of a message, if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub with: Option<Box<MessageMeta>>,
     /// At most [`MAX_CHUNK`] bytes.
     pub bytes: Bytes,
 }
 
-/// What a message of a queue has beside its bytes.
+/// The properties of a message beside its bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageMeta {
-    /// The sender's address, written as the body of the file writes addresses.
+    /// The address of the sender, encoded as addresses are in the body of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Bytes>,
-    /// The files queued with it: SCM_RIGHTS.
+    /// The ids of the open file descriptions that are queued with it: SCM_RIGHTS of unix(7).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<u32>,
-    /// Process, user and group of the sender: SCM_CREDENTIALS.
+    /// The process, user and group id of the sender: SCM_CREDENTIALS of unix(7).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<(i32, u32, u32)>,
-    /// The priority of a message of mq_overview(7); zero if it is not there.
+    /// The priority of a message of mq_overview(7); none is zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<u32>,
     /// The message is longer than one piece and goes on in the next.
     #[serde(default, skip_serializing_if = "is_false")]
     pub more: bool,
-    /// What was typed to a terminal, and not read yet.
+    /// The piece was typed to a terminal, and not read yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typed: Option<Typed>,
 }
 
-/// How a piece of what was typed to a terminal ended.
+/// The end of a piece that was typed to a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Typed {
-    /// A line, by its last byte.
+    /// Its last byte ends a line.
     Line,
-    /// A line, by VEOF, which is no byte of it.
+    /// VEOF, which is no byte of it, ends a line.
     Eof,
-    /// All that was there when canonical mode was switched on: that is read as one line.
+    /// It was there when canonical mode was switched on, and is read as one line.
     Whole,
-    /// Not yet: the beginning of a line, or any bytes outside canonical mode.
+    /// None: it is the beginning of a line, or any bytes outside canonical mode.
     Open,
-    /// Without bytes: VLNEXT was typed, and the next character will be taken as it is.
+    /// It has no bytes: VLNEXT was typed, so that the next character is taken as it is.
     Quote,
-    /// It came when the line discipline was full, which has not processed it.
+    /// It came when the line discipline was full, and has not been processed.
     Late,
 }
 
 /// The last record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// How many records come before it.
+    /// The number of records before it.
     pub items: u64,
-    /// CRC-32 (IEEE 802.3) of all bytes before it.
+    /// The CRC-32 (IEEE 802.3) of all bytes before it.
     pub crc: u32,
 }
 
@@ -390,7 +394,7 @@ pub enum Item {
     Data(Data),
     /// `end`
     End(End),
-    /// A type that a later minor version brought; passed on untouched.
+    /// A type that this minor version does not know, which is passed on as it is.
     Other,
 }
 
@@ -402,7 +406,7 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 }
 
 impl Item {
-    /// Decodes the value of the record with this key.
+    /// Decodes the value of the record with this key. Fails with status 3.
     pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Item> {
         // A struct is also taken from an array by serde; an image has maps only.
         if value.first().is_none_or(|first| first >> 5 != 5) {

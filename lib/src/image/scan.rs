@@ -403,7 +403,7 @@ impl Keys {
         {
             return false;
         }
-        let kept = (start as u32) << 9 | hash;
+        let kept = ((start as u32) << 9) + hash;
         match self.near.get_mut(self.len) {
             Some(place) => *place = kept,
             None => self.far.push(kept),
@@ -735,6 +735,14 @@ mod tests {
     }
 
     #[test]
+    fn the_place_in_a_long_text_is_that_of_its_byte() {
+        let mut text = vec![0x81, 0x78, 24];
+        text.extend([b'a'; 23]);
+        text.push(0xff);
+        assert_eq!(item(&text), Err(Malformed { at: 26, why: "text that is not UTF-8" }));
+    }
+
+    #[test]
     fn an_item_has_as_many_bytes_and_values_as_may_be_and_no_more() {
         // A string that fills an item but for the head of five bytes, and of an array before it.
         let string = |len: usize| {
@@ -776,6 +784,7 @@ mod tests {
     #[test]
     fn a_length_is_not_believed_beyond_the_bounds() {
         assert_eq!(why(&[0x5b, 0x7f, 255, 255, 255, 255, 255, 255, 255]), TOO_LONG);
+        assert_eq!(why(&[0x5b, 255, 255, 255, 255, 255, 255, 255, 255]), TOO_LONG);
         assert_eq!(why(&[0x9b, 255, 255, 255, 255, 255, 255, 255, 255]), TOO_MANY);
         assert_eq!(why(&[0xb9, 1, 0]), TOO_MANY_KEYS);
         assert_eq!(why(&[0x81; MAX_DEPTH + 1]), TOO_DEEP);

@@ -1,14 +1,14 @@
-//! Writes an image: records with their count and checksum, in large pieces.
+//! The writer of an image, which counts the records and computes the checksum.
 
 use super::record::{End, Item};
 use super::scan::MARK;
 use crate::error::Result;
 use std::io::Write;
 
-/// What is gathered before the kernel is asked to write.
+/// The bytes that are gathered for one write(2).
 const BUFFER: usize = 64 << 10;
 
-/// Writes records to a stream, and at last the `end` that makes it whole.
+/// A writer of records to a stream, which ends it with an `end` record.
 pub struct Writer<W: Write> {
     out: W,
     buffer: Vec<u8>,
@@ -17,13 +17,13 @@ pub struct Writer<W: Write> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins a stream. The first record must be the head.
+    /// Makes a writer. The first record has to be the head.
     pub fn new(out: W) -> Self {
         let buffer = Vec::with_capacity(BUFFER + (4 << 10));
         Writer { out, buffer, crc: crc32fast::Hasher::new(), items: 0 }
     }
 
-    /// Writes a record.
+    /// Encodes and writes a record.
     pub fn put(&mut self, item: &Item) -> Result<()> {
         if self.items == 0 {
             self.buffer.extend(MARK);
@@ -36,7 +36,7 @@ impl<W: Write> Writer<W> {
         self.counted()
     }
 
-    /// Passes on the bytes of a record as they are, for a stream that begins with its head.
+    /// Writes the bytes of a record as they are. Those of the head have the mark.
     pub fn pass(&mut self, whole: &[u8]) -> Result<()> {
         self.buffer.extend_from_slice(whole);
         self.counted()
@@ -54,7 +54,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Ends the stream and gives back where it went.
+    /// Ends the stream: writes the `end` record and all that is still gathered.
     pub fn end(mut self) -> Result<W> {
         self.flush()?;
         let end = End { items: self.items, crc: self.crc.clone().finalize() };
