@@ -1,4 +1,4 @@
-//! Who a process runs as: credentials(7), capabilities(7).
+//! Credentials of this process: capabilities(7), and attributes set by prctl(2).
 
 use nix::errno::Errno;
 use nix::libc;
@@ -20,7 +20,8 @@ struct CapSets {
 
 const VERSION_3: u32 = 0x2008_0522;
 
-/// Sets the effective, permitted and inheritable capabilities of this process, a bit each.
+/// Sets the effective, permitted and inheritable capabilities of this process: capset(2). Bit n of
+/// each mask is capability n.
 pub fn set_capabilities(effective: u64, permitted: u64, inheritable: u64) -> nix::Result<()> {
     let header = Header { version: VERSION_3, pid: 0 };
     let half = |shift: u32| CapSets {
@@ -39,32 +40,35 @@ fn prctl(what: i32, a: u64, b: u64) -> nix::Result<i32> {
     Errno::result(unsafe { libc::prctl(what, a, b, 0, 0) })
 }
 
-/// Takes a capability out of the bounding set, for good.
-pub fn drop_bound(capability: u32) -> nix::Result<()> {
+/// Drops a capability from the bounding set, for good: PR_CAPBSET_DROP. It takes CAP_SETPCAP.
+pub fn drop_from_bounding_set(capability: u32) -> nix::Result<()> {
     prctl(libc::PR_CAPBSET_DROP, capability.into(), 0).map(drop)
 }
 
-/// Adds a capability, permitted and inheritable, to the ambient ones.
+/// Adds a capability to the ambient set: PR_CAP_AMBIENT_RAISE. Fails with EPERM unless it is both
+/// permitted and inheritable.
 pub fn raise_ambient(capability: u32) -> nix::Result<()> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, capability.into()).map(drop)
 }
 
-/// Keeps the permitted capabilities over the next change of user ids.
+/// Keeps the permitted capabilities when the user ids change: PR_SET_KEEPCAPS.
 pub fn keep_capabilities(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, on.into(), 0).map(drop)
 }
 
-/// Whether /proc shows this process to its own user, and to debuggers.
+/// Sets the dumpable attribute: whether this process's own user may trace it, and owns its files in
+/// /proc. PR_SET_DUMPABLE; a change of credentials clears it.
 pub fn set_dumpable(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_DUMPABLE, on.into(), 0).map(drop)
 }
 
-/// Has this process killed when its parent ends: PR_SET_PDEATHSIG.
+/// Has the kernel send SIGKILL to this process when its parent ends: PR_SET_PDEATHSIG. A change of
+/// credentials clears it.
 pub fn die_with_parent(on: bool) -> nix::Result<()> {
     prctl(libc::PR_SET_PDEATHSIG, if on { libc::SIGKILL as u64 } else { 0 }, 0).map(drop)
 }
 
-/// Makes orphans of this process's descendants its own children: PR_SET_CHILD_SUBREAPER.
-pub fn adopt_orphans() -> nix::Result<()> {
+/// Makes this process the new parent of its orphaned descendants: PR_SET_CHILD_SUBREAPER.
+pub fn become_subreaper() -> nix::Result<()> {
     prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0).map(drop)
 }

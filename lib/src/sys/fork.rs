@@ -1,15 +1,16 @@
-//! A second process of this program.
+//! Forking this program: fork(2), clone3(2).
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{ForkResult, Pid};
 
-/// fork(2): the child's id in the parent, none in the child.
+/// fork(2): returns the child's process id in the parent, `None` in the child.
 ///
-/// Fails with EDEADLK in a process of several threads, of whose locks the child could hold any.
+/// Fails with EDEADLK in a process of several threads: a lock that another thread holds would stay
+/// locked in the child.
 pub fn fork() -> nix::Result<Option<Pid>> {
-    be_alone()?;
-    wait_for_children();
+    require_single_thread()?;
+    default_sigchld();
     // SAFETY: there is no other thread, so the child may do all that the parent may.
     match unsafe { nix::unistd::fork()? } {
         ForkResult::Parent { child } => Ok(Some(child)),
@@ -17,14 +18,15 @@ pub fn fork() -> nix::Result<Option<Pid>> {
     }
 }
 
-/// How a child is made that is to be a task of a tree.
+/// Arguments of [`clone3`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CloneArgs {
-    /// It shares the descriptor table: CLONE_FILES.
-    pub share: bool,
-    /// Its parent is this process's parent: CLONE_PARENT.
+    /// The child shares the descriptor table of this process: CLONE_FILES.
+    pub share_table: bool,
+    /// The child's parent is the parent of this process: CLONE_PARENT.
     pub sibling: bool,
-    /// The id it must have; zero for any. It takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+    /// The child's process id (`set_tid`, Linux 5.5); zero for any. A number takes
+    /// CAP_CHECKPOINT_RESTORE (Linux 5.9) or CAP_SYS_ADMIN.
     pub pid: i32,
 }
 
@@ -44,16 +46,18 @@ struct RawCloneArgs {
     set_tid_size: u64,
 }
 
-/// clone3(2) without memory in common: the child's id in the parent, none in the child. The C
-/// library does not know of it, and believes the child to be its parent's thread: neither raise(3)
-/// nor any lock that knows its owner may be used in the child.
+/// clone3(2) without CLONE_VM: returns the child's process id in the parent, `None` in the child.
 ///
-/// Fails with EDEADLK in a process of several threads, and with EEXIST if the id is taken.
-pub fn birth(how: CloneArgs) -> nix::Result<Option<Pid>> {
-    be_alone()?;
+/// The C library is not told, and takes the child for a thread of its parent: neither raise(3) nor a
+/// lock that records its owner may be used in the child.
+///
+/// Fails with EDEADLK in a process of several threads, with EEXIST if the process id is taken, with
+/// EPERM if this process may not choose one.
+pub fn clone3(how: CloneArgs) -> nix::Result<Option<Pid>> {
+    require_single_thread()?;
     let pid = how.pid;
     let mut args = RawCloneArgs { exit_signal: libc::SIGCHLD as u64, ..RawCloneArgs::default() };
-    if how.share {
+    if how.share_table {
         args.flags |= libc::CLONE_FILES as u64;
     }
     if how.sibling {
@@ -75,22 +79,38 @@ pub fn birth(how: CloneArgs) -> nix::Result<Option<Pid>> {
     }
 }
 
-/// Fails where there are other threads. To look into /proc would take a number, and the table may
-/// have none that is free.
-fn be_alone() -> nix::Result<()> {
-    // It changes nothing.
+/// Fails with EDEADLK if this process has other threads. A look into /proc would take a descriptor,
+/// and the table may have no free number.
+fn require_single_thread() -> nix::Result<()> {
+    // CLONE_THREAD changes nothing, and fails with EINVAL in a process of several threads: unshare(2).
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD).map_err(|_| Errno::EDEADLK)
 }
 
-/// Ends this process at once, with nothing of its parent's flushed or run.
+/// Ends this process by _exit(2): no buffer or exit handler inherited from the parent is flushed or
+/// run.
 pub fn end(status: i32) -> ! {
     // SAFETY: it takes an integer and does not return.
     unsafe { libc::_exit(status) }
 }
 
-/// Lets children end as they do by default: had our caller SIGCHLD ignored, the kernel would keep
-/// no status of them.
-pub fn wait_for_children() {
+/// Sets SIGCHLD to its default. While a process ignores SIGCHLD, as our caller may have, the kernel
+/// keeps no exit status of its children: wait(2).
+pub fn default_sigchld() {
     // SAFETY: SIG_DFL is no handler.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_several_threads_does_not_fork() {
+        // The test harness runs tests on threads.
+        let other = std::thread::spawn(std::thread::park);
+        assert_eq!(fork(), Err(Errno::EDEADLK));
+        assert_eq!(clone3(CloneArgs::default()), Err(Errno::EDEADLK));
+        other.thread().unpark();
+        other.join().unwrap();
+    }
 }

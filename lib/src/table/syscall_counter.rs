@@ -65,7 +65,7 @@ impl Counter {
         let shared = SharedMem::new(1 + EACH * places, 1).at(|| "shared memory")?;
         let of = getpid();
         let mut counter = Counter { shared, places, tracer: of, of, refused: None };
-        match fork::birth(CloneArgs::default()).at(|| "clone3")? {
+        match fork::clone3(CloneArgs::default()).at(|| "clone3")? {
             None => counter.trace(),
             Some(tracer) => counter.tracer = tracer,
         }

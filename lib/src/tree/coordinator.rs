@@ -62,8 +62,8 @@ pub fn grow(
     let highest = highest.map(|step| step.fd as u32).max();
     let mut mask = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited()), Some(&mut mask))?;
-    fork::wait_for_children();
-    credentials::adopt_orphans().at(|| "PR_SET_CHILD_SUBREAPER")?;
+    fork::default_sigchld();
+    credentials::become_subreaper().at(|| "PR_SET_CHILD_SUBREAPER")?;
     let stats_page = match mode.stats {
         true => {
             let shared = SharedMem::new(STATS_CELLS * count, 0).at(|| "shared memory")?;

@@ -108,7 +108,7 @@ pub(super) fn become_them(they: &Credentials, us: &Credentials) -> Result<u64> {
     let [inheritable, permitted, effective, bounding, ambient] = they.caps;
     let bits = |set: u64| (0..64).filter(move |bit| set >> bit & 1 != 0);
     for capability in bits(us.caps[3] & !bounding) {
-        credentials::drop_bound(capability).at(|| "the bounding set")?;
+        credentials::drop_from_bounding_set(capability).at(|| "the bounding set")?;
     }
     let groups: Vec<Gid> = they.groups.iter().copied().map(Gid::from_raw).collect();
     if they.groups != us.groups {

@@ -24,11 +24,11 @@ impl TreeRestore<'_> {
         let nodes = &self.tree.shape.nodes[at];
         let pid = self.tree.image.tasks[at].pid;
         let how = CloneArgs {
-            share: nodes.owner != at,
+            share_table: nodes.owner != at,
             sibling: nodes.maker != nodes.parent,
             pid: if self.mode.same_pids { pid } else { 0 },
         };
-        let made = fork::birth(how).map_err(|errno| match errno {
+        let made = fork::clone3(how).map_err(|errno| match errno {
             Errno::EEXIST => Error::unrestorable("its process id is taken").at("--same-pids"),
             Errno::EPERM => no_choice(),
             errno => Error::from(errno).at("clone3"),
@@ -98,8 +98,8 @@ impl TreeRestore<'_> {
         // The id of a group outlives its leader; if that was no task it may be another's by now.
         let old = self.tree.shape.leaderless[group_index].pgid;
         let pid = if self.mode.same_pids && !is_taken(old) { old } else { 0 };
-        let made = match fork::birth(CloneArgs { pid, ..CloneArgs::default() }) {
-            Err(Errno::EEXIST) => fork::birth(CloneArgs::default()),
+        let made = match fork::clone3(CloneArgs { pid, ..CloneArgs::default() }) {
+            Err(Errno::EEXIST) => fork::clone3(CloneArgs::default()),
             made => made,
         };
         match made.at(|| "clone3")? {
