@@ -658,7 +658,7 @@ fn an_invalid_uid_is_refused_and_json_requires_dry_run() {
             task.credentials.uids = [u32::MAX; 4];
         }
     });
-    is_refused(&forged, &[], 3, "it runs as nobody that can be");
+    is_refused(&forged, &[], 3, "user or group id 4294967295 is not valid");
     let ran = Pipeline::new(&[&["fdrestore", "--tree", "-J"]]).stdin(&*image).run();
     ran.refuses(2, &["--json", "--dry-run"]);
 }
@@ -916,8 +916,8 @@ const FORGED: &[Forgery] = &[
     ),
     ("all a cycle", |mut tasks| tasks[0].ppid = tasks[1].pid, 3, "its own ancestor"),
     ("a pid twice", |mut tasks| tasks[2].pid = tasks[1].pid, 3, "comes twice"),
-    ("no pid", |mut tasks| tasks[2].pid = 0, 3, "no process id"),
-    ("a negative pid", |mut tasks| tasks[2].pid = -7, 3, "no process id"),
+    ("no pid", |mut tasks| tasks[2].pid = 0, 3, "its process id is not valid"),
+    ("a negative pid", |mut tasks| tasks[2].pid = -7, 3, "its process id is not valid"),
     (
         "a session of nobody",
         |mut tasks| {
@@ -986,7 +986,7 @@ fn a_table_shared_across_branches_and_duplicate_numbers_are_refused() {
         tasks[4].table = table;
         without_unused_slots(items);
     });
-    is_refused(&across, &[], 6, "no parent or sibling of it");
+    is_refused(&across, &[], 6, "but not with its parent or a sibling");
     // No tool writes such an image, so it is made here.
     let twice = |items: &mut Vec<Item>| {
         let slot = items.iter().rposition(|item| matches!(item, Item::Slot(_))).unwrap();

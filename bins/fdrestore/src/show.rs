@@ -27,7 +27,7 @@ pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Res
     let mut out = String::new();
     let mut tasks = Vec::new();
     if !all.common.is_empty() && !json {
-        out += &format!("fdrestore\n{}", table(&tree.common, &all.common));
+        out += &format!("fdrestore\n{}", table(&tree.store_plan, &all.common));
     }
     for &at in &tree.shape.order {
         let task = &tree.image.tasks[at];
@@ -45,7 +45,7 @@ pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Res
     }
     Ok(match json {
         true => {
-            let common = list(&tree.common, &all.common);
+            let common = list(&tree.store_plan, &all.common);
             format!("{:#}\n", json!({"common": common, "tasks": tasks, "problems": tree.problems}))
         }
         false => out,

@@ -105,7 +105,7 @@ pub fn grow(
         ended: RefCell::default(),
         killed: killed_for_memory(),
     };
-    let joins = |at: usize| tasks[at].sid == tasks[at].pid && !tree.shape.nodes[at].leads;
+    let joins = |at: usize| tasks[at].sid == tasks[at].pid && !tree.shape.nodes[at].leads_session;
     let front = (0..count).any(joins) && ctty::is_foreground(restore.coordinator.1);
     let terminal = || std::fs::File::open("/dev/tty").ok();
     let settings = front.then(terminal).flatten().and_then(|it| Settings::read(it).ok());
@@ -136,11 +136,11 @@ impl TreeRestore<'_> {
         let meter = self.meter();
         let mut store = Store::new((self.shared, LOCK))?;
         let dir = root.as_ref().map(AsFd::as_fd);
-        let cx = tree.common.context(self.source, self, dir, self.options.changed);
+        let cx = tree.store_plan.context(self.source, self, dir, self.options.changed);
         // Where descriptors are in fdrestore does not matter: they stay where they come.
         let mut own = Own::new(&self.table, Placement::Late, None);
         let mut anew = Anew;
-        let mut common = TableRestore::new(&tree.common, self.options, cx, &mut anew, None);
+        let mut common = TableRestore::new(&tree.store_plan, self.options, cx, &mut anew, None);
         self.stock(&mut store, &mut common, &mut own, false)?;
         self.moved.replace(common.cx.moved.clone());
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
@@ -151,7 +151,7 @@ impl TreeRestore<'_> {
         keep.sort_unstable();
         close_others(&self.table, &keep)?;
         let ours = OomGuard::children();
-        for &at in tree.shape.order.iter().filter(|&&at| tree.shape.nodes[at].maker.is_none()) {
+        for &at in tree.shape.order.iter().filter(|&&at| tree.shape.nodes[at].forker.is_none()) {
             self.make(at, Before { services, stands: &[0, 1, 2] })?;
         }
         let usual = ours.end();

@@ -3,7 +3,7 @@
 use super::Tree;
 use super::credentials::{CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, ours, out_of_place};
 use super::exec::{LEFT, below, is_title, leaves_locks};
-use super::layout::{numbers, wanted};
+use super::layout::{placement_request, table_numbers};
 use super::spawn::{is_taken, no_choice};
 use super::state::{Mode, below_root};
 use crate::error::{At, Result};
@@ -32,9 +32,9 @@ pub fn foresee(
     let services = 1 + usize::from(root.is_some());
     for (plan, &sharers) in tree.tables.iter().zip(&tree.sharers) {
         let Some(plan) = plan else { continue };
-        let numbers = numbers(plan);
+        let numbers = table_numbers(plan);
         let at = || format!("task {}", plan.task.pid);
-        room(options.placement, &wanted(&numbers, sharers, limit), services).at(at)?;
+        room(options.placement, &placement_request(&numbers, sharers, limit), services).at(at)?;
     }
     for (place, &at) in tree.shape.order.iter().enumerate() {
         let task = &tree.image.tasks[at];

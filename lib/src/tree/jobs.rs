@@ -30,7 +30,7 @@ impl TreeRestore<'_> {
         let Some(old) = &task.terminal else { return Ok(()) };
         let name = crate::terminal::name(sys::tty::numbers(old.device));
         let steal = self.options.steal;
-        let taken = match (&self.tree.ctty_plans[at], self.tree.controls[at]) {
+        let taken = match (&self.tree.ctty_plans[at], self.tree.ctty_messages[at]) {
             (_, Some((message, place))) => {
                 let store = store.ok_or(Errno::EBADF)?;
                 let count = self.tree.messages[message as usize].files.len();
@@ -76,7 +76,7 @@ impl TreeRestore<'_> {
     /// is given only to a program, and if it is ours to give.
     pub(super) fn foreground(&self, at: usize) -> Result<()> {
         let Some(old) = self.governs(at) else { return Ok(()) };
-        let joins = !self.tree.shape.nodes[at].leads;
+        let joins = !self.tree.shape.nodes[at].leads_session;
         if joins && (self.mode.holds() || !ctty::is_foreground(self.coordinator.1)) {
             return Ok(());
         }
@@ -126,7 +126,7 @@ impl TreeRestore<'_> {
     /// Stops this process, once what stood in for the leader of its group is gone: its end may
     /// orphan the group, and then the kernel ends those in it that are stopped (SIGHUP, setpgid(2)).
     pub(super) fn stop(&self, at: usize) -> Result<()> {
-        if let ProcessGroup::LeaderlessGroup(group_index) = self.tree.shape.nodes[at].group {
+        if let ProcessGroup::Leaderless(group_index) = self.tree.shape.nodes[at].group {
             let cell = self.orphan_cell(group_index);
             loop {
                 match self.shared.cell(cell).load(Ordering::Acquire) {

@@ -1,8 +1,8 @@
-//! The steps of each table, and the messages of the fdstore. Values only, no system call.
+//! The layout of a tree: the steps of each table, the plan and the messages of the fdstore, the
+//! order of forks. Values only, no system call.
 
 use super::origin::Origin;
 use super::shape::Shape;
-use super::slots_of;
 use crate::image::{OpenFile, Slot};
 use crate::kind::context::{CttyPlan, Number};
 use crate::kind::{DecodedImage, Need};
@@ -12,35 +12,60 @@ use crate::table::fdstore::MOST;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
-/// Which descriptions are one message of the store.
+/// A message of the fdstore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreMessage {
     /// The files, in the order of the numbers that they get.
     pub files: Vec<u32>,
-    /// Whether they can be made only when all processes are there.
-    pub last: bool,
+    /// True if they can be made only when all tasks are forked.
+    pub needs_processes: bool,
 }
 
-/// The plan of what is made for the store, each file as its home knows it.
-pub(super) fn common<'a>(
+/// The step of a file that comes from the fdstore, until [`Layout::messages`] finds its message.
+const NO_MESSAGE: Action = Action::FromStore(u32::MAX);
+
+/// The first table that has each file, by the index of its owner, and the file's first number there.
+/// `owners` are in the order of [`Shape::order`].
+pub(super) fn first_slots(image: &DecodedImage, owners: &[usize]) -> HashMap<u32, (usize, RawFd)> {
+    let mut first = HashMap::new();
+    for &owner in owners {
+        for slot in image.slots_of(image.tasks[owner].table.id) {
+            first.entry(slot.file).or_insert((owner, slot.fd as RawFd));
+        }
+    }
+    first
+}
+
+/// The plan of what fdrestore makes for the fdstore, each file as the first table that has it knows
+/// it. The numbers of its steps mean nothing.
+pub(super) fn store_plan<'a>(
     image: &'a DecodedImage,
     origins: &HashMap<u32, Origin>,
-    homes: &HashMap<u32, (usize, RawFd)>,
+    first_slots: &HashMap<u32, (usize, RawFd)>,
 ) -> Plan<'a> {
-    let is_common = |file: &&OpenFile| matches!(origins.get(&file.id), Some(Origin::Common { .. }));
-    let step = |(at, file): (usize, &OpenFile)| {
-        let last = origins.get(&file.id) == Some(&Origin::Common { last: true });
-        let action = Action::Make;
-        // Where they stand in fdrestore does not matter.
-        Step { fd: at as RawFd, file: Some(file.id), action, passed: !last, ..Step::default() }
+    let origin = |file: &OpenFile| origins.get(&file.id);
+    let stored: Vec<(&OpenFile, bool)> = image
+        .files
+        .iter()
+        .filter_map(|file| match origin(file) {
+            Some(Origin::Store { needs_processes }) => Some((file, *needs_processes)),
+            _ => None,
+        })
+        .collect();
+    let step = |(at, (file, needs_processes)): (usize, &(&OpenFile, bool))| Step {
+        fd: at as RawFd,
+        file: Some(file.id),
+        action: Action::Make,
+        passed: !needs_processes,
+        ..Step::default()
     };
-    let mut steps: Vec<Step> = image.files.iter().filter(is_common).enumerate().map(step).collect();
-    let handed = |file: &OpenFile| matches!(origins.get(&file.id), Some(Origin::Handed(_)));
-    plan::wait(image, &mut steps, &mut |file| (!handed(file)).then_some(Action::Make));
+    let mut steps: Vec<Step> = stored.iter().enumerate().map(step).collect();
+    let inherited = |file: &OpenFile| matches!(origin(file), Some(Origin::Inherited(_)));
+    plan::wait(image, &mut steps, &mut |file| (!inherited(file)).then_some(Action::Make));
     let mut plan = Plan::of(image, &image.tasks[0], steps);
     for step in &plan.steps {
-        let file = step.file.filter(|id| !homes.contains_key(id)).and_then(|id| image.file(id));
-        let Some(file) = file else { continue };
+        let file = step.file.filter(|id| !first_slots.contains_key(id));
+        let Some(file) = file.and_then(|id| image.file(id)) else { continue };
         if image.record(file.id).is_some_and(|record| record.need(file) == Need::Numbers) {
             let why = "it waits in a queue of several tables, and names numbers of one";
             plan.problems.push(format!("{}: {why}", plan.name(step)));
@@ -48,124 +73,120 @@ pub(super) fn common<'a>(
     }
     let mut numbers: HashMap<usize, usize> = HashMap::new();
     for step in &plan.steps {
-        let Some((id, &(home, fd))) = step.file.and_then(|id| Some((id, homes.get(&id)?))) else {
-            continue;
-        };
-        let task = &image.tasks[home];
-        let all = &mut plan.numbers;
-        let at = *numbers.entry(home).or_insert_with(|| {
+        let Some(id) = step.file else { continue };
+        let Some(&(owner, fd)) = first_slots.get(&id) else { continue };
+        let task = &image.tasks[owner];
+        let tables = &mut plan.numbers;
+        let at = *numbers.entry(owner).or_insert_with(|| {
             let number = |slot: &Slot| Number { fd: slot.fd as RawFd, file: Some(slot.file) };
-            all.push(slots_of(image, task).iter().map(number).collect());
-            all.len() - 1
+            tables.push(image.slots_of(task.table.id).iter().map(number).collect());
+            tables.len() - 1
         });
         plan.file_owners.insert(id, FileOwner { task, numbers: at, fd });
     }
     plan
 }
 
-/// What is known when the numbers are laid out.
+/// Facts from which the tables are laid out.
 pub(super) struct Layout<'l, 'a> {
     pub(super) image: &'a DecodedImage,
     pub(super) shape: &'l Shape,
     pub(super) origins: &'l HashMap<u32, Origin>,
-    /// What could not be made for the store.
+    /// The files that cannot be made for the fdstore, and the action in their place.
     pub(super) lost: &'l HashMap<u32, Action>,
 }
 
+/// The steps of each table, by its owner, and for each owner the highest number that comes from its
+/// forker's table.
+type Steps = (Vec<Vec<Step>>, Vec<Option<RawFd>>);
+
 impl Layout<'_, '_> {
-    /// The steps of each table, of which those that fetch have no message yet, and for each task the
-    /// highest number that its parent passes on.
-    pub(super) fn steps(&self, owners: &[usize]) -> (Vec<Vec<Step>>, Vec<Option<RawFd>>) {
+    /// Lays out the steps of each table. Those that take a file from the fdstore have no message
+    /// yet.
+    pub(super) fn steps(&self, owners: &[usize]) -> Steps {
         let count = self.image.tasks.len();
         let mut steps: Vec<Vec<Step>> = vec![Vec::new(); count];
-        let mut passed: Vec<Option<RawFd>> = vec![None; count];
+        let mut from_parent: Vec<Option<RawFd>> = vec![None; count];
         for &owner in owners {
-            let task = &self.image.tasks[owner];
-            let above = self.shape.nodes[owner].maker.map(|maker| self.shape.nodes[maker].owner);
-            let above = above.map(|above| slots_of(self.image, &self.image.tasks[above]));
-            let of_parent = |fd: u32| {
-                let slots = above.unwrap_or_default();
-                let at = slots.binary_search_by_key(&fd, |slot| slot.fd).ok()?;
-                Some(slots[at].file)
-            };
-            for slot in slots_of(self.image, task) {
-                let origin = self.origins.get(&slot.file).copied().unwrap_or(Origin::Private);
-                let passes = !matches!(origin, Origin::Private | Origin::Common { last: true });
-                let there = of_parent(slot.fd) == Some(slot.file);
-                let action = match self.lost.get(&slot.file) {
-                    Some(Action::Skip) => Action::Skip,
-                    _ if passes && there => Action::FromParent,
-                    // Its message is found later.
-                    _ if !matches!(origin, Origin::Private | Origin::Session) => {
-                        Action::FromStore(u32::MAX)
-                    }
-                    _ => Action::Make,
-                };
-                if action == Action::FromParent {
-                    passed[owner] = Some(slot.fd as RawFd);
-                }
-                let fd = slot.fd as RawFd;
-                let (file, cloexec) = (Some(slot.file), slot.cloexec);
-                steps[owner].push(Step { fd, file, action, cloexec, ..Step::default() });
-            }
+            steps[owner] = self.table_steps(owner);
+            let inherited = steps[owner].iter().filter(|step| step.action == Action::FromParent);
+            from_parent[owner] = inherited.map(|step| step.fd).next_back();
         }
-        // What a child is born with must be there before it.
+        // A descriptor that a child inherits must be in place before the fork.
         for &owner in owners {
-            let Some(maker) = self.shape.nodes[owner].maker else { continue };
-            let above = self.shape.nodes[maker].owner;
-            let there = steps[owner].iter().filter(|step| step.action == Action::FromParent);
-            let there: Vec<RawFd> = there.map(|step| step.fd).collect();
-            for fd in there {
+            let Some(above) = self.owner_above(owner) else { continue };
+            let inherited = steps[owner].iter().filter(|step| step.action == Action::FromParent);
+            for fd in inherited.map(|step| step.fd).collect::<Vec<RawFd>>() {
                 if let Ok(at) = steps[above].binary_search_by_key(&fd, |step| step.fd) {
                     steps[above][at].passed = true;
                 }
             }
         }
         for steps in &mut steps {
-            share(steps);
+            dup_repeated_files(steps);
             plan::wait(self.image, steps, &mut |file| match self.origins.get(&file.id) {
                 Some(Origin::Private) | None => Some(Action::Make),
-                // Its message is found later.
-                Some(_) => Some(Action::FromStore(u32::MAX)),
+                Some(_) => Some(NO_MESSAGE),
             });
         }
-        (steps, passed)
+        (steps, from_parent)
     }
 
-    /// Finds runs of numbers that are alike wherever they are fetched: they are one message.
+    /// The owner of the table that the forker of a task has.
+    fn owner_above(&self, task: usize) -> Option<usize> {
+        self.shape.nodes[task].forker.map(|forker| self.shape.nodes[forker].owner)
+    }
+
+    /// A step for each number of a table.
+    fn table_steps(&self, owner: usize) -> Vec<Step> {
+        let slots_of = |task: usize| self.image.slots_of(self.image.tasks[task].table.id);
+        let above = self.owner_above(owner).map(slots_of).unwrap_or_default();
+        let file_above = |fd: u32| {
+            let at = above.binary_search_by_key(&fd, |slot| slot.fd).ok()?;
+            Some(above[at].file)
+        };
+        let mut steps = Vec::new();
+        for slot in slots_of(owner) {
+            let origin = self.origins.get(&slot.file).copied().unwrap_or(Origin::Private);
+            let before_forks =
+                !matches!(origin, Origin::Private | Origin::Store { needs_processes: true });
+            let action = match (self.lost.get(&slot.file), origin) {
+                (Some(Action::Skip), _) => Action::Skip,
+                _ if before_forks && file_above(slot.fd) == Some(slot.file) => Action::FromParent,
+                (_, Origin::Private | Origin::Session) => Action::Make,
+                (_, Origin::Store { .. } | Origin::Inherited(_)) => NO_MESSAGE,
+            };
+            let (fd, file, cloexec) = (slot.fd as RawFd, Some(slot.file), slot.cloexec);
+            steps.push(Step { fd, file, action, cloexec, ..Step::default() });
+        }
+        steps
+    }
+
+    /// Finds the messages of the fdstore, and enters them in the steps: files at consecutive numbers
+    /// are one message if every table that takes one of them takes all, in the same order and in the
+    /// same round. Files that need no processes come first.
     pub(super) fn messages(
         &self,
         owners: &[usize],
         steps: &mut [Vec<Step>],
         ctty_plans: &[CttyPlan],
     ) -> Vec<StoreMessage> {
-        // Who fetches each file, at which number, before or after its children.
-        let mut takers: HashMap<u32, Vec<(usize, RawFd, bool)>> = HashMap::new();
-        for &owner in owners {
-            for step in
-                steps[owner].iter().filter(|step| matches!(step.action, Action::FromStore(_)))
-            {
-                let Some(id) = step.file else { continue };
-                takers.entry(id).or_default().push((owner, step.fd, step.passed));
-            }
-        }
-        let is_last = |id: u32| self.origins.get(&id) == Some(&Origin::Common { last: true });
+        let takers = takers(owners, steps);
+        let needs_processes =
+            |id: u32| self.origins.get(&id) == Some(&Origin::Store { needs_processes: true });
         let follows = |last: u32, next: u32| {
             let (last_by, next_by) = (&takers[&last], &takers[&next]);
-            is_last(last) == is_last(next)
+            needs_processes(last) == needs_processes(next)
                 && last_by.len() == next_by.len()
-                && last_by
-                    .iter()
-                    .zip(next_by)
-                    .all(|(&(by, at, when), &next)| (by, at + 1, when) == next)
+                && last_by.iter().zip(next_by).all(|(last, next)| last.is_followed_by(next))
         };
         let mut messages: Vec<StoreMessage> = Vec::new();
-        let mut known: HashMap<u32, u32> = HashMap::new();
+        let mut message_of: HashMap<u32, usize> = HashMap::new();
         for &owner in owners {
             let mut before: Option<(RawFd, u32)> = None;
             for step in &steps[owner] {
                 let (Action::FromStore(_), Some(id)) = (step.action, step.file) else { continue };
-                if known.contains_key(&id) {
+                if message_of.contains_key(&id) {
                     continue;
                 }
                 let open = messages.last_mut().filter(|open| {
@@ -174,98 +195,140 @@ impl Layout<'_, '_> {
                 });
                 match open {
                     Some(open) => open.files.push(id),
-                    None => messages.push(StoreMessage { files: vec![id], last: is_last(id) }),
+                    None => messages.push(StoreMessage {
+                        files: vec![id],
+                        needs_processes: needs_processes(id),
+                    }),
                 }
-                known.insert(id, messages.len() as u32 - 1);
+                message_of.insert(id, messages.len() - 1);
                 before = Some((step.fd, id));
             }
         }
         // A controlling terminal may be in no table at all.
         for ctty_plan in ctty_plans {
             let CttyPlan::FromImage(id) = ctty_plan else { continue };
-            if !known.contains_key(id) && !self.lost.contains_key(id) {
-                known.insert(*id, messages.len() as u32);
-                messages.push(StoreMessage { files: vec![*id], last: false });
+            if !message_of.contains_key(id) && !self.lost.contains_key(id) {
+                message_of.insert(*id, messages.len());
+                messages.push(StoreMessage { files: vec![*id], needs_processes: false });
             }
         }
-        // Those of the first round come first in the queue too.
+        // The order of the queue.
         let mut order: Vec<usize> = (0..messages.len()).collect();
-        order.sort_by_key(|&at| messages[at].last);
+        order.sort_by_key(|&at| messages[at].needs_processes);
         let mut places = vec![0; messages.len()];
         order.iter().enumerate().for_each(|(place, &at)| places[at] = place as u32);
         for step in steps.iter_mut().flatten() {
             if let (Action::FromStore(message), Some(id)) = (&mut step.action, step.file) {
-                *message = places[known[&id] as usize];
+                *message = places[message_of[&id]];
             }
         }
         order.into_iter().map(|at| messages[at].clone()).collect()
     }
 }
 
-/// All but the first number of a file are copies of that one: the first of those that children are
-/// born with, if any is.
-pub(super) fn share(steps: &mut [Step]) {
+/// A number at which a table takes a file from the fdstore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Taker {
+    owner: usize,
+    fd: RawFd,
+    /// True if it is taken before children are forked.
+    passed: bool,
+}
+
+impl Taker {
+    /// True if the same table takes the next file at the next number, and in the same round.
+    fn is_followed_by(&self, next: &Taker) -> bool {
+        *next == Taker { fd: self.fd + 1, ..*self }
+    }
+}
+
+/// The takers of each file, table after table.
+fn takers(owners: &[usize], steps: &[Vec<Step>]) -> HashMap<u32, Vec<Taker>> {
+    let mut takers: HashMap<u32, Vec<Taker>> = HashMap::new();
+    for &owner in owners {
+        for step in &steps[owner] {
+            let (Action::FromStore(_), Some(id)) = (step.action, step.file) else { continue };
+            let taker = Taker { owner, fd: step.fd, passed: step.passed };
+            takers.entry(id).or_default().push(taker);
+        }
+    }
+    takers
+}
+
+/// Makes all numbers of a file but one copies of that one: of a number that comes from the parent,
+/// else of one that children inherit, else of the lowest.
+fn dup_repeated_files(steps: &mut [Step]) {
     let mut first: BTreeMap<u32, usize> = BTreeMap::new();
-    for round in [0, 1, 2] {
+    let rounds: [fn(&Step) -> bool; 3] =
+        [|step| step.action == Action::FromParent, |step| step.passed, |_| true];
+    for of_round in rounds {
         for (at, step) in steps.iter_mut().enumerate() {
-            let of_round = match round {
-                0 => step.action == Action::FromParent,
-                1 => step.passed,
-                _ => true,
-            };
-            let Some(id) = step.file.filter(|_| of_round && step.action != Action::Skip) else {
-                continue;
-            };
-            let leader = *first.entry(id).or_insert(at);
-            if leader != at && step.action != Action::FromParent {
+            let wanted = of_round(step) && step.action != Action::Skip;
+            let Some(id) = step.file.filter(|_| wanted) else { continue };
+            let original = *first.entry(id).or_insert(at);
+            if original != at && step.action != Action::FromParent {
                 step.action = Action::Dup;
             }
         }
     }
 }
 
-/// Puts those that a task makes into the order in which it makes them: each as soon as what it
-/// passes on to it stands, those that share its table last. Gives [`Tree::reached`].
-pub(super) fn reached(
+/// Puts the forks of each task into order: each child as soon as the descriptors that it inherits
+/// are in place, those that share its table last. `from_parent` is as [`Layout::steps`] finds it.
+///
+/// Returns for each task the highest number that its forker has in place for its children when it
+/// forks this one.
+pub(super) fn order_forks(
     shape: &mut Shape,
     tables: &[Option<Plan<'_>>],
-    passed: &[Option<RawFd>],
+    from_parent: &[Option<RawFd>],
 ) -> Vec<Option<RawFd>> {
-    let mut reached = vec![None; tables.len()];
+    let mut placed_at_fork = vec![None; tables.len()];
     for task in 0..tables.len() {
-        let mut makes = std::mem::take(&mut shape.nodes[task].makes);
-        makes.sort_by_key(|&child| {
-            let nodes = &shape.nodes[child];
-            (!nodes.before, nodes.owner != child, passed[child], child)
+        let mut forks = std::mem::take(&mut shape.nodes[task].forks);
+        forks.sort_by_key(|&child| {
+            let node = &shape.nodes[child];
+            (!node.before_setsid, node.owner != child, from_parent[child], child)
         });
         let owner = shape.nodes[task].owner;
-        let all = tables[owner].iter().flat_map(|plan| &plan.steps).filter(|step| step.passed);
-        let all = all.map(|step| step.fd).next_back();
+        let passed = tables[owner].iter().flat_map(|plan| &plan.steps).filter(|step| step.passed);
+        let all = passed.map(|step| step.fd).next_back();
         let mut highest = None;
-        for &child in &makes {
-            highest = highest.max(passed[child]);
-            // One that shares a table has what its owner passes on to anybody.
+        for &child in &forks {
+            highest = highest.max(from_parent[child]);
+            // A task that shares a table has all that the owner passes to any child.
             let shares = owner != task || shape.nodes[child].owner != child;
-            reached[child] = if shares { all } else { highest };
+            placed_at_fork[child] = if shares { all } else { highest };
         }
-        shape.nodes[task].makes = makes;
+        shape.nodes[task].forks = forks;
     }
-    reached
+    placed_at_fork
 }
 
-/// The numbers that a table will have.
-pub(super) fn numbers(plan: &Plan<'_>) -> Vec<u32> {
+/// The numbers of a table, beside service descriptors, when its task forks a child before which the
+/// descriptors up to `highest` are in place: those that came from the parent, and those to pass on.
+pub(super) fn numbers_at_fork(steps: &[Step], highest: Option<RawFd>) -> Vec<RawFd> {
+    let is_there = |step: &&Step| {
+        let made = step.passed && Some(step.fd) <= highest && step.action != Action::Skip;
+        step.action == Action::FromParent || made
+    };
+    steps.iter().filter(is_there).map(|step| step.fd).collect()
+}
+
+/// The numbers that a table will have, ascending.
+pub(super) fn table_numbers(plan: &Plan<'_>) -> Vec<u32> {
     let stays = plan.steps.iter().filter(|step| step.action != Action::Skip);
     stays.map(|step| step.fd as u32).collect()
 }
 
-/// What is asked of the placement of our own descriptors in a table.
-pub(super) fn wanted(numbers: &[u32], sharers: u32, limit: u64) -> TableNeeds<'_> {
+/// The request for numbers of the service descriptors in a table. `sharers` is how many tasks share
+/// it, `limit` the hard limit of open files.
+pub(super) fn placement_request(numbers: &[u32], sharers: u32, limit: u64) -> TableNeeds<'_> {
     let limit = limit.min(u64::from(u32::MAX)) as u32;
     TableNeeds { numbers, sharers, limit, ..TableNeeds::default() }
 }
 
-/// Numbers that ascend, as ranges without a gap.
+/// Ascending numbers as ranges without a gap, each by its first and last number.
 pub(super) fn ranges(numbers: &[RawFd]) -> Vec<(RawFd, RawFd)> {
     let mut ranges: Vec<(RawFd, RawFd)> = Vec::new();
     for &number in numbers {
@@ -275,4 +338,151 @@ pub(super) fn ranges(numbers: &[RawFd]) -> Vec<(RawFd, RawFd)> {
         }
     }
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Tree;
+    use super::super::testing::{Builder, task};
+    use super::*;
+
+    /// Number, action, and whether children inherit it, of the steps of a task.
+    fn steps(tree: &Tree<'_>, task: usize) -> Vec<(RawFd, Action, bool)> {
+        let plan = tree.tables[task].as_ref().unwrap();
+        plan.steps.iter().map(|step| (step.fd, step.action, step.passed)).collect()
+    }
+
+    fn files(tree: &Tree<'_>) -> Vec<Vec<u32>> {
+        tree.messages.iter().map(|message| message.files.clone()).collect()
+    }
+
+    #[test]
+    fn a_file_at_its_parents_number_is_inherited_and_elsewhere_taken_from_the_store() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        // 0 stays, 1 moves, 2 is the parent's alone, 3 the child's.
+        b.files(4).slot(0, 0, 0).slot(0, 1, 1).slot(0, 2, 2);
+        b.slot(1, 0, 0).slot(1, 2, 3).slot(1, 5, 1);
+        let image = b.image();
+        let tree = Tree::unchecked(&image).unwrap();
+        use Action::{FromParent, FromStore, Make};
+        let of_parent = [(0, FromStore(0), true), (1, FromStore(1), false), (2, Make, false)];
+        assert_eq!(steps(&tree, 0), of_parent);
+        let of_child = [(0, FromParent, false), (2, Make, false), (5, FromStore(1), false)];
+        assert_eq!(steps(&tree, 1), of_child);
+        assert_eq!(files(&tree), [[100], [101]]);
+        assert_eq!((tree.highest_from_parent[1], tree.placed_at_fork[1]), (Some(0), Some(0)));
+    }
+
+    #[test]
+    fn files_that_are_taken_alike_are_one_message() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        // 3-5 of the one are 13-15 of the other, where 6 and 7 stand apart.
+        b.files(6);
+        for at in 0..5 {
+            b.slot(0, 3 + at, at as usize);
+        }
+        for at in 0..3 {
+            b.slot(1, 13 + at, at as usize);
+        }
+        b.slot(1, 17, 3).slot(1, 20, 4);
+        let image = b.image();
+        let tree = Tree::unchecked(&image).unwrap();
+        assert_eq!(files(&tree), [vec![100, 101, 102], vec![103], vec![104]]);
+        let messages: Vec<Action> = steps(&tree, 1).iter().map(|step| step.1).collect();
+        assert_eq!(messages, [0, 0, 0, 1, 2].map(Action::FromStore));
+    }
+
+    #[test]
+    fn a_message_has_no_more_files_than_the_kernel_takes() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        let count = MOST as u32 + 7;
+        b.files(count as usize);
+        for at in 0..count {
+            b.slot(0, at, at as usize);
+        }
+        for at in 0..count {
+            b.slot(1, count + at, at as usize);
+        }
+        let image = b.image();
+        let tree = Tree::unchecked(&image).unwrap();
+        let sizes: Vec<usize> = files(&tree).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [MOST, 7]);
+    }
+
+    #[test]
+    fn messages_that_need_processes_come_last() {
+        let pidfd = BTreeMap::from([("pid", 10), ("start", 1)]);
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        b.file("pidfd", "anon_inode:[pidfd]", &pidfd).files(1);
+        b.slot(0, 3, 0).slot(0, 4, 1).slot(1, 3, 0).slot(1, 7, 1);
+        let image = b.image();
+        let tree = Tree::unchecked(&image).unwrap();
+        let rounds: Vec<bool> = tree.messages.iter().map(|it| it.needs_processes).collect();
+        assert_eq!((files(&tree), rounds), (vec![vec![101], vec![100]], vec![false, true]));
+        // It is not there at the fork, so that the child takes it as well.
+        let taken = [(3, Action::FromStore(1), false), (7, Action::FromStore(0), false)];
+        assert_eq!(steps(&tree, 1), taken);
+        assert_eq!(tree.store_plan.steps.len(), 2);
+    }
+
+    #[test]
+    fn repeated_files_are_dups_of_one_that_is_there_first() {
+        let step = |fd, file, action, passed| Step {
+            fd,
+            file: Some(file),
+            action,
+            passed,
+            ..Step::default()
+        };
+        use Action::{Dup, FromParent, Make, Skip};
+        let mut steps = [
+            step(0, 1, Make, false),
+            step(1, 1, Make, true),
+            step(2, 2, Make, false),
+            step(3, 2, FromParent, false),
+            step(4, 2, FromParent, false),
+            step(5, 3, Skip, false),
+            step(6, 3, Make, false),
+        ];
+        dup_repeated_files(&mut steps);
+        let actions = steps.map(|step| step.action);
+        assert_eq!(actions, [Dup, Make, Dup, FromParent, FromParent, Skip, Make]);
+        let highest = |highest| numbers_at_fork(&steps_of(&actions), highest);
+        assert_eq!((highest(None), highest(Some(1))), (vec![3, 4], vec![1, 3, 4]));
+    }
+
+    /// Steps with these actions, of which children inherit number 1.
+    fn steps_of(actions: &[Action]) -> Vec<Step> {
+        let step = |(fd, &action): (usize, &Action)| Step {
+            fd: fd as RawFd,
+            action,
+            passed: fd == 1,
+            ..Step::default()
+        };
+        actions.iter().enumerate().map(step).collect()
+    }
+
+    #[test]
+    fn children_are_forked_as_soon_as_what_they_inherit_is_in_place() {
+        let mut b = Builder::new([
+            task(10, 1, 10, 10, 0),
+            task(11, 10, 10, 10, 1),
+            task(12, 10, 10, 10, 2),
+            task(13, 10, 10, 10, 0),
+        ]);
+        // 11 inherits 9, 12 only 3, 13 shares the table.
+        b.files(2).slot(0, 3, 0).slot(0, 9, 1).slot(1, 3, 0).slot(1, 9, 1).slot(2, 3, 0);
+        let image = b.image();
+        let tree = Tree::unchecked(&image).unwrap();
+        assert_eq!(tree.shape.nodes[0].forks, [2, 1, 3]);
+        assert_eq!(tree.placed_at_fork, [None, Some(9), Some(3), Some(9)]);
+        assert_eq!(tree.sharers, [2, 1, 1, 0]);
+    }
+
+    #[test]
+    fn numbers_without_a_gap_are_one_range() {
+        assert_eq!(ranges(&[]), []);
+        assert_eq!(ranges(&[0]), [(0, 0)]);
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), [(0, 2), (5, 5), (7, 8)]);
+    }
 }

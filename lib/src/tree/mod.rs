@@ -1,9 +1,16 @@
-//! A tree of processes: what each of them makes, what is made once for several, and who passes it
-//! on to whom. Decided for all of them before the first is made.
+//! A tree of processes: the plan of all tables and forks, made before the first process is, and the
+//! restore that follows it ([`restore`]).
 //!
-//! What one table alone has is made by the task that owns the table. What several have is made once
-//! by fdrestore, waits in the [`store`](crate::table::fdstore), is taken from there by the topmost task that
-//! has it, and is passed on by fork(2) wherever a child had it at its parent's number.
+//! A file that only one table has is made by the task that owns the table. A file that several
+//! tables have is made once by fdrestore and waits in the [`fdstore`](crate::table::fdstore). The
+//! topmost task that has it takes it from there, and fork(2) passes it on wherever a child had it at
+//! the number that its parent has it at.
+//!
+//! The files, each above those before it: `shape` (forkers, sessions, groups), `origin` (of each
+//! file), `terminals` (controlling terminals), `layout` (the steps of each table), this one (the
+//! plan); `operations` (for --dry-run), `state` (what all tasks share), `report`, `barrier`; `jobs`, `credentials`, `exec` (a task
+//! besides its table); `spawn` (forks), `table` (the table of a task), `child` (a forked task);
+//! `feasible` (checks before), `coordinator` (fdrestore itself).
 
 mod barrier;
 mod child;
@@ -21,6 +28,8 @@ mod spawn;
 mod state;
 mod table;
 mod terminals;
+#[cfg(test)]
+mod testing;
 
 pub use coordinator::grow;
 pub use feasible::foresee;
@@ -32,57 +41,52 @@ pub use state::Mode;
 
 use crate::ctty::SessionRole;
 use crate::error::{Error, Result};
-use crate::image::{Slot, Task};
 use crate::kind::DecodedImage;
 use crate::kind::context::{CttyPlan, PidMap};
 use crate::placement::TablePlan;
 use crate::plan::{Action, Plan, RestoreOptions, Step};
-use layout::{Layout, common, reached};
-use origin::{handed, origins};
+use layout::{Layout, first_slots, order_forks, store_plan};
+use origin::{inherited_files, origins};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
-use terminals::{joined, terminals};
+use terminals::{plan_terminals, sessions_on_own_terminal};
 
-/// What will be done for a whole image.
+/// The plan of a whole image. Tasks are named by their index in the image.
 pub struct Tree<'a> {
     /// The image.
     pub image: &'a DecodedImage,
-    /// Who makes whom.
+    /// Parents, forkers, sessions and process groups.
     pub shape: Shape,
-    /// What is made for the store.
-    pub common: Plan<'a>,
-    /// The messages of the store; those of the first round come first.
+    /// The plan of what fdrestore makes for the fdstore.
+    pub store_plan: Plan<'a>,
+    /// The messages of the fdstore, in the order of its queue.
     pub messages: Vec<StoreMessage>,
     /// The table of each task that owns one.
     pub tables: Vec<Option<Plan<'a>>>,
-    /// For each task the highest number that its parent passes on to it.
-    pub passed: Vec<Option<RawFd>>,
-    /// For each task the highest number, of those that are passed on, that its maker has made when
-    /// it makes this one.
-    pub reached: Vec<Option<RawFd>>,
-    /// How many tasks share the table that each owns.
+    /// For each task the highest number that it inherits from its parent.
+    pub highest_from_parent: Vec<Option<RawFd>>,
+    /// For each task the highest number that its forker has in place for its children when it forks
+    /// this one.
+    pub placed_at_fork: Vec<Option<RawFd>>,
+    /// For each task that owns a table the number of tasks that share it, itself included; zero for
+    /// others.
     pub sharers: Vec<u32>,
-    /// What becomes of the controlling terminal of each task.
+    /// The controlling terminal of each task.
     pub ctty_plans: Vec<CttyPlan>,
-    /// Where in the store that is: message, and place in it.
-    controls: Vec<Option<(u32, usize)>>,
-    /// The files that the caller's descriptors stand for.
-    handed: HashMap<u32, RawFd>,
-    /// What cannot be restored, a line each.
+    /// For each task the place of its controlling terminal in the fdstore: message, and index in it.
+    ctty_messages: Vec<Option<(u32, usize)>>,
+    /// The files that descriptors of the caller stand for.
+    inherited: HashMap<u32, RawFd>,
+    /// The reasons why something cannot be restored, a line each.
     pub problems: Vec<String>,
 }
 
-/// The numbers of a task's table.
-fn slots_of<'a>(image: &'a DecodedImage, task: &Task) -> &'a [Slot] {
-    image.slots_of(task.table.id)
-}
-
-/// The tasks of an image before there are processes.
-struct NotYetForked<'a>(&'a HashMap<i32, usize>);
+/// The tasks of an image before any of them is forked: all will have a process and a group.
+struct NotYetForked<'a>(&'a HashSet<i32>);
 
 impl PidMap for NotYetForked<'_> {
     fn process(&self, pid: i32) -> Option<i32> {
-        self.0.contains_key(&pid).then_some(0)
+        self.0.contains(&pid).then_some(0)
     }
 
     fn group(&self, _: i32) -> Option<i32> {
@@ -91,32 +95,33 @@ impl PidMap for NotYetForked<'_> {
 }
 
 impl<'a> Tree<'a> {
-    /// Plans a tree. `ours` says what fdrestore itself is, whose session the first tasks may join.
+    /// Plans a tree. `root` is the directory below which paths are looked up; `own` the session of
+    /// fdrestore, which the first tasks may join; `dry` looks whether paths are there.
     ///
     /// Fails with status 3 or 6 as [`Shape::of`] does.
     pub fn new(
         image: &'a DecodedImage,
         options: &RestoreOptions,
         root: Option<BorrowedFd<'_>>,
-        ours: SessionRole,
+        own: SessionRole,
         dry: bool,
     ) -> Result<Tree<'a>> {
         options.look_at_handed()?;
-        let by_pid = image.tasks.iter().enumerate().map(|(at, task)| (task.pid, at)).collect();
+        let pids = image.tasks.iter().map(|task| task.pid).collect();
         let held = crate::proc::locks();
         let check =
-            |plan: &mut Plan<'a>| plan.check(options, &NotYetForked(&by_pid), root, dry, &held);
+            |plan: &mut Plan<'a>| plan.check(options, &NotYetForked(&pids), root, dry, &held);
         // Below another root a path leads to another terminal.
-        let own = crate::ctty::own().filter(|_| root.is_none());
-        Tree::planned(image, options, (ours, own), check)
+        let terminal = crate::ctty::own().filter(|_| root.is_none());
+        Tree::planned(image, options, (own, terminal), check)
     }
 
-    /// The tree as the image alone has it: nothing is looked for on this system, so no number is
-    /// found to be one that cannot be restored.
+    /// Plans a tree from the image alone. Nothing is looked up on this system, so that every number
+    /// can be restored.
     ///
     /// Fails with status 3 or 6 as [`Shape::of`] does.
     pub fn unchecked(image: &'a DecodedImage) -> Result<Tree<'a>> {
-        // Whether we have a terminal moves no number.
+        // A terminal of ours would move no number.
         let nobody = SessionRole { leader: false, has_ctty: false };
         Tree::planned(image, &RestoreOptions::default(), (nobody, None), |_| Ok(()))
     }
@@ -124,134 +129,129 @@ impl<'a> Tree<'a> {
     fn planned(
         image: &'a DecodedImage,
         options: &RestoreOptions,
-        (ours, own): (SessionRole, Option<(u32, u32)>),
+        (own, terminal): (SessionRole, Option<(u32, u32)>),
         mut check: impl FnMut(&mut Plan<'a>) -> Result<()>,
     ) -> Result<Tree<'a>> {
         if image.tasks.is_empty() {
             return Err(Error::unrestorable("the image has no task"));
         }
         let mut shape = Shape::of(&image.tasks, &HashSet::new())?;
-        let handed = handed(image, options, &shape)?;
-        let joined = joined(image, own, options.steal, &handed);
-        if !joined.is_empty() {
-            shape = Shape::of(&image.tasks, &joined)?;
+        let inherited = inherited_files(image, options, &image.tasks[shape.order[0]])?;
+        let joining = sessions_on_own_terminal(image, terminal, options.steal, &inherited);
+        if !joining.is_empty() {
+            shape = Shape::of(&image.tasks, &joining)?;
         }
         let owners: Vec<usize> =
             shape.order.iter().copied().filter(|&at| shape.nodes[at].owner == at).collect();
-        // The first owner of a table that has each file, and where it has it.
-        let mut homes: HashMap<u32, (usize, RawFd)> = HashMap::new();
-        for &owner in &owners {
-            for slot in slots_of(image, &image.tasks[owner]) {
-                homes.entry(slot.file).or_insert((owner, slot.fd as RawFd));
-            }
-        }
-        let mut origins = origins(image, &handed, &owners);
-        let ctty_plans = terminals(image, &shape, ours, &handed, &mut origins);
-        let mut common = common(image, &origins, &homes);
-        check(&mut common)?;
-        let lost: HashMap<u32, Action> = common
+        let first_slots = first_slots(image, &owners);
+        let mut origins = origins(image, &inherited, &owners);
+        let ctty_plans = plan_terminals(image, &shape, own, &inherited, &mut origins);
+        let mut store_plan = store_plan(image, &origins, &first_slots);
+        check(&mut store_plan)?;
+        let lost: HashMap<u32, Action> = store_plan
             .steps
             .iter()
             .filter(|step| matches!(step.action, Action::Null | Action::Skip))
             .filter_map(|step| Some((step.file?, step.action)))
             .collect();
-        let mut problems = std::mem::take(&mut common.problems);
-        let laid = Layout { image, shape: &shape, origins: &origins, lost: &lost };
-        let (mut steps, passed) = laid.steps(&owners);
-        let messages = laid.messages(&owners, &mut steps, &ctty_plans);
-        let mut plans: Vec<Option<Plan<'a>>> = image.tasks.iter().map(|_| None).collect();
+        let mut problems = std::mem::take(&mut store_plan.problems);
+        let layout = Layout { image, shape: &shape, origins: &origins, lost: &lost };
+        let (mut steps, highest_from_parent) = layout.steps(&owners);
+        let messages = layout.messages(&owners, &mut steps, &ctty_plans);
+        let mut tables: Vec<Option<Plan<'a>>> = image.tasks.iter().map(|_| None).collect();
         for &owner in &owners {
             let task = &image.tasks[owner];
             let mut plan = Plan::of(image, task, std::mem::take(&mut steps[owner]));
             plan.terminal = ctty_plans[owner].clone();
-            let away =
+            let comes_from_elsewhere =
                 |step: &&Step| matches!(step.action, Action::FromStore(_) | Action::FromParent);
-            let at_home = |id: &u32| {
-                homes.get(id).is_some_and(|home| home.0 == owner) && !handed.contains_key(id)
+            let is_first = |id: &u32| {
+                let slot = first_slots.get(id);
+                slot.is_some_and(|slot| slot.0 == owner) && !inherited.contains_key(id)
             };
-            plan.owned_here = plan
-                .steps
-                .iter()
-                .filter(away)
-                .filter_map(|step| step.file)
-                .filter(at_home)
-                .collect();
+            let elsewhere = plan.steps.iter().filter(comes_from_elsewhere);
+            plan.owned_here = elsewhere.filter_map(|step| step.file).filter(is_first).collect();
             check(&mut plan)?;
             let of_task = |line: String| format!("task {}: {line}", task.pid);
             problems.extend(std::mem::take(&mut plan.problems).into_iter().map(of_task));
-            plans[owner] = Some(plan);
+            tables[owner] = Some(plan);
         }
-        let places: HashMap<u32, (u32, usize)> = messages
-            .iter()
-            .enumerate()
-            .flat_map(|(message, it)| {
-                let place = move |(at, &id)| (id, (message as u32, at));
-                it.files.iter().enumerate().map(place)
-            })
-            .collect();
-        let control = |ctty_plan: &CttyPlan| match ctty_plan {
-            CttyPlan::FromImage(id) => places.get(id).copied(),
-            CttyPlan::FromCaller(from) => {
-                let of_caller = handed.iter().filter(|(_, given)| *given == from);
-                of_caller.filter_map(|(id, _)| places.get(id)).next().copied()
-            }
-            _ => None,
-        };
-        let controls = ctty_plans.iter().map(control).collect();
-        let tables = plans;
-        let reached = reached(&mut shape, &tables, &passed);
+        let ctty_messages = ctty_messages(&ctty_plans, &messages, &inherited);
+        let placed_at_fork = order_forks(&mut shape, &tables, &highest_from_parent);
         let mut sharers = vec![0; shape.nodes.len()];
-        shape.nodes.iter().for_each(|nodes| sharers[nodes.owner] += 1);
+        shape.nodes.iter().for_each(|node| sharers[node.owner] += 1);
         Ok(Tree {
             image,
             shape,
-            common,
+            store_plan,
             messages,
             tables,
-            passed,
-            reached,
+            highest_from_parent,
+            placed_at_fork,
             sharers,
             ctty_plans,
-            controls,
-            handed,
+            ctty_messages,
+            inherited,
             problems,
         })
     }
 
-    /// The highest number that stands in the maker's table when it makes this task.
-    fn before(&self, task: usize) -> Option<RawFd> {
-        let maker = self.shape.nodes[task].maker?;
-        self.passed[self.shape.nodes[maker].owner].max(self.reached[task])
+    /// The highest number in the table of a task's forker, service descriptors aside, at the fork.
+    fn highest_at_fork(&self, task: usize) -> Option<RawFd> {
+        let forker = self.shape.nodes[task].forker?;
+        self.highest_from_parent[self.shape.nodes[forker].owner].max(self.placed_at_fork[task])
     }
 
-    /// The refusal that lists all problems, if there are any. Each is said by `say`.
+    /// The refusal that lists all problems, if there are any. Each is passed to `say`.
     pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
         crate::plan::refuse(&self.problems, say)
     }
 
-    /// What the tables are as [`crate::placement::forecast`] wants to know it, in the order
-    /// [`Shape::order`]; `services` is how many descriptors of our own a task has meanwhile.
+    /// The tables as [`crate::placement::forecast`] takes them, in the order of [`Shape::order`].
+    /// `services` is the number of service descriptors that each has during the restore.
     pub fn table_plans(&self, services: usize) -> Vec<TablePlan> {
         let mut places = vec![0; self.image.tasks.len()];
         let order = &self.shape.order;
         order.iter().enumerate().for_each(|(place, &at)| places[at] = place);
-        let course = |&at: &usize| {
-            let nodes = &self.shape.nodes[at];
-            let plan = self.tables[at].as_ref();
-            let steps = plan.into_iter().flat_map(|plan| &plan.steps);
-            let steps = steps.filter(|it| it.action != Action::Skip);
-            let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|it| it.waits);
-            let numbers = |steps: Vec<&Step>| steps.iter().map(|it| it.fd as u32).collect();
+        let table_plan = |&at: &usize| {
+            let node = &self.shape.nodes[at];
+            let steps = self.tables[at].iter().flat_map(|plan| &plan.steps);
+            let steps = steps.filter(|step| step.action != Action::Skip);
+            let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|step| step.waits);
+            let numbers = |steps: Vec<&Step>| steps.iter().map(|step| step.fd as u32).collect();
             TablePlan {
-                parent: nodes.maker.map(|maker| places[maker]),
-                owner: (nodes.owner != at).then(|| places[nodes.owner]),
+                parent: node.forker.map(|forker| places[forker]),
+                owner: (node.owner != at).then(|| places[node.owner]),
                 numbers: numbers(steps),
                 waits: numbers(waits),
-                passed: self.before(at).map(|fd| fd as u32),
+                passed: self.highest_at_fork(at).map(|fd| fd as u32),
                 sharers: self.sharers[at],
                 services,
             }
         };
-        order.iter().map(course).collect()
+        order.iter().map(table_plan).collect()
     }
+}
+
+/// For each task the place of its controlling terminal in the fdstore: message, and index in it.
+fn ctty_messages(
+    ctty_plans: &[CttyPlan],
+    messages: &[StoreMessage],
+    inherited: &HashMap<u32, RawFd>,
+) -> Vec<Option<(u32, usize)>> {
+    let mut places: HashMap<u32, (u32, usize)> = HashMap::new();
+    for (message, files) in messages.iter().map(|message| &message.files).enumerate() {
+        for (at, &file) in files.iter().enumerate() {
+            places.insert(file, (message as u32, at));
+        }
+    }
+    let place = |ctty_plan: &CttyPlan| match ctty_plan {
+        CttyPlan::FromImage(file) => places.get(file).copied(),
+        CttyPlan::FromCaller(from) => {
+            let of_caller = inherited.iter().filter(|(_, given)| *given == from);
+            of_caller.filter_map(|(file, _)| places.get(file)).min().copied()
+        }
+        _ => None,
+    };
+    ctty_plans.iter().map(place).collect()
 }

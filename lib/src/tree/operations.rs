@@ -8,7 +8,7 @@ use crate::plan::{Plan, RestoreOptions};
 use crate::table::driver::TableRestore;
 use crate::table::executor::{Executor, Paper};
 use crate::table::source::Anew;
-use std::collections::HashMap;
+use std::collections::HashSet;
 
 /// The operations by which a tree is restored.
 pub struct TreeOperations {
@@ -20,14 +20,13 @@ pub struct TreeOperations {
 
 /// Lists the operations that a restore of the tree runs: by the executor on paper.
 pub fn operations(tree: &Tree<'_>, options: &RestoreOptions) -> Result<TreeOperations> {
-    let tasks = tree.image.tasks.iter().enumerate();
-    let by_pid: HashMap<i32, usize> = tasks.map(|(at, task)| (task.pid, at)).collect();
+    let pids: HashSet<i32> = tree.image.tasks.iter().map(|task| task.pid).collect();
     let of_task = |(at, plan): (usize, &Option<Plan<'_>>)| {
         let shrinks = tree.sharers[at] == 1 && options.placement == Placement::Tight;
-        plan.as_ref().map(|plan| of_plan(plan, options, &by_pid, shrinks)).transpose()
+        plan.as_ref().map(|plan| of_plan(plan, options, &pids, shrinks)).transpose()
     };
     Ok(TreeOperations {
-        common: of_plan(&tree.common, options, &by_pid, false)?,
+        common: of_plan(&tree.store_plan, options, &pids, false)?,
         tasks: tree.tables.iter().enumerate().map(of_task).collect::<Result<_>>()?,
     })
 }
@@ -35,11 +34,11 @@ pub fn operations(tree: &Tree<'_>, options: &RestoreOptions) -> Result<TreeOpera
 fn of_plan(
     plan: &Plan<'_>,
     options: &RestoreOptions,
-    by_pid: &HashMap<i32, usize>,
+    pids: &HashSet<i32>,
     shrinks: bool,
 ) -> Result<Vec<Operation>> {
-    let pids = NotYetForked(by_pid);
-    let cx = plan.context(&[], &pids, None, options.changed);
+    let pid_map = NotYetForked(pids);
+    let cx = plan.context(&[], &pid_map, None, options.changed);
     let (mut paper, mut anew) = (Paper::default(), Anew);
     let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
     restore.from_parent(&mut paper)?;

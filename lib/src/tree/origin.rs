@@ -1,84 +1,118 @@
-//! How each file of the image comes about: private to a table, made for the fdstore, or inherited.
+//! The origin of each file of a tree: made by one task for its own table, made once for the
+//! fdstore, made by a member of its session, or inherited from the caller. No system call.
 
-use super::shape::Shape;
-use super::slots_of;
 use crate::error::{Error, Result};
-use crate::image::OpenFile;
+use crate::image::{OpenFile, Task};
 use crate::kind::{DecodedImage, Need};
 use crate::plan::{Inherit, RestoreOptions};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 
-/// How a description comes about.
+/// The origin of an open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// One table has it, and makes it.
+    /// Only one table has it; the owner of that table makes it.
     Private,
-    /// Made once, for the store.
-    Common { last: bool },
-    /// Made by the first task that has it, which is of the right session, before its children.
+    /// Several tables have it; fdrestore makes it once, for the fdstore.
+    Store {
+        /// True if it can be made only when all tasks are forked.
+        needs_processes: bool,
+    },
+    /// Several tables have it, and only a member of its session can make it: the first task that has
+    /// it does, before it forks its children.
     Session,
-    /// The caller's.
-    Handed(RawFd),
+    /// This descriptor of the caller stands for it: `--inherit`.
+    Inherited(RawFd),
 }
 
-/// The files that the caller's descriptors stand for.
-pub(super) fn handed(
+/// The files that descriptors of the caller stand for. `first` is the first task of the tree.
+///
+/// Fails with status 2 if an option means no descriptor of the image.
+pub(super) fn inherited_files(
     image: &DecodedImage,
     options: &RestoreOptions,
-    shape: &Shape,
+    first: &Task,
 ) -> Result<HashMap<u32, RawFd>> {
     let mut used = vec![false; options.inherit.len()];
-    let mut handed = HashMap::new();
-    // A number alone means the first task's, whatever others have there.
-    let first = &image.tasks[shape.order[0]];
+    let mut inherited = HashMap::new();
     for inherit in &options.inherit {
         if let Inherit::Own(fd) = inherit {
-            let there = slots_of(image, first).iter().find(|slot| slot.fd as RawFd == *fd);
-            let Some(slot) = there else {
+            let slots = image.slots_of(first.table.id);
+            let Some(slot) = slots.iter().find(|slot| slot.fd as RawFd == *fd) else {
                 let why =
                     format!("--inherit: the first task, {}, has no descriptor {fd}", first.pid);
                 return Err(Error::misuse(why));
             };
-            handed.insert(slot.file, *fd);
+            inherited.insert(slot.file, *fd);
         }
     }
     if options.inherit.iter().any(|inherit| matches!(inherit, Inherit::Key(..))) {
         for task in &image.tasks {
-            for slot in slots_of(image, task) {
+            for slot in image.slots_of(task.table.id) {
                 let Some(file) = image.file(slot.file) else { continue };
                 let Some(at) = options.handed(task.pid, slot, file) else { continue };
                 let Inherit::Key(key, from) = &options.inherit[at] else { continue };
-                let bare = key.iter().all(u8::is_ascii_digit);
-                if !bare || task.pid == first.pid {
+                // A number alone means the first task's, whatever others have there.
+                let is_number = key.iter().all(u8::is_ascii_digit);
+                if !is_number || task.pid == first.pid {
                     used[at] = true;
-                    handed.entry(file.id).or_insert(*from);
+                    inherited.entry(file.id).or_insert(*from);
                 }
             }
         }
     }
-    // What waits in queues has no number by which it could be meant.
-    for id in image.queued_fds.values().flat_map(|cargo| &cargo.files) {
-        let named = image.file(*id).and_then(|file| options.named(file));
-        if let Some(Inherit::Key(_, from)) = named.map(|at| &options.inherit[at]) {
-            named.into_iter().for_each(|at| used[at] = true);
-            handed.entry(*id).or_insert(*from);
-        }
+    // A file that waits in a queue has no number that could be a key.
+    for id in image.queued_fds.values().flat_map(|queued| &queued.files) {
+        let Some(at) = image.file(*id).and_then(|file| options.named(file)) else { continue };
+        let Inherit::Key(_, from) = &options.inherit[at] else { continue };
+        used[at] = true;
+        inherited.entry(*id).or_insert(*from);
     }
     options.all_used(&used)?;
-    Ok(handed)
+    Ok(inherited)
 }
 
-/// How each file comes about. What belongs together (an object, the ends of a connection) is made
-/// in one place.
+/// The origin of each file, by its id. Files that belong together (one object, the two ends of a
+/// connection, a queue and what waits in it) are made in one place. `owners` are the tasks that
+/// restore a table, in the order of [`super::Shape::order`].
 pub(super) fn origins(
     image: &DecodedImage,
-    handed: &HashMap<u32, RawFd>,
+    inherited: &HashMap<u32, RawFd>,
     owners: &[usize],
 ) -> HashMap<u32, Origin> {
-    let mut nodes = UnionFind((0..image.files.len()).collect());
-    let index: HashMap<u32, usize> =
-        image.files.iter().enumerate().map(|(at, file)| (file.id, at)).collect();
+    let index = file_index(image);
+    let sets = connected_files(image, &index);
+    let tables = only_tables(image, owners, &index, &sets);
+    let queues = queues_need_processes(image, &sets);
+    let origin = |(at, file): (usize, &OpenFile)| {
+        let needed = match queues.get(&sets[at]) {
+            Some(true) => Need::Processes,
+            _ => need(image, file),
+        };
+        let shared = tables.get(&sets[at]).is_some_and(Option::is_none);
+        let origin = match (inherited.get(&file.id), shared, needed) {
+            (Some(&from), ..) => Origin::Inherited(from),
+            (None, false, _) => Origin::Private,
+            (None, true, Need::Session) => Origin::Session,
+            (None, true, needed) => Origin::Store { needs_processes: needed == Need::Processes },
+        };
+        (file.id, origin)
+    };
+    image.files.iter().enumerate().map(origin).collect()
+}
+
+fn file_index(image: &DecodedImage) -> HashMap<u32, usize> {
+    image.files.iter().enumerate().map(|(at, file)| (file.id, at)).collect()
+}
+
+/// The need of a file: the numbers, the session, or the processes without which it cannot be made.
+fn need(image: &DecodedImage, file: &OpenFile) -> Need {
+    image.record(file.id).map_or(Need::Nothing, |record| record.need(file))
+}
+
+/// For each file the set of files that it must be made together with, named by one of them.
+fn connected_files(image: &DecodedImage, index: &HashMap<u32, usize>) -> Vec<usize> {
+    let mut sets = UnionFind::new(image.files.len());
     let mut objects: HashMap<u32, usize> = HashMap::new();
     let sockets: HashMap<u64, usize> = image
         .files_and_records()
@@ -87,73 +121,216 @@ pub(super) fn origins(
         .collect();
     for (at, file) in image.files.iter().enumerate() {
         if let Some(object) = file.object {
-            let first = *objects.entry(object).or_insert(at);
-            nodes.join(first, at);
+            sets.join(*objects.entry(object).or_insert(at), at);
         }
         let peers = image.record(file.id).map(|record| record.peers()).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
         let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
-        peers.chain(queued).for_each(|other| nodes.join(other, at));
+        peers.chain(queued).for_each(|other| sets.join(other, at));
     }
-    // The one table that has all of a group, if one has.
-    let mut tables_of: HashMap<usize, Option<usize>> = HashMap::new();
+    (0..image.files.len()).map(|at| sets.find(at)).collect()
+}
+
+/// For each set of files the owner of the only table that has any of them; `None` for several.
+fn only_tables(
+    image: &DecodedImage,
+    owners: &[usize],
+    index: &HashMap<u32, usize>,
+    sets: &[usize],
+) -> HashMap<usize, Option<usize>> {
+    let mut tables: HashMap<usize, Option<usize>> = HashMap::new();
     for &owner in owners {
-        for slot in slots_of(image, &image.tasks[owner]) {
+        for slot in image.slots_of(image.tasks[owner].table.id) {
             let Some(&at) = index.get(&slot.file) else { continue };
-            let group = nodes.of(at);
-            let only = tables_of.entry(group).or_insert(Some(owner));
+            let only = tables.entry(sets[at]).or_insert(Some(owner));
             *only = only.filter(|&only| only == owner);
         }
     }
-    // A queue can be filled only when all that it carries is there: processes too, if its messages
-    // name them, or if what waits has no table that would be told of them.
-    let need =
-        |file: &OpenFile| image.record(file.id).map_or(Need::Nothing, |record| record.need(file));
-    let placed: HashSet<u32> = image.slots.iter().map(|slot| slot.file).collect();
-    let mut queues: HashMap<usize, bool> = HashMap::new();
-    for (at, file) in image.files.iter().enumerate() {
-        if let Some(cargo) = file.object.and_then(|object| image.queued_fds.get(&object)) {
-            *queues.entry(nodes.of(at)).or_default() |= cargo.credentials;
-        }
-    }
-    for (at, file) in image.files.iter().enumerate() {
-        if let Some(last) = queues.get_mut(&nodes.of(at)) {
-            let told = file.signals.is_some() && !placed.contains(&file.id);
-            *last |= told || need(file) == Need::Processes;
-        }
-    }
-    let origin = |(at, file): (usize, &OpenFile)| {
-        let need = match queues.get(&nodes.of(at)) {
-            Some(true) => Need::Processes,
-            _ => need(file),
-        };
-        let shared = tables_of.get(&nodes.of(at)).is_some_and(Option::is_none);
-        let origin = match (handed.get(&file.id), shared, need) {
-            (Some(&from), ..) => Origin::Handed(from),
-            (None, false, _) => Origin::Private,
-            (None, true, Need::Session) => Origin::Session,
-            (None, true, need) => Origin::Common { last: need == Need::Processes },
-        };
-        (file.id, origin)
-    };
-    image.files.iter().enumerate().map(origin).collect()
+    tables
 }
 
-/// Sets that grow together.
-pub(super) struct UnionFind(Vec<usize>);
+/// For each set of files with a queue, whether the queue can be filled only when all tasks are
+/// forked: its messages name processes, or a file that waits in it does, or has an owner and is in no
+/// table whose task could set it.
+fn queues_need_processes(image: &DecodedImage, sets: &[usize]) -> HashMap<usize, bool> {
+    let in_tables: HashSet<u32> = image.slots.iter().map(|slot| slot.file).collect();
+    let mut queues: HashMap<usize, bool> = HashMap::new();
+    for (at, file) in image.files.iter().enumerate() {
+        if let Some(queued) = file.object.and_then(|object| image.queued_fds.get(&object)) {
+            *queues.entry(sets[at]).or_default() |= queued.credentials;
+        }
+    }
+    for (at, file) in image.files.iter().enumerate() {
+        if let Some(needed) = queues.get_mut(&sets[at]) {
+            let owned = file.signals.is_some() && !in_tables.contains(&file.id);
+            *needed |= owned || need(image, file) == Need::Processes;
+        }
+    }
+    queues
+}
+
+/// Disjoint sets of indices, with union by size and path halving: nearly linear in all.
+struct UnionFind {
+    parents: Vec<usize>,
+    sizes: Vec<usize>,
+}
 
 impl UnionFind {
-    pub(super) fn of(&self, mut at: usize) -> usize {
-        while self.0[at] != at {
-            at = self.0[at];
+    /// Each index below `count` in a set of its own.
+    fn new(count: usize) -> UnionFind {
+        UnionFind { parents: (0..count).collect(), sizes: vec![1; count] }
+    }
+
+    /// The index that names the set of an index.
+    fn find(&mut self, mut at: usize) -> usize {
+        while self.parents[at] != at {
+            self.parents[at] = self.parents[self.parents[at]];
+            at = self.parents[at];
         }
         at
     }
 
-    pub(super) fn join(&mut self, one: usize, other: usize) {
-        let (one, other) = (self.of(one), self.of(other));
-        // The lower index leads, and paths are halved on the way.
-        let (low, high) = (one.min(other), one.max(other));
-        self.0[high] = low;
+    /// Joins the sets of two indices.
+    fn join(&mut self, one: usize, other: usize) {
+        let (one, other) = (self.find(one), self.find(other));
+        if one == other {
+            return;
+        }
+        let (small, large) = match self.sizes[one] < self.sizes[other] {
+            true => (one, other),
+            false => (other, one),
+        };
+        self.parents[small] = large;
+        self.sizes[large] += self.sizes[small];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Builder, task};
+    use super::*;
+    use crate::image::{QueuedFds, Signals};
+    use serde_cbor::Value;
+    use std::collections::BTreeMap;
+
+    const STORE: Origin = Origin::Store { needs_processes: false };
+    const STORE_LATE: Origin = Origin::Store { needs_processes: true };
+
+    fn origins_of(image: &DecodedImage, owners: &[usize]) -> Vec<Origin> {
+        let origins = origins(image, &HashMap::new(), owners);
+        image.files.iter().map(|file| origins[&file.id]).collect()
+    }
+
+    #[test]
+    fn joined_sets_are_one() {
+        let mut sets = UnionFind::new(6);
+        sets.join(4, 5);
+        sets.join(0, 1);
+        sets.join(1, 5);
+        sets.join(5, 0);
+        let same = [0, 1, 4, 5].map(|at| sets.find(at));
+        assert!(same.iter().all(|set| *set == same[0]), "{same:?}");
+        assert_eq!((sets.find(2), sets.find(3)), (2, 3));
+        assert_eq!(sets.sizes[same[0]], 4);
+    }
+
+    #[test]
+    fn a_chain_of_any_length_is_found_in_few_steps() {
+        // Without union by size this order makes one chain, of half a million steps a look.
+        let count = 1 << 20;
+        let mut sets = UnionFind::new(count);
+        (1..count).rev().for_each(|at| sets.join(at, at - 1));
+        let longest = (0..count).map(|mut at| {
+            let mut steps = 0;
+            while sets.parents[at] != at {
+                (at, steps) = (sets.parents[at], steps + 1);
+            }
+            steps
+        });
+        assert!(longest.max().unwrap() <= 20);
+    }
+
+    #[test]
+    fn a_file_of_one_table_is_private_and_one_of_two_is_shared() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        b.files(3);
+        b.slot(0, 0, 0).slot(0, 1, 1).slot(1, 1, 1).slot(1, 2, 2);
+        assert_eq!(origins_of(&b.image(), &[0, 1]), [Origin::Private, STORE, Origin::Private]);
+        // A table that both tasks share is one table.
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 0)]);
+        b.files(1).slot(0, 0, 0);
+        assert_eq!(origins_of(&b.image(), &[0]), [Origin::Private]);
+    }
+
+    #[test]
+    fn files_of_one_object_are_made_in_one_place() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        b.files(3).slot(0, 3, 0).slot(1, 4, 1).slot(1, 5, 2);
+        let image = b.changed(|image| {
+            image.files[0].object = Some(7);
+            image.files[1].object = Some(7);
+        });
+        assert_eq!(origins_of(&image, &[0, 1]), [STORE, STORE, Origin::Private]);
+        assert_eq!(origins_of(&b.image(), &[0, 1]), [Origin::Private; 3]);
+    }
+
+    #[test]
+    fn queued_files_are_made_with_their_queue_and_after_the_processes_that_it_names() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        // 0 and 1 are the ends of a queue in which 2 waits.
+        b.files(3).slot(0, 3, 0).slot(1, 3, 1);
+        let queue = |credentials: bool, owner: Option<i32>| {
+            let image = b.changed(|image| {
+                image.files[0].object = Some(0);
+                image.files[1].object = Some(0);
+                let files = [image.files[2].id].into();
+                image.queued_fds.insert(0, QueuedFds { files, credentials });
+                image.files[2].signals = owner.map(|id| Signals { kind: 1, id, signal: 0 });
+            });
+            origins_of(&image, &[0, 1])
+        };
+        assert_eq!(queue(false, None), [STORE; 3]);
+        assert_eq!(queue(true, None), [STORE_LATE; 3]);
+        assert_eq!(queue(false, Some(10)), [STORE_LATE; 3]);
+    }
+
+    #[test]
+    fn what_only_a_session_or_all_processes_allow_is_made_there() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        let tty: BTreeMap<&str, Value> = BTreeMap::from([
+            ("device", Value::Array(vec![Value::Integer(136), Value::Integer(0)])),
+            ("asked", Value::Bool(false)),
+            ("hung", Value::Bool(false)),
+            ("queued", Value::Integer(0)),
+            ("exclusive", Value::Bool(false)),
+        ]);
+        let pidfd = BTreeMap::from([("pid", 10), ("start", 1)]);
+        b.file("tty", "/dev/tty", &tty).file("pidfd", "anon_inode:[pidfd]", &pidfd);
+        b.slot(0, 0, 0).slot(0, 1, 1).slot(1, 0, 0).slot(1, 1, 1);
+        assert_eq!(origins_of(&b.image(), &[0, 1]), [Origin::Session, STORE_LATE]);
+        // In one table they need nothing of the others.
+        assert_eq!(origins_of(&b.image(), &[0]), [Origin::Private; 2]);
+    }
+
+    #[test]
+    fn what_the_caller_gives_is_inherited() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        b.files(2).slot(0, 3, 0).slot(1, 3, 1).slot(1, 4, 0);
+        let image = b.changed(|image| image.files[1].link = b"pipe:[77]"[..].into());
+        let files = |inherit: Vec<Inherit>| {
+            let options = RestoreOptions { inherit, ..RestoreOptions::default() };
+            inherited_files(&image, &options, &image.tasks[0])
+        };
+        let [first, second] = [0, 1].map(|at: usize| image.files[at].id);
+        assert_eq!(files(vec![Inherit::Own(3)]).unwrap(), HashMap::from([(first, 3)]));
+        assert_eq!(files(vec![Inherit::Own(4)]).unwrap_err().status() as u8, 2);
+        let key = |key: &[u8]| vec![Inherit::Key(key.to_vec(), 9)];
+        assert_eq!(files(key(b"3")).unwrap(), HashMap::from([(first, 9)]));
+        assert_eq!(files(key(b"11:3")).unwrap(), HashMap::from([(second, 9)]));
+        assert_eq!(files(key(b"pipe:[77]")).unwrap(), HashMap::from([(second, 9)]));
+        assert_eq!(files(key(b"pipe:[78]")).unwrap_err().status() as u8, 2);
+        let given = HashMap::from([(first, 9)]);
+        let origins = origins(&image, &given, &[0, 1]);
+        assert_eq!((origins[&first], origins[&second]), (Origin::Inherited(9), Origin::Private));
     }
 }

@@ -1,5 +1,5 @@
-//! Who makes whom, when, in which session and group: from what an image says of its tasks to an
-//! order in which processes can be made so. Values only, no system call.
+//! The shape of a tree: the forker of each task, the order of forks, sessions and process groups,
+//! found from the tasks of an image alone. Values only, no system call.
 
 use crate::error::{Error, Result};
 use crate::image::Task;
@@ -8,17 +8,17 @@ use std::collections::{HashMap, HashSet};
 /// The process group of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessGroup {
-    /// It leads its own.
+    /// Its own: the task leads it.
     Own,
-    /// That of this task.
+    /// That of another task, which leads it.
     Of(usize),
-    /// That of fdrestore: it was outside the image, as was the first task's.
-    Ours,
-    /// One whose leader has ended, by its index.
-    LeaderlessGroup(usize),
+    /// That of fdrestore: the group of the first task, which is outside the image.
+    Coordinator,
+    /// A group whose leader has ended: the index in [`Shape::leaderless`].
+    Leaderless(usize),
 }
 
-/// A process group without a leader in the image.
+/// A process group whose leader is not in the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderlessGroup {
     /// Its id in the image.
@@ -27,34 +27,35 @@ pub struct LeaderlessGroup {
     pub first: usize,
 }
 
-/// A task among the others.
+/// The place of a task among the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Its parent, if that is in the image; fdrestore otherwise.
+    /// Its parent; `None` if that is not in the image, so that fdrestore is its parent.
     pub parent: Option<usize>,
-    /// Who makes it: the parent, or a sibling whose table it shares (CLONE_PARENT).
-    pub maker: Option<usize>,
-    /// The task that restores its table; itself unless the table is shared.
+    /// The task that forks it: its parent, or a sibling whose table it shares (CLONE_PARENT); `None`
+    /// for fdrestore.
+    pub forker: Option<usize>,
+    /// The task that restores its table: itself unless the table is shared.
     pub owner: usize,
-    /// Whether it leads its session.
-    pub leads: bool,
-    /// Whether it is made before its maker calls setsid(2).
-    pub before: bool,
+    /// True if it leads a session of its own.
+    pub leads_session: bool,
+    /// True if it is forked before its forker calls setsid(2).
+    pub before_setsid: bool,
     /// Its process group.
     pub group: ProcessGroup,
-    /// Those that it makes, in this order: those of the old session first, those that share its
+    /// The tasks that it forks, in this order: those of the old session first, those that share its
     /// table last.
-    pub makes: Vec<usize>,
+    pub forks: Vec<usize>,
 }
 
-/// A tree, or several, whose tasks have the indices that they have in the image.
+/// One or several trees of tasks, which are named by their index in the image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Each task.
     pub nodes: Vec<Node>,
-    /// The groups whose leaders are gone.
+    /// The process groups whose leader is not in the image.
     pub leaderless: Vec<LeaderlessGroup>,
-    /// All tasks, makers before those that they make.
+    /// All tasks, each after its forker.
     pub order: Vec<usize>,
 }
 
@@ -67,115 +68,126 @@ fn contradicts<T>(pid: i32, why: &str) -> Result<T> {
 }
 
 impl Shape {
-    /// Finds the shape of these tasks. The sessions that `joined` has are not made anew: they are
-    /// part of that which was outside the image.
+    /// Finds the shape of these tasks. The sessions with these leaders (`joining`) are not made anew:
+    /// their tasks join the session of fdrestore.
     ///
-    /// Fails with status 3 if what they say of each other cannot be, with 6 if they cannot be made
-    /// so: a session whose leader is in no way a maker of its member, a table shared across
-    /// branches.
-    pub fn of(tasks: &[Task], joined: &HashSet<i32>) -> Result<Shape> {
+    /// Fails with status 3 if the tasks contradict each other, and with 6 if processes cannot be
+    /// forked so: a session whose leader is no ancestor of its member, a table that is shared across
+    /// branches of the tree.
+    pub fn of(tasks: &[Task], joining: &HashSet<i32>) -> Result<Shape> {
         let mut by_pid = HashMap::new();
         for (at, task) in tasks.iter().enumerate() {
             let ids = task.credentials.uids.iter().chain(&task.credentials.gids);
             if ids.chain(&task.credentials.groups).any(|&id| id == u32::MAX) {
-                // setresuid(2) would take it for "as it is".
-                return contradicts(task.pid, "it runs as nobody that can be");
+                // setresuid(2) takes it for "leave unchanged".
+                return contradicts(task.pid, "user or group id 4294967295 is not valid");
             }
-            if task.pid <= 0 || by_pid.insert(task.pid, at).is_some() {
-                return contradicts(task.pid, "it comes twice, or is no process id");
+            if task.pid <= 0 {
+                return contradicts(task.pid, "its process id is not valid");
+            }
+            if by_pid.insert(task.pid, at).is_some() {
+                return contradicts(task.pid, "its process id comes twice");
             }
         }
         let mut sids: Vec<i32> = tasks.iter().map(|task| task.sid).collect();
         let outside = sids.iter().copied().find(|sid| !by_pid.contains_key(sid)).unwrap_or(0);
-        for sid in sids.iter_mut().filter(|sid| joined.contains(sid)) {
+        for sid in sids.iter_mut().filter(|sid| joining.contains(sid)) {
             *sid = outside;
         }
         let parents: Vec<Option<usize>> =
             tasks.iter().map(|task| by_pid.get(&task.ppid).copied()).collect();
         let mut shape = Shape { nodes: Vec::new(), leaderless: Vec::new(), order: Vec::new() };
         let mut owners: HashMap<u32, Vec<usize>> = HashMap::new();
-        for at in from_the_top(tasks, &parents)? {
+        for at in topmost_first(tasks, &parents)? {
             owners.entry(tasks[at].table.id).or_default().push(at);
         }
-        let mut makers: Vec<Option<(Option<usize>, usize)>> = vec![None; tasks.len()];
+        let mut forkers: Vec<Option<(Option<usize>, usize)>> = vec![None; tasks.len()];
         for sharers in owners.values() {
-            share(sharers, tasks, &parents, &mut makers)?;
+            place_sharers(sharers, tasks, &parents, &mut forkers)?;
         }
         for (at, task) in tasks.iter().enumerate() {
-            let (maker, owner) = makers[at].unwrap_or((parents[at], at));
-            let leads = sids[at] == task.pid;
-            if leads && task.pgid != task.pid {
-                return contradicts(task.pid, "it leads its session, but not its group");
+            let (forker, owner) = forkers[at].unwrap_or((parents[at], at));
+            let leads_session = sids[at] == task.pid;
+            if leads_session && task.pgid != task.pid {
+                return contradicts(task.pid, "it leads its session, but not its process group");
             }
             shape.nodes.push(Node {
                 parent: parents[at],
-                maker,
+                forker,
                 owner,
-                leads,
-                before: false,
-                group: ProcessGroup::Ours,
-                makes: Vec::new(),
+                leads_session,
+                before_setsid: false,
+                group: ProcessGroup::Coordinator,
+                forks: Vec::new(),
             });
         }
         for at in 0..tasks.len() {
-            if let Some(maker) = shape.nodes[at].maker {
-                shape.nodes[maker].makes.push(at);
+            if let Some(forker) = shape.nodes[at].forker {
+                shape.nodes[forker].forks.push(at);
             }
         }
-        let makers: Vec<Option<usize>> = shape.nodes.iter().map(|nodes| nodes.maker).collect();
-        shape.order = from_the_top(tasks, &makers)?;
-        shape.sessions(tasks, &sids, &by_pid)?;
-        shape.groups(tasks, &sids, &by_pid)?;
+        let forkers: Vec<Option<usize>> = shape.nodes.iter().map(|node| node.forker).collect();
+        shape.order = topmost_first(tasks, &forkers)?;
+        shape.find_sessions(tasks, &sids, &by_pid)?;
+        shape.find_groups(tasks, &sids, &by_pid)?;
         for at in 0..tasks.len() {
-            let mut makes = std::mem::take(&mut shape.nodes[at].makes);
-            makes.sort_by_key(|&child| {
-                let nodes = &shape.nodes[child];
-                (!nodes.before, nodes.owner != child, child)
+            let mut forks = std::mem::take(&mut shape.nodes[at].forks);
+            forks.sort_by_key(|&child| {
+                let node = &shape.nodes[child];
+                (!node.before_setsid, node.owner != child, child)
             });
-            shape.nodes[at].makes = makes;
+            shape.nodes[at].forks = forks;
         }
         Ok(shape)
     }
 
-    /// Finds out in which session each task must be born.
-    fn sessions(
+    /// The tasks whose parent is this one.
+    pub fn children(&self, task: usize) -> impl Iterator<Item = usize> + '_ {
+        let is_child = move |(_, node): &(usize, &Node)| node.parent == Some(task);
+        self.nodes.iter().enumerate().filter(is_child).map(|(at, _)| at)
+    }
+
+    /// Finds which tasks must be forked before their forker calls setsid(2), so that they are in
+    /// the session that it leaves.
+    fn find_sessions(
         &mut self,
         tasks: &[Task],
         sids: &[i32],
         by_pid: &HashMap<i32, usize>,
     ) -> Result<()> {
-        // None: any, since it makes its own and none of its children was before that.
-        let mut born: Vec<Option<i32>> = vec![None; tasks.len()];
+        // The session in which each task must be forked. None: any, since the task makes its own, and
+        // has forked no child before that.
+        let mut forked_in: Vec<Option<i32>> = vec![None; tasks.len()];
         for &at in self.order.iter().rev() {
             let (pid, sid) = (tasks[at].pid, sids[at]);
-            let mut need = (!self.nodes[at].leads).then_some(sid);
-            for child in self.nodes[at].makes.clone() {
-                let Some(of_child) = born[child].filter(|&of_child| of_child != sid) else {
+            let mut needed = (!self.nodes[at].leads_session).then_some(sid);
+            for child in self.nodes[at].forks.clone() {
+                let Some(of_child) = forked_in[child].filter(|&of_child| of_child != sid) else {
                     continue;
                 };
-                // Born before its maker left that session, so that is where the maker was born.
-                if !self.nodes[at].leads || need.is_some_and(|need| need != of_child) {
-                    let why =
-                        format!("it cannot be born in session {of_child}, where {pid} is not");
+                // It was forked before its forker left that session, which the forker began in.
+                if !self.nodes[at].leads_session || needed.is_some_and(|it| it != of_child) {
+                    let why = format!(
+                        "it is in session {of_child}, and {pid}, which has to fork it, never was"
+                    );
                     return refused(tasks[child].pid, why);
                 }
-                need = Some(of_child);
-                self.nodes[child].before = true;
+                needed = Some(of_child);
+                self.nodes[child].before_setsid = true;
             }
-            born[at] = need;
+            forked_in[at] = needed;
         }
-        let ours =
-            tasks.first().and_then(|_| self.nodes.iter().position(|nodes| nodes.maker.is_none()));
-        let ours = ours.and_then(|first| born[first]);
-        for (at, nodes) in self.nodes.iter().enumerate().filter(|(_, nodes)| nodes.maker.is_none())
-        {
-            let Some(sid) = born[at] else { continue };
-            debug_assert!(nodes.parent.is_none());
-            if by_pid.get(&sid).is_some_and(|&leader| self.nodes[leader].leads) {
-                let why = format!("it is in the session of {sid}, but no descendant of it");
+        let topmost = |(_, node): &(usize, &Node)| node.forker.is_none();
+        let first = self.nodes.iter().enumerate().find(topmost);
+        let outside = first.and_then(|(first, _)| forked_in[first]);
+        for (at, node) in self.nodes.iter().enumerate().filter(topmost) {
+            let Some(sid) = forked_in[at] else { continue };
+            debug_assert!(node.parent.is_none());
+            if by_pid.get(&sid).is_some_and(|&leader| self.nodes[leader].leads_session) {
+                let why = format!("it is in the session of {sid}, but not a descendant of it");
                 return refused(tasks[at].pid, why);
             }
-            if Some(sid) != ours {
+            if Some(sid) != outside {
                 let why = format!("the leader of its session {sid} is not in the image");
                 return refused(tasks[at].pid, why);
             }
@@ -183,7 +195,13 @@ impl Shape {
         Ok(())
     }
 
-    fn groups(&mut self, tasks: &[Task], sids: &[i32], by_pid: &HashMap<i32, usize>) -> Result<()> {
+    /// Finds the process group of each task.
+    fn find_groups(
+        &mut self,
+        tasks: &[Task],
+        sids: &[i32],
+        by_pid: &HashMap<i32, usize>,
+    ) -> Result<()> {
         let first = self.order.first().map(|&at| (tasks[at].pgid, sids[at]));
         let mut leaderless: HashMap<i32, usize> = HashMap::new();
         for &at in &self.order {
@@ -194,18 +212,18 @@ impl Shape {
                 _ if pgid == pid => ProcessGroup::Own,
                 Some(leader) if sids[leader] == sid => ProcessGroup::Of(leader),
                 Some(_) => {
-                    return contradicts(pid, "its group is that of another session");
+                    return contradicts(pid, "its process group is of another session");
                 }
-                None if outside => ProcessGroup::Ours,
+                None if outside => ProcessGroup::Coordinator,
                 None => {
                     let next = self.leaderless.len();
                     let index = *leaderless.entry(pgid).or_insert(next);
                     if index == next {
                         self.leaderless.push(LeaderlessGroup { pgid, first: at });
                     } else if sids[self.leaderless[index].first] != sid {
-                        return contradicts(pid, "its group is that of another session");
+                        return contradicts(pid, "its process group is of another session");
                     }
-                    ProcessGroup::LeaderlessGroup(index)
+                    ProcessGroup::Leaderless(index)
                 }
             };
         }
@@ -213,8 +231,8 @@ impl Shape {
     }
 }
 
-/// All tasks, those that come from nobody first. Fails with status 3 on a cycle.
-fn from_the_top(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
+/// All tasks, each after the one that it comes from. Fails with status 3 on a cycle.
+fn topmost_first(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
     let mut below: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
     let mut order: Vec<usize> = Vec::with_capacity(tasks.len());
     for (at, from) in from.iter().enumerate() {
@@ -237,12 +255,13 @@ fn from_the_top(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
     Ok(order)
 }
 
-/// For each of those that share a table, who makes it, and who restores the table: the first.
-fn share(
+/// Finds, for each of the tasks that share a table, its forker and the owner of the table, which is
+/// the first of them.
+fn place_sharers(
     sharers: &[usize],
     tasks: &[Task],
     parents: &[Option<usize>],
-    makers: &mut [Option<(Option<usize>, usize)>],
+    forkers: &mut [Option<(Option<usize>, usize)>],
 ) -> Result<()> {
     let owner = sharers[0];
     // The first of them below each parent.
@@ -250,58 +269,33 @@ fn share(
     for &at in sharers {
         let (parent, pid, other) = (parents[at], tasks[at].pid, tasks[owner].pid);
         if tasks[at].table.highest != tasks[owner].table.highest {
-            let why = format!("it shares the table of {other}, which has another highest number");
+            let why = format!("it shares the table of {other}, but has another highest number");
             return contradicts(pid, &why);
         }
         let sibling = first.get(&parent).copied();
         first.entry(parent).or_insert(at);
         let by_parent =
-            parent.filter(|&parent| makers[parent].is_some_and(|(_, its)| its == owner));
-        let maker = match (by_parent, sibling) {
+            parent.filter(|&parent| forkers[parent].is_some_and(|(_, its)| its == owner));
+        let forker = match (by_parent, sibling) {
             _ if at == owner => parent,
             (Some(parent), _) => Some(parent),
             (None, Some(sibling)) => Some(sibling),
             (None, None) => {
-                let why = format!("it shares the table of {other}, no parent or sibling of it");
+                let why =
+                    format!("it shares the table of {other}, but not with its parent or a sibling");
                 return refused(pid, why);
             }
         };
-        makers[at] = Some((maker, owner));
+        forkers[at] = Some((forker, owner));
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::task;
     use super::*;
-    use crate::image::{Bytes, Credentials, Table};
     use proptest::prelude::*;
-
-    fn task(pid: i32, ppid: i32, pgid: i32, sid: i32, table: u32) -> Task {
-        Task {
-            pid,
-            ppid,
-            pgid,
-            sid,
-            start: 0,
-            comm: Bytes::default(),
-            exe: None,
-            args: Vec::new(),
-            cwd: None,
-            root: None,
-            umask: 0o22,
-            credentials: Credentials {
-                uids: [0; 4],
-                gids: [0; 4],
-                groups: Vec::new(),
-                caps: [0; 5],
-            },
-            namespaces: Default::default(),
-            table: Table { id: table, capacity: 64, highest: None, limit: (1024, 1024) },
-            terminal: None,
-            stopped: false,
-        }
-    }
 
     fn status(tasks: &[Task]) -> u8 {
         Shape::of(tasks, &HashSet::new()).map_or_else(|err| err.status() as u8, |_| 0)
@@ -318,15 +312,15 @@ mod tests {
             task(32, 10, 30, 10, 4),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        let groups: Vec<ProcessGroup> = shape.nodes.iter().map(|nodes| nodes.group).collect();
-        use ProcessGroup::{LeaderlessGroup, Of, Own};
-        assert_eq!(groups, [Own, Own, Of(1), LeaderlessGroup(0), LeaderlessGroup(0)]);
-        assert!(shape.nodes[0].leads && shape.nodes[0].makes == [1, 2, 3, 4]);
-        assert_eq!(shape.leaderless, [super::LeaderlessGroup { pgid: 30, first: 3 }]);
+        let groups: Vec<ProcessGroup> = shape.nodes.iter().map(|node| node.group).collect();
+        use ProcessGroup::{Leaderless, Of, Own};
+        assert_eq!(groups, [Own, Own, Of(1), Leaderless(0), Leaderless(0)]);
+        assert!(shape.nodes[0].leads_session && shape.nodes[0].forks == [1, 2, 3, 4]);
+        assert_eq!(shape.leaderless, [LeaderlessGroup { pgid: 30, first: 3 }]);
     }
 
     #[test]
-    fn a_child_of_the_old_session_is_made_before_its_maker_leaves_that() {
+    fn a_child_of_the_old_session_is_forked_before_its_forker_leaves_that() {
         // 11 was forked before 10 called setsid; 12 after.
         let tasks = [
             task(5, 1, 5, 5, 0),
@@ -335,8 +329,8 @@ mod tests {
             task(12, 10, 10, 10, 3),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        assert!(shape.nodes[2].before && !shape.nodes[3].before);
-        assert_eq!(shape.nodes[1].makes, [2, 3]);
+        assert!(shape.nodes[2].before_setsid && !shape.nodes[3].before_setsid);
+        assert_eq!(shape.nodes[1].forks, [2, 3]);
         assert_eq!(shape.nodes[2].group, ProcessGroup::Of(0));
     }
 
@@ -346,14 +340,14 @@ mod tests {
         assert_eq!(Shape::of(&job, &HashSet::new()).unwrap().nodes[1].group, ProcessGroup::Of(0));
         let member = [task(20, 7, 9, 3, 0), task(21, 20, 9, 3, 1), task(22, 20, 8, 3, 2)];
         let shape = Shape::of(&member, &HashSet::new()).unwrap();
-        assert_eq!(shape.nodes[1].group, ProcessGroup::Ours);
-        assert_eq!(shape.nodes[2].group, ProcessGroup::LeaderlessGroup(0));
+        assert_eq!(shape.nodes[1].group, ProcessGroup::Coordinator);
+        assert_eq!(shape.nodes[2].group, ProcessGroup::Leaderless(0));
         assert_eq!(status(&[task(20, 7, 20, 3, 0), task(30, 7, 30, 4, 1)]), 6);
         assert_eq!(status(&[task(20, 7, 20, 20, 0), task(30, 7, 30, 20, 1)]), 6);
     }
 
     #[test]
-    fn sharers_of_a_table_are_made_by_one_that_has_it() {
+    fn sharers_of_a_table_are_forked_by_one_that_has_it() {
         let tasks = [
             task(10, 1, 10, 10, 0),
             task(11, 10, 10, 10, 1),
@@ -362,10 +356,11 @@ mod tests {
             task(14, 11, 10, 10, 2),
         ];
         let shape = Shape::of(&tasks, &HashSet::new()).unwrap();
-        assert_eq!((shape.nodes[2].maker, shape.nodes[2].parent), (Some(1), Some(0)));
-        assert_eq!((shape.nodes[3].maker, shape.nodes[3].owner), (Some(1), 1));
-        // Those that share come last, so that the others are born of a smaller table.
-        assert_eq!(shape.nodes[1].makes, [4, 2, 3]);
+        assert_eq!((shape.nodes[2].forker, shape.nodes[2].parent), (Some(1), Some(0)));
+        assert_eq!((shape.nodes[3].forker, shape.nodes[3].owner), (Some(1), 1));
+        // Those that share come last, so that the others inherit a smaller table.
+        assert_eq!(shape.nodes[1].forks, [4, 2, 3]);
+        assert_eq!(shape.children(1).collect::<Vec<usize>>(), [3, 4]);
         let across = [
             task(10, 1, 10, 10, 0),
             task(11, 10, 10, 10, 1),
@@ -401,19 +396,19 @@ mod tests {
             let tasks: Vec<Task> =
                 ids.iter().map(|&(pid, ppid, pgid, sid, table)| task(pid, ppid, pgid, sid, table)).collect();
             let Ok(shape) = Shape::of(&tasks, &HashSet::new()) else { return Ok(()) };
-            // Each is made once, after its maker; each is in the session that it was in.
+            // Each is forked once, after its forker; each is in the session that it was in.
             let mut made: Vec<usize> = Vec::new();
             for &at in &shape.order {
-                let nodes = &shape.nodes[at];
-                prop_assert!(nodes.maker.is_none_or(|maker| made.contains(&maker)));
-                prop_assert!(nodes.owner == at || made.contains(&nodes.owner));
+                let node = &shape.nodes[at];
+                prop_assert!(node.forker.is_none_or(|forker| made.contains(&forker)));
+                prop_assert!(node.owner == at || made.contains(&node.owner));
                 prop_assert!(!made.contains(&at));
                 made.push(at);
             }
             prop_assert_eq!(made.len(), tasks.len());
             prop_assert_eq!(
-                shape.nodes.iter().map(|nodes| nodes.makes.len()).sum::<usize>(),
-                shape.nodes.iter().filter(|nodes| nodes.maker.is_some()).count()
+                shape.nodes.iter().map(|node| node.forks.len()).sum::<usize>(),
+                shape.nodes.iter().filter(|node| node.forker.is_some()).count()
             );
         }
     }

@@ -1,9 +1,9 @@
 //! Forking the tasks and the placeholder leaders of groups, in order.
 
+use super::layout::numbers_at_fork;
 use super::shape::ProcessGroup;
 use super::state::{Before, GONE, RESTORED, ServiceNumbers, TreeRestore};
 use crate::error::{At, Error, Result, Status};
-use crate::plan::{Action, Step};
 use crate::sys::credentials;
 use crate::sys::fork::{self, CloneArgs};
 use crate::table::driver::TableRestore;
@@ -25,7 +25,7 @@ impl TreeRestore<'_> {
         let pid = self.tree.image.tasks[at].pid;
         let how = CloneArgs {
             share_table: nodes.owner != at,
-            sibling: nodes.maker != nodes.parent,
+            sibling: nodes.forker != nodes.parent,
             pid: if self.mode.same_pids { pid } else { 0 },
         };
         let made = fork::clone3(how).map_err(|errno| match errno {
@@ -55,29 +55,25 @@ impl TreeRestore<'_> {
     ) -> Result<()> {
         let nodes = &self.tree.shape.nodes[at];
         let plan = self.tree.tables[nodes.owner].as_ref().ok_or(Errno::EBADF)?;
-        if nodes.group == ProcessGroup::Own && !nodes.leads {
+        if nodes.group == ProcessGroup::Own && !nodes.leads_session {
             setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")?;
         }
-        let mut leaves = nodes.leads;
+        let mut leaves = nodes.leads_session;
         let mut made: Option<Option<RawFd>> = None;
         let mut stands: Vec<RawFd> = Vec::new();
-        for &child in &nodes.makes {
-            if leaves && !self.tree.shape.nodes[child].before {
+        for &child in &nodes.forks {
+            if leaves && !self.tree.shape.nodes[child].before_setsid {
                 leaves = false;
                 self.leave_session(at, services, store)?;
             }
-            let reached = self.tree.reached[child];
+            let reached = self.tree.placed_at_fork[child];
             if made != Some(reached) {
                 made = Some(reached);
                 if let Some((restore, own)) = restore.as_mut() {
                     restore.make(|step| step.passed && Some(step.fd) <= reached, *own)?;
                     own.release()?;
                 }
-                let there = |step: &&Step| {
-                    step.action == Action::FromParent
-                        || step.passed && Some(step.fd) <= reached && step.action != Action::Skip
-                };
-                stands = plan.steps.iter().filter(there).map(|step| step.fd).collect();
+                stands = numbers_at_fork(&plan.steps, reached);
             }
             self.make(child, Before { services, stands: &stands })?;
         }

@@ -173,8 +173,8 @@ impl TreeRestore<'_> {
         match group {
             ProcessGroup::Own => 0,
             ProcessGroup::Of(task) => self.pid(task),
-            ProcessGroup::Ours => self.coordinator.1.as_raw(),
-            ProcessGroup::LeaderlessGroup(at) => {
+            ProcessGroup::Coordinator => self.coordinator.1.as_raw(),
+            ProcessGroup::Leaderless(at) => {
                 self.shared.cell(self.orphan_cell(at)).load(Ordering::Acquire)
             }
         }

@@ -1,7 +1,7 @@
 //! Restoring the table of a task, and filling the fdstore.
 
 use super::exec::{LEFT, leaves_locks};
-use super::layout::{numbers, ranges, wanted};
+use super::layout::{placement_request, ranges, table_numbers};
 use super::state::{BORN, Before, RESTORED, ServiceNumbers, Services, TreeRestore};
 use crate::error::{At, Result};
 use crate::kind::context::Held;
@@ -30,7 +30,7 @@ impl TreeRestore<'_> {
         own: &mut Own<'_>,
         last: bool,
     ) -> Result<()> {
-        for (id, from) in &self.tree.handed {
+        for (id, from) in &self.tree.inherited {
             let held = Held::Placed(self.table.at(*from)?);
             common.cx.inherited.insert(*id, Rc::new(held));
         }
@@ -43,7 +43,7 @@ impl TreeRestore<'_> {
         made.map_err(|err| with_lines(err, &problems))?;
         let unlocked = common.finish(own)?;
         self.go_without(unlocked, &mut common.cx.warnings)?;
-        for message in self.tree.messages.iter().filter(|message| message.last == last) {
+        for message in self.tree.messages.iter().filter(|message| message.needs_processes == last) {
             let held = |id: &u32| common.cx.descriptor(*id).ok_or(Errno::EBADF);
             let held = message.files.iter().map(held).collect::<nix::Result<Vec<Rc<Held>>>>()?;
             let fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
@@ -125,10 +125,10 @@ impl TreeRestore<'_> {
         before: Before<'_>,
         meter: &mut Meter<'_>,
     ) -> Result<Services> {
-        let numbers = numbers(plan);
+        let numbers = table_numbers(plan);
         let owner = self.by_pid.get(&plan.task.pid);
         let sharers = owner.map_or(1, |&owner| self.tree.sharers[owner]);
-        let table = wanted(&numbers, sharers, self.limits.1);
+        let table = placement_request(&numbers, sharers, self.limits.1);
         let Before { services, stands } = before;
         let known = |number: Option<RawFd>| number.map(|number| self.table.known(number));
         let mut placed = [known(services.store), known(services.root)];

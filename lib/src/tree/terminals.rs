@@ -1,84 +1,167 @@
-//! The controlling terminal of each task.
+//! The controlling terminal of each task of a tree.
 
 use super::origin::Origin;
 use super::shape::Shape;
-use crate::ctty::SessionRole;
+use crate::ctty::{self, SessionRole};
 use crate::image::Task;
 use crate::kind::DecodedImage;
 use crate::kind::context::CttyPlan;
 use crate::sys::device;
+use nix::sys::stat::stat;
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 
-/// The sessions whose controlling terminal is to be ours, by their leaders. It cannot be that of a
-/// second session, so they are part of ours; `steal` takes it from us.
-pub(super) fn joined(
+/// /dev/tty, which stands for the controlling terminal of the process that opens it.
+const DEV_TTY: (u32, u32) = (5, 0);
+
+/// The sessions, by their leaders, whose controlling terminal is to be `own`, that of fdrestore. One
+/// terminal cannot control two sessions, so the tasks of these join the session of fdrestore; none
+/// does with `steal`, which takes the terminal from it.
+pub(super) fn sessions_on_own_terminal(
     image: &DecodedImage,
     own: Option<(u32, u32)>,
     steal: bool,
-    handed: &HashMap<u32, RawFd>,
+    inherited: &HashMap<u32, RawFd>,
 ) -> HashSet<i32> {
-    use nix::sys::stat::stat;
-    use std::os::unix::ffi::OsStrExt;
     let Some(own) = own.filter(|_| !steal) else { return HashSet::new() };
-    let is_ours = |task: &&Task| {
+    let is_own = |task: &&Task| {
         let role = SessionRole { leader: true, has_ctty: false };
-        let made = |id| !handed.contains_key(&id);
-        let found = match crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied())
-        {
-            CttyPlan::FromPath(path) => stat(std::ffi::OsStr::from_bytes(&path)),
+        let made = |id| !inherited.contains_key(&id);
+        let from_caller = |id| inherited.get(&id).copied();
+        let found = match ctty::plan(image, task, role, made, from_caller) {
+            CttyPlan::FromPath(path) => stat(OsStr::from_bytes(&path)),
             CttyPlan::FromCaller(fd) => stat(format!("/proc/self/fd/{fd}").as_str()),
             _ => return false,
         };
         let device = found.map(|it| device::from_stat(it.st_rdev));
-        // /dev/tty
-        device.is_ok_and(|device| device == own || device == (5, 0))
+        device.is_ok_and(|device| device == own || device == DEV_TTY)
     };
     let leads = |task: &&Task| task.sid == task.pid && task.terminal.is_some();
-    image.tasks.iter().filter(leads).filter(is_ours).map(|task| task.pid).collect()
+    image.tasks.iter().filter(leads).filter(is_own).map(|task| task.pid).collect()
 }
 
-/// What becomes of the controlling terminal of each task. What becomes one must be in the store:
-/// the leader takes it before it makes the members of its session.
-pub(super) fn terminals(
+/// Plans the controlling terminal of each task. `own` is fdrestore, whose session tasks may join.
+///
+/// A terminal of the image that controls a session must be in the fdstore: the leader takes it
+/// before it forks the members of its session.
+pub(super) fn plan_terminals(
     image: &DecodedImage,
     shape: &Shape,
-    ours: SessionRole,
-    handed: &HashMap<u32, RawFd>,
+    own: SessionRole,
+    inherited: &HashMap<u32, RawFd>,
     origins: &mut HashMap<u32, Origin>,
 ) -> Vec<CttyPlan> {
-    let mut ctty_plans = vec![CttyPlan::None; image.tasks.len()];
-    let mut led: HashMap<i32, bool> = HashMap::new();
+    let mut plans = vec![CttyPlan::None; image.tasks.len()];
+    // Whether each session that is made anew has a terminal.
+    let mut sessions: HashMap<i32, bool> = HashMap::new();
     for &at in &shape.order {
         let task = &image.tasks[at];
-        let leads = shape.nodes[at].leads;
-        let has_ctty = match led.get(&task.sid) {
-            Some(&has_ctty) => has_ctty,
-            None if leads => false,
-            None => ours.has_ctty,
-        };
-        let made = |id: u32| !matches!(origins.get(&id), None | Some(Origin::Handed(_)));
-        let role = SessionRole { leader: leads, has_ctty };
-        let ctty_plan = match led.get(&task.sid) {
+        let leader = shape.nodes[at].leads_session;
+        let session = sessions.get(&task.sid).copied();
+        let plan = match session {
             Some(true) if task.terminal.is_some() => CttyPlan::Session(task.sid),
-            _ => crate::ctty::plan(image, task, role, made, |id| handed.get(&id).copied()),
+            _ => {
+                let has = session.unwrap_or(!leader && own.has_ctty);
+                let made = |id| !matches!(origins.get(&id), None | Some(Origin::Inherited(_)));
+                let from_caller = |id| inherited.get(&id).copied();
+                ctty::plan(image, task, SessionRole { leader, has_ctty: has }, made, from_caller)
+            }
         };
-        if leads {
-            led.insert(task.sid, !matches!(ctty_plan, CttyPlan::None | CttyPlan::Unavailable(_)));
+        if leader {
+            let has = !matches!(plan, CttyPlan::None | CttyPlan::Unavailable(_));
+            sessions.insert(task.sid, has);
         }
-        if let CttyPlan::FromImage(id) = ctty_plan {
-            let object = image.file(id).and_then(|file| file.object);
-            for file in image
-                .files
-                .iter()
-                .filter(|file| file.id == id || object.is_some() && file.object == object)
-            {
-                if origins.get(&file.id) == Some(&Origin::Private) {
-                    origins.insert(file.id, Origin::Common { last: false });
-                }
+        if let CttyPlan::FromImage(id) = plan {
+            make_for_store(image, id, origins);
+        }
+        plans[at] = plan;
+    }
+    plans
+}
+
+/// Has a terminal, and the other end of its pair, made for the fdstore.
+fn make_for_store(image: &DecodedImage, terminal: u32, origins: &mut HashMap<u32, Origin>) {
+    let object = image.file(terminal).and_then(|file| file.object);
+    for file in &image.files {
+        let of_pair = object.is_some() && file.object == object;
+        if file.id == terminal || of_pair {
+            let origin = origins.entry(file.id).or_insert(Origin::Private);
+            if *origin == Origin::Private {
+                *origin = Origin::Store { needs_processes: false };
             }
         }
-        ctty_plans[at] = ctty_plan;
     }
-    ctty_plans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Builder, task};
+    use super::*;
+    use crate::image::{Bytes, Terminal};
+
+    const NO_TERMINAL: SessionRole = SessionRole { leader: true, has_ctty: false };
+
+    fn with_terminal(mut task: Task, path: Option<&str>) -> Task {
+        let path = path.map(|path| Bytes(path.as_bytes().to_vec()));
+        task.terminal = Some(Terminal { device: 0x8800, foreground: task.pgid, path });
+        task
+    }
+
+    fn plans(image: &DecodedImage, own: SessionRole) -> Vec<CttyPlan> {
+        let shape = Shape::of(&image.tasks, &HashSet::new()).unwrap();
+        plan_terminals(image, &shape, own, &HashMap::new(), &mut HashMap::new())
+    }
+
+    #[test]
+    fn the_leader_takes_the_terminal_and_its_session_shares_it() {
+        let path = Some("/dev/pts/7");
+        let tasks = [
+            with_terminal(task(10, 1, 10, 10, 0), path),
+            with_terminal(task(11, 10, 11, 10, 1), path),
+            task(12, 10, 12, 12, 2),
+        ];
+        let image = Builder::new(tasks).image();
+        let taken = CttyPlan::FromPath(b"/dev/pts/7".to_vec());
+        let expected = [taken, CttyPlan::Session(10), CttyPlan::None];
+        assert_eq!(plans(&image, NO_TERMINAL), expected);
+    }
+
+    #[test]
+    fn a_terminal_that_nobody_can_open_is_said_once() {
+        let tasks = [with_terminal(task(10, 1, 10, 10, 0), None), task(11, 10, 11, 10, 1)];
+        let plans = plans(&Builder::new(tasks).image(), NO_TERMINAL);
+        assert!(matches!(plans[..], [CttyPlan::Unavailable(_), CttyPlan::None]), "{plans:?}");
+    }
+
+    #[test]
+    fn tasks_outside_a_session_of_the_image_have_the_callers_terminal() {
+        let image = Builder::new([task(20, 7, 20, 3, 0)]).image();
+        let own = SessionRole { leader: false, has_ctty: true };
+        assert_eq!(plans(&image, own), [CttyPlan::Kept]);
+        assert_eq!(plans(&image, NO_TERMINAL), [CttyPlan::None]);
+    }
+
+    #[test]
+    fn both_ends_of_a_controlling_terminal_go_to_the_store() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0)]);
+        b.files(3);
+        let image = b.changed(|image| {
+            image.files[0].object = Some(1);
+            image.files[1].object = Some(1);
+        });
+        let store = Origin::Store { needs_processes: false };
+        let private: HashMap<u32, Origin> =
+            image.files.iter().map(|file| (file.id, Origin::Private)).collect();
+        let mut origins = private.clone();
+        make_for_store(&image, 100, &mut origins);
+        assert_eq!([100, 101, 102].map(|id| origins[&id]), [store, store, Origin::Private]);
+        let mut origins = HashMap::from([(100, Origin::Private), (101, Origin::Inherited(5))]);
+        make_for_store(&image, 100, &mut origins);
+        assert_eq!([100, 101].map(|id| origins[&id]), [store, Origin::Inherited(5)]);
+        let mut origins = private;
+        make_for_store(&image, 102, &mut origins);
+        assert_eq!([100, 102].map(|id| origins[&id]), [Origin::Private, store]);
+    }
 }
