@@ -25,6 +25,25 @@ pub enum Status {
     System = 7,
 }
 
+impl Status {
+    /// All of them, by ascending code.
+    pub const ALL: [Status; 8] = [
+        Status::Done,
+        Status::No,
+        Status::Misuse,
+        Status::Malformed,
+        Status::Denied,
+        Status::Gone,
+        Status::Unrestorable,
+        Status::System,
+    ];
+
+    /// The status with this code; `None` if there is none.
+    pub fn from_code(code: u8) -> Option<Status> {
+        Status::ALL.get(usize::from(code)).copied()
+    }
+}
+
 /// A result with [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -136,6 +155,14 @@ mod tests {
     fn the_outermost_operation_is_named_first() {
         let failed: Result<()> = Err(Errno::ENOENT).at(|| "open /x").at(|| "fd 3");
         assert_eq!(failed.unwrap_err().to_string(), "fd 3: open /x: No such file or directory");
+    }
+
+    #[test]
+    fn every_status_is_found_by_its_code() {
+        for status in Status::ALL {
+            assert_eq!(Status::from_code(status as u8), Some(status));
+        }
+        assert_eq!(Status::from_code(8), None);
     }
 
     #[test]

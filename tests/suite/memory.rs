@@ -53,7 +53,7 @@ fn a_restored_tree_fits_into_its_old_cgroup_but_not_with_policy_rlimit() {
     let restore = ["fdrestore", "--tree", "--placement", "rlimit", "-i", &file];
     let ran = pipeline(&[&within(&enter, &restore)]);
     let said = ran.said().to_owned();
-    let reason = ["for want of memory", "Cannot allocate memory"];
+    let reason = ["is out of memory", "Cannot allocate memory"];
     assert!(reason.iter().any(|reason| said.contains(reason)), "{said}");
     assert_eq!(ran.text(), "", "nothing is said to stand");
     ran.refuses(7, &["fdrestore: task "]).in_one_line();

@@ -7,7 +7,7 @@ use fdkit::error::{At, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::plan::RestoreOptions;
 use fdkit::sys::memory::map_sealed;
-use fdkit::tree::{self, Grown, Mode, Tree};
+use fdkit::tree::{self, Mode, RestoredTree, Tree};
 use nix::sys::wait::WaitStatus;
 use std::ffi::OsString;
 use std::fs::File;
@@ -34,7 +34,7 @@ pub(crate) fn restore(
     let dir = root.as_ref().map(AsFd::as_fd);
     let at = || ImageInput::new(args.image.as_ref()).to_string();
     let mut tree = Tree::new(image, options, dir, SessionRole::myself()?, args.dry_run).at(at)?;
-    tree::foresee(&mut tree, options, &mode, path.as_deref()).at(at)?;
+    tree::check_feasible(&mut tree, options, &mode, path.as_deref()).at(at)?;
     if args.dry_run {
         cli::text_stdout()?.write_all(crate::show::tree(&tree, options, args.json)?.as_bytes())?;
         tree.refuse(&mut |line| tool.warn(line))?;
@@ -44,23 +44,23 @@ pub(crate) fn restore(
     let source = map_sealed(spool.as_fd()).at(|| "map the image")?;
     drop(spool);
     let holds = !mode.respawn && mode.command.is_empty();
-    let mut ready = |grown: &Grown| {
-        grown.said.iter().for_each(|line| tool.warn(line));
-        if let (Some(rows), Some(format)) = (&grown.stats, &args.stats) {
-            std::io::stderr().write_all(crate::stats::text(rows, *format).as_bytes())?;
+    let mut ready = |restored: &RestoredTree| {
+        restored.warnings.iter().for_each(|line| tool.warn(line));
+        if let (Some(rows), Some(form)) = (&restored.stats, &args.stats) {
+            std::io::stderr().write_all(crate::stats::text(rows, *form).as_bytes())?;
         }
         if !holds {
             return Ok(());
         }
         let mut out = cli::text_stdout()?;
-        for (old, new) in &grown.pids {
+        for (old, new) in &restored.pids {
             writeln!(out, "{old} {new}")?;
         }
         out.flush()?;
         Ok(())
     };
     let root = root.zip(path);
-    match tree::grow(&tree, options, &mode, source, root, &mut ready)? {
+    match tree::restore(&tree, options, &mode, source, root, &mut ready)? {
         None => Ok(Status::Done.into()),
         Some(WaitStatus::Exited(_, status)) => Ok(ExitCode::from(status as u8).into()),
         Some(WaitStatus::Signaled(_, signal, _)) => Ok(ExitCode::from(128 + signal as u8).into()),

@@ -100,6 +100,20 @@ pub fn default_sigchld() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// Runs `child` in a forked process, which then ends. For tests, whose harness has threads: `child`
+/// must take no lock that another thread may hold; malloc(3) is there for it, fork(3) sees to that.
+#[cfg(test)]
+pub(crate) fn fork_in_test(child: impl FnOnce()) -> Pid {
+    // SAFETY: the child takes no lock of another thread, and ends before it returns from here.
+    match unsafe { nix::unistd::fork().unwrap() } {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            child();
+            end(0)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -113,7 +113,7 @@ impl Counter {
 
     /// Has this said once the count has ended.
     pub fn say(&self, text: &str) {
-        self.shared.say(0, text);
+        self.shared.push(0, 0, text.as_bytes(), 0);
     }
 
     /// Lets all go, and waits until they are: nothing of it is left.
@@ -137,7 +137,7 @@ impl Counter {
         } else {
             self.follow();
         }
-        let _ = nix::unistd::write(std::io::stderr(), self.shared.said(0).as_bytes());
+        let _ = nix::unistd::write(std::io::stderr(), self.shared.records(0).text().as_bytes());
         fork::end(0)
     }
 

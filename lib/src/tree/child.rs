@@ -1,44 +1,49 @@
-//! What a forked task does.
+//! A forked task, from the fork until it has a table of its own to restore, or shares one.
 
-use super::state::{BORN, Before, RESTORED, Services, TreeRestore};
+use super::barrier::Stage;
+use super::state::{Services, TableAtFork, TreeRestore};
 use crate::error::{At, Result};
-use crate::sys::credentials;
-use crate::sys::fork::{self};
+use crate::sys::{credentials, fork};
 use crate::table::fdstore::Store;
 use nix::sys::signal::{SigmaskHow, sigprocmask};
 use nix::unistd::{getpid, getppid};
 use std::convert::Infallible;
 
-impl TreeRestore<'_> {
-    /// What a process of the tree does; it returns only to fail.
-    pub(super) fn live(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
-        let nodes = &self.tree.shape.nodes[at];
-        self.shared.set(self.pid_cell(at), getpid().as_raw());
-        credentials::die_with_parent(true).at(|| "PR_SET_PDEATHSIG")?;
-        if getppid().as_raw() != self.parent(at) {
-            fork::end(1);
-        }
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None)?;
-        match nodes.owner == at {
-            true => self.own(at, before),
-            false => self.share(at, before),
-        }
+/// The whole of a task, as [`super::state::ChildMain`]. It returns only to fail.
+pub(super) fn child_main(
+    restore: &TreeRestore<'_>,
+    task: usize,
+    at_fork: TableAtFork<'_>,
+) -> Result<Infallible> {
+    restore.state.set_pid(task, getpid().as_raw());
+    credentials::die_with_parent(true).at(|| "PR_SET_PDEATHSIG")?;
+    // A parent that ended before sends no signal.
+    if getppid().as_raw() != restore.parent_pid(task) {
+        fork::end(1);
     }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&restore.signal_mask), None)?;
+    match restore.tree.shape.nodes[task].owner == task {
+        true => restore.restore_table(task, at_fork),
+        false => restore.share_table(task, at_fork),
+    }
+}
 
-    /// One that shares the table of another, who restores it.
-    pub(super) fn share(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
+impl TreeRestore<'_> {
+    /// Restores a task that shares the table of another task, which restores that table.
+    fn share_table(&self, task: usize, at_fork: TableAtFork<'_>) -> Result<Infallible> {
         let meter = self.meter();
-        let socket = before.services.store.map(|number| self.table.known(number));
+        let socket = at_fork.services.store.map(|number| self.table.known(number));
         let services = Services { store: socket, root: None };
-        let store = services.store(self.shared);
-        self.children(at, before.services, store.as_ref(), None)?;
-        self.arrive(at, BORN);
-        self.join(at)?;
-        self.foreground(at)?;
-        self.surround(at)?;
-        self.arrive(at, RESTORED);
-        self.reap_stand_ins(at);
-        self.put_down(at, &meter, store.as_ref().map_or(0, Store::messages));
-        self.go_on(at, &[])
+        let store = services.fdstore(self.state);
+        self.fork_children(task, at_fork.services, store.as_ref(), &mut |_| Ok(()))?;
+        self.state.arrive(task, Stage::Forked);
+        self.join_group(task)?;
+        self.set_foreground(task)?;
+        self.restore_attributes(task)?;
+        self.state.arrive(task, Stage::Restored);
+        self.reap_placeholder_leaders(task);
+        let messages = store.as_ref().map_or(0, Store::messages);
+        self.report_stats(task, &meter, messages);
+        self.run_or_hold(task, &[])
     }
 }

@@ -1,31 +1,31 @@
-//! What fdrestore itself does while a tree is restored: it fills the fdstore, forks the topmost
-//! tasks, waits at each stage, and then holds, follows the first task, or ends all.
+//! The coordinator: what fdrestore itself does while a tree is restored. It fills the fdstore, forks
+//! the topmost tasks, waits for all at each stage, and then holds the tree, follows the first task,
+//! or ends all of them.
 
 use super::Tree;
-use super::barrier::{enders, killed_for_memory};
-use super::credentials::ours;
-use super::report::Grown;
+use super::barrier::{Stage, Watcher, ending_signals};
+use super::child::child_main;
+use super::credentials::own_credentials;
+use super::jobs::CallerTerminal;
+use super::report::RestoredTree;
+use super::shape::ProcessGroup;
 use super::state::{
-    BORN, Before, FIXED, GONE_ON, LOCK, Mode, RESTORED, STAGE, STATS_CELLS, ServiceNumbers,
-    StatsPage, TreeRestore,
+    Mode, STATS_CELLS, ServiceNumbers, SharedState, StatsPage, TableAtFork, TreeRestore,
 };
-use crate::ctty;
 use crate::error::{At, Error, Result, Status};
-use crate::image::Task;
 use crate::placement::Placement;
 use crate::plan::RestoreOptions;
-use crate::sys::credentials;
-use crate::sys::fork::{self};
 use crate::sys::own_table::OwnTable;
 use crate::sys::shared_mem::SharedMem;
 use crate::sys::title::Title;
+use crate::sys::{credentials, fork};
 use crate::table::driver::TableRestore;
 use crate::table::fdstore::Store;
 use crate::table::own::Own;
 use crate::table::services::{close_others, raise_limit};
 use crate::table::source::Anew;
+use crate::table::stats::Meter;
 use crate::table::syscall_counter::Counter;
-use crate::terminal::Settings;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid};
@@ -33,47 +33,40 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How long we let those breathe who are to die.
-pub(super) const BREATH: Duration = Duration::from_millis(1);
+/// The interval at which killed processes are looked for.
+const KILL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Makes the processes of a tree. `source` is the image.
+/// Restores the processes of a tree. `source` is the image; `root` the directory below which its
+/// paths are, open and by name.
 ///
-/// `ready` is called when all stands and nothing has been let go yet. Then this process waits: for
-/// the end of all, or of the first if that runs a command, whose exit status is given. On failure
-/// nothing is left of any of them.
-pub fn grow(
+/// `ready` is called when all tasks are restored: those that hold are released by then, those that
+/// run programs wait for its return. Then this process waits: for the end of all tasks, or of the
+/// first if that runs a program, whose status is returned.
+///
+/// On failure no process of the tree is left. Fails with the status of the first task that failed,
+/// and with status 7 if one was killed, or if a signal ends fdrestore before.
+pub fn restore(
     tree: &Tree<'_>,
     options: &RestoreOptions,
     mode: &Mode,
     source: &[u8],
     root: Option<(OwnedFd, PathBuf)>,
-    ready: &mut dyn FnMut(&Grown) -> Result<()>,
+    ready: &mut dyn FnMut(&RestoredTree) -> Result<()>,
 ) -> Result<Option<WaitStatus>> {
-    let count = tree.image.tasks.len();
-    let cells = FIXED + 2 * count + tree.shape.leaderless.len();
-    let shared = SharedMem::new(cells, count + 1).at(|| "shared memory")?;
-    let index = |(at, task): (usize, &Task)| (task.pid, at);
-    let (root, path) = root.map_or((None, None), |(root, path)| (Some(root), Some(path)));
     let tasks = &tree.image.tasks;
+    let pids: Vec<i32> = tasks.iter().map(|task| task.pid).collect();
+    let by_pid = pids.iter().enumerate().map(|(task, pid)| (*pid, task)).collect();
+    let state = SharedState::new(pids, tree.shape.leaderless.len())?;
+    let (root, path) = root.map_or((None, None), |(root, path)| (Some(root), Some(path)));
     let highest = tree.tables.iter().flatten().filter_map(|plan| plan.steps.last());
     let highest = highest.map(|step| step.fd as u32).max();
-    let mut mask = SigSet::empty();
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited()), Some(&mut mask))?;
+    let mut signal_mask = SigSet::empty();
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited_signals()), Some(&mut signal_mask))?;
     fork::default_sigchld();
     credentials::become_subreaper().at(|| "PR_SET_CHILD_SUBREAPER")?;
-    let stats_page = match mode.stats {
-        true => {
-            let shared = SharedMem::new(STATS_CELLS * count, 0).at(|| "shared memory")?;
-            Some(StatsPage {
-                counter: Counter::start(count + tree.shape.leaderless.len())?,
-                shared,
-            })
-        }
-        false => None,
-    };
+    let stats = mode.stats.then(|| count_calls(tree)).transpose()?;
     let Some(table) = OwnTable::take() else {
         let why = "the descriptor table of this process was restored before";
         return Err(Error::new(Status::System, why));
@@ -84,133 +77,160 @@ pub fn grow(
         options,
         mode,
         source,
-        shared: &shared,
-        by_pid: tasks.iter().enumerate().map(index).collect(),
-        groups: tasks
-            .iter()
-            .zip(&tree.shape.nodes)
-            .map(|(task, nodes)| (task.pgid, nodes.group))
-            .fold(HashMap::new(), |mut groups, (pgid, group)| {
-                groups.entry(pgid).or_insert(group);
-                groups
-            }),
+        state: &state,
+        child_main,
+        by_pid,
+        groups: groups(tree),
         coordinator: (getpid(), getpgrp()),
         limits: raise_limit(highest)?,
-        mask,
-        credentials: ours()?,
+        signal_mask,
+        credentials: own_credentials()?,
         moved: RefCell::default(),
         title: Title::find(),
         root: path,
-        stats_page,
-        ended: RefCell::default(),
-        killed: killed_for_memory(),
+        stats,
     };
-    let joins = |at: usize| tasks[at].sid == tasks[at].pid && !tree.shape.nodes[at].leads_session;
-    let front = (0..count).any(joins) && ctty::is_foreground(restore.coordinator.1);
-    let terminal = || std::fs::File::open("/dev/tty").ok();
-    let settings = front.then(terminal).flatten().and_then(|it| Settings::read(it).ok());
-    let outcome = restore.lead(root, ready);
+    let coordinator =
+        Coordinator { restore: &restore, watcher: Watcher::new(&state), ended: RefCell::default() };
+    let terminal = CallerTerminal::lent_to(&restore);
+    let outcome = coordinator.coordinate(root, ready);
     if outcome.is_err() {
-        restore.end_all();
+        coordinator.end_all();
     }
-    // Programs that were part of our session had our terminal.
-    if front {
-        if !ctty::is_foreground(restore.coordinator.1) {
-            let _ = ctty::set_foreground(restore.coordinator.1);
-        }
-        if let (Some(settings), Some(terminal)) = (settings, terminal()) {
-            let _ = settings.apply(terminal.as_fd(), false);
-        }
+    if let Some(terminal) = terminal {
+        terminal.take_back();
     }
     outcome
 }
 
-impl TreeRestore<'_> {
-    /// What fdrestore itself does.
-    pub(super) fn lead(
+/// The process group by its id in the image.
+fn groups(tree: &Tree<'_>) -> HashMap<i32, ProcessGroup> {
+    let mut groups = HashMap::new();
+    for (task, node) in tree.image.tasks.iter().zip(&tree.shape.nodes) {
+        groups.entry(task.pgid).or_insert(node.group);
+    }
+    groups
+}
+
+/// Begins to count the system calls of all processes.
+fn count_calls(tree: &Tree<'_>) -> Result<StatsPage> {
+    let count = tree.image.tasks.len();
+    let shared = SharedMem::new(STATS_CELLS * count, 0).at(|| "shared memory")?;
+    let counter = Counter::start(count + tree.shape.leaderless.len())?;
+    Ok(StatsPage { counter, shared })
+}
+
+/// fdrestore during the restore of a tree.
+struct Coordinator<'a> {
+    restore: &'a TreeRestore<'a>,
+    watcher: Watcher<'a>,
+    /// Process ids that were waited for, and may be those of other processes by now.
+    ended: RefCell<HashSet<i32>>,
+}
+
+impl Coordinator<'_> {
+    fn coordinate(
         &self,
         root: Option<OwnedFd>,
-        ready: &mut dyn FnMut(&Grown) -> Result<()>,
+        ready: &mut dyn FnMut(&RestoredTree) -> Result<()>,
     ) -> Result<Option<WaitStatus>> {
-        let tree = self.tree;
-        let meter = self.meter();
-        let mut store = Store::new((self.shared, LOCK))?;
+        let (restore, state) = (self.restore, self.restore.state);
+        let tree = restore.tree;
+        let meter = restore.meter();
         let dir = root.as_ref().map(AsFd::as_fd);
-        let cx = tree.store_plan.context(self.source, self, dir, self.options.changed);
-        // Where descriptors are in fdrestore does not matter: they stay where they come.
-        let mut own = Own::new(&self.table, Placement::Late, None);
+        let mut store = Store::new(state.store_lock())?;
+        let cx = tree.store_plan.context(restore.source, restore, dir, restore.options.changed);
+        // The numbers of descriptors in fdrestore do not matter: they stay where they come.
+        let mut own = Own::new(&restore.table, Placement::Late, None);
         let mut anew = Anew;
-        let mut common = TableRestore::new(&tree.store_plan, self.options, cx, &mut anew, None);
-        self.stock(&mut store, &mut common, &mut own, false)?;
-        self.moved.replace(common.cx.moved.clone());
+        let mut shared = TableRestore::new(&tree.store_plan, restore.options, cx, &mut anew, None);
+        restore.fill_store(&mut store, &mut shared, &mut own, false)?;
+        restore.moved.replace(shared.cx.moved.clone());
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let services = ServiceNumbers { store: Some(number(store.as_fd())), root: dir.map(number) };
-        // What our caller left open would make the tables of all larger.
+        // What our caller left open would make the tables of all tasks larger.
         let mut keep = vec![0, 1, 2];
         keep.extend(services.all());
         keep.sort_unstable();
-        close_others(&self.table, &keep)?;
-        let ours = OomGuard::children();
-        for &at in tree.shape.order.iter().filter(|&&at| tree.shape.nodes[at].forker.is_none()) {
-            self.make(at, Before { services, stands: &[0, 1, 2] })?;
-        }
-        let usual = ours.end();
-        self.wait_for(BORN)?;
-        self.stock(&mut store, &mut common, &mut own, true)?;
-        let mut said = std::mem::take(&mut common.cx.warnings);
-        said.extend(self.stats_page.as_ref().and_then(|stats_page| stats_page.counter.why_not()));
+        close_others(&restore.table, &keep)?;
+        let usual_score = self.fork_topmost(services)?;
+        self.watcher.wait_for(Stage::Forked)?;
+        restore.fill_store(&mut store, &mut shared, &mut own, true)?;
+        let mut warnings = std::mem::take(&mut shared.cx.warnings);
+        warnings.extend(restore.stats.as_ref().and_then(|stats| stats.counter.why_not()));
         let messages = store.messages();
-        drop(common);
+        drop(shared);
         drop(store);
         drop(root);
-        self.shared.set(STAGE, BORN);
-        self.wait_for(RESTORED)?;
-        if let Some(usual) = usual {
-            for at in 0..tree.image.tasks.len() {
-                let pid = self.pid(at);
-                if let Err(why) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), &usual) {
-                    let pid = tree.image.tasks[at].pid;
-                    said.push(format!(
-                        "task {pid}: it is the first to be killed for memory: {why}"
-                    ));
-                }
-            }
-        }
-        for (at, task) in tree.image.tasks.iter().enumerate() {
-            let lines = self.shared.said(at);
-            said.extend(lines.lines().map(|line| format!("task {}: {line}", task.pid)));
-        }
-        let pids = tree.image.tasks.iter().enumerate().map(|(at, task)| (task.pid, self.pid(at)));
-        let mut grown = Grown { pids: pids.collect(), said, stats: None };
-        if let Some(stats_page) = &self.stats_page {
-            self.shared.set(STAGE, RESTORED);
-            self.wait_for(GONE_ON)?;
-            grown.stats = Some(self.stats(stats_page, messages, meter.calls())?);
-            stats_page.counter.end();
-        }
-        if self.mode.holds() {
-            self.shared.set(STAGE, RESTORED);
-            self.wait_for(GONE_ON)?;
-            ready(&grown)?;
-            return self.hold();
-        }
-        ready(&grown)?;
-        self.shared.set(STAGE, GONE_ON);
-        self.follow(Pid::from_raw(self.pid(tree.shape.order[0]))).map(Some)
+        state.release(Stage::Forked);
+        self.watcher.wait_for(Stage::Restored)?;
+        warnings.extend(usual_score.iter().flat_map(|score| self.restore_oom_scores(score)));
+        warnings.extend(state.warnings());
+        let pids = tree.image.tasks.iter().enumerate();
+        let pids = pids.map(|(at, task)| (task.pid, state.pid(at))).collect();
+        let restored = RestoredTree { pids, warnings, stats: None };
+        self.finish(restored, messages, &meter, ready)
     }
 
-    /// Ends all processes of the tree, and waits until nothing is left of them.
-    pub(super) fn end_all(&self) {
-        let leaderless = 0..self.tree.shape.leaderless.len();
-        let cells = self.tree.shape.order.iter().map(|&at| self.pid_cell(at));
-        let cells: Vec<usize> = cells.chain(leaderless.map(|at| self.orphan_cell(at))).collect();
+    /// Releases the tasks, and waits for them.
+    fn finish(
+        &self,
+        mut restored: RestoredTree,
+        messages: u32,
+        meter: &Meter<'_>,
+        ready: &mut dyn FnMut(&RestoredTree) -> Result<()>,
+    ) -> Result<Option<WaitStatus>> {
+        let (restore, state) = (self.restore, self.restore.state);
+        if restore.mode.holds() || restore.stats.is_some() {
+            state.release(Stage::Restored);
+            self.watcher.wait_for(Stage::Released)?;
+        }
+        if let Some(stats) = &restore.stats {
+            restored.stats = Some(restore.collect_stats(stats, messages, meter.calls())?);
+            stats.counter.end();
+        }
+        ready(&restored)?;
+        if restore.mode.holds() {
+            return self.hold();
+        }
+        state.release(Stage::Released);
+        let first = restore.tree.shape.order[0];
+        self.follow(Pid::from_raw(state.pid(first))).map(Some)
+    }
+
+    /// Forks the tasks whose parent is not in the image. Until the restore is complete, the kernel
+    /// kills the tasks before fdrestore for lack of memory, so that fdrestore is there to say so
+    /// and to end the rest. Returns the usual score, if it could be changed.
+    fn fork_topmost(&self, services: ServiceNumbers) -> Result<Option<String>> {
+        let shape = &self.restore.tree.shape;
+        let raised = OomScore::raise();
+        for &task in shape.order.iter().filter(|&&task| shape.nodes[task].forker.is_none()) {
+            self.restore.fork_task(task, TableAtFork { services, numbers: &[0, 1, 2] })?;
+        }
+        Ok(raised.lower())
+    }
+
+    /// Gives all tasks the usual score; returns a warning for each that keeps the raised one.
+    fn restore_oom_scores(&self, score: &str) -> Vec<String> {
+        let state = self.restore.state;
+        let lower = |task: usize| {
+            let path = format!("/proc/{}/oom_score_adj", state.pid(task));
+            let why = std::fs::write(path, score).err()?;
+            let risk = "it is the first to be killed for lack of memory: oom_score_adj";
+            Some(format!("{}: {risk}: {why}", state.name(task)))
+        };
+        (0..state.count()).filter_map(lower).collect()
+    }
+
+    /// Kills all processes of the tree, and waits until none is left.
+    fn end_all(&self) {
+        let state = self.restore.state;
         let mut ended = self.ended.borrow_mut();
         let mut killed: HashSet<i32> = HashSet::new();
-        // Orphans come to us, so that in the end all are our children. Who was just being made has
-        // its cell soon, or dies with its maker.
+        // Orphans become our children, so that in the end all are. A process that is just being
+        // forked has its cell soon, or dies with its forker.
         loop {
-            let living = cells.iter().map(|&cell| self.shared.cell(cell).load(Ordering::Acquire));
-            for pid in living.filter(|pid| *pid > 0 && !ended.contains(pid)) {
+            for pid in state.pids().filter(|pid| !ended.contains(pid)) {
                 if killed.insert(pid) {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 }
@@ -222,16 +242,16 @@ impl TreeRestore<'_> {
                     Err(_) => return,
                 }
             }
-            std::thread::sleep(BREATH);
+            std::thread::sleep(KILL_INTERVAL);
         }
     }
 
-    /// Waits for the end of all, or for a signal that ends us and them.
-    pub(super) fn hold(&self) -> Result<Option<WaitStatus>> {
-        let order = &self.tree.shape.order;
-        let mut left: HashSet<i32> = order.iter().map(|&at| self.pid(at)).collect();
+    /// Waits for the end of all tasks, or for a signal that ends fdrestore and all of them.
+    fn hold(&self) -> Result<Option<WaitStatus>> {
+        let state = self.restore.state;
+        let mut left: HashSet<i32> = (0..state.count()).map(|task| state.pid(task)).collect();
         while !left.is_empty() {
-            match awaited().wait()? {
+            match awaited_signals().wait()? {
                 Signal::SIGCHLD => {
                     while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                         let Some(pid) = ended.pid() else { break };
@@ -241,17 +261,18 @@ impl TreeRestore<'_> {
                 }
                 signal => {
                     self.end_all();
-                    return Ok(Some(WaitStatus::Signaled(self.coordinator.0, signal, false)));
+                    let own = self.restore.coordinator.0;
+                    return Ok(Some(WaitStatus::Signaled(own, signal, false)));
                 }
             }
         }
         Ok(None)
     }
 
-    /// Waits for one task, and passes on what signals come to us.
-    pub(super) fn follow(&self, first: Pid) -> Result<WaitStatus> {
+    /// Waits for the end of the first task, and passes on the signals that end fdrestore.
+    fn follow(&self, first: Pid) -> Result<WaitStatus> {
         loop {
-            match awaited().wait()? {
+            match awaited_signals().wait()? {
                 Signal::SIGCHLD => {
                     while let Ok(ended) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                         match ended.pid() {
@@ -267,38 +288,40 @@ impl TreeRestore<'_> {
     }
 }
 
-/// The signals that we wait for.
-pub(super) fn awaited() -> SigSet {
-    let mut all = enders();
+/// The signals that the coordinator waits for.
+fn awaited_signals() -> SigSet {
+    let mut all = ending_signals();
     all.add(Signal::SIGCHLD);
     all
 }
 
-/// As long as it is there, what this process makes is what the kernel kills first for want of
-/// memory: somebody must be left to say so, and to end the rest (proc(5), oom_score_adj).
-pub(super) struct OomGuard(Option<String>);
+/// The OOM score adjustment of this process, inherited by its children: proc_pid_oom_score_adj(5).
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+/// The highest adjustment: killed first.
+const HIGHEST_ADJ: &str = "1000";
 
-pub(super) const ADJUST: &str = "/proc/self/oom_score_adj";
+/// The OOM score adjustment, raised for the children that this process forks meanwhile.
+struct OomScore(Option<String>);
 
-impl OomGuard {
-    pub(super) fn children() -> OomGuard {
-        let usual = std::fs::read_to_string(ADJUST).ok();
-        // Without it all goes on as well.
-        OomGuard(usual.filter(|_| std::fs::write(ADJUST, "1000").is_ok()))
+impl OomScore {
+    fn raise() -> OomScore {
+        let usual = std::fs::read_to_string(OOM_SCORE_ADJ).ok();
+        // Without it the restore goes on as well.
+        OomScore(usual.filter(|_| std::fs::write(OOM_SCORE_ADJ, HIGHEST_ADJ).is_ok()))
     }
 
-    /// What is usual, for those that were made meanwhile.
-    pub(super) fn end(mut self) -> Option<String> {
+    /// Lowers it to the usual one, which is returned if there is anything to lower.
+    fn lower(mut self) -> Option<String> {
         let usual = self.0.take()?;
-        let _ = std::fs::write(ADJUST, &usual);
+        let _ = std::fs::write(OOM_SCORE_ADJ, &usual);
         Some(usual)
     }
 }
 
-impl Drop for OomGuard {
+impl Drop for OomScore {
     fn drop(&mut self) {
         if let Some(usual) = self.0.take() {
-            let _ = std::fs::write(ADJUST, usual);
+            let _ = std::fs::write(OOM_SCORE_ADJ, usual);
         }
     }
 }

@@ -1,36 +1,55 @@
-//! Job control: sessions, process groups, controlling terminals, the foreground group.
+//! Job control: sessions, process groups, controlling terminals, foreground groups; see
+//! credentials(7) and the chapter on job control of POSIX.
 
 use super::shape::ProcessGroup;
-use super::state::{GONE, ServiceNumbers, TreeRestore};
+use super::state::{ServiceNumbers, TreeRestore};
 use crate::ctty;
 use crate::error::{At, Result};
 use crate::image::Terminal;
 use crate::kind::context::{CttyPlan, PidMap};
 use crate::sys;
 use crate::table::fdstore::Store;
+use crate::terminal::Settings;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, setpgid, setsid};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 
 impl TreeRestore<'_> {
-    /// Becomes the leader of a new session, and takes its controlling terminal.
-    pub(super) fn leave_session(
+    /// Makes this process the leader of a process group, if the task led one. setsid(2) does so for
+    /// a session leader.
+    pub(super) fn lead_group(&self, task: usize) -> Result<()> {
+        let node = &self.tree.shape.nodes[task];
+        if node.group != ProcessGroup::Own || node.leads_session {
+            return Ok(());
+        }
+        setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")
+    }
+
+    /// Moves this process into the process group of its task, once that group's leader is there.
+    pub(super) fn join_group(&self, task: usize) -> Result<()> {
+        let node = &self.tree.shape.nodes[task];
+        if node.group == ProcessGroup::Own {
+            return Ok(());
+        }
+        let group = Pid::from_raw(self.group_id(node.group));
+        setpgid(Pid::from_raw(0), group).at(|| "setpgid")
+    }
+
+    /// Makes this process the leader of a new session, and gives it its controlling terminal. A
+    /// terminal that cannot be had is a warning.
+    pub(super) fn lead_session(
         &self,
-        at: usize,
+        task: usize,
         services: ServiceNumbers,
         store: Option<&Store<'_>>,
     ) -> Result<()> {
         setsid().at(|| "setsid")?;
-        let owner = self.tree.shape.nodes[at].owner;
-        let plan = self.tree.tables[owner].as_ref().ok_or(Errno::EBADF)?;
-        let task = &self.tree.image.tasks[at];
-        let Some(old) = &task.terminal else { return Ok(()) };
-        let name = crate::terminal::name(sys::tty::numbers(old.device));
+        let Some(old) = &self.tree.image.tasks[task].terminal else { return Ok(()) };
         let steal = self.options.steal;
-        let taken = match (&self.tree.ctty_plans[at], self.tree.ctty_messages[at]) {
+        let taken = match (&self.tree.ctty_plans[task], self.tree.ctty_messages[task]) {
             (_, Some((message, place))) => {
                 let store = store.ok_or(Errno::EBADF)?;
                 let count = self.tree.messages[message as usize].files.len();
@@ -38,76 +57,72 @@ impl TreeRestore<'_> {
                 ctty::seize(fds[place].as_fd(), steal)
             }
             (CttyPlan::FromPath(path), _) => {
+                let owner = self.tree.shape.nodes[task].owner;
+                let plan = self.tree.tables[owner].as_ref().ok_or(Errno::EBADF)?;
                 let root = services.root.map(|number| self.table.known(number));
                 let root = root.as_ref().map(AsFd::as_fd);
                 let cx = plan.context(self.source, self, root, self.options.changed);
                 ctty::open(path, old.device, &cx).and_then(|fd| ctty::seize(fd.as_fd(), steal))
             }
             (CttyPlan::Unavailable(why), _) => {
-                self.shared.say(at, why);
+                self.state.warn(task, why);
                 return Ok(());
             }
             _ => return Ok(()),
         };
         if let Err(why) = taken {
-            self.shared
-                .say(at, &format!("{name}, its controlling terminal, is not its own: {why}"));
+            let name = terminal_name(old);
+            let line = format!("it does not get its controlling terminal {name}: {why}");
+            self.state.warn(task, &line);
         }
         Ok(())
     }
 
-    /// Joins its process group.
-    pub(super) fn join(&self, at: usize) -> Result<()> {
-        let nodes = &self.tree.shape.nodes[at];
-        if nodes.group == ProcessGroup::Own {
-            return Ok(());
-        }
-        setpgid(Pid::from_raw(0), Pid::from_raw(self.leader(nodes.group))).at(|| "setpgid")
+    /// The controlling terminal of a task that led its session, if the session has one again.
+    fn session_terminal(&self, task: usize) -> Option<&Terminal> {
+        let record = &self.tree.image.tasks[task];
+        let has = !matches!(self.tree.ctty_plans[task], CttyPlan::None | CttyPlan::Unavailable(_));
+        record.terminal.as_ref().filter(|_| has && record.sid == record.pid)
     }
 
-    /// The controlling terminal that it had, if it led its session and has one again.
-    pub(super) fn governs(&self, at: usize) -> Option<&Terminal> {
-        let task = &self.tree.image.tasks[at];
-        let has = !matches!(self.tree.ctty_plans[at], CttyPlan::None | CttyPlan::Unavailable(_));
-        task.terminal.as_ref().filter(|_| has && task.sid == task.pid)
-    }
-
-    /// Puts the foreground group of its session's terminal back, if it leads that and has one. Ours
-    /// is given only to a program, and if it is ours to give.
-    pub(super) fn foreground(&self, at: usize) -> Result<()> {
-        let Some(old) = self.governs(at) else { return Ok(()) };
-        let joins = !self.tree.shape.nodes[at].leads_session;
-        if joins && (self.mode.holds() || !ctty::is_foreground(self.coordinator.1)) {
+    /// Restores the foreground process group of the terminal of a task's session, if the task led
+    /// that session. The terminal of fdrestore's own session is given only to a program, and only
+    /// by a fdrestore in the foreground.
+    pub(super) fn set_foreground(&self, task: usize) -> Result<()> {
+        let Some(old) = self.session_terminal(task) else { return Ok(()) };
+        let in_our_session = !self.tree.shape.nodes[task].leads_session;
+        if in_our_session && (self.mode.holds() || !ctty::is_foreground(self.coordinator.1)) {
             return Ok(());
         }
-        let name = crate::terminal::name(sys::tty::numbers(old.device));
+        let name = terminal_name(old);
         match self.group(old.foreground) {
             // The group of a job that has ended is gone as well.
-            None if old.foreground <= 0 && !joins => Ok(()),
-            None if joins => ctty::set_foreground(getpgrp()),
+            None if old.foreground <= 0 && !in_our_session => Ok(()),
+            None if in_our_session => ctty::set_foreground(getpgrp()),
             None => {
-                let line =
-                    format!("{name}: its foreground group {} is not restored", old.foreground);
-                self.shared.say(at, &line);
+                let group = old.foreground;
+                let line = format!("{name}: its foreground group {group} is not in the image");
+                self.state.warn(task, &line);
                 Ok(())
             }
             Some(group) => {
                 if let Err(why) = ctty::set_foreground(Pid::from_raw(group)) {
-                    self.shared.say(at, &format!("{name}: {why}"));
+                    self.state.warn(task, &format!("{name}: {why}"));
                 }
                 Ok(())
             }
         }
     }
 
-    /// Waits for the job that is in the foreground of its session's terminal, if it leads that and
-    /// the job is its child's, until that has ended or is stopped, and takes the terminal back. One
-    /// that only holds would never end.
+    /// Waits until the job in the foreground of the session's terminal has ended or is stopped, and
+    /// takes the terminal back, if the task led the session and the job is its child's. A job that
+    /// only holds descriptors is not waited for: it would never end.
     ///
-    /// So does a shell, and a new one knows of no job: it would find itself in the background, where
-    /// it can neither read nor, being nobody's job itself, be stopped.
-    pub(super) fn await_job(&self, at: usize) -> Result<()> {
-        let Some(old) = self.governs(at).filter(|_| self.mode.respawn) else { return Ok(()) };
+    /// A shell does the same for its jobs, but a new shell knows of none: it would find itself in the
+    /// background, where it cannot read, and where nobody would continue it.
+    pub(super) fn await_foreground_job(&self, task: usize) -> Result<()> {
+        let terminal = self.session_terminal(task).filter(|_| self.mode.respawn);
+        let Some(old) = terminal else { return Ok(()) };
         let job = self.group(old.foreground).map(Pid::from_raw);
         let Some(job) = job.filter(|job| *job != getpgrp()) else { return Ok(()) };
         let mut is_ours = false;
@@ -123,18 +138,52 @@ impl TreeRestore<'_> {
         ctty::set_foreground(getpgrp())
     }
 
-    /// Stops this process, once what stood in for the leader of its group is gone: its end may
-    /// orphan the group, and then the kernel ends those in it that are stopped (SIGHUP, setpgid(2)).
-    pub(super) fn stop(&self, at: usize) -> Result<()> {
-        if let ProcessGroup::Leaderless(group_index) = self.tree.shape.nodes[at].group {
-            let cell = self.orphan_cell(group_index);
-            loop {
-                match self.shared.cell(cell).load(Ordering::Acquire) {
-                    GONE => break,
-                    pid => self.shared.wait(cell, pid, None),
-                }
-            }
+    /// Stops this process, as its task was stopped, once the placeholder leader of its group has
+    /// ended: that end may orphan the group, and the kernel sends SIGHUP to the stopped members of a
+    /// newly orphaned group (setpgid(2)).
+    pub(super) fn stop(&self, task: usize) -> Result<()> {
+        if let ProcessGroup::Leaderless(group) = self.tree.shape.nodes[task].group {
+            self.state.await_placeholder_end(group);
         }
         Ok(kill(getpid(), Signal::SIGSTOP)?)
+    }
+
+    /// True if a task that led a session joins that of fdrestore, whose terminal it had.
+    fn shares_our_terminal(&self) -> bool {
+        let tasks = self.tree.image.tasks.iter().zip(&self.tree.shape.nodes);
+        tasks.into_iter().any(|(task, node)| task.sid == task.pid && !node.leads_session)
+    }
+}
+
+fn terminal_name(terminal: &Terminal) -> String {
+    crate::terminal::name(sys::tty::numbers(terminal.device))
+}
+
+/// The controlling terminal of fdrestore while tasks may have it: its settings and foreground group
+/// are put back at the end.
+pub(super) struct CallerTerminal {
+    group: Pid,
+    settings: Option<Settings>,
+}
+
+impl CallerTerminal {
+    /// The terminal, if fdrestore is in its foreground and tasks join its session.
+    pub(super) fn lent_to(restore: &TreeRestore<'_>) -> Option<CallerTerminal> {
+        let group = restore.coordinator.1;
+        if !restore.shares_our_terminal() || !ctty::is_foreground(group) {
+            return None;
+        }
+        let settings = File::open("/dev/tty").ok().and_then(|tty| Settings::read(tty).ok());
+        Some(CallerTerminal { group, settings })
+    }
+
+    /// Takes the foreground and puts the settings back, as far as the terminal is still there.
+    pub(super) fn take_back(self) {
+        if !ctty::is_foreground(self.group) {
+            let _ = ctty::set_foreground(self.group);
+        }
+        if let (Some(settings), Ok(terminal)) = (self.settings, File::open("/dev/tty")) {
+            let _ = settings.apply(terminal.as_fd(), false);
+        }
     }
 }

@@ -31,11 +31,11 @@ mod terminals;
 #[cfg(test)]
 mod testing;
 
-pub use coordinator::grow;
-pub use feasible::foresee;
+pub use coordinator::restore;
+pub use feasible::check_feasible;
 pub use layout::StoreMessage;
 pub use operations::{TreeOperations, operations};
-pub use report::Grown;
+pub use report::RestoredTree;
 pub use shape::{LeaderlessGroup, Node, ProcessGroup, Shape};
 pub use state::Mode;
 

@@ -1,140 +1,140 @@
-//! Forking the tasks and the placeholder leaders of groups, in order.
+//! Forking: the tasks, each as soon as the descriptors that it inherits are in place, and the
+//! placeholder leaders of groups whose leader is gone.
 
+use super::barrier::Stage;
 use super::layout::numbers_at_fork;
-use super::shape::ProcessGroup;
-use super::state::{Before, GONE, RESTORED, ServiceNumbers, TreeRestore};
+use super::state::{ServiceNumbers, TableAtFork, TreeRestore};
 use crate::error::{At, Error, Result, Status};
 use crate::sys::credentials;
 use crate::sys::fork::{self, CloneArgs};
-use crate::table::driver::TableRestore;
-use crate::table::executor::Executor;
 use crate::table::fdstore::Store;
-use crate::table::own::Own;
 use crate::table::services::close_others;
 use nix::errno::Errno;
 use nix::sys::signal::killpg;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, getppid, setpgid};
 use std::os::fd::RawFd;
-use std::sync::atomic::Ordering;
 
 impl TreeRestore<'_> {
-    /// Makes a child that is to be a task, of a table with this in it.
-    pub(super) fn make(&self, at: usize, before: Before<'_>) -> Result<()> {
-        let nodes = &self.tree.shape.nodes[at];
-        let pid = self.tree.image.tasks[at].pid;
-        let how = CloneArgs {
-            share_table: nodes.owner != at,
-            sibling: nodes.forker != nodes.parent,
+    /// Forks a task from this process, whose table is `at_fork`.
+    ///
+    /// Fails with status 6 if the process id that it must have is taken, with 4 if this process may
+    /// not choose one.
+    pub(super) fn fork_task(&self, task: usize, at_fork: TableAtFork<'_>) -> Result<()> {
+        let node = &self.tree.shape.nodes[task];
+        let pid = self.state.image_pids[task];
+        let args = CloneArgs {
+            share_table: node.owner != task,
+            sibling: node.forker != node.parent,
             pid: if self.mode.same_pids { pid } else { 0 },
         };
-        let made = fork::clone3(how).map_err(|errno| match errno {
+        let forked = fork::clone3(args).map_err(|errno| match errno {
             Errno::EEXIST => Error::unrestorable("its process id is taken").at("--same-pids"),
-            Errno::EPERM => no_choice(),
+            Errno::EPERM => may_not_choose_pid(),
             errno => Error::from(errno).at("clone3"),
         });
-        match made.at(|| format!("task {pid}"))? {
-            // It says so itself as well, but it may be killed before it does.
-            Some(child) => self.shared.set(self.pid_cell(at), child.as_raw()),
+        match forked.at(|| self.state.name(task))? {
+            // The child sets it as well, but may be killed before it does.
+            Some(child) => self.state.set_pid(task, child.as_raw()),
             None => {
-                let Err(why) = self.live(at, before);
-                self.fail(at, &why)
+                let Err(why) = (self.child_main)(self, task, at_fork);
+                self.exit_failed(task, &why)
             }
         }
         Ok(())
     }
 
-    /// Makes its children: each as soon as what it is born with stands. Between those of the old
-    /// session and those of the new one it leaves the old.
-    pub(super) fn children(
+    /// Forks the children of a task, in their order. A task that leads its session calls setsid(2)
+    /// between the children of the old session and those of the new one.
+    ///
+    /// `place` makes the descriptors that children inherit, up to a highest number.
+    pub(super) fn fork_children(
         &self,
-        at: usize,
+        task: usize,
         services: ServiceNumbers,
         store: Option<&Store<'_>>,
-        mut restore: Option<(&mut TableRestore<'_, '_>, &mut Own<'_>)>,
+        place: &mut dyn FnMut(Option<RawFd>) -> Result<()>,
     ) -> Result<()> {
-        let nodes = &self.tree.shape.nodes[at];
-        let plan = self.tree.tables[nodes.owner].as_ref().ok_or(Errno::EBADF)?;
-        if nodes.group == ProcessGroup::Own && !nodes.leads_session {
-            setpgid(Pid::from_raw(0), Pid::from_raw(0)).at(|| "setpgid")?;
-        }
-        let mut leaves = nodes.leads_session;
-        let mut made: Option<Option<RawFd>> = None;
-        let mut stands: Vec<RawFd> = Vec::new();
-        for &child in &nodes.forks {
-            if leaves && !self.tree.shape.nodes[child].before_setsid {
-                leaves = false;
-                self.leave_session(at, services, store)?;
+        let node = &self.tree.shape.nodes[task];
+        let plan = self.tree.tables[node.owner].as_ref().ok_or(Errno::EBADF)?;
+        self.lead_group(task)?;
+        let mut in_old_session = node.leads_session;
+        let mut placed: Option<Option<RawFd>> = None;
+        let mut numbers: Vec<RawFd> = Vec::new();
+        for &child in &node.forks {
+            if in_old_session && !self.tree.shape.nodes[child].before_setsid {
+                in_old_session = false;
+                self.lead_session(task, services, store)?;
             }
-            let reached = self.tree.placed_at_fork[child];
-            if made != Some(reached) {
-                made = Some(reached);
-                if let Some((restore, own)) = restore.as_mut() {
-                    restore.make(|step| step.passed && Some(step.fd) <= reached, *own)?;
-                    own.release()?;
-                }
-                stands = numbers_at_fork(&plan.steps, reached);
+            let highest = self.tree.placed_at_fork[child];
+            if placed != Some(highest) {
+                placed = Some(highest);
+                place(highest)?;
+                numbers = numbers_at_fork(&plan.steps, highest);
             }
-            self.make(child, Before { services, stands: &stands })?;
+            self.fork_task(child, TableAtFork { services, numbers: &numbers })?;
         }
-        if leaves {
-            self.leave_session(at, services, store)?;
+        if in_old_session {
+            self.lead_session(task, services, store)?;
         }
-        for (index, group_index) in self.tree.shape.leaderless.iter().enumerate() {
-            if group_index.first == at {
-                self.stand_in(index)?;
+        for (group, leaderless) in self.tree.shape.leaderless.iter().enumerate() {
+            if leaderless.first == task {
+                self.fork_placeholder_leader(group)?;
             }
         }
         Ok(())
     }
 
-    /// Makes the process that leads a group whose leader is gone, until all have joined it.
-    pub(super) fn stand_in(&self, group_index: usize) -> Result<()> {
-        let cell = self.orphan_cell(group_index);
-        // The id of a group outlives its leader; if that was no task it may be another's by now.
-        let old = self.tree.shape.leaderless[group_index].pgid;
-        let pid = if self.mode.same_pids && !is_taken(old) { old } else { 0 };
-        let made = match fork::clone3(CloneArgs { pid, ..CloneArgs::default() }) {
-            Err(Errno::EEXIST) => fork::clone3(CloneArgs::default()),
-            made => made,
+    /// Forks the process that leads a group until all members have joined it: a group lasts as long
+    /// as any member, but only its leader can begin it (setpgid(2)).
+    fn fork_placeholder_leader(&self, group: usize) -> Result<()> {
+        let leaderless = &self.tree.shape.leaderless[group];
+        // If the old leader was no task of the image, its process id may be another's by now.
+        let pid = match self.mode.same_pids && !is_taken(leaderless.pgid) {
+            true => leaderless.pgid,
+            false => 0,
         };
-        match made.at(|| "clone3")? {
+        let forked = match fork::clone3(CloneArgs { pid, ..CloneArgs::default() }) {
+            Err(Errno::EEXIST) => fork::clone3(CloneArgs::default()),
+            forked => forked,
+        };
+        match forked.at(|| "clone3")? {
             Some(child) => {
                 setpgid(child, child).at(|| "setpgid")?;
-                self.shared.set(cell, child.as_raw());
+                self.state.set_placeholder(group, child.as_raw());
                 Ok(())
             }
             None => {
                 let _ = credentials::die_with_parent(true);
-                if getppid().as_raw() != self.pid(self.tree.shape.leaderless[group_index].first) {
+                if getppid().as_raw() != self.state.pid(leaderless.first) {
                     fork::end(1);
                 }
                 let _ = close_others(&self.table, &[]);
-                self.await_stage(RESTORED);
+                self.state.await_release(Stage::Restored);
                 fork::end(0)
             }
         }
     }
 
-    pub(super) fn reap_stand_ins(&self, at: usize) {
-        for (index, group_index) in self.tree.shape.leaderless.iter().enumerate() {
-            if group_index.first == at {
-                let cell = self.orphan_cell(index);
-                let pid = self.shared.cell(cell).load(Ordering::Acquire);
-                let _ = waitpid(Pid::from_raw(pid), None);
-                self.shared.set(cell, GONE);
+    /// Waits for the placeholder leaders that a task has forked, all of whose groups are complete.
+    pub(super) fn reap_placeholder_leaders(&self, task: usize) {
+        for (group, leaderless) in self.tree.shape.leaderless.iter().enumerate() {
+            if leaderless.first == task {
+                let _ = waitpid(Pid::from_raw(self.state.placeholder(group)), None);
+                self.state.set_placeholder_ended(group);
             }
         }
     }
 }
 
-/// Why we cannot choose a process id.
-pub(super) fn no_choice() -> Error {
-    let why = "it takes CAP_CHECKPOINT_RESTORE, or CAP_SYS_ADMIN";
+/// The refusal of a process that may not choose process ids.
+pub(super) fn may_not_choose_pid() -> Error {
+    let why = "choosing process ids takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN: run it as root, \
+               or leave the option out";
     Error::new(Status::Denied, why).at("--same-pids")
 }
 
-/// Whether a process or a group has this id: that of a group is taken without its leader too.
+/// True if a process or a process group has this id: a group keeps it after its leader has ended.
 pub(super) fn is_taken(pid: i32) -> bool {
     crate::proc::Stat::of(pid).is_some() || killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }

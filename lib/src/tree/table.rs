@@ -1,8 +1,9 @@
-//! Restoring the table of a task, and filling the fdstore.
+//! Restoring the table of a task that has one of its own, and filling the fdstore.
 
-use super::exec::{LEFT, leaves_locks};
+use super::barrier::Stage;
+use super::exec::{LOCKS_LOST, loses_locks};
 use super::layout::{placement_request, ranges, table_numbers};
-use super::state::{BORN, Before, RESTORED, ServiceNumbers, Services, TreeRestore};
+use super::state::{ServiceNumbers, Services, TableAtFork, TreeRestore};
 use crate::error::{At, Result};
 use crate::kind::context::Held;
 use crate::operation::Operation;
@@ -22,58 +23,61 @@ use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
 impl TreeRestore<'_> {
-    /// Makes what several tasks have, as far as it can be made by now, and puts it into the store.
-    pub(super) fn stock(
+    /// Makes the files that several tasks have, and queues them in the fdstore. There are two
+    /// rounds: files that name processes can be made only when all tasks are forked
+    /// (`needs_processes`).
+    ///
+    /// Fails with status 6 if one cannot be made.
+    pub(super) fn fill_store(
         &self,
         store: &mut Store<'_>,
-        common: &mut TableRestore<'_, '_>,
+        restore: &mut TableRestore<'_, '_>,
         own: &mut Own<'_>,
-        last: bool,
+        needs_processes: bool,
     ) -> Result<()> {
         for (id, from) in &self.tree.inherited {
             let held = Held::Placed(self.table.at(*from)?);
-            common.cx.inherited.insert(*id, Rc::new(held));
+            restore.cx.inherited.insert(*id, Rc::new(held));
         }
-        if !last {
-            common.make_early(own);
+        if !needs_processes {
+            restore.make_early(own);
         }
-        common.make(|step| step.passed != last, own)?;
+        restore.make(|step| step.passed != needs_processes, own)?;
         let mut problems = Vec::new();
-        let made = common.end_making(own, &mut |line| problems.push(line.to_owned()));
+        let made = restore.end_making(own, &mut |line| problems.push(line.to_owned()));
         made.map_err(|err| with_lines(err, &problems))?;
-        let unlocked = common.finish(own)?;
-        self.go_without(unlocked, &mut common.cx.warnings)?;
-        for message in self.tree.messages.iter().filter(|message| message.needs_processes == last) {
-            let held = |id: &u32| common.cx.descriptor(*id).ok_or(Errno::EBADF);
+        let unlocked = restore.finish(own)?;
+        let mut say = |line: &str| problems.push(line.to_owned());
+        let warnings = &mut restore.cx.warnings;
+        let refused = refuse_unlocked(unlocked, self.options, warnings, &mut say);
+        refused.map_err(|err| with_lines(err, &problems))?;
+        for message in &self.tree.messages {
+            if message.needs_processes != needs_processes {
+                continue;
+            }
+            let held = |id: &u32| restore.cx.descriptor(*id).ok_or(Errno::EBADF);
             let held = message.files.iter().map(held).collect::<nix::Result<Vec<Rc<Held>>>>()?;
             let fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
             store.put(&fds)?;
         }
-        common.forget(|placed| self.table.close(placed));
+        restore.forget(|placed| self.table.close(placed));
         own.forget_moves();
         Ok(())
     }
 
-    /// Refuses what cannot be locked, or says it: [`refuse_unlocked`].
-    pub(super) fn go_without(
+    /// Restores a task that has a table of its own. It returns only to fail.
+    pub(super) fn restore_table(
         &self,
-        unlocked: Vec<String>,
-        warnings: &mut Vec<String>,
-    ) -> Result<()> {
-        let mut problems = Vec::new();
-        let mut say = |line: &str| problems.push(line.to_owned());
-        let gone = refuse_unlocked(unlocked, self.options, warnings, &mut say);
-        gone.map_err(|err| with_lines(err, &problems))
-    }
-
-    /// One that has a table of its own.
-    pub(super) fn own(&self, at: usize, before: Before<'_>) -> Result<Infallible> {
-        let plan = self.tree.tables[at].as_ref().ok_or(Errno::EBADF)?;
+        task: usize,
+        at_fork: TableAtFork<'_>,
+    ) -> Result<Infallible> {
+        let state = self.state;
+        let plan = self.tree.tables[task].as_ref().ok_or(Errno::EBADF)?;
         let mut meter = self.meter();
-        let services = self.newborn(plan, before, &mut meter)?;
+        let services = self.place_services(task, plan, at_fork, &mut meter)?;
         meter.placed();
         let service_numbers = services.numbers();
-        let store = services.store(self.shared);
+        let store = services.fdstore(state);
         let root = services.root.as_ref().map(AsFd::as_fd);
         let mut cx = plan.context(self.source, self, root, self.options.changed);
         cx.moved = self.moved.borrow().clone();
@@ -81,57 +85,57 @@ impl TreeRestore<'_> {
         let mut anew = Anew;
         let mut restore = TableRestore::new(plan, self.options, cx, &mut anew, store.as_ref());
         restore.from_parent(&mut own)?;
-        self.children(at, service_numbers, store.as_ref(), Some((&mut restore, &mut own)))?;
-        self.arrive(at, BORN);
-        self.join(at)?;
+        self.fork_children(task, service_numbers, store.as_ref(), &mut |highest| {
+            restore.make(|step| step.passed && Some(step.fd) <= highest, &mut own)?;
+            own.release()
+        })?;
+        state.arrive(task, Stage::Forked);
+        self.join_group(task)?;
         own.set_late(self.options.placement == Placement::Late);
         restore.make_early(&mut own);
         restore.make(|_| true, &mut own)?;
-        let mut problems = Vec::new();
-        let made = restore.end_making(&mut own, &mut |line| problems.push(line.to_owned()));
-        made.map_err(|err| with_lines(err, &problems))?;
+        restore.end_making(&mut own, &mut |line| state.problem(task, line))?;
         restore.settle(&mut own)?;
         let mut unlocked = restore.finish(&mut own)?;
-        self.foreground(at)?;
-        self.surround(at)?;
+        self.set_foreground(task)?;
+        self.restore_attributes(task)?;
         let messages = store.as_ref().map_or(0, Store::messages);
         let mut warnings = std::mem::take(&mut restore.cx.warnings);
         let restored = restore.end(plan);
         services.close(&self.table);
-        self.fit(at, plan, service_numbers, &mut meter)?;
-        match leaves_locks(self.mode, self.tree.sharers[at], plan) {
-            true => unlocked.push(LEFT.to_owned()),
+        self.shrink_table(task, plan, service_numbers, &mut meter)?;
+        match loses_locks(self.mode, self.tree.sharers[task], plan) {
+            true => unlocked.push(LOCKS_LOST.to_owned()),
             false => unlocked.extend(restored.take_table_locks(&mut own)?),
         }
-        self.go_without(unlocked, &mut warnings)?;
-        warnings.iter().for_each(|line| self.shared.say(at, line));
-        self.arrive(at, RESTORED);
-        self.reap_stand_ins(at);
+        let mut problem = |line: &str| state.problem(task, line);
+        refuse_unlocked(unlocked, self.options, &mut warnings, &mut problem)?;
+        warnings.iter().for_each(|line| state.warn(task, line));
+        state.arrive(task, Stage::Restored);
+        self.reap_placeholder_leaders(task);
         let cloexec = restored.close_on_exec();
         if self.mode.holds() {
             for (first, last) in ranges(&cloexec) {
                 own.run(&Operation::CloseOnExec { first, last })?;
             }
         }
-        self.put_down(at, &meter, messages);
-        self.go_on(at, &cloexec)
+        self.report_stats(task, &meter, messages);
+        self.run_or_hold(task, &cloexec)
     }
 
-    /// Finds our own descriptors a place, closes what the task does not want of its parent's, and
-    /// takes a smaller table if it was born with a larger one than it needs.
-    pub(super) fn newborn(
+    /// Moves the service descriptors to their numbers, closes what the task does not keep of its
+    /// parent's table, and shrinks the table if fork(2) made it larger than the task needs.
+    fn place_services(
         &self,
+        task: usize,
         plan: &Plan<'_>,
-        before: Before<'_>,
+        at_fork: TableAtFork<'_>,
         meter: &mut Meter<'_>,
     ) -> Result<Services> {
         let numbers = table_numbers(plan);
-        let owner = self.by_pid.get(&plan.task.pid);
-        let sharers = owner.map_or(1, |&owner| self.tree.sharers[owner]);
-        let table = placement_request(&numbers, sharers, self.limits.1);
-        let Before { services, stands } = before;
+        let table = placement_request(&numbers, self.tree.sharers[task], self.limits.1);
         let known = |number: Option<RawFd>| number.map(|number| self.table.known(number));
-        let mut placed = [known(services.store), known(services.root)];
+        let mut placed = [known(at_fork.services.store), known(at_fork.services.root)];
         place(&self.table, &mut placed, self.options.placement, &table)?;
         let [store, root] = placed;
         let services = Services { store, root };
@@ -141,15 +145,15 @@ impl TreeRestore<'_> {
             step.is_ok_and(|at| plan.steps[at].action == Action::FromParent)
                 || service_numbers.has(*fd)
         };
-        let strays: Vec<RawFd> = stands.iter().copied().filter(|fd| !stays(fd)).collect();
-        for (first, last) in ranges(&strays) {
+        let others: Vec<RawFd> = at_fork.numbers.iter().copied().filter(|fd| !stays(fd)).collect();
+        for (first, last) in ranges(&others) {
             self.table.close_range(first, last).at(|| "close_range")?;
         }
-        let highest = stands.last().map(|&fd| fd as u32);
-        let born = placement::capacity(before.services.highest().max(highest));
-        let need = placement::capacity(service_numbers.highest().max(numbers.last().copied()));
-        if self.options.placement == Placement::Tight && born > need {
-            if self.stats_page.is_some() {
+        let highest = at_fork.numbers.last().map(|&fd| fd as u32);
+        let copied = placement::capacity(at_fork.services.highest().max(highest));
+        let needed = placement::capacity(service_numbers.highest().max(numbers.last().copied()));
+        if self.options.placement == Placement::Tight && copied > needed {
+            if self.stats.is_some() {
                 meter.look()?;
             }
             shrink::now().at(|| "shrink the table")?;
@@ -157,24 +161,24 @@ impl TreeRestore<'_> {
         Ok(services)
     }
 
-    /// Takes a smaller table if our own descriptors, or those on the way, may have made it larger
-    /// than it must be. A table that is shared cannot be made smaller by one of those who share it.
-    pub(super) fn fit(
+    /// Shrinks the table if service descriptors, or descriptors on their way, may have made it
+    /// larger than it must be. A table that is shared cannot be shrunk by one of those who share it.
+    fn shrink_table(
         &self,
-        at: usize,
+        task: usize,
         plan: &Plan<'_>,
         services: ServiceNumbers,
         meter: &mut Meter<'_>,
     ) -> Result<()> {
         let wanted = plan.steps.iter().filter(|step| step.action != Action::Skip);
-        let need = placement::capacity(plan.highest());
-        // What is made needs a few numbers for a moment.
-        let crowded = need.saturating_sub(wanted.count() as u64) < 4;
-        let waited = plan.steps.last().map(|step| step.fd as u32);
-        let grown = placement::capacity(services.highest().max(waited)) > need;
-        let alone = self.tree.sharers[at] == 1;
+        let needed = placement::capacity(plan.highest());
+        // Making a descriptor takes a few numbers for a moment.
+        let crowded = needed.saturating_sub(wanted.count() as u64) < 4;
+        let waiting = plan.steps.last().map(|step| step.fd as u32);
+        let grown = placement::capacity(services.highest().max(waiting)) > needed;
+        let alone = self.tree.sharers[task] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
-            if self.stats_page.is_some() {
+            if self.stats.is_some() {
                 meter.look()?;
             }
             shrink::now().at(|| "shrink the table")?;
