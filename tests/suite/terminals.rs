@@ -728,17 +728,25 @@ fn a_shell_and_its_jobs_run_again_on_a_terminal_restored_with_its_master() {
     relayed.wait("still there");
 }
 
-/// Types a foreground job of two processes.
-const BUSY: &str = "
-os.write(master, b'cat | cat\\n')
-until(b'cat | cat')
-while open(f'/proc/{os.tcgetpgrp(master)}/comm').read() != 'cat\\n': pass";
+/// Types a job, and waits until its shell has given it the terminal and its two cats run.
+fn busy(job: &str) -> String {
+    let types = "
+os.write(master, JOB + b'\\n')
+until(JOB)
+def names():
+    children = open(f'/proc/{pid}/task/{pid}/children').read().split()
+    # The first of them may have ended meanwhile.
+    try: return [open(f'/proc/{child}/comm').read() for child in children]
+    except OSError: return []
+while os.tcgetpgrp(master) == pid or names() != ['cat\\n', 'cat\\n']: pass";
+    types.replace("JOB", &format!("b'{job}'"))
+}
 
 #[test]
 fn a_shell_runs_after_its_foreground_job_has_ended_or_stopped() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
-    let target = Target::program(&["python3", "-c", &emulator(BUSY)]);
+    let target = Target::program(&["python3", "-c", &emulator(&busy("cat | cat"))]);
     let (file, shell) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
     pipeline(&[&["fdscan", "-t", &target.said], &["fdimg", "write", &shell]]).quiet();
@@ -755,8 +763,29 @@ fn a_shell_runs_after_its_foreground_job_has_ended_or_stopped() {
     held.child = Some(command(&hold).stdin(slave).spawn().unwrap());
     held.wait("run");
     drop(held);
+    waits_for_its_job(&file);
+}
+
+#[test]
+fn a_shell_runs_after_its_foreground_job_without_a_leader_has_ended_or_stopped() {
+    needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
+    let scratch = Scratch::new();
+    let target = Target::program(&["python3", "-c", &emulator(&busy("true | cat 0<&2 | cat"))]);
+    let file = scratch.file("a.fdi");
+    pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
+    for pid in descendants(target.pid.parse().unwrap()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    drop(target);
+    waits_for_its_job(&file);
+}
+
+/// Fails unless a restored shell waits for its foreground job, two cats, three times: until the job
+/// has read to its end, is interrupted, is stopped.
+#[track_caller]
+fn waits_for_its_job(file: &str) {
     for (end, jobs) in [("\x04", 0), ("\x03", 0), ("\x1a", 2)] {
-        let mut relayed = Relayed::restore(&file);
+        let mut relayed = Relayed::restore(file);
         // The job has the terminal, and the shell does not read from it.
         relayed.type_in("hello\n");
         let said = relayed.wait("hello\r\nhello\r\n");

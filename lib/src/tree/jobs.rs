@@ -12,8 +12,9 @@ use crate::table::fdstore::Store;
 use crate::terminal::Settings;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid, setpgid, setsid};
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::AsFd;
 
@@ -114,25 +115,30 @@ impl TreeRestore<'_> {
         }
     }
 
-    /// Waits until the job in the foreground of the session's terminal has ended or is stopped, and
-    /// takes the terminal back, if the task led the session and the job is its child's. A job that
-    /// only holds descriptors is not waited for: it would never end.
+    /// Waits until the job in the foreground of the session's terminal has ended or is stopped, all
+    /// its processes, and takes the terminal back, if the task led the session and the job is its
+    /// child's. A job that only holds descriptors is not waited for: it would never end.
     ///
     /// A shell does the same for its jobs, but a new shell knows of none: it would find itself in the
-    /// background, where it cannot read, and where nobody would continue it.
+    /// background, where it cannot read, and where nobody would continue it. A process of the job
+    /// that is about to stop may still read what is typed next, so that the first stop is too early.
     pub(super) fn await_foreground_job(&self, task: usize) -> Result<()> {
         let terminal = self.session_terminal(task).filter(|_| self.mode.respawn);
         let Some(old) = terminal else { return Ok(()) };
         let job = self.group(old.foreground).map(Pid::from_raw);
         let Some(job) = job.filter(|job| *job != getpgrp()) else { return Ok(()) };
-        let mut is_ours = false;
-        loop {
+        let children = self.tree.shape.children(task);
+        let of_job = children.filter(|&child| self.tree.image.tasks[child].pgid == old.foreground);
+        let mut running: HashSet<i32> = of_job.map(|child| self.state.pid(child)).collect();
+        if running.is_empty() {
+            return Ok(());
+        }
+        while !running.is_empty() {
             match waitpid(Pid::from_raw(-job.as_raw()), Some(WaitPidFlag::WUNTRACED)) {
-                Ok(WaitStatus::Stopped(..)) => break,
-                Ok(_) => is_ours = true,
+                Ok(status) => drop(status.pid().map(|pid| running.remove(&pid.as_raw()))),
                 Err(Errno::EINTR) => (),
-                Err(_) if is_ours => break,
-                Err(_) => return Ok(()),
+                // Another parent has all that is left of it.
+                Err(_) => break,
             }
         }
         ctty::set_foreground(getpgrp())

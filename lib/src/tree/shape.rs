@@ -141,6 +141,12 @@ impl Shape {
         Ok(shape)
     }
 
+    /// The tasks whose parent is this one.
+    pub fn children(&self, task: usize) -> impl Iterator<Item = usize> + '_ {
+        let is_child = move |(_, node): &(usize, &Node)| node.parent == Some(task);
+        self.nodes.iter().enumerate().filter(is_child).map(|(at, _)| at)
+    }
+
     /// Finds which tasks must be forked before their forker calls setsid(2), so that they are in
     /// the session that it leaves.
     fn find_sessions(
@@ -354,6 +360,7 @@ mod tests {
         assert_eq!((shape.nodes[3].forker, shape.nodes[3].owner), (Some(1), 1));
         // Those that share come last, so that the others inherit a smaller table.
         assert_eq!(shape.nodes[1].forks, [4, 2, 3]);
+        assert_eq!(shape.children(1).collect::<Vec<usize>>(), [3, 4]);
         let across = [
             task(10, 1, 10, 10, 0),
             task(11, 10, 10, 10, 1),
