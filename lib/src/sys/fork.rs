@@ -48,8 +48,8 @@ struct RawCloneArgs {
 
 /// clone3(2) without CLONE_VM: returns the child's process id in the parent, `None` in the child.
 ///
-/// The C library is not told, and takes the child for a thread of its parent: neither raise(3) nor a
-/// lock that records its owner may be used in the child.
+/// The C library is not told, and takes the child for a thread of its parent: neither raise(3) nor
+/// a lock that records its owner may be used in the child.
 ///
 /// Fails with EDEADLK in a process of several threads, with EEXIST if the process id is taken, with
 /// EPERM if this process may not choose one.
@@ -82,7 +82,8 @@ pub fn clone3(how: CloneArgs) -> nix::Result<Option<Pid>> {
 /// Fails with EDEADLK if this process has other threads. A look into /proc would take a descriptor,
 /// and the table may have no free number.
 fn require_single_thread() -> nix::Result<()> {
-    // CLONE_THREAD changes nothing, and fails with EINVAL in a process of several threads: unshare(2).
+    // CLONE_THREAD changes nothing, and fails with EINVAL in a process of several threads:
+    // unshare(2).
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD).map_err(|_| Errno::EDEADLK)
 }
 

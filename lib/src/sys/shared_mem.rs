@@ -26,7 +26,7 @@ pub const ROOM: usize = AREA - AREA_HEAD;
 
 /// A message of a writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
+pub struct SharedRecord {
     /// The meaning of the bytes; writer and reader agree on it.
     pub tag: u8,
     /// The bytes, whole.
@@ -35,17 +35,18 @@ pub struct Record {
 
 /// All records of one writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Records {
+pub struct SharedRecords {
     /// The records that had room, in the order in which they were written.
-    pub records: Vec<Record>,
+    pub records: Vec<SharedRecord>,
     /// The number of records that had no room.
     pub dropped: u32,
 }
 
-impl Records {
+impl SharedRecords {
     /// The records as text, a line each, and a last line that counts those without room.
     pub fn text(&self) -> String {
-        let line = |record: &Record| String::from_utf8_lossy(&record.bytes).into_owned() + "\n";
+        let line =
+            |record: &SharedRecord| String::from_utf8_lossy(&record.bytes).into_owned() + "\n";
         let mark = (self.dropped > 0).then(|| more(self.dropped) + "\n");
         self.records.iter().map(line).chain(mark).collect()
     }
@@ -84,7 +85,8 @@ impl SharedMem {
     /// One of the cells.
     pub fn cell(&self, at: usize) -> &AtomicI32 {
         assert!(at < self.cells, "there is no such cell");
-        // SAFETY: the mapping is aligned to pages, has so many of them, zero at first, and lives on.
+        // SAFETY: the mapping is aligned to pages, has so many of them, zero at first, and lives
+        // on.
         unsafe { self.start.cast::<AtomicI32>().add(at).as_ref() }
     }
 
@@ -122,7 +124,8 @@ impl SharedMem {
         });
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         let cell = self.cell(at).as_ptr();
-        // SAFETY: FUTEX_WAIT reads the number, which is ours, and the time, which outlives the call.
+        // SAFETY: FUTEX_WAIT reads the number, which is ours, and the time, which outlives the
+        // call.
         unsafe { libc::syscall(libc::SYS_futex, cell, libc::FUTEX_WAIT, value, limit, 0, 0) };
     }
 
@@ -160,23 +163,23 @@ impl SharedMem {
     }
 
     /// The records that a writer has added until now.
-    pub fn records(&self, writer: usize) -> Records {
+    pub fn records(&self, writer: usize) -> SharedRecords {
         let (used, dropped, area) = self.area(writer);
         let mut bytes = vec![0; (used.load(Ordering::Acquire) as usize).min(ROOM)];
         // SAFETY: so many bytes were written, are inside the area, and are not written to again.
         unsafe { area.copy_to_nonoverlapping(NonNull::from(&mut bytes[..]).cast(), bytes.len()) };
-        Records { records: parse(&bytes), dropped: dropped.load(Ordering::Acquire) }
+        SharedRecords { records: parse(&bytes), dropped: dropped.load(Ordering::Acquire) }
     }
 }
 
 /// Takes records apart. A record that is not whole ends the list.
-fn parse(mut bytes: &[u8]) -> Vec<Record> {
+fn parse(mut bytes: &[u8]) -> Vec<SharedRecord> {
     let mut records = Vec::new();
     while let Some((head, rest)) = bytes.split_first_chunk::<RECORD_HEAD>() {
         let [tag, len @ ..] = *head;
         let len = u32::from_ne_bytes(len) as usize;
         let Some(text) = rest.get(..len) else { break };
-        records.push(Record { tag, bytes: text.to_vec() });
+        records.push(SharedRecord { tag, bytes: text.to_vec() });
         bytes = &rest[len..];
     }
     records
@@ -200,18 +203,18 @@ mod tests {
     #[test]
     fn a_record_is_kept_whole_or_counted_as_dropped() {
         let shared = SharedMem::new(1, 2).unwrap();
-        assert_eq!(shared.records(1), Records::default());
+        assert_eq!(shared.records(1), SharedRecords::default());
         let line = b"a line of some length";
         let fit = ROOM / (RECORD_HEAD + line.len());
         for at in 0..fit + 3 {
             assert_eq!(shared.push(1, 9, line, 0), at < fit);
         }
-        let Records { records, dropped } = shared.records(1);
+        let SharedRecords { records, dropped } = shared.records(1);
         assert_eq!((records.len(), dropped), (fit, 3));
         assert!(records.iter().all(|record| record.tag == 9 && record.bytes == line));
         let text = shared.records(1).text();
         assert!(text.ends_with("a line of some length\n... and 3 more lines\n"), "{text}");
-        assert_eq!(shared.records(0), Records::default());
+        assert_eq!(shared.records(0), SharedRecords::default());
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The coordinator: what fdrestore itself does while a tree is restored. It fills the fdstore, forks
-//! the topmost tasks, waits for all at each stage, and then holds the tree, follows the first task,
-//! or ends all of them.
+//! The coordinator: what fdrestore itself does while a tree is restored. It fills the fdstore,
+//! forks the topmost tasks, waits for all at each stage, and then holds the tree, follows the first
+//! task, or ends all of them.
 
 use super::Tree;
 use super::barrier::{Stage, Watcher, ending_signals};

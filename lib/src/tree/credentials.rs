@@ -28,8 +28,9 @@ impl TreeRestore<'_> {
     /// Restores the process attributes of a task. The task that runs COMMAND keeps those of
     /// fdrestore, as any other COMMAND does.
     ///
-    /// An attribute that cannot be restored is a failure for a task that runs a program, which might
-    /// do harm in another directory or with more rights, and a warning for one that only holds.
+    /// An attribute that cannot be restored is a failure for a task that runs a program, which
+    /// might do harm in another directory or with more rights, and a warning for one that only
+    /// holds.
     pub(super) fn restore_attributes(&self, task: usize) -> Result<()> {
         if self.runs_command(task) {
             if self.limits.0 != self.limits.1 {
@@ -144,8 +145,8 @@ pub(super) fn gains_capabilities(wanted: &Credentials, own: &Credentials) -> boo
     own.caps[PERMITTED] & !wanted.caps[PERMITTED] != 0
 }
 
-/// True if fdrestore cannot set the user and group ids of a task, which then would have capabilities
-/// that it did not have.
+/// True if fdrestore cannot set the user and group ids of a task, which then would have
+/// capabilities that it did not have.
 pub(super) fn would_gain_capabilities(wanted: &Credentials, own: &Credentials) -> bool {
     let lacks = |capability| own.caps[EFFECTIVE] & capability == 0;
     let other_groups = wanted.groups != own.groups || wanted.gids != own.gids;
@@ -154,8 +155,8 @@ pub(super) fn would_gain_capabilities(wanted: &Credentials, own: &Credentials) -
     gains_capabilities(wanted, own) && cannot_set
 }
 
-/// True if a child may live on when its parent ends: PR_SET_PDEATHSIG is sent with the rights of the
-/// parent, which kill(2) checks.
+/// True if a child may live on when its parent ends: PR_SET_PDEATHSIG is sent with the rights of
+/// the parent, which kill(2) checks.
 pub(super) fn may_outlive_parent(parent: &Credentials, child: &Credentials) -> bool {
     let [real, effective, ..] = parent.uids;
     let [child_real, _, child_saved, _] = child.uids;

@@ -117,8 +117,8 @@ impl Program {
         escape(name.map_or(&[], |name| name.to_bytes())).into_owned()
     }
 
-    /// Replaces this process by the program: execve(2). FDRESTORE_CLOEXEC names the descriptors that
-    /// were close-on-exec. It returns only the error.
+    /// Replaces this process by the program: execve(2). FDRESTORE_CLOEXEC names the descriptors
+    /// that were close-on-exec. It returns only the error.
     fn execute(&self, cloexec: &[String]) -> Errno {
         let mut env: Vec<CString> = std::env::vars_os()
             .filter(|(key, _)| key != "FDRESTORE_CLOEXEC")

@@ -19,8 +19,8 @@ use std::path::Path;
 /// Finds what cannot be as the image has it, and adds it to the problems of the tree: programs and
 /// directories that are gone, process ids that are taken, capabilities that a program would gain.
 ///
-/// Fails with status 6 if a table has no room for the service descriptors, with 4 if process ids are
-/// to be chosen and this process may not.
+/// Fails with status 6 if a table has no room for the service descriptors, with 4 if process ids
+/// are to be chosen and this process may not.
 pub fn check_feasible(
     tree: &mut Tree<'_>,
     options: &RestoreOptions,

@@ -119,9 +119,10 @@ impl TreeRestore<'_> {
     /// its processes, and takes the terminal back, if the task led the session and the job is its
     /// child's. A job that only holds descriptors is not waited for: it would never end.
     ///
-    /// A shell does the same for its jobs, but a new shell knows of none: it would find itself in the
-    /// background, where it cannot read, and where nobody would continue it. A process of the job
-    /// that is about to stop may still read what is typed next, so that the first stop is too early.
+    /// A shell does the same for its jobs, but a new shell knows of none: it would find itself in
+    /// the background, where it cannot read, and where nobody would continue it. A process of the
+    /// job that is about to stop may still read what is typed next, so that the first stop is too
+    /// early.
     pub(super) fn await_foreground_job(&self, task: usize) -> Result<()> {
         let terminal = self.session_terminal(task).filter(|_| self.mode.respawn);
         let Some(old) = terminal else { return Ok(()) };
@@ -145,8 +146,8 @@ impl TreeRestore<'_> {
     }
 
     /// Stops this process, as its task was stopped, once the placeholder leader of its group has
-    /// ended: that end may orphan the group, and the kernel sends SIGHUP to the stopped members of a
-    /// newly orphaned group (setpgid(2)).
+    /// ended: that end may orphan the group, and the kernel sends SIGHUP to the stopped members of
+    /// a newly orphaned group (setpgid(2)).
     pub(super) fn stop(&self, task: usize) -> Result<()> {
         if let ProcessGroup::Leaderless(group) = self.tree.shape.nodes[task].group {
             self.state.await_placeholder_end(group);

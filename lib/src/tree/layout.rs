@@ -1,7 +1,7 @@
 //! The layout of a tree: the steps of each table, the plan and the messages of the fdstore, the
 //! order of forks. Values only, no system call.
 
-use super::origin::Origin;
+use super::origin::FileOrigin;
 use super::shape::Shape;
 use crate::image::{OpenFile, Slot};
 use crate::kind::context::{CttyPlan, Number};
@@ -24,8 +24,8 @@ pub struct StoreMessage {
 /// The step of a file that comes from the fdstore, until [`Layout::messages`] finds its message.
 const NO_MESSAGE: Action = Action::FromStore(u32::MAX);
 
-/// The first table that has each file, by the index of its owner, and the file's first number there.
-/// `owners` are in the order of [`Shape::order`].
+/// The first table that has each file, by the index of its owner, and the file's first number
+/// there. `owners` are in the order of [`Shape::order`].
 pub(super) fn first_slots(image: &DecodedImage, owners: &[usize]) -> HashMap<u32, (usize, RawFd)> {
     let mut first = HashMap::new();
     for &owner in owners {
@@ -40,7 +40,7 @@ pub(super) fn first_slots(image: &DecodedImage, owners: &[usize]) -> HashMap<u32
 /// it. The numbers of its steps mean nothing.
 pub(super) fn store_plan<'a>(
     image: &'a DecodedImage,
-    origins: &HashMap<u32, Origin>,
+    origins: &HashMap<u32, FileOrigin>,
     first_slots: &HashMap<u32, (usize, RawFd)>,
 ) -> Plan<'a> {
     let origin = |file: &OpenFile| origins.get(&file.id);
@@ -48,7 +48,7 @@ pub(super) fn store_plan<'a>(
         .files
         .iter()
         .filter_map(|file| match origin(file) {
-            Some(Origin::Store { needs_processes }) => Some((file, *needs_processes)),
+            Some(FileOrigin::Store { needs_processes }) => Some((file, *needs_processes)),
             _ => None,
         })
         .collect();
@@ -60,7 +60,7 @@ pub(super) fn store_plan<'a>(
         ..Step::default()
     };
     let mut steps: Vec<Step> = stored.iter().enumerate().map(step).collect();
-    let inherited = |file: &OpenFile| matches!(origin(file), Some(Origin::Inherited(_)));
+    let inherited = |file: &OpenFile| matches!(origin(file), Some(FileOrigin::Inherited(_)));
     plan::wait(image, &mut steps, &mut |file| (!inherited(file)).then_some(Action::Make));
     let mut plan = Plan::of(image, &image.tasks[0], steps);
     for step in &plan.steps {
@@ -91,7 +91,7 @@ pub(super) fn store_plan<'a>(
 pub(super) struct Layout<'l, 'a> {
     pub(super) image: &'a DecodedImage,
     pub(super) shape: &'l Shape,
-    pub(super) origins: &'l HashMap<u32, Origin>,
+    pub(super) origins: &'l HashMap<u32, FileOrigin>,
     /// The files that cannot be made for the fdstore, and the action in their place.
     pub(super) lost: &'l HashMap<u32, Action>,
 }
@@ -125,7 +125,7 @@ impl Layout<'_, '_> {
         for steps in &mut steps {
             dup_repeated_files(steps);
             plan::wait(self.image, steps, &mut |file| match self.origins.get(&file.id) {
-                Some(Origin::Private) | None => Some(Action::Make),
+                Some(FileOrigin::Private) | None => Some(Action::Make),
                 Some(_) => Some(NO_MESSAGE),
             });
         }
@@ -147,14 +147,16 @@ impl Layout<'_, '_> {
         };
         let mut steps = Vec::new();
         for slot in slots_of(owner) {
-            let origin = self.origins.get(&slot.file).copied().unwrap_or(Origin::Private);
-            let before_forks =
-                !matches!(origin, Origin::Private | Origin::Store { needs_processes: true });
+            let origin = self.origins.get(&slot.file).copied().unwrap_or(FileOrigin::Private);
+            let before_forks = !matches!(
+                origin,
+                FileOrigin::Private | FileOrigin::Store { needs_processes: true }
+            );
             let action = match (self.lost.get(&slot.file), origin) {
                 (Some(Action::Skip), _) => Action::Skip,
                 _ if before_forks && file_above(slot.fd) == Some(slot.file) => Action::FromParent,
-                (_, Origin::Private | Origin::Session) => Action::Make,
-                (_, Origin::Store { .. } | Origin::Inherited(_)) => NO_MESSAGE,
+                (_, FileOrigin::Private | FileOrigin::Session) => Action::Make,
+                (_, FileOrigin::Store { .. } | FileOrigin::Inherited(_)) => NO_MESSAGE,
             };
             let (fd, file, cloexec) = (slot.fd as RawFd, Some(slot.file), slot.cloexec);
             steps.push(Step { fd, file, action, cloexec, ..Step::default() });
@@ -162,9 +164,9 @@ impl Layout<'_, '_> {
         steps
     }
 
-    /// Finds the messages of the fdstore, and enters them in the steps: files at consecutive numbers
-    /// are one message if every table that takes one of them takes all, in the same order and in the
-    /// same round. Files that need no processes come first.
+    /// Finds the messages of the fdstore, and enters them in the steps: files at consecutive
+    /// numbers are one message if every table that takes one of them takes all, in the same order
+    /// and in the same round. Files that need no processes come first.
     pub(super) fn messages(
         &self,
         owners: &[usize],
@@ -173,7 +175,7 @@ impl Layout<'_, '_> {
     ) -> Vec<StoreMessage> {
         let takers = takers(owners, steps);
         let needs_processes =
-            |id: u32| self.origins.get(&id) == Some(&Origin::Store { needs_processes: true });
+            |id: u32| self.origins.get(&id) == Some(&FileOrigin::Store { needs_processes: true });
         let follows = |last: u32, next: u32| {
             let (last_by, next_by) = (&takers[&last], &takers[&next]);
             needs_processes(last) == needs_processes(next)

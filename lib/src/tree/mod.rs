@@ -3,14 +3,14 @@
 //!
 //! A file that only one table has is made by the task that owns the table. A file that several
 //! tables have is made once by fdrestore and waits in the [`fdstore`](crate::table::fdstore). The
-//! topmost task that has it takes it from there, and fork(2) passes it on wherever a child had it at
-//! the number that its parent has it at.
+//! topmost task that has it takes it from there, and fork(2) passes it on wherever a child had it
+//! at the number that its parent has it at.
 //!
-//! The files, each above those before it: `shape` (forkers, sessions, groups), `origin` (of each
-//! file), `terminals` (controlling terminals), `layout` (the steps of each table), this one (the
-//! plan); `operations` (for --dry-run), `state` (what all tasks share), `report`, `barrier`; `jobs`, `credentials`, `exec` (a task
-//! besides its table); `spawn` (forks), `table` (the table of a task), `child` (a forked task);
-//! `feasible` (checks before), `coordinator` (fdrestore itself).
+//! The files, lowest first. The plan: `shape` (forkers, sessions, groups), `origin` (of each file),
+//! `terminals` (controlling terminals), `layout` (the steps of each table), this one, and
+//! `operations` (for --dry-run). The restore: `state` (what all tasks share), `report`, `barrier`;
+//! `jobs`, `credentials`, `exec` (a task besides its table); `spawn` (forks), `table` (the table of
+//! a task), `child` (a forked task); `feasible` (checks before), `coordinator` (fdrestore itself).
 
 mod barrier;
 mod child;
@@ -73,7 +73,8 @@ pub struct Tree<'a> {
     pub sharers: Vec<u32>,
     /// The controlling terminal of each task.
     pub ctty_plans: Vec<CttyPlan>,
-    /// For each task the place of its controlling terminal in the fdstore: message, and index in it.
+    /// For each task the place of its controlling terminal in the fdstore: message, and index in
+    /// it.
     ctty_messages: Vec<Option<(u32, usize)>>,
     /// The files that descriptors of the caller stand for.
     inherited: HashMap<u32, RawFd>,

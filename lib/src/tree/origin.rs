@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 
 /// The origin of an open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(super) enum FileOrigin {
     /// Only one table has it; the owner of that table makes it.
     Private,
     /// Several tables have it; fdrestore makes it once, for the fdstore.
@@ -18,8 +18,8 @@ pub(super) enum Origin {
         /// True if it can be made only when all tasks are forked.
         needs_processes: bool,
     },
-    /// Several tables have it, and only a member of its session can make it: the first task that has
-    /// it does, before it forks its children.
+    /// Several tables have it, and only a member of its session can make it: the first task that
+    /// has it does, before it forks its children.
     Session,
     /// This descriptor of the caller stands for it: `--inherit`.
     Inherited(RawFd),
@@ -79,7 +79,7 @@ pub(super) fn origins(
     image: &DecodedImage,
     inherited: &HashMap<u32, RawFd>,
     owners: &[usize],
-) -> HashMap<u32, Origin> {
+) -> HashMap<u32, FileOrigin> {
     let index = file_index(image);
     let sets = connected_files(image, &index);
     let tables = only_tables(image, owners, &index, &sets);
@@ -91,10 +91,12 @@ pub(super) fn origins(
         };
         let shared = tables.get(&sets[at]).is_some_and(Option::is_none);
         let origin = match (inherited.get(&file.id), shared, needed) {
-            (Some(&from), ..) => Origin::Inherited(from),
-            (None, false, _) => Origin::Private,
-            (None, true, Need::Session) => Origin::Session,
-            (None, true, needed) => Origin::Store { needs_processes: needed == Need::Processes },
+            (Some(&from), ..) => FileOrigin::Inherited(from),
+            (None, false, _) => FileOrigin::Private,
+            (None, true, Need::Session) => FileOrigin::Session,
+            (None, true, needed) => {
+                FileOrigin::Store { needs_processes: needed == Need::Processes }
+            }
         };
         (file.id, origin)
     };
@@ -150,8 +152,8 @@ fn only_tables(
 }
 
 /// For each set of files with a queue, whether the queue can be filled only when all tasks are
-/// forked: its messages name processes, or a file that waits in it does, or has an owner and is in no
-/// table whose task could set it.
+/// forked: its messages name processes, or a file that waits in it does, or has an owner and is in
+/// no table whose task could set it.
 fn queues_need_processes(image: &DecodedImage, sets: &[usize]) -> HashMap<usize, bool> {
     let in_tables: HashSet<u32> = image.slots.iter().map(|slot| slot.file).collect();
     let mut queues: HashMap<usize, bool> = HashMap::new();
@@ -213,10 +215,10 @@ mod tests {
     use serde_cbor::Value;
     use std::collections::BTreeMap;
 
-    const STORE: Origin = Origin::Store { needs_processes: false };
-    const STORE_LATE: Origin = Origin::Store { needs_processes: true };
+    const STORE: FileOrigin = FileOrigin::Store { needs_processes: false };
+    const STORE_LATE: FileOrigin = FileOrigin::Store { needs_processes: true };
 
-    fn origins_of(image: &DecodedImage, owners: &[usize]) -> Vec<Origin> {
+    fn origins_of(image: &DecodedImage, owners: &[usize]) -> Vec<FileOrigin> {
         let origins = origins(image, &HashMap::new(), owners);
         image.files.iter().map(|file| origins[&file.id]).collect()
     }
@@ -255,11 +257,14 @@ mod tests {
         let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
         b.files(3);
         b.slot(0, 0, 0).slot(0, 1, 1).slot(1, 1, 1).slot(1, 2, 2);
-        assert_eq!(origins_of(&b.image(), &[0, 1]), [Origin::Private, STORE, Origin::Private]);
+        assert_eq!(
+            origins_of(&b.image(), &[0, 1]),
+            [FileOrigin::Private, STORE, FileOrigin::Private]
+        );
         // A table that both tasks share is one table.
         let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 0)]);
         b.files(1).slot(0, 0, 0);
-        assert_eq!(origins_of(&b.image(), &[0]), [Origin::Private]);
+        assert_eq!(origins_of(&b.image(), &[0]), [FileOrigin::Private]);
     }
 
     #[test]
@@ -270,8 +275,8 @@ mod tests {
             image.files[0].object = Some(7);
             image.files[1].object = Some(7);
         });
-        assert_eq!(origins_of(&image, &[0, 1]), [STORE, STORE, Origin::Private]);
-        assert_eq!(origins_of(&b.image(), &[0, 1]), [Origin::Private; 3]);
+        assert_eq!(origins_of(&image, &[0, 1]), [STORE, STORE, FileOrigin::Private]);
+        assert_eq!(origins_of(&b.image(), &[0, 1]), [FileOrigin::Private; 3]);
     }
 
     #[test]
@@ -307,9 +312,9 @@ mod tests {
         let pidfd = BTreeMap::from([("pid", 10), ("start", 1)]);
         b.file("tty", "/dev/tty", &tty).file("pidfd", "anon_inode:[pidfd]", &pidfd);
         b.slot(0, 0, 0).slot(0, 1, 1).slot(1, 0, 0).slot(1, 1, 1);
-        assert_eq!(origins_of(&b.image(), &[0, 1]), [Origin::Session, STORE_LATE]);
+        assert_eq!(origins_of(&b.image(), &[0, 1]), [FileOrigin::Session, STORE_LATE]);
         // In one table they need nothing of the others.
-        assert_eq!(origins_of(&b.image(), &[0]), [Origin::Private; 2]);
+        assert_eq!(origins_of(&b.image(), &[0]), [FileOrigin::Private; 2]);
     }
 
     #[test]
@@ -331,6 +336,9 @@ mod tests {
         assert_eq!(files(key(b"pipe:[78]")).unwrap_err().status() as u8, 2);
         let given = HashMap::from([(first, 9)]);
         let origins = origins(&image, &given, &[0, 1]);
-        assert_eq!((origins[&first], origins[&second]), (Origin::Inherited(9), Origin::Private));
+        assert_eq!(
+            (origins[&first], origins[&second]),
+            (FileOrigin::Inherited(9), FileOrigin::Private)
+        );
     }
 }

@@ -107,8 +107,8 @@ impl TreeRestore<'_> {
         }
     }
 
-    /// The statistics of all tasks, in the order in which they were forked, then of the coordinator,
-    /// which put so many messages into the fdstore.
+    /// The statistics of all tasks, in the order in which they were forked, then of the
+    /// coordinator, which put so many messages into the fdstore.
     ///
     /// A table shrinks only where its task looked at it before, so that the larger of that size and
     /// of today's is its peak.
@@ -146,7 +146,7 @@ impl TreeRestore<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::shared_mem::Records;
+    use crate::sys::shared_mem::SharedRecords;
 
     fn state() -> SharedState {
         SharedState::new(vec![10, 20], 0).unwrap()
@@ -224,7 +224,7 @@ mod tests {
         state.memory.push(0, Status::No as u8, b"\xfe", 0);
         assert_eq!(state.warnings(), ["task 10: \u{fffd}\n"]);
         assert_eq!(state.failure(0), Error::new(Status::No, "\u{fffd}").at("task 10"));
-        assert_eq!(state.memory.records(1), Records::default());
+        assert_eq!(state.memory.records(1), SharedRecords::default());
         assert_eq!(state.failure(1), Error::new(Status::System, "").at("task 20"));
     }
 }

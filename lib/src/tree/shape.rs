@@ -32,8 +32,8 @@ pub struct LeaderlessGroup {
 pub struct Node {
     /// Its parent; `None` if that is not in the image, so that fdrestore is its parent.
     pub parent: Option<usize>,
-    /// The task that forks it: its parent, or a sibling whose table it shares (CLONE_PARENT); `None`
-    /// for fdrestore.
+    /// The task that forks it: its parent, or a sibling whose table it shares (CLONE_PARENT);
+    /// `None` for fdrestore.
     pub forker: Option<usize>,
     /// The task that restores its table: itself unless the table is shared.
     pub owner: usize,
@@ -68,12 +68,12 @@ fn contradicts<T>(pid: i32, why: &str) -> Result<T> {
 }
 
 impl Shape {
-    /// Finds the shape of these tasks. The sessions with these leaders (`joining`) are not made anew:
-    /// their tasks join the session of fdrestore.
+    /// Finds the shape of these tasks. The sessions with these leaders (`joining`) are not made
+    /// anew: their tasks join the session of fdrestore.
     ///
     /// Fails with status 3 if the tasks contradict each other, and with 6 if processes cannot be
-    /// forked so: a session whose leader is no ancestor of its member, a table that is shared across
-    /// branches of the tree.
+    /// forked so: a session whose leader is no ancestor of its member, a table that is shared
+    /// across branches of the tree.
     pub fn of(tasks: &[Task], joining: &HashSet<i32>) -> Result<Shape> {
         let mut by_pid = HashMap::new();
         for (at, task) in tasks.iter().enumerate() {
@@ -155,8 +155,8 @@ impl Shape {
         sids: &[i32],
         by_pid: &HashMap<i32, usize>,
     ) -> Result<()> {
-        // The session in which each task must be forked. None: any, since the task makes its own, and
-        // has forked no child before that.
+        // The session in which each task must be forked. None: any, since the task makes its own,
+        // and has forked no child before that.
         let mut forked_in: Vec<Option<i32>> = vec![None; tasks.len()];
         for &at in self.order.iter().rev() {
             let (pid, sid) = (tasks[at].pid, sids[at]);

@@ -162,7 +162,8 @@ impl TreeRestore<'_> {
     }
 
     /// Shrinks the table if service descriptors, or descriptors on their way, may have made it
-    /// larger than it must be. A table that is shared cannot be shrunk by one of those who share it.
+    /// larger than it must be. A table that is shared cannot be shrunk by one of those who share
+    /// it.
     fn shrink_table(
         &self,
         task: usize,

@@ -1,6 +1,6 @@
 //! The controlling terminal of each task of a tree.
 
-use super::origin::Origin;
+use super::origin::FileOrigin;
 use super::shape::Shape;
 use crate::ctty::{self, SessionRole};
 use crate::image::Task;
@@ -16,9 +16,9 @@ use std::os::unix::ffi::OsStrExt;
 /// /dev/tty, which stands for the controlling terminal of the process that opens it.
 const DEV_TTY: (u32, u32) = (5, 0);
 
-/// The sessions, by their leaders, whose controlling terminal is to be `own`, that of fdrestore. One
-/// terminal cannot control two sessions, so the tasks of these join the session of fdrestore; none
-/// does with `steal`, which takes the terminal from it.
+/// The sessions, by their leaders, whose controlling terminal is to be `own`, that of fdrestore.
+/// One terminal cannot control two sessions, so the tasks of these join the session of fdrestore;
+/// none does with `steal`, which takes the terminal from it.
 pub(super) fn sessions_on_own_terminal(
     image: &DecodedImage,
     own: Option<(u32, u32)>,
@@ -51,7 +51,7 @@ pub(super) fn plan_terminals(
     shape: &Shape,
     own: SessionRole,
     inherited: &HashMap<u32, RawFd>,
-    origins: &mut HashMap<u32, Origin>,
+    origins: &mut HashMap<u32, FileOrigin>,
 ) -> Vec<CttyPlan> {
     let mut plans = vec![CttyPlan::None; image.tasks.len()];
     // Whether each session that is made anew has a terminal.
@@ -64,7 +64,7 @@ pub(super) fn plan_terminals(
             Some(true) if task.terminal.is_some() => CttyPlan::Session(task.sid),
             _ => {
                 let has = session.unwrap_or(!leader && own.has_ctty);
-                let made = |id| !matches!(origins.get(&id), None | Some(Origin::Inherited(_)));
+                let made = |id| !matches!(origins.get(&id), None | Some(FileOrigin::Inherited(_)));
                 let from_caller = |id| inherited.get(&id).copied();
                 ctty::plan(image, task, SessionRole { leader, has_ctty: has }, made, from_caller)
             }
@@ -82,14 +82,14 @@ pub(super) fn plan_terminals(
 }
 
 /// Has a terminal, and the other end of its pair, made for the fdstore.
-fn make_for_store(image: &DecodedImage, terminal: u32, origins: &mut HashMap<u32, Origin>) {
+fn make_for_store(image: &DecodedImage, terminal: u32, origins: &mut HashMap<u32, FileOrigin>) {
     let object = image.file(terminal).and_then(|file| file.object);
     for file in &image.files {
         let of_pair = object.is_some() && file.object == object;
         if file.id == terminal || of_pair {
-            let origin = origins.entry(file.id).or_insert(Origin::Private);
-            if *origin == Origin::Private {
-                *origin = Origin::Store { needs_processes: false };
+            let origin = origins.entry(file.id).or_insert(FileOrigin::Private);
+            if *origin == FileOrigin::Private {
+                *origin = FileOrigin::Store { needs_processes: false };
             }
         }
     }
@@ -151,17 +151,18 @@ mod tests {
             image.files[0].object = Some(1);
             image.files[1].object = Some(1);
         });
-        let store = Origin::Store { needs_processes: false };
-        let private: HashMap<u32, Origin> =
-            image.files.iter().map(|file| (file.id, Origin::Private)).collect();
+        let store = FileOrigin::Store { needs_processes: false };
+        let private: HashMap<u32, FileOrigin> =
+            image.files.iter().map(|file| (file.id, FileOrigin::Private)).collect();
         let mut origins = private.clone();
         make_for_store(&image, 100, &mut origins);
-        assert_eq!([100, 101, 102].map(|id| origins[&id]), [store, store, Origin::Private]);
-        let mut origins = HashMap::from([(100, Origin::Private), (101, Origin::Inherited(5))]);
+        assert_eq!([100, 101, 102].map(|id| origins[&id]), [store, store, FileOrigin::Private]);
+        let mut origins =
+            HashMap::from([(100, FileOrigin::Private), (101, FileOrigin::Inherited(5))]);
         make_for_store(&image, 100, &mut origins);
-        assert_eq!([100, 101].map(|id| origins[&id]), [store, Origin::Inherited(5)]);
+        assert_eq!([100, 101].map(|id| origins[&id]), [store, FileOrigin::Inherited(5)]);
         let mut origins = private;
         make_for_store(&image, 102, &mut origins);
-        assert_eq!([100, 102].map(|id| origins[&id]), [Origin::Private, store]);
+        assert_eq!([100, 102].map(|id| origins[&id]), [FileOrigin::Private, store]);
     }
 }

@@ -72,7 +72,8 @@ impl Builder {
         self
     }
 
-    /// Adds a number of a table, which names the file with this index. The numbers of a table ascend.
+    /// Adds a number of a table, which names the file with this index. The numbers of a table
+    /// ascend.
     pub(super) fn slot(&mut self, table: u32, fd: u32, file: usize) -> &mut Builder {
         let file = self.files[file].id;
         self.slots.push(Slot { table, fd, cloexec: false, file, locks: Vec::new() });
