@@ -211,7 +211,7 @@ mod tests {
 
     fn file(id: u32, kind: &str, body: Vec<u8>) -> OpenFile {
         let unread = crate::kind::Captured::unreadable(0, &Errno::EIO.into());
-        OpenFile { id, kind: kind.into(), body, ..unread.file(0) }
+        OpenFile { id, kind: kind.into(), body, ..unread.into_file(0) }
     }
 
     /// An end of the pseudo terminal of index 5, or of another.

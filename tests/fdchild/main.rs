@@ -11,10 +11,10 @@ use fdkit::placement::{self, Placement, TableNeeds};
 use fdkit::plan::{Inherit, Plan, RestoreOptions};
 use fdkit::sys::own_table::OwnTable;
 use fdkit::sys::{fork, socket};
+use fdkit::table::direct::DirectExecutor;
 use fdkit::table::driver::TableRestore;
 use fdkit::table::executor::Executor;
-use fdkit::table::own::Own;
-use fdkit::table::source::Anew;
+use fdkit::table::source::KindSource;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -37,7 +37,7 @@ enum Request {
     Control(Operation),
     /// [`Executor::run`]
     Run(Operation),
-    /// [`Executor::settle`]
+    /// [`Executor::move_to_final`]
     Settle,
     /// [`Executor::held`]: a copy comes with the reply.
     Held(RawFd),
@@ -117,7 +117,7 @@ impl Executor for Child {
         }
     }
 
-    fn settle(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
+    fn move_to_final(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
         match self.ask(&Request::Settle, &[])?.0 {
             // What is at a number of the child's is not at one of ours.
             Reply::Moves(_) => Ok(Vec::new()),
@@ -136,7 +136,7 @@ fn serve(socket: OwnedFd, number: RawFd) -> Result<()> {
             table.close_range(first, last).at(|| "close_range")?;
         }
     }
-    let mut own = Own::new(&table, Placement::Tight, Some(number));
+    let mut own = DirectExecutor::new(&table, Placement::Tight, Some(number));
     loop {
         let (request, fds): (Request, _) = receive(socket.as_fd())?;
         let reply = match request {
@@ -150,7 +150,7 @@ fn serve(socket: OwnedFd, number: RawFd) -> Result<()> {
                 None => Err(Errno::EBADF.into()),
             },
             Request::Run(operation) => own.run(&operation).map(Reply::Outcome),
-            Request::Settle => own.settle().map(Reply::Moves),
+            Request::Settle => own.move_to_final().map(Reply::Moves),
             Request::Held(number) => match table.at(number) {
                 Ok(placed) => {
                     let done = Reply::Outcome(Outcome::Done);
@@ -194,7 +194,7 @@ fn run(words: &[OsString]) -> Result<i32> {
     let [path, _, command @ ..] = words else { return Err(Error::misuse("IMAGE -- COMMAND")) };
     let bytes = std::fs::read(path)?;
     let image = DecodedImage::load(&bytes[..])?;
-    let own = (0..3).map(Inherit::Own).collect();
+    let own = (0..3).map(Inherit::SameNumber).collect();
     let options = RestoreOptions { inherit: own, ..RestoreOptions::default() };
     let plan = Plan::new(&image, &options, None, false)?;
     plan.refuse(&mut |line| eprintln!("fdchild: {line}"))?;
@@ -217,13 +217,13 @@ fn run(words: &[OsString]) -> Result<i32> {
     let pids = Pids { task: (plan.task.pid, plan.task.pgid), child: child.as_raw() };
     let mut executor = Child { socket: ours };
     let cx = plan.context(&bytes, &pids, None, options.changed);
-    let mut anew = Anew;
+    let mut anew = KindSource;
     let mut restore = TableRestore::new(&plan, &options, cx, &mut anew, None);
     let mut say = |line: &str| eprintln!("fdchild: {line}");
     restore.make_early(&mut executor);
     restore.make(|_| true, &mut executor)?;
     restore.end_making(&mut executor, &mut say)?;
-    restore.settle(&mut executor)?;
+    restore.move_to_final(&mut executor)?;
     let mut unlocked = restore.finish(&mut executor)?;
     restore.cx.warnings.iter().for_each(|line| say(line));
     let restored = restore.end(&plan);

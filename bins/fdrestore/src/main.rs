@@ -172,7 +172,10 @@ fn inherit(word: &Arg) -> Result<Vec<Inherit>> {
     let fd = |word: &[u8]| units::fd(word).at(|| "--inherit");
     match bytes.iter().rposition(|&byte| byte == b'=') {
         Some(at) => Ok(vec![Inherit::Key(bytes[..at].to_vec(), fd(&bytes[at + 1..])?)]),
-        None => bytes.split(|&byte| byte == b',').map(|word| Ok(Inherit::Own(fd(word)?))).collect(),
+        None => bytes
+            .split(|&byte| byte == b',')
+            .map(|word| Ok(Inherit::SameNumber(fd(word)?)))
+            .collect(),
     }
 }
 
@@ -186,7 +189,7 @@ mod tests {
         let key = |key: &str, fd| Ok(vec![Inherit::Key(key.into(), fd)]);
         assert_eq!(parse("pipe:[7]=3"), key("pipe:[7]", 3));
         assert_eq!(parse("/a=b=4"), key("/a=b", 4));
-        assert_eq!(parse("0,2"), Ok(vec![Inherit::Own(0), Inherit::Own(2)]));
+        assert_eq!(parse("0,2"), Ok(vec![Inherit::SameNumber(0), Inherit::SameNumber(2)]));
         let why = parse("0,x").unwrap_err().to_string();
         assert_eq!(why, "--inherit: 'x' is not a descriptor number");
     }

@@ -171,7 +171,7 @@ fn table(plan: &Plan<'_>, operations: &[Operation]) -> String {
 /// Reports whether a number is in the table only until all queues are filled.
 fn waits(plan: &Plan<'_>, number: RawFd) -> bool {
     let at = plan.steps.binary_search_by_key(&number, |step| step.fd);
-    at.is_ok_and(|at| plan.steps[at].waits)
+    at.is_ok_and(|at| plan.steps[at].temporary)
 }
 
 fn list(plan: &Plan<'_>, operations: &[Operation]) -> Vec<Value> {

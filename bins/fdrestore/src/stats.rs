@@ -20,7 +20,7 @@ fdkit::word_enum!(Format { Text = "text", Json = "json" });
 /// Starts to count system calls, and warns where that is not permitted.
 pub(crate) fn count(tool: &Tool) -> Result<Counter> {
     let counter = Counter::start(1)?;
-    if let Some(why) = counter.why_not() {
+    if let Some(why) = counter.refusal() {
         tool.warn(why);
     }
     Ok(counter)
@@ -34,11 +34,11 @@ pub(crate) fn of_one(
     format: Format,
 ) -> Result<()> {
     let calls = meter.calls();
-    let end = meter.look()?;
+    let end = meter.measure_size()?;
     let descriptors = plan.descriptors();
     let table = Some(TableStats { descriptors, size: Size { peak: meter.peak, end } });
     let row = ProcessStats { pid: Some(plan.task.pid), table, calls, messages: 0 };
-    counter.say(text(&[row], format).trim_end());
+    counter.add_message(text(&[row], format).trim_end());
     Ok(())
 }
 

@@ -414,7 +414,8 @@ impl<W: Write> Scan<'_, W> {
                 if object == next && self.options.data.is_some() {
                     let (kind, inode, link) = (taken.kind, inode.clone(), taken.link.clone());
                     // fdinfo counts them, since Linux 5.13.
-                    let carries = kind.carries && taken.info.get("scm_fds") != Some("0");
+                    let carries =
+                        kind.carries_descriptors && taken.info.get("scm_fds") != Some("0");
                     let read = None;
                     let holder =
                         ContentsSource { object, source, kind, inode, key, link, carries, read };
@@ -427,7 +428,7 @@ impl<W: Write> Scan<'_, W> {
         self.summary.files += 1;
         self.summary.opaque += u64::from(taken.is_opaque());
         let locks = locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect();
-        let file = OpenFile { object, locks, ..taken.file(id) };
+        let file = OpenFile { object, locks, ..taken.into_file(id) };
         self.out.put(&Item::File(file.into()))
     }
 

@@ -66,7 +66,7 @@ impl Captured {
     }
 
     /// Its record, with no object and no locks yet.
-    pub fn file(self, id: u32) -> OpenFile {
+    pub fn into_file(self, id: u32) -> OpenFile {
         OpenFile {
             id,
             kind: self.kind.name.to_owned(),
@@ -88,5 +88,5 @@ impl Captured {
 pub fn record_of(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
     let kind = claimed_by(&it);
     let body = (kind.capture)(&it)?;
-    Ok(Captured::by(kind, it, body).file(id))
+    Ok(Captured::by(kind, it, body).into_file(id))
 }

@@ -26,13 +26,13 @@ pub struct Opened {
     /// Its status flags, of which those in [`SETTABLE`] count.
     pub flags: u32,
     /// Descriptions that were made together with it, as the other end of a pipe is.
-    pub others: Vec<Other>,
+    pub others: Vec<OpenedTogether>,
     /// The other end, if that is closed in the image, and must be open until its queue is filled.
     pub parked: Option<OwnedFd>,
 }
 
 /// A description of another file that was made together with one.
-pub struct Other {
+pub struct OpenedTogether {
     /// The file.
     pub file: u32,
     /// A descriptor of it.
@@ -121,7 +121,7 @@ pub struct RestoreContext<'a> {
     /// The directory below which paths are opened.
     pub root: Option<BorrowedFd<'a>>,
     /// Whether nothing will be made.
-    pub dry: bool,
+    pub dry_run: bool,
     /// What to do about changed files.
     pub changed: Changed,
     /// Said before COMMAND runs.
@@ -144,7 +144,7 @@ pub struct RestoreContext<'a> {
     /// What becomes of the controlling terminal.
     pub ctty: &'a CttyPlan,
     /// Paths of the image that are others now.
-    pub moved: HashMap<Vec<u8>, Vec<u8>>,
+    pub renamed_paths: HashMap<Vec<u8>, Vec<u8>>,
     /// The files of sockets by their addresses, for each question of who has one.
     pub addresses: HashMap<&'static str, Rc<HashMap<Vec<u8>, u32>>>,
     /// The files in whose place is something else (`--missing null`): nothing of theirs is put back.
@@ -165,7 +165,7 @@ impl<'a> RestoreContext<'a> {
             flags => flags & !unwanted | libc::O_NOCTTY,
         };
         let flags = OFlag::from_bits_retain(flags);
-        let path = self.moved.get(path).map_or(path, Vec::as_slice);
+        let path = self.renamed_paths.get(path).map_or(path, Vec::as_slice);
         let mut resolve = ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let dir = match &self.root {
             Some(root) => {
@@ -180,7 +180,7 @@ impl<'a> RestoreContext<'a> {
     /// Opens what a file of the image names, and holds it against what was recorded.
     ///
     /// The type must be the same; another inode, size, mode or time is what [`Changed`] is about.
-    pub fn reopen(&mut self, file: &OpenFile) -> Result<Opened> {
+    pub fn open_file(&mut self, file: &OpenFile) -> Result<Opened> {
         let regular = |old: &Inode| old.mode & libc::S_IFMT == libc::S_IFREG;
         // By now the path may be that of a fifo, which would wait for its other end.
         let flags = match file.inode.as_ref().is_some_and(regular) {
@@ -193,17 +193,17 @@ impl<'a> RestoreContext<'a> {
         Ok(Opened::new(fd, flags & !ASYNC))
     }
 
-    /// [`RestoreContext::reopen`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
+    /// [`RestoreContext::open_file`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
     ///
     /// Where devices are, or if nothing was recorded to hold it against, it is looked at first.
-    pub fn reopen_typed(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Opened> {
+    pub fn open_file_of_type(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Opened> {
         let flags = file.flags as i32;
         // To open what is a place only, or nothing but a directory, runs no driver.
         let harmless = flags & (libc::O_PATH | libc::O_DIRECTORY) != 0;
         let known = file.inode.is_some() && !file.link.0.windows(5).any(|part| part == b"/dev/");
         match harmless || known {
-            true => self.reopen(file),
-            false => self.reopen_if(file, |found| found.mode & libc::S_IFMT == class),
+            true => self.open_file(file),
+            false => self.open_file_if(file, |found| found.mode & libc::S_IFMT == class),
         }
     }
 
@@ -212,7 +212,7 @@ impl<'a> RestoreContext<'a> {
     ///
     /// The path could be that of any device by now, and to open it could do anything. So it is
     /// looked at as a place, and then that place is opened.
-    pub fn reopen_if(
+    pub fn open_file_if(
         &mut self,
         file: &OpenFile,
         allowed: impl Fn(&Inode) -> bool,
@@ -224,7 +224,7 @@ impl<'a> RestoreContext<'a> {
         }
         self.compare(file, &found)?;
         let unwanted = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
-        self.again(place.as_fd(), file.flags & !unwanted | libc::O_NOCTTY as u32)
+        self.reopen_descriptor(place.as_fd(), file.flags & !unwanted | libc::O_NOCTTY as u32)
     }
 
     /// Holds what is there against what was recorded.
@@ -241,15 +241,15 @@ impl<'a> RestoreContext<'a> {
         Ok(())
     }
 
-    /// [`RestoreContext::probe`] for a dry run only: a real one finds out by opening.
-    pub fn foresee(&self, file: &OpenFile) -> Result<()> {
-        if self.dry { self.probe(file) } else { Ok(()) }
+    /// [`RestoreContext::check_path`] for a dry run only: a real one finds out by opening.
+    pub fn check_path_in_dry_run(&self, file: &OpenFile) -> Result<()> {
+        if self.dry_run { self.check_path(file) } else { Ok(()) }
     }
 
     /// Looks whether the path of a file is there and of the same type, without opening it.
     ///
     /// A device number must be the same too: opening another device could do anything.
-    pub fn probe(&self, file: &OpenFile) -> Result<()> {
+    pub fn check_path(&self, file: &OpenFile) -> Result<()> {
         let nofollow = match &file.inode {
             Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFLNK => libc::O_NOFOLLOW,
             _ => 0,
@@ -264,7 +264,7 @@ impl<'a> RestoreContext<'a> {
     }
 
     /// A second description of what a descriptor has open.
-    pub fn again(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Opened> {
+    pub fn reopen_descriptor(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Opened> {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let unwanted = libc::O_ASYNC | libc::O_TMPFILE;
         let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
@@ -273,7 +273,7 @@ impl<'a> RestoreContext<'a> {
     }
 
     /// Gives what was made anew its owner and permissions.
-    pub fn own(&mut self, fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
+    pub fn set_owner_and_mode(&mut self, fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
         let Some(inode) = &file.inode else { return Ok(()) };
         let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
         if (uid, gid) != (geteuid(), getegid())
@@ -314,7 +314,7 @@ impl<'a> RestoreContext<'a> {
     }
 
     /// The other files of the same object that are restored.
-    pub fn peers(&self, file: &OpenFile) -> Vec<&'a OpenFile> {
+    pub fn others_of_object(&self, file: &OpenFile) -> Vec<&'a OpenFile> {
         let ids = file.object.and_then(|object| self.objects.get(&object));
         let others = ids.into_iter().flatten().filter(|&&id| id != file.id);
         others.filter_map(|&id| self.image.file(id)).collect()
@@ -333,7 +333,7 @@ impl<'a> RestoreContext<'a> {
 
     /// Reports whether the closed other end of a file must be open until its queue is filled:
     /// [`Opened::parked`].
-    pub fn wants_parked(&self, file: &OpenFile) -> bool {
+    pub fn needs_parked_end(&self, file: &OpenFile) -> bool {
         self.parked.contains_key(&file.id)
     }
 
@@ -343,8 +343,8 @@ impl<'a> RestoreContext<'a> {
     }
 
     /// A description of the same object, if one is open by now.
-    pub fn open_peer(&self, file: &OpenFile) -> Option<Rc<Held>> {
-        self.peers(file).iter().find_map(|peer| self.held.get(&peer.id).cloned())
+    pub fn open_of_object(&self, file: &OpenFile) -> Option<Rc<Held>> {
+        self.others_of_object(file).iter().find_map(|peer| self.held.get(&peer.id).cloned())
     }
 
     /// Hands the contents of an object to `take`, piece by piece.

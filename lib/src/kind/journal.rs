@@ -10,12 +10,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How often, and how long apart, what cannot be done yet is tried again.
-pub(crate) const PATIENCE: (u32, Duration) = (200, Duration::from_millis(5));
+pub(crate) const RETRY_LIMIT: (u32, Duration) = (200, Duration::from_millis(5));
 /// What stands before an entry: its mark and its length.
 const HEAD: usize = 8;
 
 /// What was taken out, entry by entry, and how far the work has come.
-pub(crate) struct Log {
+pub(crate) struct Journal {
     /// The counters are how many entries there are, and the stage.
     memory: SharedBuffer,
     longest: usize,
@@ -23,12 +23,12 @@ pub(crate) struct Log {
     end: Option<usize>,
 }
 
-impl Log {
+impl Journal {
     /// Has room for so many entries of so many bytes together, none of which is longer than this.
-    pub(crate) fn new(entries: usize, bytes: usize, longest: usize) -> Result<Log> {
+    pub(crate) fn new(entries: usize, bytes: usize, longest: usize) -> Result<Journal> {
         let size = bytes + HEAD * (entries + 1) + longest;
         let memory = SharedBuffer::new(size).at(|| "memory for what is taken out")?;
-        Ok(Log { memory, longest, end: None })
+        Ok(Journal { memory, longest, end: None })
     }
 
     /// How far the work has come, as those who do it count: zero at first.
@@ -36,7 +36,7 @@ impl Log {
         self.memory.look().0[1].load(Ordering::Acquire)
     }
 
-    pub(crate) fn reach(&self, stage: usize) {
+    pub(crate) fn set_stage(&self, stage: usize) {
         self.memory.look().0[1].store(stage, Ordering::Release);
     }
 
@@ -77,14 +77,17 @@ impl Log {
     /// Has the work done that takes out and puts back: by a child in a session of its own, so that
     /// nothing that ends us leaves the queue empty, and then here, in case it is the child that
     /// ended. So it must go on where it is, and know when it is done.
-    pub(crate) fn turn_over<T>(&mut self, work: impl Fn(&mut Log) -> T) -> Result<T> {
+    pub(crate) fn run_in_child_then_here<T>(
+        &mut self,
+        work: impl Fn(&mut Journal) -> T,
+    ) -> Result<T> {
         let mut forked = self.memory.fork();
         // A thread that was joined is still counted for a moment.
-        for _ in 0..PATIENCE.0 {
+        for _ in 0..RETRY_LIMIT.0 {
             if !matches!(forked, Err(Errno::EDEADLK)) {
                 break;
             }
-            std::thread::sleep(PATIENCE.1);
+            std::thread::sleep(RETRY_LIMIT.1);
             forked = self.memory.fork();
         }
         if forked.at(|| "fork")? == Forked::Child {
@@ -101,7 +104,7 @@ impl Log {
 mod tests {
     use super::*;
 
-    fn put(log: &mut Log, mark: u32, entry: &[u8]) -> nix::Result<usize> {
+    fn put(log: &mut Journal, mark: u32, entry: &[u8]) -> nix::Result<usize> {
         log.add(|room| {
             room[..entry.len()].copy_from_slice(entry);
             Ok((mark, entry.len()))
@@ -110,9 +113,9 @@ mod tests {
 
     #[test]
     fn what_a_process_that_ended_has_taken_out_is_known_and_added_to() {
-        let mut log = Log::new(3, 9, 5).unwrap();
+        let mut log = Journal::new(3, 9, 5).unwrap();
         put(&mut log, 7, b"one").unwrap();
-        log.reach(2);
+        log.set_stage(2);
         // What another process knows of the end, this one does not.
         log.end = None;
         put(&mut log, 8, b"").unwrap();
@@ -126,7 +129,7 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_that_might_not_fit() {
-        let mut log = Log::new(1, 5, 5).unwrap();
+        let mut log = Journal::new(1, 5, 5).unwrap();
         put(&mut log, 0, b"whole").unwrap();
         put(&mut log, 0, b"").unwrap();
         let taken = log.add(|_| unreachable!("there is no room"));

@@ -42,15 +42,15 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// The step of a restore that must be done before a description can be made, or finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub enum Prerequisite {
     /// None.
-    Nothing,
+    None,
     /// The descriptors of its table are placed: what finishes it names their numbers.
     Numbers,
     /// The processes of the image exist.
     Processes,
     /// The process has its controlling terminal: it opens /dev/tty.
-    Session,
+    ControllingTerminal,
 }
 
 /// A terminal that a descriptor is open on.
@@ -110,21 +110,21 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     /// The name in images and filters.
     const NAME: &'static str;
     /// Its descriptions share an object, known by device and inode number.
-    const SHARES: bool = false;
+    const SHARES_OBJECT: bool = false;
     /// lseek(2) sets its position.
-    const SEEKS: bool = false;
+    const SEEKABLE: bool = false;
     /// It is made before all others: paths and the controlling terminal may lead to it.
     const EARLY: bool = false;
     /// Descriptors can be queued in it (SCM_RIGHTS).
-    const CARRIES: bool = false;
+    const CARRIES_DESCRIPTORS: bool = false;
 
     /// Reports whether a descriptor is of this kind.
     fn claims(it: &Descriptor<'_>) -> bool;
 
     /// The key that all descriptions of its object have in common: device and inode number if it
-    /// [`Kind::SHARES`], unless a kind has a better one.
+    /// [`Kind::SHARES_OBJECT`], unless a kind has a better one.
     fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
-        let inode = it.inode.as_ref().filter(|_| Self::SHARES)?;
+        let inode = it.inode.as_ref().filter(|_| Self::SHARES_OBJECT)?;
         Some((inode.dev.0, inode.dev.1, inode.ino))
     }
 
@@ -182,8 +182,8 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     }
 
     /// The step that must be done before it can be made, or finished.
-    fn need(&self, _file: &OpenFile) -> Need {
-        Need::Nothing
+    fn prerequisite(&self, _file: &OpenFile) -> Prerequisite {
+        Prerequisite::None
     }
 
     /// The inode number by which the records of its peers name it.
@@ -192,12 +192,12 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     }
 
     /// The [`Kind::peer_id`]s of the sockets with which it is made together.
-    fn peers(&self) -> Vec<u64> {
+    fn peer_ids(&self) -> Vec<u64> {
         Vec::new()
     }
 
     /// Its other end is closed, and must be open until its queue is filled: [`Opened::parked`].
-    fn parks(&self) -> bool {
+    fn parks_other_end(&self) -> bool {
         false
     }
 
@@ -212,7 +212,7 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     }
 
     /// The words for what [`Kind::finish`] does, if it does anything: `set the timer`.
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         None
     }
 
@@ -242,7 +242,7 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
 
     /// Makes what stands in its place under `--missing null`: reads return end-of-file, and what is
     /// written is discarded.
-    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
         null_device(file)
     }
 }
@@ -257,8 +257,8 @@ fn null_device(file: &OpenFile) -> Result<OwnedFd> {
 pub struct KindOps {
     /// [`Kind::NAME`]
     pub name: &'static str,
-    /// [`Kind::CARRIES`]
-    pub carries: bool,
+    /// [`Kind::CARRIES_DESCRIPTORS`]
+    pub carries_descriptors: bool,
     /// [`Kind::claims`]
     pub(crate) claims: fn(&Descriptor<'_>) -> bool,
     /// [`Kind::object`]
@@ -278,7 +278,7 @@ pub struct KindOps {
 const fn ops<K: Kind>() -> KindOps {
     KindOps {
         name: K::NAME,
-        carries: K::CARRIES,
+        carries_descriptors: K::CARRIES_DESCRIPTORS,
         claims: K::claims,
         object: K::object,
         capture: |it| {

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::{Kind, Need, OpenTerminal, named, null_device};
+use crate::kind::{Kind, OpenTerminal, Prerequisite, named, null_device};
 use crate::operation::{Operation, Outcome};
 use crate::terminal::Settings;
 use crate::text::escape;
@@ -12,12 +12,12 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// A record whose body was decoded and validated: [`Kind`] without its type.
 pub trait Record: Any {
-    /// [`Kind::SEEKS`]
-    fn seeks(&self) -> bool;
+    /// [`Kind::SEEKABLE`]
+    fn is_seekable(&self) -> bool;
     /// [`Kind::EARLY`]
     fn is_early(&self) -> bool;
-    /// [`Kind::CARRIES`]
-    fn carries(&self) -> bool;
+    /// [`Kind::CARRIES_DESCRIPTORS`]
+    fn carries_descriptors(&self) -> bool;
     /// [`Kind::describe`]
     fn describe(&self, file: &OpenFile) -> Option<String>;
     /// [`Kind::terminal`]
@@ -28,20 +28,20 @@ pub trait Record: Any {
     fn validate(&self, file: &OpenFile) -> Result<()>;
     /// [`Kind::check`]
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()>;
-    /// [`Kind::need`]
-    fn need(&self, file: &OpenFile) -> Need;
+    /// [`Kind::prerequisite`]
+    fn prerequisite(&self, file: &OpenFile) -> Prerequisite;
     /// [`Kind::peer_id`]
     fn peer_id(&self, file: &OpenFile) -> Option<u64>;
-    /// [`Kind::peers`]
-    fn peers(&self) -> Vec<u64>;
-    /// [`Kind::parks`]
-    fn parks(&self) -> bool;
+    /// [`Kind::peer_ids`]
+    fn peer_ids(&self) -> Vec<u64>;
+    /// [`Kind::parks_other_end`]
+    fn parks_other_end(&self) -> bool;
     /// [`Kind::restore`]
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
     /// [`Kind::operation`]
     fn operation(&self, number: RawFd, cx: &RestoreContext<'_>) -> Result<Option<Operation>>;
-    /// [`Kind::finishes`]
-    fn finishes(&self) -> Option<&'static str>;
+    /// [`Kind::finish_text`]
+    fn finish_text(&self) -> Option<&'static str>;
     /// [`Kind::finish`]
     fn finish(
         &self,
@@ -58,21 +58,21 @@ pub trait Record: Any {
         fd: BorrowedFd<'_>,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()>;
-    /// [`Kind::null`]
-    fn null(&self, file: &OpenFile) -> Result<OwnedFd>;
+    /// [`Kind::substitute`]
+    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd>;
 }
 
 impl<K: Kind> Record for K {
-    fn seeks(&self) -> bool {
-        K::SEEKS
+    fn is_seekable(&self) -> bool {
+        K::SEEKABLE
     }
 
     fn is_early(&self) -> bool {
         K::EARLY
     }
 
-    fn carries(&self) -> bool {
-        K::CARRIES
+    fn carries_descriptors(&self) -> bool {
+        K::CARRIES_DESCRIPTORS
     }
 
     fn describe(&self, file: &OpenFile) -> Option<String> {
@@ -95,20 +95,20 @@ impl<K: Kind> Record for K {
         Kind::check(self, file, cx)
     }
 
-    fn need(&self, file: &OpenFile) -> Need {
-        Kind::need(self, file)
+    fn prerequisite(&self, file: &OpenFile) -> Prerequisite {
+        Kind::prerequisite(self, file)
     }
 
     fn peer_id(&self, file: &OpenFile) -> Option<u64> {
         Kind::peer_id(self, file)
     }
 
-    fn peers(&self) -> Vec<u64> {
-        Kind::peers(self)
+    fn peer_ids(&self) -> Vec<u64> {
+        Kind::peer_ids(self)
     }
 
-    fn parks(&self) -> bool {
-        Kind::parks(self)
+    fn parks_other_end(&self) -> bool {
+        Kind::parks_other_end(self)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
@@ -119,8 +119,8 @@ impl<K: Kind> Record for K {
         Kind::operation(self, number, cx)
     }
 
-    fn finishes(&self) -> Option<&'static str> {
-        Kind::finishes(self)
+    fn finish_text(&self) -> Option<&'static str> {
+        Kind::finish_text(self)
     }
 
     fn finish(
@@ -143,8 +143,8 @@ impl<K: Kind> Record for K {
         Kind::finish_last(self, file, fd, cx)
     }
 
-    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
-        Kind::null(self, file)
+    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
+        Kind::substitute(self, file)
     }
 }
 
@@ -159,7 +159,7 @@ impl UnknownKind {
 }
 
 impl Record for UnknownKind {
-    fn seeks(&self) -> bool {
+    fn is_seekable(&self) -> bool {
         false
     }
 
@@ -167,7 +167,7 @@ impl Record for UnknownKind {
         false
     }
 
-    fn carries(&self) -> bool {
+    fn carries_descriptors(&self) -> bool {
         true
     }
 
@@ -191,19 +191,19 @@ impl Record for UnknownKind {
         Err(UnknownKind::refusal(file))
     }
 
-    fn need(&self, _: &OpenFile) -> Need {
-        Need::Nothing
+    fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
+        Prerequisite::None
     }
 
     fn peer_id(&self, _: &OpenFile) -> Option<u64> {
         None
     }
 
-    fn peers(&self) -> Vec<u64> {
+    fn peer_ids(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    fn parks(&self) -> bool {
+    fn parks_other_end(&self) -> bool {
         false
     }
 
@@ -215,7 +215,7 @@ impl Record for UnknownKind {
         Ok(None)
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         None
     }
 
@@ -239,7 +239,7 @@ impl Record for UnknownKind {
         Ok(())
     }
 
-    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
         null_device(file)
     }
 }

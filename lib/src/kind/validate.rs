@@ -142,7 +142,7 @@ impl<'n> Validator<'n> {
         let object = self.objects.entry(id).or_insert_with(|| Object {
             kind: file.kind.clone(),
             name: (self.name)(file),
-            carries: record.carries(),
+            carries: record.carries_descriptors(),
             check: named(&file.kind).and_then(|kind| (kind.object_check)()),
         });
         let known = |kind: &str| named(kind).is_some();

@@ -34,7 +34,7 @@ crate::word_enum!(Missing { Fail = "fail", Null = "null", Skip = "skip" });
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inherit {
     /// The caller's own, at its own number, whatever the image says of it.
-    Own(RawFd),
+    SameNumber(RawFd),
     /// What readlink(2) shows of a description of the image, or a slot, becomes the caller's.
     Key(Vec<u8>, RawFd),
 }
@@ -98,14 +98,14 @@ pub struct Step {
     /// Whether it was close-on-exec.
     pub cloexec: bool,
     /// Whether children of a tree are born with it, so that it is made before them.
-    pub passed: bool,
+    pub before_fork: bool,
     /// Whether it stands there only until all queues are filled: the image has no number for it.
-    pub waits: bool,
+    pub temporary: bool,
 }
 
 /// Where a file is at home that is made elsewhere.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct FileOwner<'a> {
+pub(crate) struct OwnerTask<'a> {
     pub task: &'a Task,
     /// Which of [`Plan::numbers`] are those of its table.
     pub numbers: usize,
@@ -126,9 +126,9 @@ pub struct Plan<'a> {
     /// What becomes of the controlling terminal.
     pub terminal: CttyPlan,
     /// Where else files are at home.
-    pub(crate) file_owners: HashMap<u32, FileOwner<'a>>,
+    pub(crate) owner_tasks: HashMap<u32, OwnerTask<'a>>,
     /// What was made elsewhere and is at home here.
-    pub(crate) owned_here: HashSet<u32>,
+    pub(crate) owned_files: HashSet<u32>,
     /// The numbers of this table, then of others at home.
     pub(crate) numbers: Vec<Vec<Number>>,
     pub(crate) lowest: HashMap<u32, RawFd>,
@@ -158,9 +158,9 @@ impl PidMap for SingleTask<'_> {
 
 impl RestoreOptions {
     /// Fails with status 2 if a descriptor to hand down is not open.
-    pub(crate) fn look_at_handed(&self) -> Result<()> {
+    pub(crate) fn check_inherited(&self) -> Result<()> {
         for inherit in &self.inherit {
-            let (Inherit::Own(fd) | Inherit::Key(_, fd)) = inherit;
+            let (Inherit::SameNumber(fd) | Inherit::Key(_, fd)) = inherit;
             if (0..3).contains(fd) && sys::start::closed_at_start(*fd) || !is_open(*fd) {
                 return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
             }
@@ -169,7 +169,12 @@ impl RestoreOptions {
     }
 
     /// The inheritance by key that a slot of a task of this id is meant by, if one is.
-    pub(crate) fn handed(&self, pid: i32, slot: &Slot, file: &OpenFile) -> Option<usize> {
+    pub(crate) fn inherited_by_slot(
+        &self,
+        pid: i32,
+        slot: &Slot,
+        file: &OpenFile,
+    ) -> Option<usize> {
         let meant = |key: &[u8]| {
             key == file.link.0
                 || key == slot.fd.to_string().as_bytes()
@@ -179,13 +184,13 @@ impl RestoreOptions {
     }
 
     /// The inheritance by key that a file without a number is meant by, if one is.
-    pub(crate) fn named(&self, file: &OpenFile) -> Option<usize> {
+    pub(crate) fn inherited_by_file(&self, file: &OpenFile) -> Option<usize> {
         let meant = |it: &Inherit| matches!(it, Inherit::Key(key, _) if *key == file.link.0);
         self.inherit.iter().position(meant)
     }
 
     /// Fails with status 2 if a key means nothing of the image.
-    pub(crate) fn all_used(&self, used: &[bool]) -> Result<()> {
+    pub(crate) fn check_all_used(&self, used: &[bool]) -> Result<()> {
         for (inherit, used) in self.inherit.iter().zip(used) {
             if let (Inherit::Key(key, _), false) = (inherit, used) {
                 let key = escape(key);
@@ -216,9 +221,9 @@ impl<'a> Plan<'a> {
                 None => "the image has no task".to_owned(),
             })
         })?;
-        options.look_at_handed()?;
+        options.check_inherited()?;
         let steps = lay_out(image, task, options)?;
-        let mut plan = Plan::of(image, task, steps);
+        let mut plan = Plan::from_steps(image, task, steps);
         let role = SessionRole::myself()?;
         plan.terminal = plan.plan_ctty(role);
         plan.check(options, &SingleTask(task), root, dry, &proc::locks())?;
@@ -228,22 +233,26 @@ impl<'a> Plan<'a> {
     }
 
     /// The plan of these steps, whose numbers ascend.
-    pub(crate) fn of(image: &'a DecodedImage, task: &'a Task, steps: Vec<Step>) -> Plan<'a> {
+    pub(crate) fn from_steps(
+        image: &'a DecodedImage,
+        task: &'a Task,
+        steps: Vec<Step>,
+    ) -> Plan<'a> {
         let mut plan = Plan {
             image,
             task,
             steps,
             problems: Vec::new(),
             terminal: CttyPlan::None,
-            file_owners: HashMap::new(),
-            owned_here: HashSet::new(),
+            owner_tasks: HashMap::new(),
+            owned_files: HashSet::new(),
             numbers: Vec::new(),
             lowest: HashMap::new(),
             parked: HashMap::new(),
             objects: HashMap::new(),
             sockets: HashMap::new(),
         };
-        let lasting = plan.steps.iter().filter(|step| !step.waits);
+        let lasting = plan.steps.iter().filter(|step| !step.temporary);
         let number = |step: &Step| Number { fd: step.fd, file: step.file };
         plan.numbers.push(lasting.map(number).collect());
         let unused = (0..=u32::MAX).rev().filter(|id| image.file(*id).is_none());
@@ -292,7 +301,7 @@ impl<'a> Plan<'a> {
         let mut problems = Vec::new();
         {
             let mut cx = self.context(&[], pids, root, options.changed);
-            cx.dry = dry;
+            cx.dry_run = dry;
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
                 if step.action == Action::Dup {
@@ -319,7 +328,7 @@ impl<'a> Plan<'a> {
                 }
             }
             // Where the numbers are those of a table, everything is at home.
-            let own = self.file_owners.is_empty();
+            let own = self.owner_tasks.is_empty();
             for (step, file, lock, of_table) in self.locks(&steps) {
                 if of_table && !own {
                     continue;
@@ -380,7 +389,7 @@ impl<'a> Plan<'a> {
             pids,
             source,
             root,
-            dry: false,
+            dry_run: false,
             changed,
             warnings: Vec::new(),
             lowest: &self.lowest,
@@ -391,7 +400,7 @@ impl<'a> Plan<'a> {
             numbers: &self.numbers[0],
             held: HashMap::new(),
             ctty: &self.terminal,
-            moved: HashMap::new(),
+            renamed_paths: HashMap::new(),
             addresses: HashMap::new(),
             nulled: HashSet::new(),
             set_terminals: HashSet::new(),
@@ -400,7 +409,7 @@ impl<'a> Plan<'a> {
 
     /// Turns to a file: what the context says of its task and its numbers is of that file's home.
     pub(crate) fn enter<'b>(&'b self, cx: &mut RestoreContext<'b>, file: u32) {
-        let home = self.file_owners.get(&file);
+        let home = self.owner_tasks.get(&file);
         cx.task = home.map_or(self.task, |home| home.task);
         cx.numbers = &self.numbers[home.map_or(0, |home| home.numbers)];
     }
@@ -408,7 +417,7 @@ impl<'a> Plan<'a> {
     /// A step, as messages name it.
     pub(crate) fn name(&self, step: &Step) -> String {
         let file = step.file.and_then(|id| self.image.file(id)).map_or(String::new(), what);
-        match step.file.and_then(|id| self.file_owners.get(&id)) {
+        match step.file.and_then(|id| self.owner_tasks.get(&id)) {
             Some(home) => format!("task {}: fd {} ({file})", home.task.pid, home.fd),
             None => format!("{} ({file})", self.number(step)),
         }
@@ -422,7 +431,7 @@ impl<'a> Plan<'a> {
         let Some(carrier) = self.image.carrier_of(id) else { return "queued".to_owned() };
         let name = what(carrier);
         let Some(slot) = self.image.slot_of(carrier.id) else { return format!("queued in {name}") };
-        let own = self.file_owners.is_empty() && slot.table == self.task.table.id;
+        let own = self.owner_tasks.is_empty() && slot.table == self.task.table.id;
         match self.image.owner_of(slot.table).filter(|_| !own) {
             Some(pid) => format!("queued in task {pid}: fd {} ({name})", slot.fd),
             None => format!("queued in fd {} ({name})", slot.fd),
@@ -431,13 +440,13 @@ impl<'a> Plan<'a> {
 
     /// The highest number that the table has in the end.
     pub(crate) fn highest(&self) -> Option<u32> {
-        let lasting = |step: &&Step| !step.waits && step.action != Action::Skip;
+        let lasting = |step: &&Step| !step.temporary && step.action != Action::Skip;
         self.steps.iter().rev().find(lasting).map(|step| step.fd as u32)
     }
 
     /// How many descriptors the table will have.
     pub fn descriptors(&self) -> usize {
-        self.steps.iter().filter(|step| !step.waits && step.action != Action::Skip).count()
+        self.steps.iter().filter(|step| !step.temporary && step.action != Action::Skip).count()
     }
 
     /// The refusal that lists all problems, if there are any. Each is said by `say`.
@@ -463,7 +472,7 @@ fn lay_out(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Resul
     let mut own: BTreeSet<RawFd> = BTreeSet::new();
     let mut used = vec![false; options.inherit.len()];
     for inherit in &options.inherit {
-        if let Inherit::Own(fd) = inherit {
+        if let Inherit::SameNumber(fd) = inherit {
             own.insert(*fd);
         }
     }
@@ -472,13 +481,13 @@ fn lay_out(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Resul
     for slot in image.slots_of(task.table.id) {
         let Some(file) = image.file(slot.file) else { continue };
         let fd = slot.fd as RawFd;
-        let handed = options.handed(task.pid, slot, file);
+        let handed = options.inherited_by_slot(task.pid, slot, file);
         let action = match handed {
             _ if own.remove(&fd) => Action::Inherit(fd),
             Some(at) => {
                 used[at] = true;
                 match &options.inherit[at] {
-                    Inherit::Key(_, from) | Inherit::Own(from) => Action::Inherit(*from),
+                    Inherit::Key(_, from) | Inherit::SameNumber(from) => Action::Inherit(*from),
                 }
             }
             None if made.insert(file.id) => Action::Make,
@@ -491,21 +500,21 @@ fn lay_out(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Resul
         steps.push(Step { fd, action: Action::Inherit(fd), ..Step::default() });
     }
     steps.sort_by_key(|step| step.fd);
-    wait(image, &mut steps, &mut |file| {
-        let Some(at) = options.named(file) else { return Some(Action::Make) };
+    add_queued(image, &mut steps, &mut |file| {
+        let Some(at) = options.inherited_by_file(file) else { return Some(Action::Make) };
         used[at] = true;
         match &options.inherit[at] {
-            Inherit::Key(_, from) | Inherit::Own(from) => Some(Action::Inherit(*from)),
+            Inherit::Key(_, from) | Inherit::SameNumber(from) => Some(Action::Inherit(*from)),
         }
     });
-    options.all_used(&used)?;
+    options.check_all_used(&used)?;
     Ok(steps)
 }
 
 /// Adds the steps for what waits in queues that are filled and has no number of its own, and for
 /// the ends through which they are filled. `how` says what becomes of a file; none if it stands
 /// elsewhere.
-pub(crate) fn wait(
+pub(crate) fn add_queued(
     image: &DecodedImage,
     steps: &mut Vec<Step>,
     how: &mut dyn FnMut(&OpenFile) -> Option<Action>,
@@ -515,9 +524,11 @@ pub(crate) fn wait(
     let mut todo: Vec<u32> = made.filter_map(|step| step.file).collect();
     let mut waiting = Vec::new();
     while let Some(file) = todo.pop().and_then(|id| image.file(id)) {
-        let Some(record) = image.record(file.id).filter(|it| it.carries()) else { continue };
+        let Some(record) = image.record(file.id).filter(|it| it.carries_descriptors()) else {
+            continue;
+        };
         let mut queued = image.queued(file).peekable();
-        if queued.peek().is_some() && record.parks() {
+        if queued.peek().is_some() && record.parks_other_end() {
             waiting.push((file.id, Action::Park));
         }
         for inside in queued.filter_map(|id| image.file(id)) {
@@ -536,7 +547,7 @@ pub(crate) fn wait(
     let numbers = placement::lowest_free(&wanted, waiting.len());
     steps.extend(numbers.into_iter().zip(waiting).map(|(number, (id, action))| {
         let fd = number as RawFd;
-        Step { fd, file: Some(id), action, waits: true, ..Step::default() }
+        Step { fd, file: Some(id), action, temporary: true, ..Step::default() }
     }));
     steps.sort_by_key(|step| step.fd);
 }
@@ -575,7 +586,7 @@ mod tests {
         let mut carrier = crate::kind::tests::file_of(&socket);
         carrier.object = Some(0);
         let unread = crate::kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
-        let opaque = OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unread.file(0) };
+        let opaque = OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unread.into_file(0) };
         let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
         let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
         items

@@ -9,12 +9,12 @@ use crate::plan::{Action, Missing, Plan, RestoreOptions, SingleTask, hard_limit,
 use crate::proc::inode_of;
 use crate::sys::own_table::{OwnTable, PlacedFd};
 use crate::sys::{self, tty};
+use crate::table::direct::DirectExecutor;
 use crate::table::driver::{TableRestore, refuse_unlocked};
 use crate::table::executor::{Executor, Paper};
-use crate::table::own::Own;
-use crate::table::services::{close_others, place, raise_limit};
+use crate::table::services::{close_others, move_services, raise_limit};
 use crate::table::shrink;
-use crate::table::source::Anew;
+use crate::table::source::KindSource;
 use crate::table::stats::Meter;
 use crate::terminal;
 use nix::sys::resource::{Resource, setrlimit};
@@ -51,7 +51,7 @@ pub fn restore(
 pub fn operations(plan: &Plan<'_>, options: &RestoreOptions) -> Result<Vec<Operation>> {
     let pids = SingleTask(plan.task);
     let cx = plan.context(&[], &pids, None, options.changed);
-    let (mut paper, mut anew) = (Paper::default(), Anew);
+    let (mut paper, mut anew) = (Paper::default(), KindSource);
     let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
     restore.make_early(&mut paper);
     control(plan, options, &mut restore, &mut paper)?;
@@ -98,12 +98,12 @@ fn in_this_process(
         min_capacity: placement::capacity(numbers.last().copied()),
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
-    let outcome = place(table, &mut placed, options.placement, &wanted);
+    let outcome = move_services(table, &mut placed, options.placement, &wanted);
     let of_caller = placed.split_off(2);
     (services.root, services.stderr) = (placed.pop().flatten(), placed.pop().flatten());
     outcome?;
     if let Some(meter) = &mut meter {
-        meter.placed();
+        meter.services_placed();
     }
     let inherited: HashMap<RawFd, PlacedFd> =
         copied.into_iter().zip(of_caller.into_iter().flatten()).collect();
@@ -114,11 +114,11 @@ fn in_this_process(
     keep.sort_unstable();
     close_others(table, &keep)?;
     let filler = services.stderr.as_ref().map(PlacedFd::number);
-    let mut own = Own::new(table, options.placement, filler).with_inherited(inherited);
+    let mut own = DirectExecutor::new(table, options.placement, filler).with_inherited(inherited);
     let pids = SingleTask(plan.task);
     let root = services.root.as_ref().map(AsFd::as_fd);
     let cx = plan.context(source, &pids, root, options.changed);
-    let mut anew = Anew;
+    let mut anew = KindSource;
     let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
     let stderr = services.stderr.as_ref();
     let built = build(plan, options, &mut restore, &mut own, &mut |line| say(stderr, line));
@@ -137,7 +137,7 @@ fn in_this_process(
         setrlimit(Resource::RLIMIT_NOFILE, limits.0, hard_limit()?)?;
     }
     if let Some(meter) = meter {
-        meter.look()?;
+        meter.measure_size()?;
     }
     if options.placement == Placement::Tight {
         shrink::to(placement::capacity(highest)).at(|| "shrink the table")?;
@@ -170,9 +170,9 @@ fn build(
 ) -> Result<()> {
     restore.make_early(executor);
     control(plan, options, restore, executor)?;
-    restore.make(|step| !step.passed, executor)?;
+    restore.make(|step| !step.before_fork, executor)?;
     restore.end_making(executor, say)?;
-    restore.settle(executor)?;
+    restore.move_to_final(executor)?;
     let mut unlocked = restore.finish(executor)?;
     unlocked.extend(restore.test_table_locks(executor)?);
     refuse_unlocked(unlocked, options, &mut restore.cx.warnings, say)

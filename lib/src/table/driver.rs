@@ -5,8 +5,8 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
-use crate::kind::Need;
-use crate::kind::context::{Held, Other, RestoreContext, set_flags};
+use crate::kind::Prerequisite;
+use crate::kind::context::{Held, OpenedTogether, RestoreContext, set_flags};
 use crate::lock;
 use crate::operation::{Operation, Origin, Outcome};
 use crate::plan::{Action, Missing, Plan, RestoreOptions, Step, refuse, what};
@@ -243,7 +243,7 @@ impl<'w, 's> TableRestore<'w, 's> {
         let mut ids = vec![file.id];
         let mut fds: Vec<OwnedFd> = vec![opened.fd];
         let mut operations = vec![place(file.id, number)];
-        for Other { file, fd, flags } in opened.others {
+        for OpenedTogether { file, fd, flags } in opened.others {
             let other = self.plan.image.file(file).ok_or(Errno::EBADF)?;
             set_flags(fd.as_fd(), flags, other.flags)?;
             ids.push(file);
@@ -277,7 +277,7 @@ impl<'w, 's> TableRestore<'w, 's> {
             true => Vec::new(),
             false => {
                 let record = self.plan.image.record(file.id).ok_or(Errno::EBADF)?;
-                vec![record.null(file)?]
+                vec![record.substitute(file)?]
             }
         };
         let held = executor.place(fds, &[place])?;
@@ -290,7 +290,7 @@ impl<'w, 's> TableRestore<'w, 's> {
     /// Sets the position of a description.
     fn seek(&self, file: &OpenFile) -> Result<()> {
         let path = file.flags & libc::O_PATH as u32 != 0;
-        let seeks = || self.plan.image.record(file.id).is_some_and(|record| record.seeks());
+        let seeks = || self.plan.image.record(file.id).is_some_and(|record| record.is_seekable());
         if file.pos == 0 || path || !seeks() {
             return Ok(());
         }
@@ -309,8 +309,8 @@ impl<'w, 's> TableRestore<'w, 's> {
     }
 
     /// Moves all descriptors to their final numbers.
-    pub fn settle(&mut self, executor: &mut dyn Executor) -> Result<()> {
-        let moved: HashMap<RawFd, RawFd> = executor.settle()?.into_iter().collect();
+    pub fn move_to_final(&mut self, executor: &mut dyn Executor) -> Result<()> {
+        let moved: HashMap<RawFd, RawFd> = executor.move_to_final()?.into_iter().collect();
         if moved.is_empty() {
             return Ok(());
         }
@@ -339,11 +339,11 @@ impl<'w, 's> TableRestore<'w, 's> {
             let Some(number) = here.filter(|_| !self.cx.nulled.contains(&file.id)) else {
                 continue;
             };
-            let of_numbers = record.need(file) == Need::Numbers;
+            let of_numbers = record.prerequisite(file) == Prerequisite::Numbers;
             let (made, owned) = match step.action {
-                Action::Make => (true, !plan.file_owners.contains_key(&file.id)),
+                Action::Make => (true, !plan.owner_tasks.contains_key(&file.id)),
                 Action::FromStore(_) | Action::FromParent => {
-                    (false, plan.owned_here.contains(&file.id))
+                    (false, plan.owned_files.contains(&file.id))
                 }
                 _ => continue,
             };
@@ -390,7 +390,7 @@ impl<'w, 's> TableRestore<'w, 's> {
             None => Outcome::Done,
         };
         if executor.is_paper() {
-            if let Some(what) = record.finishes() {
+            if let Some(what) = record.finish_text() {
                 let (file, what) = (file.id, what.to_owned());
                 executor.run(&Operation::Finish { number, file, what })?;
             }
@@ -461,7 +461,7 @@ impl<'w, 's> TableRestore<'w, 's> {
 
     /// Closes what was in the table only until all queues were filled.
     fn close_temporary(&mut self, executor: &mut dyn Executor) -> Result<()> {
-        for step in self.plan.steps.iter().filter(|step| step.waits) {
+        for step in self.plan.steps.iter().filter(|step| step.temporary) {
             let parked = step.file.and_then(|id| self.plan.parked.get(&id)).map(|(id, _)| *id);
             let id = if step.action == Action::Park { parked } else { step.file };
             let Some(id) = id else { continue };
@@ -475,7 +475,7 @@ impl<'w, 's> TableRestore<'w, 's> {
 
     /// Forgets all descriptions that were made, after they were sent away; `close` gets those that
     /// are under the table.
-    pub(crate) fn forget(&mut self, mut close: impl FnMut(PlacedFd)) {
+    pub(crate) fn close_placed(&mut self, mut close: impl FnMut(PlacedFd)) {
         self.placed.numbers.clear();
         for (_, held) in self.cx.held.drain() {
             if let Some(Held::Placed(placed)) = Rc::into_inner(held) {
@@ -515,7 +515,7 @@ impl Placed {
         let replaced = step.file.and_then(|id| self.replaced.get(&id));
         let action = replaced.copied().unwrap_or(step.action);
         let known = step.file.is_some_and(|id| self.numbers.contains_key(&id));
-        !step.waits && known && !matches!(action, Action::Skip | Action::Inherit(_))
+        !step.temporary && known && !matches!(action, Action::Skip | Action::Inherit(_))
     }
 
     fn table_locks(

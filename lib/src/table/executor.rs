@@ -40,7 +40,7 @@ pub trait Executor {
     }
 
     /// Moves all that is not at its final number yet. Gives the moves that were made.
-    fn settle(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
+    fn move_to_final(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
         Ok(Vec::new())
     }
 }

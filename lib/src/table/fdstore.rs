@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
 /// The most descriptors of one message: SCM_MAX_FD of the kernel.
-pub const MOST: usize = 253;
+pub const MAX_FDS: usize = 253;
 
 /// A store, as one process sees it.
 pub struct Store<'b> {
@@ -62,7 +62,7 @@ impl<'b> Store<'b> {
         sys::socket::set_option(self.socket.as_fd(), libc::SOL_SOCKET, option, value)
     }
 
-    /// Adds a message of at most [`MOST`] descriptors, and gives its number.
+    /// Adds a message of at most [`MAX_FDS`] descriptors, and gives its number.
     pub fn put(&mut self, fds: &[BorrowedFd<'_>]) -> Result<u32> {
         match sys::socket::send(self.socket.as_fd(), &[], &[0], fds, None) {
             Err(Errno::EAGAIN) => {
@@ -88,7 +88,7 @@ impl<'b> Store<'b> {
     }
 
     /// A store that another process has filled, by a descriptor of its socket.
-    pub fn of(socket: BorrowedFd<'b>, lock: (&'b SharedMem, usize)) -> Store<'b> {
+    pub fn borrowed(socket: BorrowedFd<'b>, lock: (&'b SharedMem, usize)) -> Store<'b> {
         Store { socket: Socket::Borrowed(socket), lock, messages: Cell::new(0) }
     }
 

@@ -2,10 +2,10 @@
 //! executors that run them, and the sources of its descriptions.
 
 pub mod command;
+pub mod direct;
 pub mod driver;
 pub mod executor;
 pub mod fdstore;
-pub mod own;
 pub(crate) mod services;
 pub mod shrink;
 pub mod source;

@@ -20,7 +20,11 @@ pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
 }
 
 /// The numbers of so many service descriptors. Fails with status 6 if a table has no room for them.
-pub(crate) fn room(policy: Placement, table: &TableNeeds<'_>, count: usize) -> Result<Vec<u32>> {
+pub(crate) fn service_numbers(
+    policy: Placement,
+    table: &TableNeeds<'_>,
+    count: usize,
+) -> Result<Vec<u32>> {
     placement::service_numbers(policy, table, count).ok_or_else(|| {
         let limit = table.limit;
         let why = format!("no room for {count} service descriptors below the limit {limit}");
@@ -30,13 +34,13 @@ pub(crate) fn room(policy: Placement, table: &TableNeeds<'_>, count: usize) -> R
 
 /// Moves service descriptors to their numbers. What is there is closed: it is neither a service nor
 /// kept, since service numbers are not wanted ones.
-pub(crate) fn place(
+pub(crate) fn move_services(
     table: &OwnTable,
     services: &mut [Option<PlacedFd>],
     policy: Placement,
     wanted: &TableNeeds<'_>,
 ) -> Result<()> {
-    let numbers = room(policy, wanted, services.iter().flatten().count())?;
+    let numbers = service_numbers(policy, wanted, services.iter().flatten().count())?;
     let held = services.iter().flatten().map(|placed| placed.number() as u32);
     let pairs: Vec<(u32, u32)> = held.zip(numbers).collect();
     let spare = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;

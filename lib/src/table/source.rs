@@ -13,9 +13,9 @@ pub trait Source {
 
 /// The source that makes descriptions anew: each by its kind.
 #[derive(Debug, Default)]
-pub struct Anew;
+pub struct KindSource;
 
-impl Source for Anew {
+impl Source for KindSource {
     fn open(&mut self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let image = cx.image;
         image.record(file.id).ok_or(Errno::EBADF)?.restore(file, cx)

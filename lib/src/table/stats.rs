@@ -17,16 +17,16 @@ pub struct Meter<'c> {
 
 impl<'c> Meter<'c> {
     /// One that began when the count did, or this process.
-    pub fn from_birth(counter: Option<&'c Counter>) -> Meter<'c> {
-        let counter = counter.filter(|counter| counter.why_not().is_none());
-        let counter = counter.and_then(|counter| Some((counter, counter.mine()?)));
+    pub fn from_process_start(counter: Option<&'c Counter>) -> Meter<'c> {
+        let counter = counter.filter(|counter| counter.refusal().is_none());
+        let counter = counter.and_then(|counter| Some((counter, counter.own_slot()?)));
         // To find the place took a call.
         Meter { counter, aside: Calls { all: 1, dups: 0 }, peak: 0 }
     }
 
     /// One that begins now.
     pub fn new(counter: Option<&'c Counter>) -> Meter<'c> {
-        let mut meter = Meter::from_birth(counter);
+        let mut meter = Meter::from_process_start(counter);
         meter.aside = meter.all();
         meter
     }
@@ -36,13 +36,13 @@ impl<'c> Meter<'c> {
     }
 
     /// Says that the service descriptors stand: what was copied for that is not the table's.
-    pub fn placed(&mut self) {
+    pub fn services_placed(&mut self) {
         self.aside.dups = self.all().dups;
     }
 
     /// Looks how large the table is: before it is made smaller, and at the end. It is looked at from
     /// a copy, since a descriptor more could make it larger.
-    pub fn look(&mut self) -> Result<u64> {
+    pub fn measure_size(&mut self) -> Result<u64> {
         let before = self.all();
         // Not "self", which is the process that reads.
         let path = format!("/proc/{}/status", nix::unistd::getpid());

@@ -95,7 +95,7 @@ impl Counter {
     }
 
     /// Where the counts of this process are. It takes one system call.
-    pub fn mine(&self) -> Option<CounterSlot> {
+    pub fn own_slot(&self) -> Option<CounterSlot> {
         self.place(getpid()).map(CounterSlot)
     }
 
@@ -106,13 +106,13 @@ impl Counter {
     }
 
     /// Why nothing is counted, if so: this process may not be traced, or is traced already.
-    pub fn why_not(&self) -> Option<String> {
+    pub fn refusal(&self) -> Option<String> {
         let why = |errno: Errno| format!("system calls are not counted: ptrace: {}", errno.desc());
         self.refused.map(why)
     }
 
     /// Has this said once the count has ended.
-    pub fn say(&self, text: &str) {
+    pub fn add_message(&self, text: &str) {
         self.shared.push(0, 0, text.as_bytes(), 0);
     }
 

@@ -189,7 +189,7 @@ fn an_owner_that_is_not_restored_is_nobody_and_its_signal_is_kept() {
 #[test]
 fn what_cannot_be_restored_is_replaced_at_all_its_numbers_or_at_none() {
     let mut table = Table::default();
-    let id = table.file(Captured::unreadable(3, &Errno::EIO.into()).file(0));
+    let id = table.file(Captured::unreadable(3, &Errno::EIO.into()).into_file(0));
     table.slot(3, id);
     table.slot(8, id);
     let run = |missing| table.operations(&RestoreOptions { missing, ..RestoreOptions::default() });
@@ -204,7 +204,7 @@ fn a_descriptor_of_the_caller_is_inherited_and_not_opened() {
     let file = table.at(0, eventfd());
     let other = table.at(6, eventfd());
     table.slot(7, file);
-    let own = RestoreOptions { inherit: vec![Inherit::Own(0)], ..RestoreOptions::default() };
+    let own = RestoreOptions { inherit: vec![Inherit::SameNumber(0)], ..RestoreOptions::default() };
     let wanted =
         [Operation::Inherit { number: 0, from: 0 }, place(6, other), place(7, file), SHRINK];
     assert_eq!(table.operations(&own), wanted);

@@ -19,11 +19,11 @@ use crate::sys::own_table::OwnTable;
 use crate::sys::shared_mem::SharedMem;
 use crate::sys::title::Title;
 use crate::sys::{credentials, fork};
+use crate::table::direct::DirectExecutor;
 use crate::table::driver::TableRestore;
 use crate::table::fdstore::Store;
-use crate::table::own::Own;
 use crate::table::services::{close_others, raise_limit};
-use crate::table::source::Anew;
+use crate::table::source::KindSource;
 use crate::table::stats::Meter;
 use crate::table::syscall_counter::Counter;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
@@ -141,11 +141,11 @@ impl Coordinator<'_> {
         let mut store = Store::new(state.store_lock())?;
         let cx = tree.store_plan.context(restore.source, restore, dir, restore.options.changed);
         // The numbers of descriptors in fdrestore do not matter: they stay where they come.
-        let mut own = Own::new(&restore.table, Placement::Late, None);
-        let mut anew = Anew;
+        let mut own = DirectExecutor::new(&restore.table, Placement::Late, None);
+        let mut anew = KindSource;
         let mut shared = TableRestore::new(&tree.store_plan, restore.options, cx, &mut anew, None);
         restore.fill_store(&mut store, &mut shared, &mut own, false)?;
-        restore.moved.replace(shared.cx.moved.clone());
+        restore.moved.replace(shared.cx.renamed_paths.clone());
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let services = ServiceNumbers { store: Some(number(store.as_fd())), root: dir.map(number) };
         // What our caller left open would make the tables of all tasks larger.
@@ -157,7 +157,7 @@ impl Coordinator<'_> {
         self.watcher.wait_for(Stage::Forked)?;
         restore.fill_store(&mut store, &mut shared, &mut own, true)?;
         let mut warnings = std::mem::take(&mut shared.cx.warnings);
-        warnings.extend(restore.stats.as_ref().and_then(|stats| stats.counter.why_not()));
+        warnings.extend(restore.stats.as_ref().and_then(|stats| stats.counter.refusal()));
         let messages = store.messages();
         drop(shared);
         drop(store);

@@ -12,7 +12,7 @@ use super::state::{Mode, below_root, other_root};
 use crate::error::{At, Result};
 use crate::image::{Credentials, Task};
 use crate::plan::{Missing, RestoreOptions, hard_limit};
-use crate::table::services::room;
+use crate::table::services::service_numbers;
 use crate::text::escape;
 use std::path::Path;
 
@@ -37,7 +37,8 @@ pub fn check_feasible(
         let Some(plan) = plan else { continue };
         let numbers = table_numbers(plan);
         let at = || format!("task {}", plan.task.pid);
-        room(options.placement, &placement_request(&numbers, sharers, limit), services).at(at)?;
+        service_numbers(options.placement, &placement_request(&numbers, sharers, limit), services)
+            .at(at)?;
     }
     let host = Host {
         credentials: &own,

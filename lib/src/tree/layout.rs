@@ -5,10 +5,10 @@ use super::origin::FileOrigin;
 use super::shape::Shape;
 use crate::image::{OpenFile, Slot};
 use crate::kind::context::{CttyPlan, Number};
-use crate::kind::{DecodedImage, Need};
+use crate::kind::{DecodedImage, Prerequisite};
 use crate::placement::TableNeeds;
-use crate::plan::{self, Action, FileOwner, Plan, Step};
-use crate::table::fdstore::MOST;
+use crate::plan::{self, Action, OwnerTask, Plan, Step};
+use crate::table::fdstore::MAX_FDS;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
@@ -56,17 +56,20 @@ pub(super) fn store_plan<'a>(
         fd: at as RawFd,
         file: Some(file.id),
         action: Action::Make,
-        passed: !needs_processes,
+        before_fork: !needs_processes,
         ..Step::default()
     };
     let mut steps: Vec<Step> = stored.iter().enumerate().map(step).collect();
     let inherited = |file: &OpenFile| matches!(origin(file), Some(FileOrigin::Inherited(_)));
-    plan::wait(image, &mut steps, &mut |file| (!inherited(file)).then_some(Action::Make));
-    let mut plan = Plan::of(image, &image.tasks[0], steps);
+    plan::add_queued(image, &mut steps, &mut |file| (!inherited(file)).then_some(Action::Make));
+    let mut plan = Plan::from_steps(image, &image.tasks[0], steps);
     for step in &plan.steps {
         let file = step.file.filter(|id| !first_slots.contains_key(id));
         let Some(file) = file.and_then(|id| image.file(id)) else { continue };
-        if image.record(file.id).is_some_and(|record| record.need(file) == Need::Numbers) {
+        if image
+            .record(file.id)
+            .is_some_and(|record| record.prerequisite(file) == Prerequisite::Numbers)
+        {
             let why = "it waits in a queue of several tables, and names numbers of one";
             plan.problems.push(format!("{}: {why}", plan.name(step)));
         }
@@ -82,7 +85,7 @@ pub(super) fn store_plan<'a>(
             tables.push(image.slots_of(task.table.id).iter().map(number).collect());
             tables.len() - 1
         });
-        plan.file_owners.insert(id, FileOwner { task, numbers: at, fd });
+        plan.owner_tasks.insert(id, OwnerTask { task, numbers: at, fd });
     }
     plan
 }
@@ -118,13 +121,13 @@ impl Layout<'_, '_> {
             let inherited = steps[owner].iter().filter(|step| step.action == Action::FromParent);
             for fd in inherited.map(|step| step.fd).collect::<Vec<RawFd>>() {
                 if let Ok(at) = steps[above].binary_search_by_key(&fd, |step| step.fd) {
-                    steps[above][at].passed = true;
+                    steps[above][at].before_fork = true;
                 }
             }
         }
         for steps in &mut steps {
             dup_repeated_files(steps);
-            plan::wait(self.image, steps, &mut |file| match self.origins.get(&file.id) {
+            plan::add_queued(self.image, steps, &mut |file| match self.origins.get(&file.id) {
                 Some(FileOrigin::Private) | None => Some(Action::Make),
                 Some(_) => Some(NO_MESSAGE),
             });
@@ -193,7 +196,7 @@ impl Layout<'_, '_> {
                 }
                 let open = messages.last_mut().filter(|open| {
                     before.is_some_and(|(fd, last)| fd + 1 == step.fd && follows(last, id))
-                        && open.files.len() < MOST
+                        && open.files.len() < MAX_FDS
                 });
                 match open {
                     Some(open) => open.files.push(id),
@@ -250,7 +253,7 @@ fn takers(owners: &[usize], steps: &[Vec<Step>]) -> HashMap<u32, Vec<Taker>> {
     for &owner in owners {
         for step in &steps[owner] {
             let (Action::FromStore(_), Some(id)) = (step.action, step.file) else { continue };
-            let taker = Taker { owner, fd: step.fd, passed: step.passed };
+            let taker = Taker { owner, fd: step.fd, passed: step.before_fork };
             takers.entry(id).or_default().push(taker);
         }
     }
@@ -262,7 +265,7 @@ fn takers(owners: &[usize], steps: &[Vec<Step>]) -> HashMap<u32, Vec<Taker>> {
 fn dup_repeated_files(steps: &mut [Step]) {
     let mut first: BTreeMap<u32, usize> = BTreeMap::new();
     let rounds: [fn(&Step) -> bool; 3] =
-        [|step| step.action == Action::FromParent, |step| step.passed, |_| true];
+        [|step| step.action == Action::FromParent, |step| step.before_fork, |_| true];
     for of_round in rounds {
         for (at, step) in steps.iter_mut().enumerate() {
             let wanted = of_round(step) && step.action != Action::Skip;
@@ -293,7 +296,8 @@ pub(super) fn order_forks(
             (!node.before_setsid, node.owner != child, from_parent[child], child)
         });
         let owner = shape.nodes[task].owner;
-        let passed = tables[owner].iter().flat_map(|plan| &plan.steps).filter(|step| step.passed);
+        let passed =
+            tables[owner].iter().flat_map(|plan| &plan.steps).filter(|step| step.before_fork);
         let all = passed.map(|step| step.fd).next_back();
         let mut highest = None;
         for &child in &forks {
@@ -311,7 +315,7 @@ pub(super) fn order_forks(
 /// descriptors up to `highest` are in place: those that came from the parent, and those to pass on.
 pub(super) fn numbers_at_fork(steps: &[Step], highest: Option<RawFd>) -> Vec<RawFd> {
     let is_there = |step: &&Step| {
-        let made = step.passed && Some(step.fd) <= highest && step.action != Action::Skip;
+        let made = step.before_fork && Some(step.fd) <= highest && step.action != Action::Skip;
         step.action == Action::FromParent || made
     };
     steps.iter().filter(is_there).map(|step| step.fd).collect()
@@ -351,7 +355,7 @@ mod tests {
     /// Number, action, and whether children inherit it, of the steps of a task.
     fn steps(tree: &Tree<'_>, task: usize) -> Vec<(RawFd, Action, bool)> {
         let plan = tree.tables[task].as_ref().unwrap();
-        plan.steps.iter().map(|step| (step.fd, step.action, step.passed)).collect()
+        plan.steps.iter().map(|step| (step.fd, step.action, step.before_fork)).collect()
     }
 
     fn files(tree: &Tree<'_>) -> Vec<Vec<u32>> {
@@ -397,7 +401,7 @@ mod tests {
     #[test]
     fn a_message_has_no_more_files_than_the_kernel_takes() {
         let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
-        let count = MOST as u32 + 7;
+        let count = MAX_FDS as u32 + 7;
         b.files(count as usize);
         for at in 0..count {
             b.slot(0, at, at as usize);
@@ -408,7 +412,7 @@ mod tests {
         let image = b.image();
         let tree = Tree::unchecked(&image).unwrap();
         let sizes: Vec<usize> = files(&tree).iter().map(Vec::len).collect();
-        assert_eq!(sizes, [MOST, 7]);
+        assert_eq!(sizes, [MAX_FDS, 7]);
     }
 
     #[test]
@@ -429,11 +433,11 @@ mod tests {
 
     #[test]
     fn repeated_files_are_dups_of_one_that_is_there_first() {
-        let step = |fd, file, action, passed| Step {
+        let step = |fd, file, action, before_fork| Step {
             fd,
             file: Some(file),
             action,
-            passed,
+            before_fork,
             ..Step::default()
         };
         use Action::{Dup, FromParent, Make, Skip};
@@ -458,7 +462,7 @@ mod tests {
         let step = |(fd, &action): (usize, &Action)| Step {
             fd: fd as RawFd,
             action,
-            passed: fd == 1,
+            before_fork: fd == 1,
             ..Step::default()
         };
         actions.iter().enumerate().map(step).collect()

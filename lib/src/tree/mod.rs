@@ -107,7 +107,7 @@ impl<'a> Tree<'a> {
         own: SessionRole,
         dry: bool,
     ) -> Result<Tree<'a>> {
-        options.look_at_handed()?;
+        options.check_inherited()?;
         let pids = image.tasks.iter().map(|task| task.pid).collect();
         let held = crate::proc::locks();
         let check =
@@ -162,7 +162,7 @@ impl<'a> Tree<'a> {
         let mut tables: Vec<Option<Plan<'a>>> = image.tasks.iter().map(|_| None).collect();
         for &owner in &owners {
             let task = &image.tasks[owner];
-            let mut plan = Plan::of(image, task, std::mem::take(&mut steps[owner]));
+            let mut plan = Plan::from_steps(image, task, std::mem::take(&mut steps[owner]));
             plan.terminal = ctty_plans[owner].clone();
             let comes_from_elsewhere =
                 |step: &&Step| matches!(step.action, Action::FromStore(_) | Action::FromParent);
@@ -171,7 +171,7 @@ impl<'a> Tree<'a> {
                 slot.is_some_and(|slot| slot.0 == owner) && !inherited.contains_key(id)
             };
             let elsewhere = plan.steps.iter().filter(comes_from_elsewhere);
-            plan.owned_here = elsewhere.filter_map(|step| step.file).filter(is_first).collect();
+            plan.owned_files = elsewhere.filter_map(|step| step.file).filter(is_first).collect();
             check(&mut plan)?;
             let of_task = |line: String| format!("task {}: {line}", task.pid);
             problems.extend(std::mem::take(&mut plan.problems).into_iter().map(of_task));
@@ -218,7 +218,7 @@ impl<'a> Tree<'a> {
             let node = &self.shape.nodes[at];
             let steps = self.tables[at].iter().flat_map(|plan| &plan.steps);
             let steps = steps.filter(|step| step.action != Action::Skip);
-            let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|step| step.waits);
+            let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|step| step.temporary);
             let numbers = |steps: Vec<&Step>| steps.iter().map(|step| step.fd as u32).collect();
             TablePlan {
                 parent: node.forker.map(|forker| places[forker]),

@@ -7,7 +7,7 @@ use crate::placement::{self, Placement};
 use crate::plan::{Plan, RestoreOptions};
 use crate::table::driver::TableRestore;
 use crate::table::executor::{Executor, Paper};
-use crate::table::source::Anew;
+use crate::table::source::KindSource;
 use std::collections::HashSet;
 
 /// The operations by which a tree is restored.
@@ -39,10 +39,10 @@ fn of_plan(
 ) -> Result<Vec<Operation>> {
     let pid_map = NotYetForked(pids);
     let cx = plan.context(&[], &pid_map, None, options.changed);
-    let (mut paper, mut anew) = (Paper::default(), Anew);
+    let (mut paper, mut anew) = (Paper::default(), KindSource);
     let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
     restore.from_parent(&mut paper)?;
-    restore.make(|step| step.passed, &mut paper)?;
+    restore.make(|step| step.before_fork, &mut paper)?;
     restore.make_early(&mut paper);
     restore.make(|_| true, &mut paper)?;
     restore.finish(&mut paper)?;

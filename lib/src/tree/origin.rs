@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::{OpenFile, Task};
-use crate::kind::{DecodedImage, Need};
+use crate::kind::{DecodedImage, Prerequisite};
 use crate::plan::{Inherit, RestoreOptions};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
@@ -36,7 +36,7 @@ pub(super) fn inherited_files(
     let mut used = vec![false; options.inherit.len()];
     let mut inherited = HashMap::new();
     for inherit in &options.inherit {
-        if let Inherit::Own(fd) = inherit {
+        if let Inherit::SameNumber(fd) = inherit {
             let slots = image.slots_of(first.table.id);
             let Some(slot) = slots.iter().find(|slot| slot.fd as RawFd == *fd) else {
                 let why =
@@ -50,7 +50,7 @@ pub(super) fn inherited_files(
         for task in &image.tasks {
             for slot in image.slots_of(task.table.id) {
                 let Some(file) = image.file(slot.file) else { continue };
-                let Some(at) = options.handed(task.pid, slot, file) else { continue };
+                let Some(at) = options.inherited_by_slot(task.pid, slot, file) else { continue };
                 let Inherit::Key(key, from) = &options.inherit[at] else { continue };
                 // A number alone means the first task's, whatever others have there.
                 let is_number = key.iter().all(u8::is_ascii_digit);
@@ -63,12 +63,14 @@ pub(super) fn inherited_files(
     }
     // A file that waits in a queue has no number that could be a key.
     for id in image.queued_fds.values().flat_map(|queued| &queued.files) {
-        let Some(at) = image.file(*id).and_then(|file| options.named(file)) else { continue };
+        let Some(at) = image.file(*id).and_then(|file| options.inherited_by_file(file)) else {
+            continue;
+        };
         let Inherit::Key(_, from) = &options.inherit[at] else { continue };
         used[at] = true;
         inherited.entry(*id).or_insert(*from);
     }
-    options.all_used(&used)?;
+    options.check_all_used(&used)?;
     Ok(inherited)
 }
 
@@ -86,16 +88,16 @@ pub(super) fn origins(
     let queues = queues_need_processes(image, &sets);
     let origin = |(at, file): (usize, &OpenFile)| {
         let needed = match queues.get(&sets[at]) {
-            Some(true) => Need::Processes,
+            Some(true) => Prerequisite::Processes,
             _ => need(image, file),
         };
         let shared = tables.get(&sets[at]).is_some_and(Option::is_none);
         let origin = match (inherited.get(&file.id), shared, needed) {
             (Some(&from), ..) => FileOrigin::Inherited(from),
             (None, false, _) => FileOrigin::Private,
-            (None, true, Need::Session) => FileOrigin::Session,
+            (None, true, Prerequisite::ControllingTerminal) => FileOrigin::Session,
             (None, true, needed) => {
-                FileOrigin::Store { needs_processes: needed == Need::Processes }
+                FileOrigin::Store { needs_processes: needed == Prerequisite::Processes }
             }
         };
         (file.id, origin)
@@ -108,8 +110,8 @@ fn file_index(image: &DecodedImage) -> HashMap<u32, usize> {
 }
 
 /// The need of a file: the numbers, the session, or the processes without which it cannot be made.
-fn need(image: &DecodedImage, file: &OpenFile) -> Need {
-    image.record(file.id).map_or(Need::Nothing, |record| record.need(file))
+fn need(image: &DecodedImage, file: &OpenFile) -> Prerequisite {
+    image.record(file.id).map_or(Prerequisite::None, |record| record.prerequisite(file))
 }
 
 /// For each file the set of files that it must be made together with, named by one of them.
@@ -125,7 +127,7 @@ fn connected_files(image: &DecodedImage, index: &HashMap<u32, usize>) -> Vec<usi
         if let Some(object) = file.object {
             sets.join(*objects.entry(object).or_insert(at), at);
         }
-        let peers = image.record(file.id).map(|record| record.peers()).unwrap_or_default();
+        let peers = image.record(file.id).map(|record| record.peer_ids()).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
         let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
         peers.chain(queued).for_each(|other| sets.join(other, at));
@@ -165,7 +167,7 @@ fn queues_need_processes(image: &DecodedImage, sets: &[usize]) -> HashMap<usize,
     for (at, file) in image.files.iter().enumerate() {
         if let Some(needed) = queues.get_mut(&sets[at]) {
             let owned = file.signals.is_some() && !in_tables.contains(&file.id);
-            *needed |= owned || need(image, file) == Need::Processes;
+            *needed |= owned || need(image, file) == Prerequisite::Processes;
         }
     }
     queues
@@ -327,8 +329,8 @@ mod tests {
             inherited_files(&image, &options, &image.tasks[0])
         };
         let [first, second] = [0, 1].map(|at: usize| image.files[at].id);
-        assert_eq!(files(vec![Inherit::Own(3)]).unwrap(), HashMap::from([(first, 3)]));
-        assert_eq!(files(vec![Inherit::Own(4)]).unwrap_err().status() as u8, 2);
+        assert_eq!(files(vec![Inherit::SameNumber(3)]).unwrap(), HashMap::from([(first, 3)]));
+        assert_eq!(files(vec![Inherit::SameNumber(4)]).unwrap_err().status() as u8, 2);
         let key = |key: &[u8]| vec![Inherit::Key(key.to_vec(), 9)];
         assert_eq!(files(key(b"3")).unwrap(), HashMap::from([(first, 9)]));
         assert_eq!(files(key(b"11:3")).unwrap(), HashMap::from([(second, 9)]));

@@ -93,7 +93,7 @@ impl TreeRestore<'_> {
 
     /// The meter of the system calls of this process.
     pub(super) fn meter(&self) -> Meter<'_> {
-        Meter::from_birth(self.stats.as_ref().map(|stats| &stats.counter))
+        Meter::from_process_start(self.stats.as_ref().map(|stats| &stats.counter))
     }
 
     /// Reports the statistics of a task.

@@ -232,7 +232,7 @@ impl Services {
 
     /// The fdstore of the tree.
     pub(super) fn fdstore<'b>(&'b self, state: &'b SharedState) -> Option<Store<'b>> {
-        self.store.as_ref().map(|store| Store::of(store.as_fd(), state.store_lock()))
+        self.store.as_ref().map(|store| Store::borrowed(store.as_fd(), state.store_lock()))
     }
 
     pub(super) fn close(self, table: &OwnTable) {

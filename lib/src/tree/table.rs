@@ -9,13 +9,13 @@ use crate::kind::context::Held;
 use crate::operation::Operation;
 use crate::placement::{self, Placement};
 use crate::plan::{Action, Plan};
+use crate::table::direct::DirectExecutor;
 use crate::table::driver::{TableRestore, refuse_unlocked, with_lines};
 use crate::table::executor::Executor;
 use crate::table::fdstore::Store;
-use crate::table::own::Own;
-use crate::table::services::place;
+use crate::table::services::move_services;
 use crate::table::shrink;
-use crate::table::source::Anew;
+use crate::table::source::KindSource;
 use crate::table::stats::Meter;
 use nix::errno::Errno;
 use std::convert::Infallible;
@@ -32,7 +32,7 @@ impl TreeRestore<'_> {
         &self,
         store: &mut Store<'_>,
         restore: &mut TableRestore<'_, '_>,
-        own: &mut Own<'_>,
+        own: &mut DirectExecutor<'_>,
         needs_processes: bool,
     ) -> Result<()> {
         for (id, from) in &self.tree.inherited {
@@ -42,7 +42,7 @@ impl TreeRestore<'_> {
         if !needs_processes {
             restore.make_early(own);
         }
-        restore.make(|step| step.passed != needs_processes, own)?;
+        restore.make(|step| step.before_fork != needs_processes, own)?;
         let mut problems = Vec::new();
         let made = restore.end_making(own, &mut |line| problems.push(line.to_owned()));
         made.map_err(|err| with_lines(err, &problems))?;
@@ -60,7 +60,7 @@ impl TreeRestore<'_> {
             let fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
             store.put(&fds)?;
         }
-        restore.forget(|placed| self.table.close(placed));
+        restore.close_placed(|placed| self.table.close(placed));
         own.forget_moves();
         Ok(())
     }
@@ -75,18 +75,18 @@ impl TreeRestore<'_> {
         let plan = self.tree.tables[task].as_ref().ok_or(Errno::EBADF)?;
         let mut meter = self.meter();
         let services = self.place_services(task, plan, at_fork, &mut meter)?;
-        meter.placed();
+        meter.services_placed();
         let service_numbers = services.numbers();
         let store = services.fdstore(state);
         let root = services.root.as_ref().map(AsFd::as_fd);
         let mut cx = plan.context(self.source, self, root, self.options.changed);
-        cx.moved = self.moved.borrow().clone();
-        let mut own = Own::new(&self.table, Placement::Tight, service_numbers.store);
-        let mut anew = Anew;
+        cx.renamed_paths = self.moved.borrow().clone();
+        let mut own = DirectExecutor::new(&self.table, Placement::Tight, service_numbers.store);
+        let mut anew = KindSource;
         let mut restore = TableRestore::new(plan, self.options, cx, &mut anew, store.as_ref());
         restore.from_parent(&mut own)?;
         self.fork_children(task, service_numbers, store.as_ref(), &mut |highest| {
-            restore.make(|step| step.passed && Some(step.fd) <= highest, &mut own)?;
+            restore.make(|step| step.before_fork && Some(step.fd) <= highest, &mut own)?;
             own.release()
         })?;
         state.arrive(task, Stage::Forked);
@@ -95,7 +95,7 @@ impl TreeRestore<'_> {
         restore.make_early(&mut own);
         restore.make(|_| true, &mut own)?;
         restore.end_making(&mut own, &mut |line| state.problem(task, line))?;
-        restore.settle(&mut own)?;
+        restore.move_to_final(&mut own)?;
         let mut unlocked = restore.finish(&mut own)?;
         self.set_foreground(task)?;
         self.restore_attributes(task)?;
@@ -136,7 +136,7 @@ impl TreeRestore<'_> {
         let table = placement_request(&numbers, self.tree.sharers[task], self.limits.1);
         let known = |number: Option<RawFd>| number.map(|number| self.table.known(number));
         let mut placed = [known(at_fork.services.store), known(at_fork.services.root)];
-        place(&self.table, &mut placed, self.options.placement, &table)?;
+        move_services(&self.table, &mut placed, self.options.placement, &table)?;
         let [store, root] = placed;
         let services = Services { store, root };
         let service_numbers = services.numbers();
@@ -154,7 +154,7 @@ impl TreeRestore<'_> {
         let needed = placement::capacity(service_numbers.highest().max(numbers.last().copied()));
         if self.options.placement == Placement::Tight && copied > needed {
             if self.stats.is_some() {
-                meter.look()?;
+                meter.measure_size()?;
             }
             shrink::now().at(|| "shrink the table")?;
         }
@@ -180,7 +180,7 @@ impl TreeRestore<'_> {
         let alone = self.tree.sharers[task] == 1;
         if self.options.placement == Placement::Tight && alone && (crowded || grown) {
             if self.stats.is_some() {
-                meter.look()?;
+                meter.measure_size()?;
             }
             shrink::now().at(|| "shrink the table")?;
         }

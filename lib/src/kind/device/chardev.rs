@@ -70,7 +70,7 @@ fn is_known(inode: &Inode, flags: u32) -> bool {
 
 impl Kind for Chardev {
     const NAME: &'static str = "chardev";
-    const SEEKS: bool = true;
+    const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         let known = |inode: &Inode| inode.nlink > 0 && is_known(inode, it.flags());
@@ -85,12 +85,12 @@ impl Kind for Chardev {
         if !file.inode.as_ref().is_some_and(|inode| is_known(inode, file.flags)) {
             return Err(Error::unrestorable("no device that this version opens"));
         }
-        cx.probe(file)
+        cx.check_path(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Chardev {} = self;
-        cx.reopen_if(file, |found| is_known(found, file.flags))
+        cx.open_file_if(file, |found| is_known(found, file.flags))
     }
 }
 

@@ -46,15 +46,15 @@ impl Kind for Mem {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        cx.foresee(file)
+        cx.check_path_in_dry_run(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Mem {} = self;
         // The path could name any device by now, so its number is looked at before it is opened. A
         // place held meanwhile would be in the way of the lowest number.
-        cx.probe(file)?;
-        cx.reopen(file)
+        cx.check_path(file)?;
+        cx.open_file(file)
     }
 }
 

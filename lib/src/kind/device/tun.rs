@@ -188,12 +188,12 @@ impl Kind for Tun {
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.device.as_ref().map_or(Ok(()), TunDevice::check)?;
-        cx.probe(file)
+        cx.check_path(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
-        let made = cx.reopen_if(file, is_tun)?;
+        let made = cx.open_file_if(file, is_tun)?;
         let Tun { device: Some(device) } = self else { return Ok(made) };
         said_if_elsewhere(cx);
         let TunDevice {
@@ -247,7 +247,7 @@ impl Kind for Tun {
         Ok(made)
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         self.device.as_ref().filter(|device| device.persist).map(|_| "make the device persistent")
     }
 

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::{OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::{ImageCheck, Kind, Need};
+use crate::kind::{ImageCheck, Kind, Prerequisite};
 use crate::operation::{Operation, Outcome};
 use crate::proc::{self, Descriptor, FdInfo};
 use crate::sys;
@@ -250,8 +250,8 @@ impl Kind for Epoll {
         nesting(file, cx)
     }
 
-    fn need(&self, _: &OpenFile) -> Need {
-        Need::Numbers
+    fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
+        Prerequisite::Numbers
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

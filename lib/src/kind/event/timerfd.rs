@@ -193,7 +193,7 @@ impl Kind for Timerfd {
         Ok(Opened::new(fd, nonblock))
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         Some("set the timer")
     }
 

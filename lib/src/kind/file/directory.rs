@@ -14,7 +14,7 @@ pub(crate) struct Directory {}
 
 impl Kind for Directory {
     const NAME: &'static str = "directory";
-    const SEEKS: bool = true;
+    const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.link.0.starts_with(b"/")
@@ -37,12 +37,12 @@ impl Kind for Directory {
         if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
             return Err(Error::unrestorable("the directory was removed"));
         }
-        cx.foresee(file)
+        cx.check_path_in_dry_run(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Directory {} = self;
-        cx.reopen_typed(file, libc::S_IFDIR)
+        cx.open_file_of_type(file, libc::S_IFDIR)
     }
 }
 

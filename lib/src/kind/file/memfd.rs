@@ -61,8 +61,8 @@ fn seals(fd: BorrowedFd<'_>) -> nix::Result<u32> {
 
 impl Kind for Memfd {
     const NAME: &'static str = "memfd";
-    const SHARES: bool = true;
-    const SEEKS: bool = true;
+    const SHARES_OBJECT: bool = true;
+    const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         let is_sealable = |copy: &OwnedFd| seals(copy.as_fd()).is_ok();
@@ -162,8 +162,8 @@ impl Kind for Memfd {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        if let Some(peer) = cx.open_peer(file) {
-            return cx.again(peer.as_fd(), file.flags);
+        if let Some(peer) = cx.open_of_object(file) {
+            return cx.reopen_descriptor(peer.as_fd(), file.flags);
         }
         let Memfd { seals: sealed, huge } = *self;
         let name = name(&file.link.0).unwrap_or_default();
@@ -179,14 +179,14 @@ impl Kind for Memfd {
                 .at(|| format!("fill pages of {page} bytes")),
             None => fill(new.as_fd(), chunk.offset, bytes),
         })?;
-        cx.own(new.as_fd(), file)?;
+        cx.set_owner_and_mode(new.as_fd(), file)?;
         // Only now, since they forbid what was just done; a second description needs nothing of it.
         let seals = SealFlag::from_bits_retain(sealed as i32);
         fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
         let born = libc::O_RDWR as u32 | O_LARGEFILE;
         match file.flags & !SETTABLE == born {
             true => Ok(Opened::new(new, 0)),
-            false => cx.again(new.as_fd(), file.flags),
+            false => cx.reopen_descriptor(new.as_fd(), file.flags),
         }
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Regular {
 
 impl Kind for Regular {
     const NAME: &'static str = "regular";
-    const SEEKS: bool = true;
+    const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         // memfd_secret(2) gives a file that says it has a name, and is deleted all the same.
@@ -48,12 +48,12 @@ impl Kind for Regular {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        cx.foresee(&*Renamed::living(&self.renamed, file)?)
+        cx.check_path_in_dry_run(&*Renamed::living(&self.renamed, file)?)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Regular { renamed } = self;
-        cx.reopen_typed(&*Renamed::living(renamed, file)?, libc::S_IFREG)
+        cx.open_file_of_type(&*Renamed::living(renamed, file)?, libc::S_IFREG)
     }
 }
 

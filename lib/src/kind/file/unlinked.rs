@@ -28,8 +28,8 @@ const TMPFILE: u32 = libc::O_TMPFILE as u32;
 
 impl Kind for Unlinked {
     const NAME: &'static str = "unlinked";
-    const SHARES: bool = true;
-    const SEEKS: bool = true;
+    const SHARES_OBJECT: bool = true;
+    const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         // What lives on a file system of the kernel's own (memfd, shared memory) looks alike.
@@ -84,8 +84,8 @@ impl Kind for Unlinked {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Unlinked { tmpfile } = *self;
-        if let Some(peer) = cx.open_peer(file) {
-            return cx.again(peer.as_fd(), file.flags);
+        if let Some(peer) = cx.open_of_object(file) {
+            return cx.reopen_descriptor(peer.as_fd(), file.flags);
         }
         let new = create(cx, file, tmpfile)?;
         if let Some(inode) = &file.inode {
@@ -97,9 +97,9 @@ impl Kind for Unlinked {
             && file.flags & !plain == 0
         {
             true => Opened::new(new, 0),
-            false => cx.again(new.as_fd(), file.flags)?,
+            false => cx.reopen_descriptor(new.as_fd(), file.flags)?,
         };
-        cx.own(made.fd.as_fd(), file)?;
+        cx.set_owner_and_mode(made.fd.as_fd(), file)?;
         Ok(made)
     }
 }

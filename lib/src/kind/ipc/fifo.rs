@@ -45,7 +45,7 @@ const BOTH: i32 = libc::O_RDWR | libc::O_NONBLOCK;
 
 impl Kind for Fifo {
     const NAME: &'static str = "fifo";
-    const SHARES: bool = true;
+    const SHARES_OBJECT: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.file_type() == Some(libc::S_IFIFO) && it.link.0.starts_with(b"/") && !it.is_path()
@@ -77,29 +77,29 @@ impl Kind for Fifo {
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         match &self.unlinked {
             Some(NamelessFifo { alone }) => pipe::other_end(file, *alone, cx),
-            None => cx.foresee(&*Renamed::living(&self.renamed, file)?),
+            None => cx.check_path_in_dry_run(&*Renamed::living(&self.renamed, file)?),
         }
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Fifo { size, queued, ref unlinked, ref renamed } = *self;
-        let peer = cx.open_peer(file);
+        let peer = cx.open_of_object(file);
         let (both, made) = match (unlinked, &peer) {
             (None, _) => {
                 let file = Renamed::living(renamed, file)?;
-                cx.probe(&file)?;
+                cx.check_path(&file)?;
                 let both = cx.open(&file.link.0, BOTH as u32)?;
-                (both, cx.reopen(&file)?)
+                (both, cx.open_file(&file)?)
             }
             (Some(NamelessFifo { alone: _ }), stands) => {
                 let both = match stands {
-                    Some(peer) => cx.again(peer.as_fd(), BOTH as u32)?.fd,
+                    Some(peer) => cx.reopen_descriptor(peer.as_fd(), BOTH as u32)?.fd,
                     None => nameless(cx, file, create)?,
                 };
-                let made = cx.again(both.as_fd(), file.flags)?;
+                let made = cx.reopen_descriptor(both.as_fd(), file.flags)?;
                 if stands.is_none() {
                     resize(both.as_fd(), size)?;
-                    cx.own(both.as_fd(), file)?;
+                    cx.set_owner_and_mode(both.as_fd(), file)?;
                 }
                 (both, made)
             }

@@ -5,7 +5,7 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::journal::{Log, PATIENCE};
+use crate::kind::journal::{Journal, RETRY_LIMIT};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
@@ -207,7 +207,7 @@ impl Mqueue {
             let why = "no queues are mounted there: the restored one shows its name alone";
             cx.warnings.push(format!("{shown}: {why}"));
         }
-        cx.again(queue, file.flags)
+        cx.reopen_descriptor(queue, file.flags)
     }
 
     /// A description of a queue that stands, with these flags.
@@ -237,8 +237,8 @@ impl Mqueue {
 
 impl Kind for Mqueue {
     const NAME: &'static str = "mqueue";
-    const SHARES: bool = true;
-    const SEEKS: bool = true;
+    const SHARES_OBJECT: bool = true;
+    const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         match (&it.copy, &it.inode) {
@@ -298,8 +298,8 @@ impl Kind for Mqueue {
             )));
         }
         let (messages, longest) = (found.curmsgs as usize, found.msgsize as usize);
-        let mut log = Log::new(messages, bytes as usize, longest)?;
-        let turned = log.turn_over(|log| turn_over(log, queue.as_fd()))?;
+        let mut log = Journal::new(messages, bytes as usize, longest)?;
+        let turned = log.run_in_child_then_here(|log| turn_over(log, queue.as_fd()))?;
         hand_on(&log, to)?;
         turned.map_err(|(errno, lost)| {
             let why = format!("{lost} messages could not be put back: {}", errno.desc());
@@ -335,7 +335,7 @@ impl Kind for Mqueue {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        if let Some(peer) = cx.open_peer(file) {
+        if let Some(peer) = cx.open_of_object(file) {
             return self.again(peer.as_fd(), file, cx);
         }
         let shown = escape(&file.link.0).into_owned();
@@ -384,17 +384,17 @@ impl Kind for Mqueue {
                 }
                 false => self.by_path(queue.as_fd(), file, cx)?,
             };
-            cx.own(queue.as_fd(), file)?;
+            cx.set_owner_and_mode(queue.as_fd(), file)?;
             Ok(made)
         })();
         // Other descriptions of it are opened by its name; the last of them to stand takes it away.
-        if made.is_err() || is_unlinked(file) && cx.peers(file).is_empty() {
+        if made.is_err() || is_unlinked(file) && cx.others_of_object(file).is_empty() {
             mqueue::unlink(&name).at(|| "mq_unlink")?;
         }
         made
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         None
     }
 
@@ -453,10 +453,10 @@ impl ObjectCheck<Mqueue> for MessagesCheck {
 /// Takes out all messages and puts them back, in the order in which they come, which is that of
 /// their priorities and then of their age: so they wait again as they did. Or says why not, and how
 /// many remain. At stage 0 they are taken out, at stage n + 1 there are n back.
-fn turn_over(log: &mut Log, queue: BorrowedFd<'_>) -> std::result::Result<(), (Errno, usize)> {
+fn turn_over(log: &mut Journal, queue: BorrowedFd<'_>) -> std::result::Result<(), (Errno, usize)> {
     if log.stage() == 0 {
         take(log, queue);
-        log.reach(1);
+        log.set_stage(1);
     }
     let taken = log.entries().count();
     let done = log.stage() - 1;
@@ -464,19 +464,20 @@ fn turn_over(log: &mut Log, queue: BorrowedFd<'_>) -> std::result::Result<(), (E
         let mut tries = 0;
         while let Err(errno) = mqueue::send(queue, message, priority) {
             // Memory may be short for a while, or a stranger has filled the queue meanwhile.
-            if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR) || tries == PATIENCE.0
+            if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR)
+                || tries == RETRY_LIMIT.0
             {
                 return Err((errno, taken - nth));
             }
             tries += 1;
-            std::thread::sleep(PATIENCE.1);
+            std::thread::sleep(RETRY_LIMIT.1);
         }
-        log.reach(nth + 2);
+        log.set_stage(nth + 2);
     }
     Ok(())
 }
 
-fn take(log: &mut Log, queue: BorrowedFd<'_>) {
+fn take(log: &mut Journal, queue: BorrowedFd<'_>) {
     let receive = |room: &mut [u8]| {
         let (len, priority) = mqueue::receive(queue, room)?;
         Ok((priority, len))
@@ -484,7 +485,7 @@ fn take(log: &mut Log, queue: BorrowedFd<'_>) {
     while log.add(receive).is_ok() {}
 }
 
-fn hand_on(log: &Log, to: Sink<'_>) -> Result<()> {
+fn hand_on(log: &Journal, to: Sink<'_>) -> Result<()> {
     for (priority, message) in log.entries() {
         let priority = (priority != 0).then_some(priority);
         let mut rest = message;
@@ -547,13 +548,13 @@ mod tests {
         for (message, priority) in all {
             mqueue::send(queue.as_fd(), message, priority).unwrap();
         }
-        let mut log = Log::new(4, ask(queue.as_fd()).unwrap().0 as usize, 100).unwrap();
+        let mut log = Journal::new(4, ask(queue.as_fd()).unwrap().0 as usize, 100).unwrap();
         take(&mut log, queue.as_fd());
         assert_eq!(mqueue::attributes(queue.as_fd()).unwrap().curmsgs, 0);
         // As if the child had ended after the first was back.
         let (priority, first) = log.entries().next().unwrap();
         mqueue::send(queue.as_fd(), first, priority).unwrap();
-        log.reach(2);
+        log.set_stage(2);
         turn_over(&mut log, queue.as_fd()).unwrap();
         // Done is done.
         turn_over(&mut log, queue.as_fd()).unwrap();
@@ -577,9 +578,9 @@ mod tests {
     fn what_does_not_fit_in_is_said_and_counted() {
         let queue = queue("full");
         mqueue::send(queue.as_fd(), b"mine", 0).unwrap();
-        let mut log = Log::new(1, 4, 100).unwrap();
+        let mut log = Journal::new(1, 4, 100).unwrap();
         take(&mut log, queue.as_fd());
-        log.reach(1);
+        log.set_stage(1);
         for _ in 0..4 {
             mqueue::send(queue.as_fd(), b"a stranger's", 0).unwrap();
         }

@@ -2,7 +2,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Opened, Other, RestoreContext};
+use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys;
@@ -78,7 +78,7 @@ pub(crate) fn peek(copy: BorrowedFd<'_>, limit: u64, to: Sink<'_>) -> Result<()>
 
 impl Kind for Pipe {
     const NAME: &'static str = "pipe";
-    const SHARES: bool = true;
+    const SHARES_OBJECT: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.link.0.starts_with(b"pipe:[") && !it.is_path()
@@ -104,11 +104,11 @@ impl Kind for Pipe {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Pipe { size, queued, alone: _ } = *self;
-        if let Some(peer) = cx.open_peer(file) {
-            return cx.again(peer.as_fd(), file.flags);
+        if let Some(peer) = cx.open_of_object(file) {
+            return cx.reopen_descriptor(peer.as_fd(), file.flags);
         }
         let ours = file.flags & ACCESS;
-        let other = cx.peers(file).into_iter().find(|peer| {
+        let other = cx.others_of_object(file).into_iter().find(|peer| {
             ours <= WRONLY && peer.flags & ACCESS <= WRONLY && peer.flags & ACCESS != ours
         });
         // Packet mode is a flag of the writer; a lone reader's packets still have bounds.
@@ -128,12 +128,12 @@ impl Kind for Pipe {
         }
         fill(cx, file, writer.as_fd(), born)?;
         if ours > WRONLY {
-            return cx.again(reader.as_fd(), file.flags);
+            return cx.reopen_descriptor(reader.as_fd(), file.flags);
         }
         let (mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
         let mut opened = Opened::new(mine, born);
         if let Some(other) = other {
-            opened.others.push(Other { file: other.id, fd: theirs, flags: born });
+            opened.others.push(OpenedTogether { file: other.id, fd: theirs, flags: born });
         }
         Ok(opened)
     }
@@ -143,7 +143,7 @@ impl Kind for Pipe {
 pub(crate) fn other_end(file: &OpenFile, alone: bool, cx: &RestoreContext<'_>) -> Result<()> {
     let ours = file.flags & ACCESS;
     let answers = |peer: &&OpenFile| ours > WRONLY || peer.flags & ACCESS != ours;
-    if ours > WRONLY || alone || cx.peers(file).iter().any(answers) {
+    if ours > WRONLY || alone || cx.others_of_object(file).iter().any(answers) {
         return Ok(());
     }
     let other = if ours == RDONLY { "write" } else { "read" };
@@ -166,7 +166,7 @@ pub(crate) fn fill(
     let short = |chunks: &Vec<crate::image::Chunk>| {
         chunks.iter().rev().skip(1).any(|chunk| chunk.len < MAX_CHUNK)
     };
-    let mut peers = cx.peers(file);
+    let mut peers = cx.others_of_object(file);
     peers.push(file);
     let direct = libc::O_DIRECT as u32;
     let packets = chunks.is_some_and(short) || peers.iter().any(|end| end.flags & direct != 0);

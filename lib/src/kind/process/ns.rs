@@ -152,7 +152,7 @@ impl Kind for Ns {
             cx.warnings
                 .push(format!("{name}: opened as {place}, which its link shows from now on"));
         }
-        cx.again(fd.as_fd(), file.flags & (libc::O_ACCMODE | libc::O_PATH) as u32)
+        cx.reopen_descriptor(fd.as_fd(), file.flags & (libc::O_ACCMODE | libc::O_PATH) as u32)
     }
 }
 

@@ -3,8 +3,8 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
-use crate::kind::context::{Opened, Other, RestoreContext};
-use crate::kind::{Kind, Need};
+use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
+use crate::kind::{Kind, Prerequisite};
 use crate::proc::{Descriptor, FdInfo, Stat, boot_id, inode_of};
 use crate::sys::process::{self, Ended};
 use serde::{Deserialize, Serialize};
@@ -71,7 +71,7 @@ impl Pidfd {
 impl Kind for Pidfd {
     const NAME: &'static str = "pidfd";
     // Of one process, since 6.9; before, all anonymous inodes are one.
-    const SHARES: bool = true;
+    const SHARES_OBJECT: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         (it.link.0 == b"anon_inode:[pidfd]" || it.link.0.starts_with(b"pidfd:[")) && !it.is_path()
@@ -111,8 +111,8 @@ impl Kind for Pidfd {
         self.source(file, cx).map(drop)
     }
 
-    fn need(&self, _: &OpenFile) -> Need {
-        Need::Processes
+    fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
+        Prerequisite::Processes
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
@@ -126,11 +126,11 @@ impl Kind for Pidfd {
         let child = Ended::new(status).at(|| "fork")?;
         let mut opened = Opened::new(child.open(file.flags).at(|| "pidfd_open")?, 0);
         // All descriptions of one process, since once it is waited for nobody can open another.
-        for peer in cx.peers(file) {
+        for peer in cx.others_of_object(file) {
             let alike = cx.image.record_as(peer.id).is_some_and(|other: &Pidfd| other == self);
             if alike && !cx.held.contains_key(&peer.id) {
                 let fd = child.open(peer.flags).at(|| "pidfd_open")?;
-                opened.others.push(Other { file: peer.id, fd, flags: 0 });
+                opened.others.push(OpenedTogether { file: peer.id, fd, flags: 0 });
             }
         }
         let Pidfd { pid: _, start: _, exit } = *self;
@@ -142,7 +142,7 @@ impl Kind for Pidfd {
         Ok(opened)
     }
 
-    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
         let child = Ended::new(0).at(|| "fork")?;
         child.open(file.flags).at(|| "pidfd_open")
     }

@@ -53,7 +53,7 @@ impl Kind for Icmp {
         plain.make(libc::SOCK_DGRAM, file, cx)
     }
 
-    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
         // Who may not have a ping socket (ping_group_range) may have one of UDP.
         inet::null(&self.0.socket, libc::SOCK_DGRAM, 0)
     }

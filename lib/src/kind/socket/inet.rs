@@ -237,7 +237,7 @@ impl Inet {
         is_at_home(self.netns, cx)?;
         // To try an address that others have too could take a message away from them.
         let alone = kind == libc::SOCK_STREAM || !self.shares_its_address();
-        if let (true, Some(local)) = (cx.dry && alone, local) {
+        if let (true, Some(local)) = (cx.dry_run && alone, local) {
             let probe = self.fresh(kind, 0)?;
             self.options.set(probe.as_fd(), Phase::Created, &mut drop)?;
             self.bind_to(&probe, &local)?;

@@ -45,7 +45,7 @@ impl Kind for Raw {
         plain.make(libc::SOCK_RAW, file, cx)
     }
 
-    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
         // Who may not have a raw socket may have one of UDP.
         inet::null(&self.0.socket, libc::SOCK_DGRAM, 0)
     }

@@ -231,7 +231,7 @@ impl Kind for Tcp {
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         self.listens.map(|_| "listen")
     }
 
@@ -255,7 +255,7 @@ impl Kind for Tcp {
         }
     }
 
-    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
         inet::null(&self.socket, libc::SOCK_STREAM, libc::IPPROTO_TCP)
     }
 }
@@ -300,8 +300,9 @@ mod tests {
     #[test]
     fn the_null_socket_is_of_the_same_family_and_at_its_end() {
         let listener = TcpListener::bind("[::1]:0").unwrap();
-        let mut null =
-            TcpStream::from(Kind::null(&body_of::<Tcp>(&listener), &file_of(&listener)).unwrap());
+        let mut null = TcpStream::from(
+            Kind::substitute(&body_of::<Tcp>(&listener), &file_of(&listener)).unwrap(),
+        );
         let domain = sys::socket::option(null.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN);
         assert_eq!(domain, Ok(libc::AF_INET6));
         assert_eq!(null.read(&mut [0]).unwrap(), 0);

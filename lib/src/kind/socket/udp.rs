@@ -38,7 +38,7 @@ pub(crate) struct Udp {
 
 impl Kind for Udp {
     const NAME: &'static str = "udp";
-    const SHARES: bool = true;
+    const SHARES_OBJECT: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         matches!(inet::class(it), Some((_, libc::SOCK_DGRAM, libc::IPPROTO_UDP | UDPLITE)))
@@ -120,7 +120,7 @@ impl Kind for Udp {
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         Some("fill the queue, set what is left of its options")
     }
 
@@ -140,7 +140,7 @@ impl Kind for Udp {
         self.socket.set(Phase::Last, fd, file, cx)
     }
 
-    fn null(&self, _: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
         inet::null(&self.socket, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
     }
 }

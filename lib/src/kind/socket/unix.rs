@@ -3,7 +3,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Held, Opened, Other, RestoreContext};
+use crate::kind::context::{Held, Opened, OpenedTogether, RestoreContext};
 use crate::kind::socket::option::{Class, Phase, SocketOptions};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::operation::Outcome;
@@ -11,7 +11,7 @@ use crate::proc::Descriptor;
 use crate::sys;
 use crate::sys::peek_guard::PeekOffset;
 use crate::sys::socket::{Ancillary, Ucred};
-use crate::table::fdstore::MOST;
+use crate::table::fdstore::MAX_FDS;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
@@ -109,8 +109,8 @@ fn address(name: &[u8]) -> Result<UnixAddr> {
 
 impl Kind for Unix {
     const NAME: &'static str = "unix";
-    const SHARES: bool = true;
-    const CARRIES: bool = true;
+    const SHARES_OBJECT: bool = true;
+    const CARRIES_DESCRIPTORS: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.is_socket() && it.family() == Some(libc::AF_UNIX)
@@ -227,11 +227,11 @@ impl Kind for Unix {
         file.inode.as_ref().map(|inode| inode.ino)
     }
 
-    fn peers(&self) -> Vec<u64> {
+    fn peer_ids(&self) -> Vec<u64> {
         self.peer.filter(|&peer| peer != 0).map(u64::from).into_iter().collect()
     }
 
-    fn parks(&self) -> bool {
+    fn parks_other_end(&self) -> bool {
         self.peer == Some(0)
     }
 
@@ -259,7 +259,7 @@ impl Kind for Unix {
                 record.keep_name(&other, theirs, cx);
                 self.keep_name(&mine, file, cx);
                 let mut opened = Opened::new(mine, both);
-                opened.others.push(Other { file: theirs.id, fd: other, flags: both });
+                opened.others.push(OpenedTogether { file: theirs.id, fd: other, flags: both });
                 opened
             }
             (None, Some(0)) => {
@@ -267,7 +267,7 @@ impl Kind for Unix {
                 let (mine, gone) = new_pair(class, both)?;
                 self.keep_name(&mine, file, cx);
                 let mut opened = Opened::new(mine, both);
-                match cx.wants_parked(file) {
+                match cx.needs_parked_end(file) {
                     true => opened.parked = Some(gone),
                     false => self.fill(file, gone.as_fd(), cx)?,
                 }
@@ -299,7 +299,7 @@ impl Kind for Unix {
         Ok(made)
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         (self.backlog.is_none()).then_some("connect it, fill the queue, shut it down")
     }
 
@@ -354,7 +354,7 @@ impl Kind for Unix {
         }
     }
 
-    fn null(&self, file: &OpenFile) -> Result<OwnedFd> {
+    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
         // Reads end, and writes fail with EPIPE.
         Ok(new_pair(SockType::Stream, file.flags)?.0)
     }
@@ -383,7 +383,7 @@ impl ObjectCheck<Unix> for QueueCheck {
         let why = match files {
             _ if self.listens => "it listens, and has no queue",
             0 => "",
-            _ if files > MOST => "more descriptors than a message can have are queued in it",
+            _ if files > MAX_FDS => "more descriptors than a message can have are queued in it",
             _ if self.inside => "descriptors are queued in the middle of a message",
             _ if self.streams && piece.len == 0 => "descriptors without a byte are queued",
             _ => "",

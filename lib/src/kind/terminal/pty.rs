@@ -6,7 +6,7 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Inode, MessageMeta, OpenFile, Typed};
-use crate::kind::context::{Opened, Other, RestoreContext};
+use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
 use crate::kind::terminal::pty_buffer::{BEFORE, Ends, HOLDS, Pieces, Turn, ready};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink};
 use crate::proc::openers::{self, Opener};
@@ -213,7 +213,7 @@ impl Kind for Pty {
         let times = [ends.master, ends.slave].map(|end| fstat(end).map(|found| (end, found)));
         let turn = Turn::new(ends).at(|| "the line")?;
         let mut log = Turn::log()?;
-        let turned = log.turn_over(|log| turn.over(log))?;
+        let turned = log.run_in_child_then_here(|log| turn.over(log))?;
         for (end, found) in times.into_iter().flatten() {
             // w(1) tells by them how long a terminal was idle.
             let (read, written) = (found.st_atime, found.st_mtime);
@@ -302,7 +302,7 @@ impl Kind for Pty {
         if got != *index {
             let (old, new) = (format!("/dev/pts/{index}"), format!("/dev/pts/{got}"));
             cx.warnings.push(format!("{old}: its number is taken; it is {new} now"));
-            cx.moved.insert(old.into_bytes(), new.into_bytes());
+            cx.renamed_paths.insert(old.into_bytes(), new.into_bytes());
         }
         tty::set_locked(&new, false).at(|| "unlock it")?;
         let mut lost = Vec::new();
@@ -369,7 +369,8 @@ impl Kind for Pty {
         ends.extend(slaves.into_iter().map(|(file, fd, _)| (file, fd)));
         let mine = ends.iter().position(|(end, _)| end.id == file.id).ok_or(Errno::EBADF)?;
         let mut opened = Opened::new(ends.swap_remove(mine).1, file.flags);
-        let other = |(end, fd): (&OpenFile, OwnedFd)| Other { file: end.id, fd, flags: end.flags };
+        let other =
+            |(end, fd): (&OpenFile, OwnedFd)| OpenedTogether { file: end.id, fd, flags: end.flags };
         opened.others = ends.into_iter().map(other).collect();
         Ok(opened)
     }
@@ -401,7 +402,7 @@ impl Pty {
 
 /// The other ends that are restored.
 fn peers<'a>(file: &OpenFile, cx: &RestoreContext<'a>) -> Vec<(&'a OpenFile, &'a Pty)> {
-    let peers = cx.peers(file).into_iter();
+    let peers = cx.others_of_object(file).into_iter();
     peers.filter_map(|peer| Some((peer, cx.image.record_as(peer.id)?))).collect()
 }
 

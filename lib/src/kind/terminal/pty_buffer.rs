@@ -9,7 +9,7 @@
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::Typed;
-use crate::kind::journal::{Log, PATIENCE};
+use crate::kind::journal::{Journal, RETRY_LIMIT};
 use crate::sys::{self, tty};
 use nix::errno::Errno;
 use nix::libc;
@@ -226,8 +226,8 @@ impl<'a> Turn<'a> {
     }
 
     /// A log with room for all that can wait.
-    pub(crate) fn log() -> Result<Log> {
-        Log::new(2 * LONGEST, 2 * BEFORE, LONGEST)
+    pub(crate) fn log() -> Result<Journal> {
+        Journal::new(2 * LONGEST, 2 * BEFORE, LONGEST)
     }
 
     fn is_canonical(&self) -> bool {
@@ -235,13 +235,13 @@ impl<'a> Turn<'a> {
     }
 
     /// Takes all out and puts it back. Goes on where another has ended.
-    pub(crate) fn over(&self, log: &mut Log) -> Result<()> {
+    pub(crate) fn over(&self, log: &mut Journal) -> Result<()> {
         let begun = log.stage();
         if begun < BACK {
             if self.take(log).is_err() {
                 let _ = log.add(|_| Ok((FAILED, 0)));
             }
-            log.reach(BACK);
+            log.set_stage(BACK);
         }
         if log.stage() == BACK {
             if begun == BACK {
@@ -254,7 +254,7 @@ impl<'a> Turn<'a> {
                 tty::set_packet(self.ends.master, true).at(|| "packet mode")?;
             }
             back.at(|| "put it back")?;
-            log.reach(DONE);
+            log.set_stage(DONE);
         }
         match log.entries().any(|(mark, _)| mark == FAILED) {
             true => Err(Error::new(Status::System, "not all of it could be taken out")),
@@ -262,7 +262,7 @@ impl<'a> Turn<'a> {
         }
     }
 
-    fn take(&self, log: &mut Log) -> Result<()> {
+    fn take(&self, log: &mut Journal) -> Result<()> {
         let Ends { master, slave } = self.ends;
         let Neutral { canonical, raw, .. } = &self.neutral;
         if log.stage() == OUTPUT {
@@ -277,7 +277,7 @@ impl<'a> Turn<'a> {
                 let waits = sys::readable(master)?.min(LONGEST);
                 log.add(|room| Ok((AT_MASTER, read(master, &mut room[..waits])?)))?;
             }
-            log.reach(if self.is_canonical() { LINES } else { BYTES });
+            log.set_stage(if self.is_canonical() { LINES } else { BYTES });
         }
         if log.stage() == LINES {
             if self.end_line(log)? {
@@ -286,14 +286,14 @@ impl<'a> Turn<'a> {
             // The line discipline is full, and more waits before it. That must not be taken for a
             // line too long, whose end is thrown away, when there is room for it.
             tty::set_line(slave, raw).at(|| "set the line")?;
-            log.reach(BYTES);
+            log.set_stage(BYTES);
         }
         drain(|| log.add(|room| Ok((RAW, read(slave, room)?))).map(drop))
     }
 
     /// Ends the line that was begun, if one was, so that it can be read: whether that came through.
     /// A newline is taken as it is if VLNEXT was typed before, so there may have to be another.
-    fn end_line(&self, log: &mut Log) -> Result<bool> {
+    fn end_line(&self, log: &mut Journal) -> Result<bool> {
         let Ends { master, slave } = self.ends;
         if log.entries().any(|(mark, _)| mark == NEWLINE) {
             return Ok(true);
@@ -313,7 +313,7 @@ impl<'a> Turn<'a> {
     }
 
     /// What was taken out.
-    pub(crate) fn pieces(&self, log: &Log) -> Pieces {
+    pub(crate) fn pieces(&self, log: &Journal) -> Pieces {
         let of = |wanted: u32| log.entries().filter(move |(mark, _)| *mark == wanted);
         let all = |mark| of(mark).flat_map(|(_, bytes)| bytes.to_vec()).collect::<Vec<u8>>();
         let newlines = of(NEWLINE).count();
@@ -338,7 +338,10 @@ impl<'a> Turn<'a> {
 fn put_in(end: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<()> {
     for mut part in bytes.chunks(PART) {
         while !part.is_empty() {
-            until(PATIENCE, || Ok(ready(end, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT)))?;
+            until(
+                RETRY_LIMIT,
+                || Ok(ready(end, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT)),
+            )?;
             match write(end, part) {
                 Ok(len) => part = &part[len..],
                 Err(Errno::EAGAIN | Errno::EINTR) => (),
@@ -399,7 +402,7 @@ impl Ends<'_> {
             };
             if at_once {
                 self.type_in(bytes)?;
-                until(PATIENCE, || Ok(sys::readable(slave)? >= bytes.len()))?;
+                until(RETRY_LIMIT, || Ok(sys::readable(slave)? >= bytes.len()))?;
             }
         }
         if canonical {
@@ -408,7 +411,7 @@ impl Ends<'_> {
         }
         for (_, bytes) in pieces.iter().filter(|(what, _)| what.is_none()) {
             put_in(slave, bytes)?;
-            until(PATIENCE, || {
+            until(RETRY_LIMIT, || {
                 ready(master, PollFlags::POLLIN)?;
                 Ok(sys::readable(master)? >= bytes.len().min(HOLDS))
             })?;
@@ -430,10 +433,10 @@ impl Ends<'_> {
         self.type_in(&typed)?;
         self.stop(neutral.stop)?;
         self.type_in(&[neutral.start])?;
-        until(PATIENCE, || Ok(ready(slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT)))?;
+        until(RETRY_LIMIT, || Ok(ready(slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT)))?;
         if !last.is_empty() {
             self.type_in(&last)?;
-            std::thread::sleep(PATIENCE.1);
+            std::thread::sleep(RETRY_LIMIT.1);
         }
         if pieces.iter().any(|(what, _)| *what == Some(Typed::Quote)) {
             // It is echoed as two bytes, by which we know.
@@ -441,7 +444,7 @@ impl Ends<'_> {
             echoing.c_lflag |= libc::ECHO | libc::ECHOCTL;
             tty::set_line(slave, &echoing).at(|| "set the line")?;
             self.type_in(&[neutral.quote])?;
-            until(PATIENCE, || {
+            until(RETRY_LIMIT, || {
                 ready(master, PollFlags::POLLIN)?;
                 Ok(sys::readable(master)? >= 2)
             })?;
@@ -459,7 +462,7 @@ impl Ends<'_> {
     pub(crate) fn stop(self, character: u8) -> Result<()> {
         self.type_in(&[character])?;
         let blocked = || Ok(!ready(self.slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT));
-        Ok(until(PATIENCE, blocked)?)
+        Ok(until(RETRY_LIMIT, blocked)?)
     }
 
     /// Takes out all, of a pair whose log has it.
@@ -685,14 +688,14 @@ mod tests {
                         Ok((AT_MASTER, len))
                     })
                     .unwrap();
-                    log.reach(LINES);
+                    log.set_stage(LINES);
                     assert!(turn.end_line(&mut log).unwrap());
                     log.add(|room| Ok((LINE, read(&pair.ours, room)?))).unwrap();
                 }
                 // It ended when it had put back a part.
                 _ => {
                     turn.take(&mut log).unwrap();
-                    log.reach(BACK);
+                    log.set_stage(BACK);
                     pair.ends().type_in(b"on").unwrap();
                 }
             }

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{CttyPlan, Opened, RestoreContext};
-use crate::kind::{Kind, Need, OpenTerminal, decode};
+use crate::kind::{Kind, OpenTerminal, Prerequisite, decode};
 use crate::proc::Descriptor;
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
@@ -101,15 +101,15 @@ impl Kind for Tty {
             (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
                 Err(Error::unrestorable("the device is no terminal here"))
             }
-            (false, _) if self.asked => cx.probe(file),
+            (false, _) if self.asked => cx.check_path(file),
             (false, _) => Err(Error::unrestorable(
                 "it is opened only when asked: by --inherit, or after ttyctl retarget",
             )),
         }
     }
 
-    fn need(&self, file: &OpenFile) -> Need {
-        if is_own(file) { Need::Session } else { Need::Nothing }
+    fn prerequisite(&self, file: &OpenFile) -> Prerequisite {
+        if is_own(file) { Prerequisite::ControllingTerminal } else { Prerequisite::None }
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

@@ -5,7 +5,7 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
-use crate::kind::{Kind, Need};
+use crate::kind::{Kind, Prerequisite};
 use crate::operation::Outcome;
 use crate::proc::{Descriptor, FdInfo, hex_word};
 use crate::sys::{self, notify};
@@ -186,8 +186,8 @@ impl Kind for Fanotify {
         Ok(())
     }
 
-    fn need(&self, _: &OpenFile) -> Need {
-        Need::Numbers
+    fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
+        Prerequisite::Numbers
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
@@ -206,7 +206,7 @@ impl Kind for Fanotify {
         Ok(Opened::new(fd, if born { libc::O_NONBLOCK as u32 } else { 0 }))
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         (!self.marks.is_empty()).then_some("add the marks")
     }
 

@@ -5,7 +5,7 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::watch::fsnotify::{Watched, finding, identity};
-use crate::kind::{Kind, Need};
+use crate::kind::{Kind, Prerequisite};
 use crate::operation::Outcome;
 use crate::proc::{Descriptor, hex_word};
 use crate::sys::{self, notify};
@@ -101,8 +101,8 @@ impl Kind for Inotify {
         Ok(())
     }
 
-    fn need(&self, _: &OpenFile) -> Need {
-        Need::Numbers
+    fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
+        Prerequisite::Numbers
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
@@ -115,7 +115,7 @@ impl Kind for Inotify {
         Ok(Opened::new(new.into(), 0))
     }
 
-    fn finishes(&self) -> Option<&'static str> {
+    fn finish_text(&self) -> Option<&'static str> {
         (!self.watches.is_empty()).then_some("add the watches")
     }
 

@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Runs operations by direct system calls.
-pub struct Own<'t> {
+pub struct DirectExecutor<'t> {
     table: &'t OwnTable,
     /// [`Placement::Late`]: descriptors stay where they come, and are moved at the end.
     late: bool,
@@ -34,10 +34,14 @@ pub struct Own<'t> {
     dups: Vec<(RawFd, RawFd)>,
 }
 
-impl<'t> Own<'t> {
+impl<'t> DirectExecutor<'t> {
     /// An executor for the table of this process. `filler` is the number of any open descriptor.
-    pub fn new(table: &'t OwnTable, policy: Placement, filler: Option<RawFd>) -> Own<'t> {
-        Own {
+    pub fn new(
+        table: &'t OwnTable,
+        policy: Placement,
+        filler: Option<RawFd>,
+    ) -> DirectExecutor<'t> {
+        DirectExecutor {
             table,
             late: policy == Placement::Late,
             inherited: HashMap::new(),
@@ -49,11 +53,11 @@ impl<'t> Own<'t> {
     }
 
     /// With these descriptors of the caller, by the numbers that they had.
-    pub fn with_inherited(self, inherited: HashMap<RawFd, PlacedFd>) -> Own<'t> {
-        Own { inherited, ..self }
+    pub fn with_inherited(self, inherited: HashMap<RawFd, PlacedFd>) -> DirectExecutor<'t> {
+        DirectExecutor { inherited, ..self }
     }
 
-    /// Changes whether descriptors stay where they come until [`Executor::settle`].
+    /// Changes whether descriptors stay where they come until [`Executor::move_to_final`].
     pub(crate) fn set_late(&mut self, late: bool) {
         self.late = late;
     }
@@ -129,7 +133,7 @@ fn refused(done: Result<()>) -> Result<Outcome> {
     }
 }
 
-impl Executor for Own<'_> {
+impl Executor for DirectExecutor<'_> {
     fn place(&mut self, fds: Vec<OwnedFd>, operations: &[Operation]) -> Result<Vec<Held>> {
         let number = |operation: &Operation| match operation {
             Operation::Place { number, .. } => Ok(*number),
@@ -243,7 +247,7 @@ impl Executor for Own<'_> {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
+    fn move_to_final(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
         let elsewhere = std::mem::take(&mut self.elsewhere);
         let moves: Vec<(RawFd, RawFd)> = elsewhere.iter().map(|(to, from)| (*from, *to)).collect();
         let mut pairs: Vec<(u32, u32)> =
