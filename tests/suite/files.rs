@@ -163,7 +163,7 @@ fn a_file_whose_name_was_removed_is_opened_by_another_name_or_refused() {
     fs::remove_file(&other).unwrap();
     fs::write(&other, "else").unwrap();
     let ran = restored(&file, &["--changed", "fail"], &["true"]);
-    ran.refuses(125, &["fd 3", "changed: "]);
+    ran.refuses(125, &["fd 3", "changed since the scan: "]);
 }
 
 #[test]

@@ -319,12 +319,24 @@ fn a_forged_lock_is_refused_with_its_number() {
         with_locks(&file, |file| file.locks.iter_mut().for_each(change), |_| ())
     };
     refused(posix(&|lock| lock.write = true), 3, &["fd 3", "access mode"]);
-    refused(posix(&|lock| lock.end = Some(4)), 3, &["fd 3", "no file has"]);
-    refused(posix(&|lock| (lock.start, lock.end) = (u64::MAX, None)), 3, &["fd 3", "no file has"]);
-    refused(posix(&|lock| lock.end = Some(u64::MAX)), 3, &["fd 3", "no file has"]);
-    refused(posix(&|lock| lock.class = "OFDLCK".into()), 3, &["fd 3", "belongs to a table"]);
-    refused(flock(&|lock| lock.class = "POSIX".into()), 3, &["fd 3", "belongs to a table"]);
-    refused(flock(&|lock| lock.start = 1), 3, &["fd 3", "a part"]);
+    refused(posix(&|lock| lock.end = Some(4)), 3, &["fd 3", "before it starts, or beyond"]);
+    refused(
+        posix(&|lock| (lock.start, lock.end) = (u64::MAX, None)),
+        3,
+        &["fd 3", "before it starts, or beyond"],
+    );
+    refused(posix(&|lock| lock.end = Some(u64::MAX)), 3, &["fd 3", "before it starts, or beyond"]);
+    refused(
+        posix(&|lock| lock.class = "OFDLCK".into()),
+        3,
+        &["fd 3", "belongs to a descriptor table"],
+    );
+    refused(
+        flock(&|lock| lock.class = "POSIX".into()),
+        3,
+        &["fd 3", "belongs to a descriptor table"],
+    );
+    refused(flock(&|lock| lock.start = 1), 3, &["fd 3", "it covers a part"]);
     let opath = |file: &mut OpenFile| file.flags = libc::O_PATH as u32;
     refused(with_locks(&file, opath, |_| ()), 3, &["fd 3", "O_PATH"]);
     // A class of locks that only a later kernel has is reported.

@@ -112,7 +112,7 @@ fn messages_are_not_read_if_another_process_uses_the_queue_or_wants_notification
         pipeline(&[&scan, &["fdimg", "write", &file]])
     };
     let ran = scan(&[&target.pid]);
-    let why = format!("process {}, which is not stopped", other.pid);
+    let why = format!("process {}, which is not frozen", other.pid);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
     // If both are stopped, the messages are read.
     scan(&[&target.pid, &other.pid]).quiet();

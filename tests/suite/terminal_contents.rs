@@ -178,7 +178,7 @@ fn a_terminal_that_another_process_has_open_is_not_read() {
     let spec = format!("regular@5:path={}", slave.display());
     let other = Target::make(scratch.dir(), &[&spec]).unwrap();
     let ran = frozen(&[&target.pid], &file);
-    let why = format!("process {}, which is not stopped", other.pid);
+    let why = format!("process {}, which is not frozen", other.pid);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
     assert_eq!(contents(&file), []);
     // If both are stopped, the contents are read.

@@ -183,7 +183,7 @@ fn an_impossible_queue_is_refused_before_anything_is_created() {
             data.object = pipe.object.expect("its object");
         },
         3,
-        "it has no queue",
+        "but its kind has no queue for them",
     );
     let listener = image(&scratch, &["unix@3", "socketpair@4,5:scm=pipe,type=dgram"]);
     let forged = with_message(&listener, |data, files| {
@@ -329,7 +329,7 @@ print(a.fileno(), flush=True); time.sleep(1000)";
     let file = scratch.file("a.fdi");
     // Without --freeze the program could read a message at the same moment.
     let ran = pipeline(&[&["fdscan", "--data", &target.pid]]);
-    ran.refuses(1, &["would disturb it", "--freeze"]).in_one_line();
+    ran.refuses(1, &["would disturb its users", "--freeze"]).in_one_line();
     pipeline(&[&["fdscan", "--freeze", "--data", &target.pid], &["fdimg", "write", &file]]).quiet();
     let number = target.said.clone();
     drop(target);

@@ -1,4 +1,4 @@
-//! A descriptor of a scanned process, as its kind has captured it.
+//! A descriptor of a scanned process, after its kind has captured it.
 
 use crate::error::{Error, Result};
 use crate::image::{Bytes, Inode, OpenFile, Signals};
@@ -6,42 +6,43 @@ use crate::kind::{KindOps, OPAQUE, claimed_by, opaque};
 use crate::proc::{CLOEXEC, Descriptor, FdInfo};
 use std::os::fd::RawFd;
 
-/// A descriptor as its kind has taken it, without what cannot leave its thread.
+/// The facts of a descriptor, including those that its kind has captured. Unlike [`Descriptor`] it
+/// can be sent to another thread.
 pub struct Captured {
-    /// Its number.
+    /// The number.
     pub fd: RawFd,
-    /// What readlink(2) shows of it.
+    /// The link text, by readlink(2).
     pub link: Bytes,
-    /// Its fdinfo.
+    /// The fdinfo.
     pub info: FdInfo,
-    /// What stat(2) says of it.
+    /// The inode, by fstat(2).
     pub inode: Option<Inode>,
-    /// Whom it signals.
+    /// The owner and the signal of F_GETOWN_EX and F_GETSIG.
     pub signals: Option<Signals>,
-    /// Its kind.
+    /// The kind.
     pub kind: &'static KindOps,
-    /// What is the same for all descriptions of its object.
+    /// The key of the object: [`crate::kind::Kind::object`].
     pub object: Option<(u32, u32, u64)>,
     body: Vec<u8>,
 }
 
 impl Captured {
-    /// By its kind. What a kind does not understand is kept as it is.
+    /// Captures a descriptor by its kind, or as `opaque` if the kind fails.
     pub fn capture_or_opaque(it: Descriptor<'_>) -> Result<Captured> {
         let kind = claimed_by(&it);
         match (kind.capture)(&it) {
-            Ok(body) => Ok(Captured::by(kind, it, body)),
-            Err(_) => (OPAQUE.capture)(&it).map(|body| Captured::by(OPAQUE, it, body)),
+            Ok(body) => Ok(Captured::new(kind, it, body)),
+            Err(_) => (OPAQUE.capture)(&it).map(|body| Captured::new(OPAQUE, it, body)),
         }
     }
 
-    fn by(kind: &'static KindOps, it: Descriptor<'_>, body: Vec<u8>) -> Captured {
+    fn new(kind: &'static KindOps, it: Descriptor<'_>, body: Vec<u8>) -> Captured {
         let object = (kind.object)(&it);
         let Descriptor { fd, link, info, inode, signals, .. } = it;
         Captured { fd, link, info, inode, signals, kind, object, body }
     }
 
-    /// What an image has of one that could not be looked at.
+    /// The facts of a descriptor that could not be read, with the errno of `err`.
     pub fn unreadable(fd: RawFd, err: &Error) -> Captured {
         Captured {
             fd,
@@ -55,17 +56,17 @@ impl Captured {
         }
     }
 
-    /// Reports whether no kind claimed it.
+    /// Reports whether the descriptor is of no other kind than `opaque`.
     pub fn is_opaque(&self) -> bool {
         std::ptr::eq(self.kind, OPAQUE)
     }
 
-    /// Access mode and status flags, without FD_CLOEXEC.
+    /// The access mode and the status flags, without O_CLOEXEC, which fdinfo adds.
     pub fn flags(&self) -> u32 {
         self.info.flags & !CLOEXEC
     }
 
-    /// Its record, with no object and no locks yet.
+    /// The record of the descriptor, with no object and no locks yet.
     pub fn into_file(self, id: u32) -> OpenFile {
         OpenFile {
             id,
@@ -83,10 +84,9 @@ impl Captured {
     }
 }
 
-/// The record of a descriptor of this very process, by the rules of a scan, which its kind must
-/// understand.
+/// Captures a descriptor of this process and makes its record. Fails if its kind fails.
 pub fn record_of(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
     let kind = claimed_by(&it);
     let body = (kind.capture)(&it)?;
-    Ok(Captured::by(kind, it, body).into_file(id))
+    Ok(Captured::new(kind, it, body).into_file(id))
 }

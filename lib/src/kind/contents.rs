@@ -1,65 +1,71 @@
-//! Contents of objects on their way into an image: queues, memfds, unlinked files.
+//! The contents of objects, as a scan reads them: queues, memfds, unlinked files.
 
 use crate::error::{Error, Result};
 use crate::image::{Inode, MessageMeta};
 use crate::proc::openers;
 use std::os::fd::OwnedFd;
 
-/// A piece of contents on its way into an image.
+/// A piece of the contents of an object, as a scan reads it.
 #[derive(Debug, Default)]
 pub struct Piece<'a> {
-    /// Where it stands in a file; zero in a queue.
+    /// The offset in a file, in bytes; zero in a queue.
     pub offset: i64,
-    /// At most [`crate::image::MAX_CHUNK`] bytes.
+    /// The bytes: at most [`crate::image::MAX_CHUNK`].
     pub bytes: &'a [u8],
-    /// What came with a message.
+    /// The addresses, priority and so on of a message.
     pub with: Option<MessageMeta>,
-    /// Copies of the descriptors that wait with it.
+    /// Copies of the descriptors that are queued with a message.
     pub fds: Vec<OwnedFd>,
 }
 
-/// Where contents are read.
+/// The context passed to [`Kind::contents`](crate::kind::Kind::contents).
 #[derive(Debug)]
 pub struct ContentsContext<'a> {
-    /// What is open, as stat(2) says it now.
+    /// The inode of the object, by fstat(2) when its contents are read.
     pub inode: &'a Inode,
-    /// What [`Kind::object`] said of it.
+    /// The key of the object: [`Kind::object`](crate::kind::Kind::object).
     pub object: (u32, u32, u64),
-    /// What readlink(2) shows of it.
+    /// The link text of a descriptor of it, by readlink(2).
     pub link: &'a [u8],
-    /// The processes that are captured.
+    /// The ids of the scanned processes.
     pub captured: &'a [i32],
-    /// Whether those stand still.
+    /// The scanned processes are frozen: `--freeze`.
     pub frozen: bool,
 }
 
 impl ContentsContext<'_> {
-    /// For contents whose reading would be noticed, as when they are taken out for a moment: fails
-    /// unless everybody who has the inode open stands still.
+    /// Fails unless every process that has the inode open is frozen. For contents that can be read
+    /// only by removing them from a queue for a moment.
     pub fn require_frozen(&self) -> Result<()> {
         let name = self.link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
         self.require_frozen_by(|captured| openers::another(self.inode, name, captured))
     }
 
-    /// Likewise where the inode is not all: `another` finds a process which has it open, or may
-    /// have, and is not among those that are captured.
-    pub fn require_frozen_by(&self, another: impl FnOnce(&[i32]) -> Option<i32>) -> Result<()> {
+    /// [`ContentsContext::require_frozen`] for an object that several inodes lead to.
+    /// `other_opener` finds a process that has it open, or may have it open, and is not among the
+    /// given ones.
+    pub fn require_frozen_by(
+        &self,
+        other_opener: impl FnOnce(&[i32]) -> Option<i32>,
+    ) -> Result<()> {
         if !self.frozen {
-            let why = "to read them would disturb it: that takes --freeze";
+            let why = "reading them would disturb its users; scan with --freeze";
             return Err(Error::unrestorable(why));
         }
-        match another(self.captured) {
+        match other_opener(self.captured) {
             None => Ok(()),
-            Some(pid) if std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok() => Err(
-                Error::unrestorable(format!("process {pid}, which is not stopped, has it open")),
-            ),
+            Some(pid) if std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok() => {
+                Err(Error::unrestorable(format!(
+                    "process {pid}, which is not frozen, has it open; scan it too"
+                )))
+            }
             Some(pid) => Err(Error::unrestorable(format!(
-                "process {pid} may have it open, but may not be looked at; run as root \
+                "process {pid} may have it open, but its descriptors cannot be read; run as root \
                  (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
             ))),
         }
     }
 }
 
-/// Takes contents.
+/// The function that [`Kind::contents`](crate::kind::Kind::contents) calls with each piece.
 pub type Sink<'a> = &'a mut dyn FnMut(Piece<'_>) -> Result<()>;

@@ -1,5 +1,5 @@
-//! What a kind may look around in while it restores a description: the image, the file system
-//! below the root, and what was made already.
+//! The context of a restore, which is passed to the functions of a kind: the image, the root
+//! directory, and the descriptions that are open already.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Chunk, Inode, OpenFile, Task};
@@ -19,30 +19,30 @@ pub const SETTABLE: u32 =
     (libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u32;
 const ASYNC: u32 = libc::O_ASYNC as u32;
 
-/// A description just made, and what was made with it.
+/// A description that a kind has opened, and those that were opened by the same system call.
 pub struct Opened {
-    /// A descriptor of it.
+    /// A descriptor of the description.
     pub fd: OwnedFd,
-    /// Its status flags, of which those in [`SETTABLE`] count.
+    /// Its status flags now. Only those in [`SETTABLE`] are compared with the recorded ones.
     pub flags: u32,
-    /// Descriptions that were made together with it, as the other end of a pipe is.
+    /// The descriptions of other files that were opened with it, such as the other end of a pipe.
     pub others: Vec<OpenedTogether>,
-    /// The other end, if that is closed in the image, and must be open until its queue is filled.
+    /// The other end, if it is closed in the image, and must be open until the queue is filled.
     pub parked: Option<OwnedFd>,
 }
 
-/// A description of another file that was made together with one.
+/// A description of another file that was opened together with one: see [`Opened::others`].
 pub struct OpenedTogether {
-    /// The file.
+    /// The id of the file.
     pub file: u32,
-    /// A descriptor of it.
+    /// A descriptor of the description.
     pub fd: OwnedFd,
-    /// Its status flags, of which those in [`SETTABLE`] count.
+    /// Its status flags now. Only those in [`SETTABLE`] are compared with the recorded ones.
     pub flags: u32,
 }
 
 impl Opened {
-    /// A description that was made alone.
+    /// A description that was opened alone.
     pub fn new(fd: OwnedFd, flags: u32) -> Opened {
         Opened { fd, flags, others: Vec::new(), parked: None }
     }
@@ -51,9 +51,9 @@ impl Opened {
 /// A descriptor in this process of a description that is restored.
 #[derive(Debug)]
 pub enum Held {
-    /// It is at a number of the table that is restored, which is this process's own.
+    /// The descriptor is in the restored table, which is that of this process.
     Placed(PlacedFd),
-    /// It is beside that table.
+    /// The descriptor is not part of the restored table.
     Owned(OwnedFd),
 }
 
@@ -66,99 +66,99 @@ impl AsFd for Held {
     }
 }
 
-/// What to do about a file that is not what it was.
+/// The policy for a file whose inode, size, mtime or mode has changed since the scan: `--changed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Changed {
-    /// Refuse.
+    /// The restore fails.
     Fail,
-    /// Say so.
+    /// The restore goes on, with a warning.
     #[default]
     Warn,
-    /// Say nothing.
+    /// The restore goes on, without a warning.
     Ignore,
 }
 
 crate::word_enum!(Changed { Fail = "fail", Warn = "warn", Ignore = "ignore" });
 
-/// What becomes of the controlling terminal of a task.
+/// The planned controlling terminal of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CttyPlan {
-    /// It had none, and neither has the process.
+    /// Neither the task nor the process has one.
     None,
-    /// The process has one already, and keeps it.
+    /// The process keeps the one it has.
     Kept,
-    /// That of its session, which this task leads.
+    /// The task has that of its session; the field is the process id of the session leader.
     Session(i32),
-    /// The terminal of this file of the image, a slave or a master, once that stands.
+    /// The terminal of the file with this id, a slave or a master, once that is open.
     FromImage(u32),
-    /// The caller's descriptor that has this number by then.
+    /// The terminal of the caller's descriptor that is at this number in the restored table.
     FromCaller(RawFd),
-    /// What is at this path.
+    /// The terminal at this path.
     FromPath(Vec<u8>),
-    /// It gets none, for this reason.
+    /// The task gets none, for this reason.
     Unavailable(String),
 }
 
-/// The processes that are, or will be, the tasks of the image.
+/// The map from process ids of the image to those of the restored processes.
 pub trait PidMap {
-    /// The process that is the task with this id now; none if that is not restored. Zero before
-    /// there are any.
+    /// The process id now of the task with this id; none if the task is not restored, zero if it is
+    /// not forked yet.
     fn process(&self, pid: i32) -> Option<i32>;
-    /// The process group that is the one with this id now.
+    /// The process group id now of the group with this id; none if the group is not restored.
     fn group(&self, pgid: i32) -> Option<i32>;
 }
 
-/// The work in progress.
+/// The context of the restore of one table, which is passed to [`crate::kind::Kind::restore`].
 pub struct RestoreContext<'a> {
     /// The image.
     pub image: &'a DecodedImage,
     /// The task whose table is restored.
     pub task: &'a Task,
-    /// Who its tasks are now.
+    /// The process ids of the restored tasks.
     pub pids: &'a dyn PidMap,
-    /// Its bytes; empty as long as nothing is made.
+    /// The bytes of the image; empty while the plan is checked.
     pub source: &'a [u8],
-    /// The directory below which paths are opened.
+    /// The directory below which paths are opened: `--root`.
     pub root: Option<BorrowedFd<'a>>,
-    /// Whether nothing will be made.
+    /// Nothing will be opened: `--dry-run`.
     pub dry_run: bool,
-    /// What to do about changed files.
+    /// The policy for changed files.
     pub changed: Changed,
-    /// Said before COMMAND runs.
+    /// The warnings, which are printed before COMMAND is executed.
     pub warnings: Vec<String>,
-    /// The lowest number of each file that is restored.
+    /// The lowest number of each file that is restored, by the file's id.
     pub lowest: &'a HashMap<u32, RawFd>,
-    /// By file: the id and the number of its other end, if that is closed in the image and is open
-    /// until the queue is filled.
+    /// By the id of a file: the id and the number of its other end, if that is closed in the image
+    /// and open until the queue is filled.
     pub parked: &'a HashMap<u32, (u32, RawFd)>,
-    /// The caller's descriptors that stand for files.
+    /// The caller's descriptors that replace files (`--inherit`), by the file's id.
     pub inherited: HashMap<u32, Rc<Held>>,
-    /// The files of each object that are restored.
+    /// The ids of the files that are restored, by their object.
     pub objects: &'a HashMap<u32, Vec<u32>>,
-    /// The sockets that are restored, by inode.
+    /// The ids of the sockets that are restored, by [`crate::kind::Kind::peer_id`].
     pub sockets: &'a HashMap<u64, u32>,
-    /// The numbers of the table, ascending; those left out by `--missing skip` too.
+    /// The numbers of the table, ascending. Those that `--missing skip` leaves closed are included.
     pub numbers: &'a [Number],
-    /// The descriptions that are open by now, by file.
+    /// The descriptions that are open already, by the file's id.
     pub held: HashMap<u32, Rc<Held>>,
-    /// What becomes of the controlling terminal.
+    /// The planned controlling terminal.
     pub ctty: &'a CttyPlan,
-    /// Paths of the image that are others now.
+    /// The paths now of files that the restore has created by other paths, by those of the image.
     pub renamed_paths: HashMap<Vec<u8>, Vec<u8>>,
-    /// The files of sockets by their addresses, for each question of who has one.
+    /// An index for each question about socket addresses: the ids of files, by address.
     pub addresses: HashMap<&'static str, Rc<HashMap<Vec<u8>, u32>>>,
-    /// The files in whose place is something else (`--missing null`): nothing of theirs is put back.
+    /// The files that `--missing null` has replaced: no state of theirs is restored.
     pub nulled: HashSet<u32>,
-    /// Terminals whose settings are put back already.
+    /// The terminals whose settings are restored already, by device number.
     pub set_terminals: HashSet<(u32, u32)>,
 }
 
 impl<'a> RestoreContext<'a> {
-    /// Opens a path of the image below the root. It is never created nor truncated, and no magic
-    /// link of /proc is followed (openat2(2), Linux 5.6).
+    /// Opens a path of the image below the root. The file is never created or truncated, and no
+    /// magic link of /proc is followed: RESOLVE_NO_MAGICLINKS of openat2(2), Linux 5.6.
     pub fn open(&self, path: &[u8], flags: u32) -> Result<OwnedFd> {
         let unwanted = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
-        // openat2 takes O_PATH with nothing but these.
+        // openat2(2) fails with EINVAL if O_PATH comes with any other flag than these.
         let path_only = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let flags = match flags as i32 {
             flags if flags & libc::O_PATH != 0 => flags & path_only,
@@ -177,12 +177,13 @@ impl<'a> RestoreContext<'a> {
         openat2(dir, path, OpenHow::new().flags(flags).resolve(resolve)).at(|| "open")
     }
 
-    /// Opens what a file of the image names, and holds it against what was recorded.
+    /// Opens the path of a file, and compares the inode found with the recorded one.
     ///
-    /// The type must be the same; another inode, size, mode or time is what [`Changed`] is about.
+    /// Fails with status 6 if the type differs, and if the inode, size, mtime or mode differs as
+    /// [`Changed`] says.
     pub fn open_file(&mut self, file: &OpenFile) -> Result<Opened> {
         let regular = |old: &Inode| old.mode & libc::S_IFMT == libc::S_IFREG;
-        // By now the path may be that of a fifo, which would wait for its other end.
+        // The path may now lead to a fifo, and open(2) would block until its other end is opened.
         let flags = match file.inode.as_ref().is_some_and(regular) {
             true => file.flags | libc::O_NONBLOCK as u32,
             false => file.flags,
@@ -193,12 +194,14 @@ impl<'a> RestoreContext<'a> {
         Ok(Opened::new(fd, flags & !ASYNC))
     }
 
-    /// [`RestoreContext::open_file`] for a kind whose files are all of one type, S_IFREG or another of inode(7).
+    /// [`RestoreContext::open_file`] for a kind whose files are all of one type: S_IFREG or another
+    /// of inode(7).
     ///
-    /// Where devices are, or if nothing was recorded to hold it against, it is looked at first.
+    /// The type is checked before the file is opened if the path may lead to a device, or if no
+    /// inode was recorded.
     pub fn open_file_of_type(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Opened> {
         let flags = file.flags as i32;
-        // To open what is a place only, or nothing but a directory, runs no driver.
+        // With O_PATH or O_DIRECTORY, open(2) never calls the open function of a driver.
         let harmless = flags & (libc::O_PATH | libc::O_DIRECTORY) != 0;
         let known = file.inode.is_some() && !file.link.0.windows(5).any(|part| part == b"/dev/");
         match harmless || known {
@@ -207,11 +210,11 @@ impl<'a> RestoreContext<'a> {
         }
     }
 
-    /// Opens what a file of the image names, if what is there is `allowed` and, for a device, has
-    /// the same number.
+    /// Opens the path of a file, if the inode found is `allowed` and, for a device, has the same
+    /// device number.
     ///
-    /// The path could be that of any device by now, and to open it could do anything. So it is
-    /// looked at as a place, and then that place is opened.
+    /// The path may now lead to any device, and opening a device can have any effect. So the path
+    /// is opened with O_PATH, its inode is checked, and then that descriptor is opened again.
     pub fn open_file_if(
         &mut self,
         file: &OpenFile,
@@ -220,14 +223,14 @@ impl<'a> RestoreContext<'a> {
         let place = self.open(&file.link.0, libc::O_PATH as u32)?;
         let found = inode_of(place.as_fd()).at(|| "stat")?;
         if !allowed(&found) {
-            return Err(Error::unrestorable("the path now names something of another type"));
+            return Err(Error::unrestorable("the path now leads to a file of another type"));
         }
         self.compare(file, &found)?;
         let unwanted = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
         self.reopen_descriptor(place.as_fd(), file.flags & !unwanted | libc::O_NOCTTY as u32)
     }
 
-    /// Holds what is there against what was recorded.
+    /// Compares an inode with the recorded one: warns or fails as [`Changed`] says.
     fn compare(&mut self, file: &OpenFile, found: &Inode) -> Result<()> {
         let what = file.inode.as_ref().map(|old| differences(old, found)).transpose()?;
         match (self.changed, what.unwrap_or_default()) {
@@ -235,20 +238,22 @@ impl<'a> RestoreContext<'a> {
                 let name = crate::text::escape(&file.link.0).into_owned();
                 self.warnings.push(format!("{name}: changed since the scan: {what}"));
             }
-            (Changed::Fail, what) if !what.is_empty() => return Err(changed(&what)),
+            (Changed::Fail, what) if !what.is_empty() => return Err(changed_error(&what)),
             _ => (),
         }
         Ok(())
     }
 
-    /// [`RestoreContext::check_path`] for a dry run only: a real one finds out by opening.
+    /// [`RestoreContext::check_path`] in a dry run. Otherwise opening the path makes the same
+    /// checks.
     pub fn check_path_in_dry_run(&self, file: &OpenFile) -> Result<()> {
         if self.dry_run { self.check_path(file) } else { Ok(()) }
     }
 
-    /// Looks whether the path of a file is there and of the same type, without opening it.
+    /// Checks that the path of a file exists and is of the recorded type, without opening it.
     ///
-    /// A device number must be the same too: opening another device could do anything.
+    /// A device number must be the same too: opening another device can have any effect. Fails with
+    /// status 6, and for other changes too if [`Changed::Fail`] is set.
     pub fn check_path(&self, file: &OpenFile) -> Result<()> {
         let nofollow = match &file.inode {
             Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFLNK => libc::O_NOFOLLOW,
@@ -258,21 +263,22 @@ impl<'a> RestoreContext<'a> {
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
         let what = file.inode.as_ref().map(|old| differences(old, &found)).transpose()?;
         match what.unwrap_or_default() {
-            what if self.changed == Changed::Fail && !what.is_empty() => Err(changed(&what)),
+            what if self.changed == Changed::Fail && !what.is_empty() => Err(changed_error(&what)),
             _ => Ok(()),
         }
     }
 
-    /// A second description of what a descriptor has open.
+    /// Opens a new description of the file that a descriptor has open, by /proc/self/fd.
     pub fn reopen_descriptor(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Opened> {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let unwanted = libc::O_ASYNC | libc::O_TMPFILE;
         let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
-        let fd = open(path.as_str(), how, Mode::empty()).at(|| "open a second description")?;
+        let fd = open(path.as_str(), how, Mode::empty()).at(|| "open another description of it")?;
         Ok(Opened::new(fd, flags & !ASYNC))
     }
 
-    /// Gives what was made anew its owner and permissions.
+    /// Sets the recorded owner, group and permissions of a file that was created. Warns if the
+    /// owner cannot be set.
     pub fn set_owner_and_mode(&mut self, fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
         let Some(inode) = &file.inode else { return Ok(()) };
         let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
@@ -280,13 +286,15 @@ impl<'a> RestoreContext<'a> {
             && fchownat(fd, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH).is_err()
         {
             let name = crate::text::escape(&file.link.0).into_owned();
-            self.warnings.push(format!("{name}: its owner {uid}:{gid} was not put back"));
+            self.warnings.push(format!(
+                "{name}: its owner could not be set to {uid}:{gid}, which takes CAP_CHOWN"
+            ));
         }
         fchmod(fd, Mode::from_bits_truncate(inode.mode & 0o7777)).at(|| "fchmod")
     }
 
-    /// The process (kind 0 or 1: a thread or a process) or group (2) that an id of the image means
-    /// now, if it is restored.
+    /// The id now of a thread, process or process group of the image; none if it is not restored.
+    /// `kind` is F_OWNER_TID 0, F_OWNER_PID 1 or F_OWNER_PGRP 2 of fcntl(2).
     pub fn current_id(&self, kind: i32, id: i32) -> Option<i32> {
         match kind {
             0 | 1 => self.pids.process(id),
@@ -295,12 +303,13 @@ impl<'a> RestoreContext<'a> {
         }
     }
 
-    /// Where in this table stands what a process of the image had at its numbers, for kinds whose
-    /// body names numbers: a table made by fork(2) may have them elsewhere.
+    /// The map from the numbers of a process of the image to those of this table, for kinds whose
+    /// body refers to numbers. After fork(2) two tables may have one description at different
+    /// numbers. Fails with status 6 if the image does not have the process.
     pub fn numbers_of(&self, pid: i32) -> Result<Numbers<'a>> {
         let task = self.image.tasks.iter().find(|task| task.pid == pid).ok_or_else(|| {
             Error::unrestorable(format!(
-                "process {pid}, whose numbers it names, is not in the image"
+                "it refers to descriptors of process {pid}, which is not in the image"
             ))
         })?;
         if task.table.id == self.task.table.id {
@@ -326,7 +335,7 @@ impl<'a> RestoreContext<'a> {
         self.lowest.contains_key(id).then(|| self.image.file(*id))?
     }
 
-    /// A descriptor of a file, if it is open by now: restored, or the caller's.
+    /// A descriptor of a file, if it is open already: restored, or inherited from the caller.
     pub fn descriptor(&self, file: u32) -> Option<Rc<Held>> {
         self.held.get(&file).or_else(|| self.inherited.get(&file)).cloned()
     }
@@ -337,17 +346,19 @@ impl<'a> RestoreContext<'a> {
         self.parked.contains_key(&file.id)
     }
 
-    /// The other end of a file, if that is parked.
+    /// The other end of a file, if [`RestoreContext::needs_parked_end`] holds and it is open
+    /// already.
     pub fn parked_end(&self, file: u32) -> Option<Rc<Held>> {
         self.held.get(&self.parked.get(&file)?.0).cloned()
     }
 
-    /// A description of the same object, if one is open by now.
+    /// Another description of the same object, if one is open already.
     pub fn open_of_object(&self, file: &OpenFile) -> Option<Rc<Held>> {
         self.others_of_object(file).iter().find_map(|peer| self.held.get(&peer.id).cloned())
     }
 
-    /// Hands the contents of an object to `take`, piece by piece.
+    /// Calls `take` for each piece of the contents of an object, in order. Fails with status 3 if
+    /// the image was truncated.
     pub fn contents(
         &self,
         object: Option<u32>,
@@ -356,28 +367,32 @@ impl<'a> RestoreContext<'a> {
         let chunks = object.and_then(|object| self.image.contents.get(&object));
         for chunk in chunks.into_iter().flatten() {
             let bytes = self.source.get(chunk.at as usize..).and_then(|rest| rest.get(..chunk.len));
-            take(chunk, bytes.ok_or_else(|| Error::malformed("the image became shorter"))?)?;
+            take(
+                chunk,
+                bytes
+                    .ok_or_else(|| Error::malformed("the image was truncated while it was read"))?,
+            )?;
         }
         Ok(())
     }
 
-    /// Whether contents of this object are in the image.
+    /// Reports whether contents of this object are in the image.
     pub fn has_contents(&self, object: Option<u32>) -> bool {
         object.is_some_and(|object| self.image.contents.contains_key(&object))
     }
 }
 
-/// Fails with status 3 if a file is recorded with another type of inode(7) than its kind has.
+/// Fails with status 3 if the recorded inode of a file is not of this type of inode(7).
 pub(crate) fn expect_type(file: &OpenFile, class: libc::mode_t) -> Result<()> {
     match &file.inode {
         Some(inode) if inode.mode & libc::S_IFMT != class => {
-            Err(Error::malformed(format!("its inode is not of kind {}", file.kind)))
+            Err(Error::malformed(format!("its inode has a type that kind {} never has", file.kind)))
         }
         _ => Ok(()),
     }
 }
 
-/// A number of a table, and the file that it names in the image.
+/// A number of a table, and the id of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Number {
     /// The number.
@@ -386,20 +401,21 @@ pub struct Number {
     pub file: Option<u32>,
 }
 
-/// What [`RestoreContext::numbers_of`] found.
+/// The result of [`RestoreContext::numbers_of`].
 pub struct Numbers<'a> {
     table: &'a [Number],
-    /// From the numbers of another table.
+    /// The numbers of this table by those of another; none if both are the same table.
     other: Option<HashMap<u32, u32>>,
 }
 
 impl Numbers<'_> {
-    /// The number in this table, if it has one. It may be closed: `--missing skip`.
+    /// The number in this table; none if the table does not have the description. The number is
+    /// closed if `--missing skip` left it out.
     pub fn get(&self, number: u32) -> Option<RawFd> {
         self.find(number).map(|number| number.fd)
     }
 
-    /// The number in this table and its file, if it has one.
+    /// The number in this table and its file, as [`Numbers::get`].
     pub fn find(&self, number: u32) -> Option<Number> {
         let here = match &self.other {
             None => number,
@@ -411,14 +427,15 @@ impl Numbers<'_> {
     }
 }
 
-fn changed(what: &str) -> Error {
-    Error::unrestorable(format!("changed: {what}"))
+fn changed_error(what: &str) -> Error {
+    Error::unrestorable(format!("changed since the scan: {what}"))
 }
 
-/// In which ways a file is not what it was; fails if it is not even of the same type.
+/// The differences between the recorded inode and the one found, as text. Fails with status 6 if
+/// the type or the device number differs.
 fn differences(old: &Inode, new: &Inode) -> Result<String> {
     if (old.mode ^ new.mode) & libc::S_IFMT != 0 || old.rdev != new.rdev {
-        return Err(Error::unrestorable("the path now names something of another type"));
+        return Err(Error::unrestorable("the path now leads to a file of another type"));
     }
     let regular = new.mode & libc::S_IFMT == libc::S_IFREG;
     let mut what = Vec::new();
@@ -428,7 +445,7 @@ fn differences(old: &Inode, new: &Inode) -> Result<String> {
     if regular && old.size != new.size {
         what.push(format!("its size was {} and is {}", old.size, new.size));
     } else if regular && old.mtime != new.mtime {
-        what.push("its contents were written to".to_owned());
+        what.push("it was written to".to_owned());
     }
     if old.mode != new.mode {
         what.push(format!("its mode was {:o} and is {:o}", old.mode, new.mode));
@@ -436,9 +453,10 @@ fn differences(old: &Inode, new: &Inode) -> Result<String> {
     Ok(what.join(", "))
 }
 
-/// Sets the status flags where they differ, O_ASYNC aside: it works only once the owner is set.
-pub fn set_flags(fd: BorrowedFd<'_>, born: u32, want: u32) -> Result<()> {
-    if (born ^ want) & SETTABLE & !ASYNC != 0 && want & libc::O_PATH as u32 == 0 {
+/// Sets the status flags of a descriptor to `want`, if `now` differs from them. O_ASYNC is set
+/// later: fcntl(2) registers the process for SIGIO only with F_SETFL, after the owner is set.
+pub fn set_flags(fd: BorrowedFd<'_>, now: u32, want: u32) -> Result<()> {
+    if (now ^ want) & SETTABLE & !ASYNC != 0 && want & libc::O_PATH as u32 == 0 {
         let flags = OFlag::from_bits_retain((want & !ASYNC) as i32);
         nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(flags)).at(|| "F_SETFL")?;
     }

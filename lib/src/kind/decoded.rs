@@ -1,4 +1,4 @@
-//! An image whose records are decoded: once, when it is loaded.
+//! An image whose records are decoded once, when it is loaded.
 
 use crate::error::Result;
 use crate::image::{Image, OpenFile};
@@ -8,11 +8,11 @@ use std::any::Any;
 use std::io::Read;
 use std::ops::Deref;
 
-/// A whole image in memory, with the decoded record of each file. It was found well-formed: what
-/// its records say, by themselves and of each other, needs no check later.
+/// A whole image in memory, with the decoded record of each file. All checks with status 3 were
+/// made: no record needs one later.
 pub struct DecodedImage {
     image: Image,
-    /// In the order of [`Image::files`].
+    /// The records, in the order of [`Image::files`].
     records: Vec<Box<dyn Record>>,
 }
 
@@ -24,7 +24,8 @@ impl DecodedImage {
         DecodedImage::new(Image::load(from)?)
     }
 
-    /// Decodes the records of an image and validates them. Fails with status 3 as [`Validator`] does.
+    /// Decodes the records of an image and validates them. Fails with status 3 as [`Validator`]
+    /// does.
     pub fn new(image: Image) -> Result<DecodedImage> {
         let mut validator = Validator::naming(|file| image.number_of(file.id));
         image.tasks.iter().for_each(|task| validator.task(task));

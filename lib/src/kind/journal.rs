@@ -1,5 +1,6 @@
-//! What is taken out of a queue and put back, since there is no other way to look at it, where it
-//! outlives whoever took it out.
+//! A journal of entries that are removed from a queue and put back, because they cannot be read in
+//! any other way. The journal is in shared memory, so that it outlives the process that removed
+//! them.
 
 use crate::error::{At, Result};
 use crate::sys::fork;
@@ -9,61 +10,64 @@ use nix::unistd::setsid;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// How often, and how long apart, what cannot be done yet is tried again.
+/// The number of retries of an operation that fails for the moment, and the interval between them.
 pub(crate) const RETRY_LIMIT: (u32, Duration) = (200, Duration::from_millis(5));
-/// What stands before an entry: its mark and its length.
-const HEAD: usize = 8;
+/// The size of the header of an entry, in bytes: its mark and its length, 4 bytes each.
+const HEADER: usize = 8;
 
-/// What was taken out, entry by entry, and how far the work has come.
+/// The removed entries, in order, and the stage that the work has reached.
 pub(crate) struct Journal {
-    /// The counters are how many entries there are, and the stage.
+    /// The entries, and two counters: the number of entries, and the stage.
     memory: SharedBuffer,
+    /// The length of the longest entry, in bytes.
     longest: usize,
-    /// Where the entries end, once this process has looked.
+    /// The offset of the end of the entries, once this process has determined it.
     end: Option<usize>,
 }
 
 impl Journal {
-    /// Has room for so many entries of so many bytes together, none of which is longer than this.
+    /// An empty journal with room for `entries` entries of `bytes` bytes together, none of which is
+    /// longer than `longest` bytes.
     pub(crate) fn new(entries: usize, bytes: usize, longest: usize) -> Result<Journal> {
-        let size = bytes + HEAD * (entries + 1) + longest;
-        let memory = SharedBuffer::new(size).at(|| "memory for what is taken out")?;
+        let size = bytes + HEADER * (entries + 1) + longest;
+        let memory = SharedBuffer::new(size).at(|| "shared memory for the contents of a queue")?;
         Ok(Journal { memory, longest, end: None })
     }
 
-    /// How far the work has come, as those who do it count: zero at first.
+    /// The stage that the work has reached, which its caller numbers; zero at first.
     pub(crate) fn stage(&self) -> usize {
         self.memory.look().0[1].load(Ordering::Acquire)
     }
 
+    /// Sets the stage.
     pub(crate) fn set_stage(&self, stage: usize) {
         self.memory.look().0[1].store(stage, Ordering::Release);
     }
 
-    /// Adds what `take` writes: it says with what mark, and how long it is. Fails with ENOBUFS,
-    /// and takes nothing, if there is no room.
+    /// Adds an entry. `read` writes it to its argument, and returns its mark and its length. Fails
+    /// with ENOBUFS, before `read` is called, if there is no room for a longest entry.
     pub(crate) fn add(
         &mut self,
-        take: impl FnOnce(&mut [u8]) -> nix::Result<(u32, usize)>,
+        read: impl FnOnce(&mut [u8]) -> nix::Result<(u32, usize)>,
     ) -> nix::Result<usize> {
-        let walk = || self.entries().map(|(_, bytes)| HEAD + bytes.len()).sum();
-        let end = self.end.unwrap_or_else(walk);
+        let sum = || self.entries().map(|(_, bytes)| HEADER + bytes.len()).sum();
+        let end = self.end.unwrap_or_else(sum);
         let longest = self.longest;
         let ([count, _], bytes) = self.memory.parts();
-        let room = bytes.get_mut(end..end + HEAD + longest).ok_or(Errno::ENOBUFS)?;
-        let (mark, len) = take(&mut room[HEAD..])?;
+        let room = bytes.get_mut(end..end + HEADER + longest).ok_or(Errno::ENOBUFS)?;
+        let (mark, len) = read(&mut room[HEADER..])?;
         room[..4].copy_from_slice(&mark.to_ne_bytes());
-        room[4..HEAD].copy_from_slice(&(len as u32).to_ne_bytes());
+        room[4..HEADER].copy_from_slice(&(len as u32).to_ne_bytes());
         count.fetch_add(1, Ordering::Release);
-        self.end = Some(end + HEAD + len);
+        self.end = Some(end + HEADER + len);
         Ok(len)
     }
 
-    /// All entries: mark and bytes.
+    /// All entries: the mark and the bytes of each.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (u32, &[u8])> {
         let ([count, _], mut bytes) = self.memory.look();
         let entries = std::iter::from_fn(move || {
-            let (head, rest) = bytes.split_at_checked(HEAD)?;
+            let (head, rest) = bytes.split_at_checked(HEADER)?;
             let word = |at: usize| {
                 u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
             };
@@ -74,15 +78,19 @@ impl Journal {
         entries.take(count.load(Ordering::Acquire))
     }
 
-    /// Has the work done that takes out and puts back: by a child in a session of its own, so that
-    /// nothing that ends us leaves the queue empty, and then here, in case it is the child that
-    /// ended. So it must go on where it is, and know when it is done.
+    /// Runs `work`, which removes the entries and puts them back, in a child, and then in this
+    /// process.
+    ///
+    /// The child is in a session of its own: a signal that kills this process, or its group, does
+    /// not leave the queue empty. The second run completes the work of a child that was killed. So
+    /// `work` must continue from the stage of the journal, and do nothing when that is the last.
     pub(crate) fn run_in_child_then_here<T>(
         &mut self,
         work: impl Fn(&mut Journal) -> T,
     ) -> Result<T> {
         let mut forked = self.memory.fork();
-        // A thread that was joined is still counted for a moment.
+        // fork fails with EDEADLK while this process has other threads, and the kernel counts a
+        // thread for a moment after it was joined.
         for _ in 0..RETRY_LIMIT.0 {
             if !matches!(forked, Err(Errno::EDEADLK)) {
                 break;
@@ -104,35 +112,35 @@ impl Journal {
 mod tests {
     use super::*;
 
-    fn put(log: &mut Journal, mark: u32, entry: &[u8]) -> nix::Result<usize> {
-        log.add(|room| {
+    fn put(journal: &mut Journal, mark: u32, entry: &[u8]) -> nix::Result<usize> {
+        journal.add(|room| {
             room[..entry.len()].copy_from_slice(entry);
             Ok((mark, entry.len()))
         })
     }
 
     #[test]
-    fn what_a_process_that_ended_has_taken_out_is_known_and_added_to() {
-        let mut log = Journal::new(3, 9, 5).unwrap();
-        put(&mut log, 7, b"one").unwrap();
-        log.set_stage(2);
-        // What another process knows of the end, this one does not.
-        log.end = None;
-        put(&mut log, 8, b"").unwrap();
-        assert_eq!(log.add(|_| Err(Errno::EAGAIN)), Err(Errno::EAGAIN));
-        put(&mut log, 9, b"three").unwrap();
+    fn entries_of_another_process_are_read_and_added_to() {
+        let mut journal = Journal::new(3, 9, 5).unwrap();
+        put(&mut journal, 7, b"one").unwrap();
+        journal.set_stage(2);
+        // As in another process, which has not determined the end.
+        journal.end = None;
+        put(&mut journal, 8, b"").unwrap();
+        assert_eq!(journal.add(|_| Err(Errno::EAGAIN)), Err(Errno::EAGAIN));
+        put(&mut journal, 9, b"three").unwrap();
         let all: Vec<(u32, Vec<u8>)> =
-            log.entries().map(|(mark, bytes)| (mark, bytes.to_vec())).collect();
+            journal.entries().map(|(mark, bytes)| (mark, bytes.to_vec())).collect();
         assert_eq!(all, [(7, b"one".to_vec()), (8, vec![]), (9, b"three".to_vec())]);
-        assert_eq!(log.stage(), 2);
+        assert_eq!(journal.stage(), 2);
     }
 
     #[test]
-    fn nothing_is_taken_that_might_not_fit() {
-        let mut log = Journal::new(1, 5, 5).unwrap();
-        put(&mut log, 0, b"whole").unwrap();
-        put(&mut log, 0, b"").unwrap();
-        let taken = log.add(|_| unreachable!("there is no room"));
-        assert_eq!(taken, Err(Errno::ENOBUFS));
+    fn an_entry_that_might_not_fit_is_not_read() {
+        let mut journal = Journal::new(1, 5, 5).unwrap();
+        put(&mut journal, 0, b"whole").unwrap();
+        put(&mut journal, 0, b"").unwrap();
+        let added = journal.add(|_| unreachable!("there is no room"));
+        assert_eq!(added, Err(Errno::ENOBUFS));
     }
 }

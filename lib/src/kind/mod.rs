@@ -1,7 +1,8 @@
-//! The kinds of descriptors: one file each, one table that names them all.
+//! The kinds of descriptors: a file for each, and the table [`KINDS`], which lists them all.
 //!
-//! A kind is read top to bottom: record, claims, capture, validate, check, restore, tests. What is
-//! the same for all kinds (flags, owner, position, sharing, numbers) is in `capture` and `table`.
+//! A kind's file is read from top to bottom: record, claims, capture, validate, check, restore,
+//! tests. The code that is the same for all kinds (flags, owner, position, sharing, numbers) is in
+//! `capture` and `table`.
 
 mod captured;
 mod contents;
@@ -40,16 +41,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
-/// The step of a restore that must be done before a description can be made, or finished.
+/// The stage of a restore that must be complete before a description can be opened, or finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prerequisite {
-    /// None.
+    /// There is none.
     None,
-    /// The descriptors of its table are placed: what finishes it names their numbers.
+    /// All descriptors of the table are placed: [`Kind::finish`] uses their numbers.
     Numbers,
-    /// The processes of the image exist.
+    /// All processes of the image are forked.
     Processes,
-    /// The process has its controlling terminal: it opens /dev/tty.
+    /// The process has its controlling terminal: /dev/tty is opened.
     ControllingTerminal,
 }
 
@@ -58,7 +59,7 @@ pub enum Prerequisite {
 pub struct OpenTerminal {
     /// Major and minor number of the terminal; of a master, those of its slave.
     pub device: (u32, u32),
-    /// The restore makes this terminal anew: it is an end of a pseudo terminal.
+    /// The restore creates this terminal: the descriptor is an end of a pseudo terminal.
     pub is_pty: bool,
     /// The descriptor is the master of a pseudo terminal.
     pub is_master: bool,
@@ -71,14 +72,14 @@ pub struct ContentsPiece<'a> {
     pub offset: i64,
     /// The length in bytes.
     pub len: usize,
-    /// What came with a message.
+    /// The addresses, descriptors and so on of a message.
     pub meta: Option<&'a MessageMeta>,
 }
 
-/// Checks what the records of one object, and its contents, say of each other.
+/// Checks that the records of one object, and its contents, agree with each other.
 ///
-/// All errors have status 3. It sees the files of the object first, then its contents, in the order
-/// of the stream; what it keeps must not grow with the contents.
+/// All errors have status 3. The methods are called in the order of the stream: with the files of
+/// the object, then with its contents. The state kept must not grow with the contents.
 pub trait ObjectCheck<K> {
     /// Checks a description of the object.
     fn file(&mut self, record: &K, file: &OpenFile) -> Result<()>;
@@ -87,54 +88,69 @@ pub trait ObjectCheck<K> {
     fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()>;
 }
 
-/// Checks what the records of a kind say of each other across objects.
+/// Checks that the records of a kind agree with each other across objects.
 ///
-/// All errors have status 3. It sees the tasks, the files of its kind and all slots in the order of
-/// the stream; what it keeps must not grow with the slots of other kinds.
+/// All errors have status 3. The methods are called in the order of the stream: with the tasks, the
+/// files of the kind, and all slots. The state kept must not grow with the slots of other kinds.
 pub trait ImageCheck<K> {
-    /// Takes notice of a task.
+    /// Records a task.
     fn task(&mut self, task: &Task);
 
-    /// Takes notice of a file of the kind.
+    /// Records a file of the kind.
     fn file(&mut self, record: &K, file: &OpenFile);
 
-    /// Takes notice of a slot that names a file of the kind.
+    /// Records a slot. Its file may be of another kind.
     fn slot(&mut self, slot: &Slot);
 
-    /// Checks all of them. `name` is how messages name a file.
+    /// Checks all records. `name` gives the name of a file in messages.
     fn end(&mut self, name: &dyn Fn(&OpenFile) -> String) -> Result<()>;
 }
 
 /// A kind of descriptor. The implementing type is the record: the body of a `file` item.
+///
+/// To add a kind, write or extend:
+///
+/// 1. its file in the directory of its family (`file`, `ipc`, `event`, `watch`, `process`,
+///    `device`, `terminal`, `socket`), with a struct that implements this trait, and unit tests;
+/// 2. `pub(super) mod NAME;` in the `mod.rs` of the family;
+/// 3. `ops::<FAMILY::NAME::Name>()` in [`KINDS`], before every kind that would claim it too;
+/// 4. its fixture: `tests/mkfd/NAME.rs`, and its two lines in `tests/mkfd/main.rs`;
+/// 5. its row and its grammar in `man/fdimage.5`;
+/// 6. its row in the table of `README.md`;
+/// 7. its round trips in `tests/suite/kinds.rs`, and a line for every error and warning in the
+///    other files of `tests/suite`.
+///
+/// Only NAME, `claims`, `capture` and `restore` are required; every other item has a default.
 pub trait Kind: Serialize + DeserializeOwned + 'static {
     /// The name in images and filters.
     const NAME: &'static str;
-    /// Its descriptions share an object, known by device and inode number.
+    /// Several descriptions can share one object, known by device and inode number.
     const SHARES_OBJECT: bool = false;
-    /// lseek(2) sets its position.
+    /// lseek(2) sets the position.
     const SEEKABLE: bool = false;
-    /// It is made before all others: paths and the controlling terminal may lead to it.
+    /// The description is opened before those of other kinds: a path of another file, or the
+    /// controlling terminal, may lead to it.
     const EARLY: bool = false;
-    /// Descriptors can be queued in it (SCM_RIGHTS).
+    /// Descriptors can be queued in the object: SCM_RIGHTS of unix(7).
     const CARRIES_DESCRIPTORS: bool = false;
 
     /// Reports whether a descriptor is of this kind.
     fn claims(it: &Descriptor<'_>) -> bool;
 
-    /// The key that all descriptions of its object have in common: device and inode number if it
-    /// [`Kind::SHARES_OBJECT`], unless a kind has a better one.
+    /// The key of the object, which all its descriptions have in common. The default is the device
+    /// and inode number if the kind [`Kind::SHARES_OBJECT`], and none if not.
     fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
         let inode = it.inode.as_ref().filter(|_| Self::SHARES_OBJECT)?;
         Some((inode.dev.0, inode.dev.1, inode.ino))
     }
 
-    /// Captures the facts that only this kind has. Fails if they are not understood; the descriptor
-    /// is then recorded as `opaque`.
+    /// Reads the facts that only this kind has. Fails if they cannot be read or parsed; the
+    /// descriptor is then recorded as `opaque`.
     fn capture(it: &Descriptor<'_>) -> Result<Self>;
 
-    /// Reads the contents of its object without consuming them. `copy` is a descriptor of ours for
-    /// one of its descriptions; its position is the program's and must not move. `limit` is in
-    /// bytes.
+    /// Reads the contents of the object without consuming them. `copy` is a descriptor in this
+    /// process of one of its descriptions: its position is shared with the scanned process and must
+    /// not move. `limit` is in bytes. Fails if the contents are longer, or cannot be read.
     fn contents(
         _copy: BorrowedFd<'_>,
         _cx: &ContentsContext<'_>,
@@ -144,17 +160,17 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
         Ok(())
     }
 
-    /// A description as lsof(8) and ss(8) print it, where that is more than readlink(2) shows.
+    /// The text for the description, as lsof(8) and ss(8) print it, if readlink(2) shows less.
     fn describe(&self, _: &OpenFile) -> Option<String> {
         None
     }
 
-    /// The terminal that it is open on, if it is one and has not hung up.
+    /// The terminal that the descriptor is open on, unless it has hung up.
     fn terminal(&self) -> Option<OpenTerminal> {
         None
     }
 
-    /// The settings of that terminal, if they are in the record.
+    /// The settings of [`Kind::terminal`], if they are in the record.
     fn settings(&self) -> Option<&Settings> {
         None
     }
@@ -175,50 +191,54 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
         None
     }
 
-    /// Fails with status 6, and says why, if the description cannot be restored here. Called before
-    /// anything is touched.
+    /// Fails with status 6 if the description cannot be restored here; the error says why. Called
+    /// before the restore changes anything.
     fn check(&self, _file: &OpenFile, _cx: &RestoreContext<'_>) -> Result<()> {
         Ok(())
     }
 
-    /// The step that must be done before it can be made, or finished.
+    /// The stage that must be complete before the description can be opened, or finished.
     fn prerequisite(&self, _file: &OpenFile) -> Prerequisite {
         Prerequisite::None
     }
 
-    /// The inode number by which the records of its peers name it.
+    /// The inode number by which the records of other sockets refer to this one.
     fn peer_id(&self, _file: &OpenFile) -> Option<u64> {
         None
     }
 
-    /// The [`Kind::peer_id`]s of the sockets with which it is made together.
+    /// The [`Kind::peer_id`]s of the sockets that [`Kind::restore`] opens together with this one.
     fn peer_ids(&self) -> Vec<u64> {
         Vec::new()
     }
 
-    /// Its other end is closed, and must be open until its queue is filled: [`Opened::parked`].
+    /// Reports whether the other end is closed in the image, and must be open until the queue is
+    /// filled: [`Opened::parked`].
     fn parks_other_end(&self) -> bool {
         false
     }
 
-    /// Makes the description anew. Takes the record apart by name, without `..`, so that no field
-    /// is forgotten.
+    /// Opens the description. Fails with status 6 if that is not possible here.
+    ///
+    /// An implementation destructures the record by field names, without `..`, so that the compiler
+    /// reports a field that is not restored.
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
 
-    /// The operation of its own on the table, once all descriptors of that are placed: the members
-    /// of an epoll. `number` is the lowest number of the description.
+    /// The operation on the table that is run when all its descriptors are placed: it adds the
+    /// members of an epoll. `number` is the lowest number of the description.
     fn operation(&self, _number: RawFd, _cx: &RestoreContext<'_>) -> Result<Option<Operation>> {
         Ok(None)
     }
 
-    /// The words for what [`Kind::finish`] does, if it does anything: `set the timer`.
+    /// The text for [`Kind::finish`] in a dry run, such as `set the timer`; none if it does
+    /// nothing.
     fn finish_text(&self) -> Option<&'static str> {
         None
     }
 
-    /// Finishes the description once all descriptors of its table are placed and its operation, if
-    /// it has one, has this outcome. `number` is its lowest number, `fd` a descriptor of it in this
-    /// process.
+    /// Finishes the description when all descriptors of its table are placed. `number` is its
+    /// lowest number, `fd` a descriptor of it in this process, and `outcome` that of
+    /// [`Kind::operation`], which was run before.
     fn finish(
         &self,
         _file: &OpenFile,
@@ -230,7 +250,8 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
         Ok(())
     }
 
-    /// Does what would keep queues from being filled, once all of them are.
+    /// Makes the last changes, when all queues of the table are filled: shutdown(2), and options
+    /// that would keep a queue from being filled.
     fn finish_last(
         &self,
         _file: &OpenFile,
@@ -240,20 +261,20 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
         Ok(())
     }
 
-    /// Makes what stands in its place under `--missing null`: reads return end-of-file, and what is
-    /// written is discarded.
+    /// Opens the substitute of `--missing null`: read(2) returns end-of-file, and write(2) discards
+    /// its bytes.
     fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
         null_device(file)
     }
 }
 
-/// /dev/null with the access mode of a file.
+/// Opens /dev/null with the access mode of a file.
 fn null_device(file: &OpenFile) -> Result<OwnedFd> {
     let flags = OFlag::from_bits_retain(file.flags as i32 & libc::O_ACCMODE);
     open("/dev/null", flags, Mode::empty()).at(|| "/dev/null")
 }
 
-/// The functions of a kind that need no record: for the scan, and to decode a body.
+/// The functions of a kind that need no record: those of the scan, and the decoder of a body.
 pub struct KindOps {
     /// [`Kind::NAME`]
     pub name: &'static str,
@@ -285,13 +306,13 @@ const fn ops<K: Kind>() -> KindOps {
             serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
         },
         contents: K::contents,
-        decode: |file| Ok(Box::new(record::body::<K>(file)?)),
+        decode: |file| Ok(Box::new(record::decode_body::<K>(file)?)),
         object_check: || Some(Box::new(validate::OfKind(K::object_check()?))),
         image_check: || Some(Box::new(validate::OfKind(K::image_check()?))),
     }
 }
 
-/// All kinds. The first that claims a descriptor has it; `opaque` claims whatever is left.
+/// All kinds. A descriptor is of the first kind that claims it; `opaque`, the last, claims any.
 pub static KINDS: &[KindOps] = &[
     ops::<ipc::mqueue::Mqueue>(),
     ops::<file::regular::Regular>(),
@@ -324,7 +345,7 @@ pub static KINDS: &[KindOps] = &[
     ops::<opaque::Opaque>(),
 ];
 
-/// The last of [`KINDS`], which claims every descriptor.
+/// The kind `opaque`: the last of [`KINDS`], which claims every descriptor.
 static OPAQUE: &KindOps = &KINDS[KINDS.len() - 1];
 
 /// The kind with this name.
@@ -337,8 +358,8 @@ pub fn names() -> Vec<&'static str> {
     KINDS.iter().map(|kind| kind.name).collect()
 }
 
-/// Makes the record of a terminal outside the image one of the terminal that `to` describes, which
-/// is then opened by its path. None if the file is no terminal, or is restored without it.
+/// Replaces the terminal of a record by the one that `to` describes, which a restore then opens by
+/// its path. None if the file is not a terminal, or is restored without one.
 pub fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
     terminal::tty::retarget(file, to)
 }
@@ -351,25 +372,25 @@ pub fn claimed_by(it: &Descriptor<'_>) -> &'static KindOps {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::kind::record::body;
+    use crate::kind::record::decode_body;
     use crate::proc::{Process, inode_of};
     use std::os::fd::{AsFd, AsRawFd};
 
-    /// The file that a scan of this process makes of a descriptor.
+    /// The record of a descriptor of this process, as a scan writes it.
     pub(crate) fn file_of(fd: impl AsFd) -> OpenFile {
         let process = Process::open(std::process::id() as i32).unwrap();
         let number = fd.as_fd().as_raw_fd();
         record_of(Descriptor::read(&process, number, true, &mut Vec::new()).unwrap(), 0).unwrap()
     }
 
-    /// The body of it, which must be of this kind.
+    /// The decoded body of that record, which must be of kind K.
     pub(crate) fn body_of<K: Kind>(fd: impl AsFd) -> K {
         let file = file_of(fd);
         assert_eq!(file.kind, K::NAME);
-        body(&file).unwrap()
+        decode_body(&file).unwrap()
     }
 
-    /// What a kind finds in what only we have open.
+    /// Reads the contents of an object that only this process has open.
     pub(crate) fn contents_of<K: Kind>(
         fd: impl AsFd,
         limit: u64,
@@ -384,14 +405,14 @@ pub(crate) mod tests {
         })
     }
 
-    /// What a descriptor is, as `fdimg show` says it.
+    /// The text for a descriptor, as `fdimg show` prints it.
     pub(crate) fn describe_of(fd: impl AsFd) -> String {
         let file = file_of(fd);
         decode(&file).unwrap().describe(&file).unwrap()
     }
 
     #[test]
-    fn names_are_told_apart_and_the_last_kind_takes_what_is_left() {
+    fn names_are_unique_and_the_last_kind_is_opaque() {
         let names = names();
         for (at, name) in names.iter().enumerate() {
             assert!(!names[..at].contains(name) && named(name).is_some(), "{name}");
@@ -400,7 +421,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_body_of_another_kind_is_malformed_whatever_the_kind() {
+    fn a_body_that_is_not_a_map_is_malformed_for_every_kind() {
         let mut file = file_of(std::fs::File::open("/dev/null").unwrap());
         file.body = serde_cbor::to_vec(&["not a map"]).unwrap();
         for kind in KINDS {

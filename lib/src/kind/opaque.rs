@@ -1,4 +1,5 @@
-//! What has no kind of its own: recorded with all that /proc tells, and not restored.
+//! Descriptors that no other kind claims, or that could not be read: recorded with the facts that
+//! /proc gives of every descriptor, and not restored.
 
 use super::Kind;
 use crate::error::{Error, Result};
@@ -7,17 +8,17 @@ use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::Descriptor;
 use serde::{Deserialize, Serialize};
 
-/// What /proc tells, or why it did not.
+/// The facts of a descriptor that no other kind restores.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Opaque {
     /// The lines of fdinfo that are not common to all kinds.
     pub info: Bytes,
-    /// The errno with which it could not be looked at.
+    /// The errno with which reading the descriptor failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub errno: Option<i32>,
 }
 
-/// The body of a descriptor that could not be looked at.
+/// The body of a descriptor whose reading failed with an errno.
 pub(crate) fn unreadable(errno: i32) -> Vec<u8> {
     serde_cbor::to_vec(&Opaque { info: Bytes::default(), errno: Some(errno) }).unwrap_or_default()
 }
@@ -35,7 +36,7 @@ impl Kind for Opaque {
 
     fn check(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         Err(Error::unrestorable(match self.errno {
-            Some(errno) => format!("it could not be read when it was scanned (errno {errno})"),
+            Some(errno) => format!("the scan could not read it (errno {errno})"),
             None => "no kind of this version restores it".to_owned(),
         }))
     }
@@ -53,7 +54,7 @@ mod tests {
     use crate::kind::tests::{body_of, file_of};
 
     #[test]
-    fn what_no_kind_knows_keeps_its_fdinfo() {
+    fn a_descriptor_of_no_kind_is_recorded_with_its_link() {
         let vsock = nix::sys::socket::socket(
             nix::sys::socket::AddressFamily::Vsock,
             nix::sys::socket::SockType::Stream,

@@ -148,13 +148,13 @@ impl<K: Kind> Record for K {
     }
 }
 
-/// The record of a kind that this version does not know: passed on, and not restored.
+/// The record of a kind that this version does not know. It is copied as it is, and not restored.
 struct UnknownKind;
 
 impl UnknownKind {
     fn refusal(file: &OpenFile) -> Error {
         let kind = escape(file.kind.as_bytes());
-        Error::unrestorable(format!("kind {kind} is not known here"))
+        Error::unrestorable(format!("this version does not know the kind {kind}"))
     }
 }
 
@@ -246,7 +246,8 @@ impl Record for UnknownKind {
 
 /// Decodes the body of a file and checks every field of it. Fails with status 3.
 ///
-/// A kind that is not known here has a record that cannot be restored.
+/// The record of a kind that this version does not know passes, and fails with status 6 when it is
+/// to be restored.
 pub fn decode(file: &OpenFile) -> Result<Box<dyn Record>> {
     let record = match named(&file.kind) {
         Some(kind) => (kind.decode)(file)?,
@@ -256,8 +257,8 @@ pub fn decode(file: &OpenFile) -> Result<Box<dyn Record>> {
     Ok(record)
 }
 
-/// The body of a file, which is of kind K.
-pub(crate) fn body<K: Kind>(file: &OpenFile) -> Result<K> {
+/// Decodes the body of a file of kind K. Fails with status 3.
+pub(crate) fn decode_body<K: Kind>(file: &OpenFile) -> Result<K> {
     serde_cbor::from_slice(&file.body)
-        .map_err(|err| Error::malformed(format!("its body is not one of kind {}: {err}", K::NAME)))
+        .map_err(|err| Error::malformed(format!("its body is not that of kind {}: {err}", K::NAME)))
 }

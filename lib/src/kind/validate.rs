@@ -1,8 +1,8 @@
-//! Whether the records of an image can be true: each by itself, and what they say of each other.
+//! Checks that the records of an image are possible: each by itself, and together.
 //!
-//! Every check that ends with status 3 is made here, once, in one pass over the stream; what is kept
-//! grows with tasks, objects and epolls, and by one byte a file. `image` has checked before that
-//! every id that is named exists.
+//! Every check that ends with status 3 is made here, once, in one pass over the stream. The memory
+//! it takes grows with tasks, objects and epolls, and by one byte for each file. `image` has
+//! checked before that every id that a record refers to exists.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, MessageMeta, OpenFile, Slot, Task};
@@ -26,7 +26,7 @@ pub(crate) trait ErasedImageCheck {
     fn end(&mut self, name: &dyn Fn(&OpenFile) -> String) -> Result<()>;
 }
 
-/// A check that knows the type of its records.
+/// The adapter from a check of records of one kind to one of records of any kind.
 pub(crate) struct OfKind<T: ?Sized>(pub(crate) Box<T>);
 
 fn of_kind<K: Kind>(record: &dyn Record) -> Option<&K> {
@@ -64,11 +64,11 @@ impl<K: Kind> ErasedImageCheck for OfKind<dyn ImageCheck<K>> {
     }
 }
 
-/// An object as its files describe it.
+/// The facts of an object that its files have in common.
 struct Object {
-    /// The name of the kind that all its files have.
+    /// The name of the kind of all its files.
     kind: String,
-    /// Its first file, as messages name it.
+    /// The name of its first file in messages.
     name: String,
     /// Descriptors can be queued in it.
     carries: bool,
@@ -77,7 +77,7 @@ struct Object {
 
 /// Checks the records of an image one after another, in the order of the stream.
 pub struct Validator<'n> {
-    /// How messages name a file.
+    /// Gives the name of a file in messages.
     name: Box<dyn Fn(&OpenFile) -> String + 'n>,
     objects: HashMap<u32, Object>,
     files: FileFacts,
@@ -86,14 +86,14 @@ pub struct Validator<'n> {
 }
 
 impl Default for Validator<'_> {
-    /// Names a file by its id: in a stream its descriptors come after it.
+    /// A validator that names a file by its id: in a stream its descriptors follow it.
     fn default() -> Self {
         Validator::naming(|file| format!("file {} ({})", file.id, escape(&file.link.0)))
     }
 }
 
 impl<'n> Validator<'n> {
-    /// Names files by this function in its errors.
+    /// A validator whose errors name files by this function.
     pub fn naming(name: impl Fn(&OpenFile) -> String + 'n) -> Self {
         Validator {
             name: Box::new(name),
@@ -104,7 +104,7 @@ impl<'n> Validator<'n> {
         }
     }
 
-    /// Takes notice of a task.
+    /// Records a task.
     pub fn task(&mut self, task: &Task) {
         self.by_kind.values_mut().for_each(|check| check.task(task));
         self.tasks.push(Task { args: Vec::new(), exe: None, ..task.clone() });
@@ -146,10 +146,11 @@ impl<'n> Validator<'n> {
             check: named(&file.kind).and_then(|kind| (kind.object_check)()),
         });
         let known = |kind: &str| named(kind).is_some();
-        // A newer version may know kinds that share an object.
+        // Two kinds of a newer version may share an object.
         if object.kind != file.kind && known(&object.kind) && known(&file.kind) {
             let (kind, other) = (escape(file.kind.as_bytes()), escape(object.kind.as_bytes()));
-            let why = format!("object {id} is of kind {other}, and cannot be of kind {kind} too");
+            let why =
+                format!("its object {id} is of kind {other} and cannot also be of kind {kind}");
             return Err(Error::malformed(why).at((self.name)(file)));
         }
         match &mut object.check {
@@ -181,7 +182,7 @@ impl<'n> Validator<'n> {
         let Some(object) = self.objects.get_mut(&object) else { return Ok(()) };
         let queued = meta.is_some_and(|meta| !meta.files.is_empty());
         if queued && !object.carries {
-            let why = "descriptors are queued in it, and it has no queue";
+            let why = "descriptors are queued in it, but its kind has no queue for them";
             return Err(Error::malformed(why).at(&object.name));
         }
         match &mut object.check {
@@ -192,7 +193,7 @@ impl<'n> Validator<'n> {
         }
     }
 
-    /// Checks what can be judged only when all records are known. Fails with status 3.
+    /// Makes the checks that need all records. Fails with status 3.
     pub fn end(&mut self) -> Result<()> {
         self.by_kind.values_mut().try_for_each(|check| check.end(&*self.name))
     }
@@ -201,12 +202,12 @@ impl<'n> Validator<'n> {
 /// The access mode and O_PATH of each file, in one byte.
 #[derive(Default)]
 struct FileFacts {
-    /// Ids that ascend without a gap: the first of them, and its place.
+    /// Runs of consecutive ids: the first id, and its index in `facts`.
     runs: Vec<(u32, usize)>,
     facts: Vec<u8>,
 }
 
-/// What stands for O_PATH in [`FileFacts`]; the bits of O_ACCMODE are below it.
+/// The bit for O_PATH in [`FileFacts`]; the bits of O_ACCMODE are below it.
 const IS_PATH: u8 = 1 << 2;
 
 impl FileFacts {
@@ -222,7 +223,7 @@ impl FileFacts {
         self.facts.push((file.flags & libc::O_ACCMODE as u32) as u8 | path);
     }
 
-    /// Those of its flags that are kept.
+    /// The access mode and O_PATH of a file.
     fn flags(&self, id: u32) -> u32 {
         let run = self.runs.partition_point(|&(first, _)| first <= id).checked_sub(1);
         let place = run.map(|run| self.runs[run].1 + (id - self.runs[run].0) as usize);
@@ -232,23 +233,23 @@ impl FileFacts {
     }
 }
 
-/// Fails with status 3 if no descriptor with these flags can have this lock. `of_table` says that a
-/// slot has it, and not a file.
+/// Fails with status 3 if no descriptor with these flags can have this lock. `of_table` is true for
+/// a lock of a slot, and false for one of a file.
 fn check_lock(lock: &Lock, flags: u32, of_table: bool) -> Result<()> {
     let flags = flags as i32;
     let access = flags & libc::O_ACCMODE;
     let last = lock.end.unwrap_or(lock.start);
     let why = if last < lock.start || last > i64::MAX as u64 {
-        "it covers bytes that no file has"
+        "it ends before it starts, or beyond the last byte that a file can have"
     } else if (lock.class == "POSIX") != of_table {
-        "a POSIX lock belongs to a table, and every other lock to a description"
+        "a POSIX lock belongs to a descriptor table, and every other lock to a description"
     } else if flags & libc::O_PATH != 0 {
         "an O_PATH descriptor has no locks"
     } else if lock.is_record() && access == if lock.write { libc::O_RDONLY } else { libc::O_WRONLY }
     {
         "the access mode of its descriptor does not permit it"
     } else if !lock.is_record() && (lock.start, lock.end) != (0, None) {
-        "it covers a part of the file, and such a lock covers all of it"
+        "it covers a part of the file, but a lock of this class always covers all of it"
     } else {
         return Ok(());
     };
@@ -274,7 +275,7 @@ mod tests {
         assert!(!bad(lock("POSIX", false, 3, Some(3)), true, read));
         assert!(bad(lock("POSIX", true, 3, Some(3)), true, read), "a write lock, read only");
         assert!(!bad(lock("FLOCK", true, 0, None), false, read));
-        assert!(bad(lock("POSIX", false, 3, Some(2)), true, read), "it ends too early");
+        assert!(bad(lock("POSIX", false, 3, Some(2)), true, read), "it ends before it starts");
         assert!(bad(lock("POSIX", false, 1 << 63, None), true, read), "it starts too late");
         assert!(bad(lock("POSIX", false, 0, Some(u64::MAX)), true, read), "it ends too late");
         assert!(bad(lock("POSIX", false, 0, None), false, read), "not of a description");
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_of_a_file_are_found_whatever_gaps_its_id_follows() {
+    fn the_flags_of_a_file_are_found_across_gaps_between_ids() {
         let file = file_of(File::open("/dev/null").unwrap());
         let mut facts = FileFacts::default();
         let all = [(0, libc::O_RDONLY), (1, libc::O_WRONLY), (5, libc::O_PATH), (6, libc::O_RDWR)];
