@@ -83,7 +83,7 @@ fn an_epoll_with_a_forged_record_is_refused() {
             }
         })
     };
-    refused(member("fd", whole(1 << 31)), 3, &["fd 3", "cannot exist"]);
+    refused(member("fd", whole(1 << 31)), 3, &["fd 3", "has a number above 2147483647"]);
     refused(member("fd", whole(-1)), 3, &["fd 3", "body"]);
     refused(member("fd", whole(9)), 6, &["fd 3", "member 9", "not in the image"]);
     refused(member("at", whole(9)), 6, &["fd 3", "at 9", "not in the image"]);
@@ -91,8 +91,8 @@ fn an_epoll_with_a_forged_record_is_refused() {
     refused(member("fd", whole(3)), 3, &["fd 3", "member of itself"]);
     refused(member("events", whole(0)), 3, &["fd 3", "events"]);
     refused(member("events", whole(1)), 3, &["fd 3", "events"]);
-    refused(lost(None), 6, &["fd 3", "inode 7 on 0:9", "at no number"]);
-    refused(lost(Some(whole(4))), 3, &["fd 3", "at none"]);
+    refused(lost(None), 6, &["fd 3", "inode 7 on device 0:9", "had no descriptor"]);
+    refused(lost(Some(whole(4))), 3, &["fd 3", "both the keys at and lost"]);
     let high = with_body(&file, "epoll", |body| {
         *at(body, &["members", "0", "at"]) = whole(4);
         *at(body, &["members", "0", "fd"]) = whole(i32::MAX.into());
@@ -122,7 +122,7 @@ fn epoll_instances_that_contain_each_other_are_refused() {
             *at(body, &["members", "0", "fd"]) = whole(if n == 10 { last } else { n });
         })
     };
-    refused(chain(20), 6, &["fd 3", "deeper"]);
+    refused(chain(20), 6, &["fd 3", "more deeply than the kernel permits"]);
     refused(chain(9), 3, &["itself"]);
     refused(chain(8), 3, &["itself"]);
     // A loop is detected whatever its length.
@@ -150,7 +150,7 @@ fn a_skipped_member_is_reported() {
     });
     let file = scratch.file("b.fdi");
     fs::write(&file, opaque).unwrap();
-    let null = "what stands at its number cannot be waited for";
+    let null = "the file at its number does not support epoll";
     for (policy, why) in [("skip", "it is not restored"), ("null", null)] {
         let fdinfo = ["cat", "/proc/self/fdinfo/3", "/proc/self/fdinfo/6"];
         let ran = restored(&file, &["--missing", policy], &fdinfo).ok();
@@ -182,7 +182,7 @@ fn a_oneshot_member_that_cannot_be_disarmed_is_reported() {
     let scratch = Scratch::new();
     let file = image(&scratch, &["epoll@3,4,5:pipe,fired"]);
     let ran = restored(&file, &[], &["cat", "/proc/self/fdinfo/3"]).ok();
-    assert!(ran.stderr(0).contains("fd 3: its member 4 had fired"), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("fd 3: its member 4 was disabled"), "{}", ran.whole());
     assert!(ran.text().contains("events: 40000018"), "{}", ran.whole());
 }
 
@@ -222,7 +222,7 @@ time.sleep(1000)";
     let (epoll, member) = (format!("fd {epoll}"), format!("member {member}"));
     assert!(members(&file)[0]["lost"]["ino"].as_u64() > Some(0), "{}", members(&file));
     drop(target);
-    restored(&file, &[], &["true"]).refuses(125, &[&epoll, &member, "at no number"]);
+    restored(&file, &[], &["true"]).refuses(125, &[&epoll, &member, "had no descriptor"]);
 }
 
 #[test]

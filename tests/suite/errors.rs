@@ -760,13 +760,13 @@ type Forgery = (&'static str, &'static str, &'static str, &'static str);
 const FORGED: &[Forgery] = &[
     ("ns@3", r#"{"id": 77}"#, "(status 6)", "in this namespace"),
     ("ns@3", r#"{"id": "x"}"#, "(status 3)", "kind ns"),
-    ("pidfd@3", r#"{"pid": -2}"#, "(status 3)", "no process -2"),
-    ("pidfd@3", r#"{"start": 0}"#, "(status 3)", "no process"),
+    ("pidfd@3", r#"{"pid": -2}"#, "(status 3)", "process id -2 is not valid"),
+    ("pidfd@3", r#"{"start": 0}"#, "(status 3)", "has no start time"),
     ("pidfd@3", r#"{"pid": 0}"#, "(status 6)", "pid namespace"),
-    ("pidfd@3", r#"{"pid": 1}"#, "(status 6)", "process 1 is not there any more"),
-    ("pidfd@3:pid=1", r#"{"start": 77}"#, "(status 6)", "another one by now"),
-    ("pidfd@3:dead", r#"{"exit": 19}"#, "(status 3)", "no process ends like that"),
-    ("pidfd@3:dead", r#"{"exit": -1}"#, "(status 3)", "no process ends like that"),
+    ("pidfd@3", r#"{"pid": 1}"#, "(status 6)", "process 1 has terminated"),
+    ("pidfd@3:pid=1", r#"{"start": 77}"#, "(status 6)", "its id is that of another process now"),
+    ("pidfd@3:dead", r#"{"exit": 19}"#, "(status 3)", "its exit status is not one of wait(2)"),
+    ("pidfd@3:dead", r#"{"exit": -1}"#, "(status 3)", "its exit status is not one of wait(2)"),
     ("signalfd@3", r#"{"mask": 256}"#, "(status 3)", "SIGKILL"),
     ("signalfd@3", r#"{"mask": 262144}"#, "(status 3)", "SIGSTOP"),
     ("signalfd@3", r#"{"mask": "10"}"#, "(status 3)", "kind signalfd"),
@@ -774,9 +774,24 @@ const FORGED: &[Forgery] = &[
     ("timerfd@3", r#"{"clock": -6}"#, "(status 6)", "clock -6"),
     ("timerfd@3", r#"{"clock": 2}"#, "(status 6)", "clock 2"),
     ("timerfd@3", r#"{"flags": 4}"#, "(status 6)", "flags 0o4"),
-    ("timerfd@3", r#"{"value": [0, 1000000000]}"#, "(status 3)", "no clock shows"),
-    ("timerfd@3", r#"{"interval": [9223372037, 0]}"#, "(status 3)", "no clock shows"),
-    ("timerfd@3", r#"{"now": [18446744073709551615, 0]}"#, "(status 3)", "no clock shows"),
+    (
+        "timerfd@3",
+        r#"{"value": [0, 1000000000]}"#,
+        "(status 3)",
+        "one of its times has 10^9 nanoseconds or more, or exceeds",
+    ),
+    (
+        "timerfd@3",
+        r#"{"interval": [9223372037, 0]}"#,
+        "(status 3)",
+        "one of its times has 10^9 nanoseconds or more, or exceeds",
+    ),
+    (
+        "timerfd@3",
+        r#"{"now": [18446744073709551615, 0]}"#,
+        "(status 3)",
+        "one of its times has 10^9 nanoseconds or more, or exceeds",
+    ),
     ("timerfd@3", r#"{"value": [1]}"#, "(status 3)", "kind timerfd"),
     ("timerfd@3", r#"{"ticks": -1}"#, "(status 3)", "kind timerfd"),
     ("tcp@3", r#"{"state": 7}"#, "(status 3)", "contradicts"),
@@ -866,5 +881,5 @@ fn a_process_of_another_boot_does_not_exist_any_more() {
     let ran = Pipeline::new(dry).stdin(forged).run();
     // The pidfd of the task itself leads to the new process, whatever the boot id is.
     assert!(!ran.stderr(0).contains("fd 4"), "{}", ran.whole());
-    ran.refuses(6, &["fd 3", "process 1 is not there any more"]);
+    ran.refuses(6, &["fd 3", "process 1 has terminated"]);
 }

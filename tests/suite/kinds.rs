@@ -610,7 +610,7 @@ fn a_pidfd_of_a_process_that_has_ended_is_refused() {
         pipeline(&[&[&restore[..], options, &["--", "mkfd"], command].concat()])
     };
     run(&[], &["check", &spec]).quiet();
-    let gone = format!("process {} is not there any more", other.pid);
+    let gone = format!("process {} has terminated", other.pid);
     drop(other);
     run(&[], &["show"]).refuses(125, &["fd 3", &gone, "(status 6)"]);
     // The replacement is a pidfd of a process that has ended, not a file that is always readable.

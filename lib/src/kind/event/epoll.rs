@@ -1,5 +1,6 @@
-//! epoll(7): a set of members, each an open file description under the number by which it was
-//! added, whatever that number means by now. fdinfo lists them; kcmp(2) tells where they are.
+//! epoll(7): a set of members. A member is an open file description, and the number by which it was
+//! added; that number may be closed or reused since. fdinfo lists the members, and kcmp(2) finds
+//! the numbers that their descriptions have now.
 
 use crate::error::{At, Error, Result};
 use crate::image::{OpenFile, Slot, Task};
@@ -18,64 +19,64 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-/// A set of members.
+/// The record of an epoll.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Epoll {
-    /// The process whose numbers the members name.
+    /// The process whose numbers the members refer to.
     pid: i32,
-    /// By number.
+    /// The members, by ascending number.
     members: Vec<EpollMember>,
-    /// How it polls network devices, if that was set: EPIOCSPARAMS, Linux 6.9.
+    /// The parameters of busy polling, if they were set: EPIOCSPARAMS, Linux 6.9.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     busy: Option<BusyPoll>,
 }
 
-/// A member of the set.
+/// A member of an epoll.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct EpollMember {
     /// The number by which it was added.
     fd: u32,
     /// The events, as fdinfo shows them: those of epoll_ctl(2) with EPOLLERR and EPOLLHUP, or only
-    /// the flags of a one-shot member that has fired.
+    /// the flags of an EPOLLONESHOT member that is disabled.
     events: u32,
-    /// What epoll_wait(2) gives back.
+    /// The data that epoll_wait(2) returns.
     data: u64,
-    /// The number that has its file, if the one by which it was added has not.
+    /// The number that has its description, if the one by which it was added has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<u32>,
-    /// What fdinfo tells of a file that the process has at no number.
+    /// The inode of a description for which the process has no number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     lost: Option<UnopenedFile>,
 }
 
-/// A file that only the epoll still knows.
+/// The inode of a member that the process has open only through the epoll.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct UnopenedFile {
-    /// Its device.
+    /// The major and minor number of its device.
     dev: (u32, u32),
-    /// Its inode number.
+    /// The inode number.
     ino: u64,
 }
 
 /// struct epoll_params of ioctl_eventpoll(2).
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct BusyPoll {
-    /// Microseconds.
+    /// The time of busy polling in microseconds.
     usecs: u32,
-    /// Packets at a time.
+    /// The number of packets to process at a time.
     budget: u16,
-    /// In preference to interrupts.
+    /// Busy polling is preferred to interrupts.
     prefer: bool,
 }
 
-/// What EPOLL_CTL_ADD adds on its own.
+/// The events that EPOLL_CTL_ADD always adds.
 const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
 const ONESHOT: u32 = libc::EPOLLONESHOT as u32;
-/// What stays of a one-shot member that has fired: EP_PRIVATE_BITS of fs/eventpoll.c.
-const FLAGS: u32 =
+/// The bits that a disabled EPOLLONESHOT member keeps: EP_PRIVATE_BITS of fs/eventpoll.c.
+const PRIVATE_BITS: u32 =
     (libc::EPOLLWAKEUP | libc::EPOLLONESHOT | libc::EPOLLET | libc::EPOLLEXCLUSIVE) as u32;
-/// All that poll(2) can say, so that whatever a file is ready for makes a one-shot member fire.
-const ANY: u32 = (libc::EPOLLIN
+/// All events of poll(2): an EPOLLONESHOT member that waits for them is disabled by any of them.
+const ALL_EVENTS: u32 = (libc::EPOLLIN
     | libc::EPOLLPRI
     | libc::EPOLLOUT
     | libc::EPOLLERR
@@ -86,29 +87,32 @@ const ANY: u32 = (libc::EPOLLIN
     | libc::EPOLLWRBAND
     | libc::EPOLLMSG
     | libc::EPOLLRDHUP) as u32;
-/// How deep epolls nest: EP_MAX_NESTS of fs/eventpoll.c, and the outermost.
-const DEPTH: usize = 5;
+/// The longest chain of nested epolls: EP_MAX_NESTS of fs/eventpoll.c, and the outermost one.
+const MAX_DEPTH: usize = 5;
 
 impl EpollMember {
+    /// The number that has its description.
     fn source(&self) -> u32 {
         self.at.unwrap_or(self.fd)
     }
 
-    /// A one-shot member that has fired and was not armed again waits for nothing.
-    fn fired(&self) -> bool {
-        self.events & !FLAGS == 0
+    /// Reports whether it is an EPOLLONESHOT member that has reported an event, and was not rearmed
+    /// by EPOLL_CTL_MOD: it is disabled (epoll_ctl(2)).
+    fn is_disabled(&self) -> bool {
+        self.events & !PRIVATE_BITS == 0
     }
 
-    /// As it is added, from this number.
-    fn adding(&self, source: RawFd) -> NewMember {
-        let fired = self.fired().then_some(ANY);
+    /// The member as it is added, from the number that has its description in the restored table.
+    fn to_new_member(&self, source: RawFd) -> NewMember {
+        let fired = self.is_disabled().then_some(ALL_EVENTS);
         let EpollMember { fd, events, data, at: _, lost: _ } = *self;
         NewMember { source, number: fd as RawFd, events, data, fired }
     }
 }
 
-/// Parses the `tfd:` lines of fdinfo. Nobody is known to hold the files yet, and so all are lost.
-fn members(info: &str) -> Option<Vec<EpollMember>> {
+/// Parses the `tfd:` lines of fdinfo. No number is known yet to have the descriptions, so each
+/// member has `lost` set.
+fn parse_members(info: &str) -> Option<Vec<EpollMember>> {
     let lines = info.lines().filter(|line| line.starts_with("tfd:"));
     lines
         .map(|line| {
@@ -126,40 +130,43 @@ fn members(info: &str) -> Option<Vec<EpollMember>> {
         .collect()
 }
 
-/// The numbers of a process in the order that kcmp(2) gives their files, the lowest of each file.
-fn in_order(it: &Descriptor<'_>) -> Vec<RawFd> {
+/// The lowest number of each description of a process, in the order that kcmp(2) gives
+/// descriptions.
+fn numbers_in_kcmp_order(it: &Descriptor<'_>) -> Vec<RawFd> {
     let pid = it.process.pid;
     let compare = |a, b| sys::compare_files((pid, a), (pid, b)).unwrap_or(Ordering::Less);
     let mut sorted: Vec<RawFd> = Vec::new();
-    // Not by sort(): a number that is closed meanwhile compares to nothing.
+    // sort() could panic: the comparison fails for a number that is closed in the meantime.
     for number in it.process.numbers().unwrap_or_default() {
-        if let Err(place) = sorted.binary_search_by(|&other| compare(other, number)) {
-            sorted.insert(place, number);
+        if let Err(index) = sorted.binary_search_by(|&other| compare(other, number)) {
+            sorted.insert(index, number);
         }
     }
     sorted
 }
 
-/// Finds out which numbers have the files of the members.
-fn find(it: &Descriptor<'_>, members: &mut [EpollMember]) {
-    let mut before: HashMap<u32, u32> = HashMap::new();
+/// Finds the numbers that have the descriptions of the members, by KCMP_EPOLL_TFD of kcmp(2).
+fn find_numbers(it: &Descriptor<'_>, members: &mut [EpollMember]) {
+    // Several members can have one number; the offset selects one of them.
+    let mut offsets: HashMap<u32, u32> = HashMap::new();
     let mut sorted = None;
     for member in members {
-        let offset = before.entry(member.fd).and_modify(|n| *n += 1).or_insert(0);
+        let offset = offsets.entry(member.fd).and_modify(|n| *n += 1).or_insert(0);
         let compare =
             |fd| epoll::compare_target((it.process.pid, fd), it.place, member.fd, *offset);
         match compare(member.fd as RawFd) {
             Ok(Ordering::Equal) => member.lost = None,
             Ok(_) | Err(Errno::EBADF) => {
-                let sorted = sorted.get_or_insert_with(|| in_order(it));
+                let sorted = sorted.get_or_insert_with(|| numbers_in_kcmp_order(it));
                 let order = |&fd: &RawFd| compare(fd).unwrap_or(Ordering::Less);
-                if let Ok(place) = sorted.binary_search_by(order) {
-                    member.at = Some(sorted[place] as u32);
+                if let Ok(index) = sorted.binary_search_by(order) {
+                    member.at = Some(sorted[index] as u32);
                     member.lost = None;
                 }
             }
-            // Without kcmp(2), or for a member that is no more, the number has to do. Of two members
-            // added by one number at most one is there.
+            // kcmp(2) is not available, or the member was removed: the number by which it was added
+            // is taken. Of several members with one number, only the first can have its description
+            // there.
             Err(_) if *offset == 0 => member.lost = None,
             Err(_) => (),
         }
@@ -174,12 +181,12 @@ impl Kind for Epoll {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let mut members = members(&it.info.rest)
+        let mut members = parse_members(&it.info.rest)
             .ok_or_else(|| Error::unrestorable("a tfd line of fdinfo is not understood"))?;
         let mut busy = None;
         match &it.copy {
             Some(copy) => {
-                find(it, &mut members);
+                find_numbers(it, &mut members);
                 let found = epoll::busy(copy.as_fd()).unwrap_or_default();
                 let epoll::Params { usecs, budget, prefer, .. } = found;
                 busy = (found != epoll::Params::default()).then_some(BusyPoll {
@@ -194,7 +201,7 @@ impl Kind for Epoll {
                 members.iter_mut().filter(first).for_each(|member| member.lost = None);
             }
         }
-        // fdinfo has them in the order of kernel addresses.
+        // fdinfo lists them in the order of kernel addresses, which differs between boots.
         members.sort();
         Ok(Epoll { pid: it.process.pid, members, busy })
     }
@@ -205,20 +212,22 @@ impl Kind for Epoll {
             let EpollMember { fd, events, data: _, at, lost } = member;
             let armed = events & ALWAYS == ALWAYS;
             let why = if *fd > i32::MAX as u32 {
-                "has a number that cannot exist"
-            } else if !(armed || member.fired() && events & ONESHOT != 0) {
-                "has events that no member can have"
+                "has a number above 2147483647"
+            } else if !(armed || member.is_disabled() && events & ONESHOT != 0) {
+                "has events that epoll_ctl(2) does not permit"
             } else if at.is_some() && lost.is_some() {
-                "is at a number and at none"
+                "has both the keys at and lost"
             } else if lost.is_none() && !seen.insert((*fd, member.source())) {
-                "comes twice"
+                "is listed twice"
             } else {
                 continue;
             };
             return Err(Error::malformed(format!("its member {fd} {why}")));
         }
         match self.busy.as_ref().is_some_and(|busy| busy.usecs > i32::MAX as u32) {
-            true => Err(Error::malformed("it polls longer than can be")),
+            true => {
+                Err(Error::malformed("its time of busy polling is above 2147483647 microseconds"))
+            }
             false => Ok(()),
         }
     }
@@ -235,7 +244,7 @@ impl Kind for Epoll {
             let refused = |why: String| Err(Error::unrestorable(format!("its member {fd} {why}")));
             if let Some(UnopenedFile { dev: (major, minor), ino }) = lost {
                 return refused(format!(
-                    "is a file (inode {ino} on {major}:{minor}) that the process had at no number"
+                    "is inode {ino} on device {major}:{minor}, for which the process had no descriptor"
                 ));
             }
             if numbers.get(member.source()).is_none() {
@@ -247,7 +256,7 @@ impl Kind for Epoll {
                 ));
             }
         }
-        nesting(file, cx)
+        check_nesting(file, cx)
     }
 
     fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
@@ -262,7 +271,8 @@ impl Kind for Epoll {
             if let Err(errno) = set {
                 let fd = cx.lowest[&file.id];
                 let why = errno.desc();
-                cx.warnings.push(format!("fd {fd}: it does not poll network devices: {why}"));
+                cx.warnings
+                    .push(format!("fd {fd}: busy polling of network devices is not set: {why}"));
             }
         }
         Ok(Opened::new(new.0, 0))
@@ -270,7 +280,8 @@ impl Kind for Epoll {
 
     fn operation(&self, number: RawFd, cx: &RestoreContext<'_>) -> Result<Option<Operation>> {
         let list = self.to_add(cx)?;
-        let members: Vec<NewMember> = list.iter().map(|(from, it)| it.adding(*from)).collect();
+        let members: Vec<NewMember> =
+            list.iter().map(|(from, it)| it.to_new_member(*from)).collect();
         Ok((!members.is_empty()).then_some(Operation::EpollMembers { number, members }))
     }
 
@@ -291,53 +302,58 @@ impl Kind for Epoll {
                     continue;
                 }
                 Errno::EBADF => "it is not restored",
-                Errno::EPERM => "what is at its number cannot be waited for",
+                Errno::EPERM => "the file at its number does not support epoll",
                 errno => return Err(errno).at(|| format!("add its member {}", member.fd)),
             };
             let line = format!("fd {number}: its member {} is left out: {why}", member.fd);
             cx.warnings.push(line);
         }
-        compare(fd, number, &added, cx);
+        warn_of_changed_members(fd, number, &added, cx);
         Ok(())
     }
 }
 
 impl Epoll {
-    /// The members that can be added, and the numbers of the table that have them, in the order in
-    /// which they are added: those that have fired must be alone when they fire again.
+    /// The members that can be added, and the numbers of the restored table that have their
+    /// descriptions, in the order in which they are added. Disabled members come first: adding one
+    /// makes it report an event, which must be the only one of the epoll then.
     fn to_add(&self, cx: &RestoreContext<'_>) -> Result<Vec<(RawFd, &EpollMember)>> {
         let numbers = cx.numbers_of(self.pid)?;
         let place = |member| Some((numbers.get(EpollMember::source(member))?, member));
         let mut list: Vec<(RawFd, &EpollMember)> = self.members.iter().filter_map(place).collect();
-        list.sort_by_key(|(_, member)| !member.fired());
+        list.sort_by_key(|(_, member)| !member.is_disabled());
         Ok(list)
     }
 }
 
-/// Tells of members that are not what they were: fdinfo of a descriptor shows what the kernel took.
-fn compare(fd: BorrowedFd<'_>, number: RawFd, added: &[&EpollMember], cx: &mut RestoreContext<'_>) {
+/// Warns of members whose number, events or data differ from the record in fdinfo now.
+fn warn_of_changed_members(
+    fd: BorrowedFd<'_>,
+    number: RawFd,
+    added: &[&EpollMember],
+    cx: &mut RestoreContext<'_>,
+) {
     let text = std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-    let is = members(&FdInfo::parse(&text).rest).unwrap_or_default();
-    let is: HashSet<_> = is.iter().map(|member| (member.fd, member.events, member.data)).collect();
+    let now = parse_members(&FdInfo::parse(&text).rest).unwrap_or_default();
+    let now: HashSet<_> =
+        now.iter().map(|member| (member.fd, member.events, member.data)).collect();
     for member in added {
-        if is.contains(&(member.fd, member.events, member.data)) {
+        if now.contains(&(member.fd, member.events, member.data)) {
             continue;
         }
-        let why = match member.fired() {
-            true => "had fired (EPOLLONESHOT), and wakes again on errors and hang-ups only",
-            false => {
-                "has other events: EPOLLWAKEUP takes CAP_BLOCK_SUSPEND and a kernel that suspends"
-            }
+        let why = match member.is_disabled() {
+            true => "was disabled (EPOLLONESHOT), and now reports EPOLLERR and EPOLLHUP",
+            false => "has other events: EPOLLWAKEUP takes CAP_BLOCK_SUSPEND and CONFIG_PM_SLEEP",
         };
         let line = format!("fd {number}: its member {} {why}", member.fd);
         cx.warnings.push(line);
     }
 }
 
-/// Refuses an epoll in which others nest deeper than they can.
-fn nesting(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
+/// Fails with status 6 if epolls are nested in this one more deeply than the kernel permits.
+fn check_nesting(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
     let mut level = HashSet::from([file.id]);
-    for _ in 0..DEPTH {
+    for _ in 0..MAX_DEPTH {
         let mut next = HashSet::new();
         for outer in level.iter().filter_map(|&id| cx.image.record_as(id)) {
             let Epoll { pid, members, busy: _ } = outer;
@@ -351,23 +367,26 @@ fn nesting(file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
     }
     match level.is_empty() {
         true => Ok(()),
-        false => Err(Error::unrestorable("epolls nest deeper in it than the kernel lets them")),
+        false => {
+            Err(Error::unrestorable("epolls are nested in it more deeply than the kernel permits"))
+        }
     }
 }
 
-/// No epoll is a member of itself, nor of one of its members: epoll_ctl(2) fails with ELOOP.
+/// Checks that no epoll is a member of itself, directly or through other epolls: epoll_ctl(2) fails
+/// with ELOOP.
 #[derive(Default)]
 struct CycleCheck {
-    /// The tables of tasks by their process ids.
+    /// The table ids of tasks, by process id.
     tables: HashMap<i32, u32>,
-    /// The epolls by file id: the process and its numbers that the members name.
+    /// The epolls by file id: the file, the process, and its numbers that the members refer to.
     epolls: BTreeMap<u32, (OpenFile, i32, Vec<u32>)>,
-    /// The epolls by table and number.
+    /// The file ids of epolls, by table id and number.
     slots: HashMap<(u32, u32), u32>,
 }
 
 impl CycleCheck {
-    /// The epolls that are members of one.
+    /// The file ids of the epolls that are members of an epoll.
     fn members(&self, id: u32) -> impl Iterator<Item = u32> {
         let epoll = self.epolls.get(&id);
         let table = epoll.and_then(|(_, pid, _)| self.tables.get(pid));
@@ -396,7 +415,7 @@ impl ImageCheck<Epoll> for CycleCheck {
     }
 
     fn end(&mut self, name: &dyn Fn(&OpenFile) -> String) -> Result<()> {
-        // Epolls all of whose members were seen to lead into no cycle.
+        // Epolls that are not part of a cycle.
         let mut done: HashSet<u32> = HashSet::new();
         for &first in self.epolls.keys() {
             let mut path = vec![(first, self.members(first).collect::<Vec<u32>>())];
@@ -405,7 +424,10 @@ impl ImageCheck<Epoll> for CycleCheck {
                 match member {
                     Some(member) if path.iter().any(|(outer, _)| *outer == member) => {
                         let at = name(&self.epolls[&member].0);
-                        return Err(Error::malformed("it is a member of itself").at(at));
+                        return Err(Error::malformed(
+                            "it is a member of itself, directly or through another epoll",
+                        )
+                        .at(at));
                     }
                     Some(member) if !done.contains(&member) => {
                         path.push((member, self.members(member).collect()));
@@ -435,21 +457,21 @@ mod tests {
         let data = 0xffff_ffff_0000_000c;
         let one = EpollMember { fd: 12, events: 0x19, data, at: None, lost: lost(254, 1, 0x1a2b) };
         let two = EpollMember { fd: 5, events: ONESHOT, data: 5, at: None, lost: lost(0, 16, 7) };
-        assert!(two.fired() && !one.fired());
-        assert_eq!(members(text), Some(vec![one, two]));
+        assert!(two.is_disabled() && !one.is_disabled());
+        assert_eq!(parse_members(text), Some(vec![one, two]));
     }
 
     #[test]
-    fn a_line_that_is_not_understood_is_not_passed_over() {
+    fn a_line_that_cannot_be_parsed_is_an_error() {
         for text in ["tfd:", "tfd: 5 events: 19 data: 5 pos:0 ino:7", "tfd: -1 events: 0 data: 0"] {
-            assert_eq!(members(text), None, "{text}");
+            assert_eq!(parse_members(text), None, "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn any_text_is_taken_or_not(text in "(tfd:|events:|data:|ino:|sdev:|[0-9a-f ]|\n|\\PC){0,60}") {
-            let _ = members(&text);
+        fn no_text_makes_the_parser_panic(text in "(tfd:|events:|data:|ino:|sdev:|[0-9a-f ]|\n|\\PC){0,60}") {
+            let _ = parse_members(&text);
         }
     }
 }

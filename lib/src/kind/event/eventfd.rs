@@ -1,4 +1,4 @@
-//! eventfd(2): a counter in the kernel. Its count and flavour are in fdinfo.
+//! eventfd(2): a counter in the kernel. fdinfo shows the count, and whether it is a semaphore.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -9,12 +9,12 @@ use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use serde::{Deserialize, Serialize};
 
-/// A counter.
+/// The record of an eventfd.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Eventfd {
     /// The count, up to 2^64 - 2.
     count: u64,
-    /// EFD_SEMAPHORE; fdinfo has it since 6.5.
+    /// The eventfd was created with EFD_SEMAPHORE; fdinfo shows it since Linux 6.5.
     semaphore: bool,
 }
 
@@ -35,9 +35,9 @@ impl Kind for Eventfd {
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
-        // The kernel refuses to add up to it (eventfd(2)).
+        // write(2) never lets the count reach 2^64-1 (eventfd(2)).
         if self.count == u64::MAX {
-            return Err(Error::malformed("an eventfd cannot count to 2^64-1"));
+            return Err(Error::malformed("its count is 2^64-1, and the highest is 2^64-2"));
         }
         Ok(())
     }
@@ -47,10 +47,10 @@ impl Kind for Eventfd {
         let mut flags = EfdFlags::empty();
         flags.set(EfdFlags::EFD_SEMAPHORE, semaphore);
         flags.set(EfdFlags::EFD_NONBLOCK, file.flags & libc::O_NONBLOCK as u32 != 0);
-        // eventfd(2) takes 32 bits; write(2) reaches all 64.
-        let first = u32::try_from(count).unwrap_or(0);
-        let new = EventFd::from_value_and_flags(first, flags).at(|| "eventfd")?;
-        if count > u64::from(first) {
+        // The argument of eventfd(2) has 32 bits; write(2) adds a 64-bit value.
+        let initial = u32::try_from(count).unwrap_or(0);
+        let new = EventFd::from_value_and_flags(initial, flags).at(|| "eventfd")?;
+        if count > u64::from(initial) {
             new.write(count).at(|| "write the count")?;
         }
         Ok(Opened::new(new.into(), file.flags & libc::O_NONBLOCK as u32))
@@ -63,7 +63,7 @@ mod tests {
     use crate::kind::tests::body_of;
 
     #[test]
-    fn a_count_has_64_bits_and_a_semaphore_is_known() {
+    fn a_64_bit_count_and_a_semaphore_are_captured() {
         let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_SEMAPHORE).unwrap();
         fd.write(1 << 40).unwrap();
         assert_eq!(body_of::<Eventfd>(fd), Eventfd { count: 1 << 40, semaphore: true });

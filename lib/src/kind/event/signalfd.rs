@@ -1,5 +1,5 @@
-//! signalfd(2): signals that are read. Which ones is in fdinfo; those that are pending, and whether
-//! they are blocked, belongs to the process.
+//! signalfd(2): a descriptor that reads signals. fdinfo shows the set of signals. The pending
+//! signals and the signal mask belong to the process, and are not recorded.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 
-/// A set of signals.
+/// The record of a signalfd.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Signalfd {
-    /// Signal n is bit n - 1.
+    /// The set of signals: signal n is bit n - 1.
     mask: u64,
 }
 
@@ -37,7 +37,9 @@ impl Kind for Signalfd {
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
         match [libc::SIGKILL, libc::SIGSTOP].iter().any(|n| self.mask & 1 << (n - 1) != 0) {
-            true => Err(Error::malformed("SIGKILL and SIGSTOP cannot be read")),
+            true => {
+                Err(Error::malformed("its set has SIGKILL or SIGSTOP, which no signalfd can read"))
+            }
             false => Ok(()),
         }
     }
@@ -57,7 +59,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_mask_is_understood(mask in any::<u64>()) {
+        fn a_set_of_signals_is_parsed(mask in any::<u64>()) {
             let text = format!("pos:\t0\nflags:\t02\nsigmask:\t{mask:016x}\n");
             prop_assert_eq!(parse(&FdInfo::parse(text.as_bytes())), Some(Signalfd { mask }));
         }

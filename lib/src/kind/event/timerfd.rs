@@ -1,5 +1,5 @@
-//! timerfd_create(2): a timer that is read. All of it is in fdinfo, but for the time of an absolute
-//! one: what is shown is always how long it is until then.
+//! timerfd_create(2): a timer that reports expirations by read(2). fdinfo shows all of it, except
+//! the time of an absolute timer: the value shown is always relative to now.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -14,51 +14,54 @@ use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-const NANO: u64 = 1_000_000_000;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 const ABSTIME: u32 = libc::TFD_TIMER_ABSTIME as u32;
 const CANCEL_ON_SET: u32 = libc::TFD_TIMER_CANCEL_ON_SET as u32;
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 
-/// Seconds and nanoseconds.
+/// A time as seconds and nanoseconds, as in struct timespec.
 type Time = (u64, u32);
 
-/// A timer.
+/// The record of a timerfd.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Timerfd {
-    /// CLOCK_REALTIME 0, MONOTONIC 1, BOOTTIME 7, REALTIME_ALARM 8 or BOOTTIME_ALARM 9.
+    /// The clock: CLOCK_REALTIME 0, MONOTONIC 1, BOOTTIME 7, REALTIME_ALARM 8 or BOOTTIME_ALARM 9.
     clock: i32,
-    /// TFD_TIMER_ABSTIME 1 and TFD_TIMER_CANCEL_ON_SET 2, as it was last set.
+    /// The flags of the last timerfd_settime(2): TFD_TIMER_ABSTIME 1, TFD_TIMER_CANCEL_ON_SET 2.
     flags: u32,
-    /// How often it has expired since it was last read.
+    /// The number of expirations since the last read(2).
     ticks: u64,
-    /// How long it is until it expires next; zero if it never will.
+    /// The time from now to the next expiration; zero if the timer is disarmed.
     value: Time,
-    /// How long it is from then to each further time; zero if there is none.
+    /// The interval between further expirations; zero if there are none.
     interval: Time,
-    /// What the clock showed when `value` was taken: an absolute timer expires at their sum.
+    /// The time of the clock when `value` was read: an absolute timer expires at their sum.
     now: Time,
 }
 
-/// In nanoseconds; none for what no kernel has, whose times are 63 bits of them.
+/// A time in nanoseconds. None if it exceeds ktime_t, the 63 bits of which the kernel has for it.
 fn nanoseconds((seconds, rest): Time) -> Option<u64> {
-    let whole = seconds.checked_mul(NANO)?.checked_add(rest.into())?;
-    (u64::from(rest) < NANO && whole <= i64::MAX as u64).then_some(whole)
+    let whole = seconds.checked_mul(NANOS_PER_SECOND)?.checked_add(rest.into())?;
+    (u64::from(rest) < NANOS_PER_SECOND && whole <= i64::MAX as u64).then_some(whole)
 }
 
 fn time(nanoseconds: u64) -> Time {
-    (nanoseconds / NANO, (nanoseconds % NANO) as u32)
+    (nanoseconds / NANOS_PER_SECOND, (nanoseconds % NANOS_PER_SECOND) as u32)
 }
 
-/// The roundest number from `low` to `high`. Who sets a timer for a time of the clock sets it for a
-/// full second, millisecond or microsecond, and what is known of that time is two bounds.
+/// The number from `low` to `high` with the most trailing zeroes.
+///
+/// The time of an absolute timer is known only to be between two bounds; a program usually sets a
+/// whole second, millisecond or microsecond.
 fn roundest(low: u64, high: u64) -> u64 {
     let steps = (0..20).rev().map(|digits| 10_u64.pow(digits));
     let mut last = steps.map(|step| high / step * step);
     last.find(|&number| number >= low).unwrap_or(high)
 }
 
-/// When a timer that has ticks already expires next, and how many ticks it has by now.
-fn catch_up(next: u64, interval: u64, ticks: u64, now: u64) -> (Option<u64>, u64) {
+/// The next expiration and the number of expirations of a timer at the time `now`, if `next` was
+/// its next expiration, and `ticks` their number, when it was scanned. All times in nanoseconds.
+fn add_missed_ticks(next: u64, interval: u64, ticks: u64, now: u64) -> (Option<u64>, u64) {
     if next > now {
         return (Some(next), ticks);
     }
@@ -67,9 +70,9 @@ fn catch_up(next: u64, interval: u64, ticks: u64, now: u64) -> (Option<u64>, u64
     (next, ticks.saturating_add(missed))
 }
 
-/// What a timer's clock shows. An alarm clock cannot be asked where there is no device to wake the
-/// machine; it shows the time of the clock that it is an alarm of.
-fn read(clock: i32) -> Result<u64> {
+/// The time of a clock, in nanoseconds. clock_gettime(2) fails for an alarm clock if there is no
+/// RTC that can wake the machine; its time is that of the clock without the alarm.
+fn clock_time(clock: i32) -> Result<u64> {
     let clock = ClockId::from_raw(match clock {
         libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME,
         libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME,
@@ -98,31 +101,35 @@ fn parse(info: &FdInfo) -> Option<Timerfd> {
 }
 
 impl Timerfd {
-    fn look(it: &Descriptor<'_>) -> Result<Timerfd> {
+    /// Reads the timer from the fdinfo now.
+    fn read_fdinfo(it: &Descriptor<'_>) -> Result<Timerfd> {
         parse(&it.info_now()?).ok_or_else(|| Error::unrestorable("fdinfo is not a timer's"))
     }
 
-    /// Ticks wait and there will be more, but when is not shown: the kernel looks at the clock only
-    /// when it is asked.
-    fn stands_still(&self) -> bool {
+    /// Reports whether it is a periodic timer that has expired, and was not read or queried since.
+    /// The kernel restarts its hrtimer only then (fs/timerfd.c), so fdinfo shows no next
+    /// expiration.
+    fn awaits_restart(&self) -> bool {
         self.ticks > 0 && self.value == (0, 0) && self.interval != (0, 0)
     }
 
-    /// The clock was set under a timer that was to be told: a read fails with ECANCELED once.
+    /// Reports whether the clock was set while the timer had TFD_TIMER_CANCEL_ON_SET: the next
+    /// read(2) fails with ECANCELED.
     fn is_cancelled(&self) -> bool {
         let both = ABSTIME | CANCEL_ON_SET;
         let once = self.interval == (0, 0) && self.value != (0, 0);
         self.flags & both == both && self.ticks > 0 && once
     }
 
-    /// When it expires next by its clock, which shows `now`; none if it is disarmed.
-    fn next(&self, now: u64, same_clock: bool) -> Option<u64> {
-        let wait = match self.stands_still() {
+    /// The time of its next expiration by its clock, whose time is `now`, in nanoseconds; none if
+    /// the timer is disarmed. `same_clock` says that the clock is the one of the scan.
+    fn next_expiration(&self, now: u64, same_clock: bool) -> Option<u64> {
+        let wait = match self.awaits_restart() {
             true => self.interval,
             false => self.value,
         };
         let wait = nanoseconds(wait).filter(|&wait| wait > 0)?;
-        let from = match self.flags & ABSTIME != 0 && same_clock && !self.stands_still() {
+        let from = match self.flags & ABSTIME != 0 && same_clock && !self.awaits_restart() {
             true => nanoseconds(self.now)?,
             false => now,
         };
@@ -138,17 +145,18 @@ impl Kind for Timerfd {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let mut timer = Timerfd::look(it)?;
-        if let (true, Some(copy)) = (timer.stands_still(), &it.copy) {
-            // Brings the ticks up to date and lets it run on, which no reader can tell.
+        let mut timer = Timerfd::read_fdinfo(it)?;
+        if let (true, Some(copy)) = (timer.awaits_restart(), &it.copy) {
+            // This counts the missed expirations and restarts the timer, as a read(2) would, but
+            // leaves the number of expirations to be read.
             timer::get(copy.as_fd()).at(|| "timerfd_gettime")?;
-            timer = Timerfd::look(it)?;
+            timer = Timerfd::read_fdinfo(it)?;
         }
         let mut least = u64::MAX;
         for _ in 0..4 {
-            let before = read(timer.clock)?;
-            let again = Timerfd::look(it)?;
-            let after = read(timer.clock)?;
+            let before = clock_time(timer.clock)?;
+            let again = Timerfd::read_fdinfo(it)?;
+            let after = clock_time(timer.clock)?;
             let wait = nanoseconds(again.value).unwrap_or(0);
             let spent = after.saturating_sub(before);
             if spent < least {
@@ -166,22 +174,27 @@ impl Kind for Timerfd {
     fn validate(&self, _: &OpenFile) -> Result<()> {
         let times = [self.value, self.interval, self.now];
         match times.into_iter().any(|time| nanoseconds(time).is_none()) {
-            true => Err(Error::malformed("a time that no clock shows")),
+            true => Err(Error::malformed(
+                "one of its times has 10^9 nanoseconds or more, or exceeds 2^63-1 nanoseconds",
+            )),
             false => Ok(()),
         }
     }
 
     fn check(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         if self.flags & !(ABSTIME | CANCEL_ON_SET) != 0 {
-            return Err(Error::unrestorable(format!("flags {:#o} are not known", self.flags)));
+            return Err(Error::unrestorable(format!(
+                "this version does not know its flags {:#o}",
+                self.flags
+            )));
         }
         let clock = self.clock;
         match timer::create(clock, file.flags & NONBLOCK != 0) {
-            Err(Errno::EPERM) => {
-                Err(Error::unrestorable(format!("alarm clock {clock} takes CAP_WAKE_ALARM")))
-            }
+            Err(Errno::EPERM) => Err(Error::unrestorable(format!(
+                "a timer of alarm clock {clock} takes CAP_WAKE_ALARM"
+            ))),
             Err(Errno::EINVAL) => {
-                Err(Error::unrestorable(format!("clock {clock} has no timers here")))
+                Err(Error::unrestorable(format!("this kernel has no timers of clock {clock}")))
             }
             other => other.at(|| "timerfd_create").map(drop),
         }
@@ -206,26 +219,29 @@ impl Kind for Timerfd {
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         let Timerfd { clock, flags, ticks, value: _, interval, now: _ } = *self;
-        let of_the_day = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
-        let same_clock = of_the_day || cx.image.head.boot == crate::proc::boot_id();
+        let real_time = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
+        let same_clock = real_time || cx.image.head.boot == crate::proc::boot_id();
         let mut warn = |why: &str| {
             let name = crate::text::escape(&file.link.0).into_owned();
             cx.warnings.push(format!("fd {} ({name}): {why}", number));
         };
-        if self.stands_still() {
-            warn("when it would have ticked next is not known: an interval from now");
+        if self.awaits_restart() {
+            warn(
+                "the time of its next expiration is not recorded: it expires an interval from now",
+            );
         }
         if self.is_cancelled() {
-            warn("its clock had been set: a read gives ticks in place of ECANCELED");
+            warn("its clock was set before the scan: a read gives expirations, not ECANCELED");
         }
         let interval = nanoseconds(interval).unwrap_or(0);
-        let begin = read(clock)?;
-        let next = self.next(begin, same_clock);
-        // A timer that expires between the two calls would lose that tick, and is set again.
+        let begin = clock_time(clock)?;
+        let next = self.next_expiration(begin, same_clock);
+        // TFD_IOC_SET_TICKS would overwrite an expiration after timerfd_settime(2): then both are
+        // repeated.
         for _ in 0..4 {
-            let now = read(clock)?;
+            let now = clock_time(clock)?;
             let (next, ticks) = match next {
-                Some(next) if ticks > 0 => catch_up(next, interval, ticks, now),
+                Some(next) if ticks > 0 => add_missed_ticks(next, interval, ticks, now),
                 other => (other, ticks),
             };
             let value = match next {
@@ -239,12 +255,14 @@ impl Kind for Timerfd {
             }
             match timer::set_ticks(fd, ticks) {
                 Err(Errno::ENOTTY) => {
-                    warn("its ticks are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE");
+                    let why =
+                        "unread expirations are lost: the kernel lacks CONFIG_CHECKPOINT_RESTORE";
+                    warn(&format!("its {ticks} {why}"));
                     break;
                 }
                 other => other.at(|| "TFD_IOC_SET_TICKS")?,
             }
-            if next.is_none_or(|next| next > read(clock).unwrap_or(0)) {
+            if next.is_none_or(|next| next > clock_time(clock).unwrap_or(0)) {
                 break;
             }
         }
@@ -262,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn fdinfo_is_understood() {
+    fn fdinfo_is_parsed() {
         let text = b"pos:\t0\nflags:\t02\nclockid: 7\nticks: 42\nsettime flags: 03\n\
             it_value: (99, 624073351)\nit_interval: (3, 5)\n";
         let wanted = Timerfd {
@@ -278,9 +296,10 @@ mod tests {
     }
 
     #[test]
-    fn an_absolute_timer_keeps_its_time_and_a_relative_one_what_was_left() {
-        let later = 5000 * NANO;
-        let next = |flags, same| timer(flags, 0, (10, 7), (0, 0)).next(later, same).map(time);
+    fn an_absolute_timer_keeps_its_time_and_a_relative_one_its_remaining_time() {
+        let later = 5000 * NANOS_PER_SECOND;
+        let next =
+            |flags, same| timer(flags, 0, (10, 7), (0, 0)).next_expiration(later, same).map(time);
         assert_eq!(next(ABSTIME, true), Some((1010, 12)));
         assert_eq!(next(ABSTIME, false), Some((5010, 7)));
         assert_eq!(next(0, true), Some((5010, 7)));
@@ -290,21 +309,21 @@ mod tests {
     fn a_disarmed_timer_stays_disarmed() {
         for (flags, ticks, interval) in [(0, 0, (0, 0)), (ABSTIME, 1, (0, 0)), (ABSTIME, 0, (3, 0))]
         {
-            assert_eq!(timer(flags, ticks, (0, 0), interval).next(9, true), None);
+            assert_eq!(timer(flags, ticks, (0, 0), interval).next_expiration(9, true), None);
         }
     }
 
     #[test]
-    fn a_time_that_passed_meanwhile_is_a_tick_more_and_comes_once() {
-        assert_eq!(catch_up(100, 0, 2, 99), (Some(100), 2));
-        assert_eq!(catch_up(100, 0, 2, 100), (None, 3));
-        assert_eq!(catch_up(100, 10, 2, 100), (Some(110), 3));
-        assert_eq!(catch_up(100, 10, 2, 129), (Some(130), 5));
+    fn an_expiration_before_the_restore_is_counted_once() {
+        assert_eq!(add_missed_ticks(100, 0, 2, 99), (Some(100), 2));
+        assert_eq!(add_missed_ticks(100, 0, 2, 100), (None, 3));
+        assert_eq!(add_missed_ticks(100, 10, 2, 100), (Some(110), 3));
+        assert_eq!(add_missed_ticks(100, 10, 2, 129), (Some(130), 5));
     }
 
     #[test]
-    fn a_round_time_is_found_between_its_bounds() {
-        assert_eq!(roundest(1_999_999_990, 2_000_000_007), 2 * NANO);
+    fn the_roundest_time_between_two_bounds_is_found() {
+        assert_eq!(roundest(1_999_999_990, 2_000_000_007), 2 * NANOS_PER_SECOND);
         assert_eq!(roundest(1_234_567_001, 1_234_568_999), 1_234_568_000);
         assert_eq!(roundest(7, 7), 7);
         assert_eq!(roundest(0, u64::MAX), 10_u64.pow(19));
@@ -312,7 +331,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_roundest_is_between_the_bounds_and_ends_in_the_most_zeroes(
+        fn the_roundest_is_between_the_bounds_and_has_the_most_trailing_zeroes(
             low in 1..u64::MAX / 2, more in 0_u64..5000
         ) {
             let high = low + more;
@@ -323,11 +342,11 @@ mod tests {
         }
 
         #[test]
-        fn to_catch_up_loses_no_tick_and_adds_none(
+        fn missed_ticks_are_counted_exactly(
             next in 1..i64::MAX as u64, interval in 0..i64::MAX as u64,
             ticks in 0..u64::MAX, now in 0..i64::MAX as u64
         ) {
-            let (then, have) = catch_up(next, interval, ticks, now);
+            let (then, have) = add_missed_ticks(next, interval, ticks, now);
             prop_assert!(then.is_none_or(|then| then > now));
             match then {
                 Some(then) => {
@@ -341,7 +360,7 @@ mod tests {
         }
 
         #[test]
-        fn a_time_is_the_same_in_nanoseconds(whole in 0..=i64::MAX as u64) {
+        fn a_time_survives_the_conversion_to_nanoseconds(whole in 0..=i64::MAX as u64) {
             prop_assert_eq!(nanoseconds(time(whole)), Some(whole));
         }
 
@@ -352,8 +371,8 @@ mod tests {
             clock_now in any::<u64>(), same in any::<bool>()
         ) {
             let it = Timerfd { clock, flags, ticks, value, interval, now };
-            if let Some(next) = it.next(clock_now, same) {
-                catch_up(next, nanoseconds(interval).unwrap_or(0), ticks, clock_now);
+            if let Some(next) = it.next_expiration(clock_now, same) {
+                add_missed_ticks(next, nanoseconds(interval).unwrap_or(0), ticks, clock_now);
             }
         }
     }

@@ -1,5 +1,5 @@
-//! A namespace, as /proc/PID/ns/NAME opens it: namespaces(7). None is made anew; it must still be
-//! somebody's, or be mounted.
+//! A namespace, as opened by /proc/PID/ns/NAME: namespaces(7). A restore creates none: the
+//! namespace must have a process, or be bind-mounted.
 
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
@@ -17,29 +17,29 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+/// The types of namespaces, as the links name them.
 const NAMES: [&str; 8] = ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"];
-/// Below it are the numbers that the first namespaces have after every boot; above, a number means
-/// one boot's namespace, and after that another's: fs/proc/generic.c.
+/// The initial namespaces have inode numbers below it, which are the same after every boot. The
+/// kernel gives numbers from it on to new namespaces, and reuses them: fs/proc/generic.c.
 const PROC_DYNAMIC_FIRST: u64 = 0xf000_0000;
 
-/// A namespace; its type and inode number are in the link.
+/// The record of a namespace. Its type and inode number are in the link.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ns {
-    /// NS_GET_ID: a number that no other namespace of this boot has had; the kernel tells it since
-    /// 6.18.
+    /// NS_GET_ID: a number that the kernel never reuses before a reboot; since Linux 6.18.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     id: Option<u64>,
 }
 
-/// Type and inode number, from `net:[4026531840]`.
+/// The type and the inode number in a link such as `net:[4026531840]`.
 fn parse(link: &[u8]) -> Option<(&'static str, u64)> {
     let (name, _) = std::str::from_utf8(link).ok()?.split_once(":[")?;
     let name = NAMES.into_iter().find(|each| *each == name)?;
     Some((name, crate::proc::bracketed(link)?))
 }
 
-/// The directory entries of /proc/PID/ns that show namespaces of a type.
-fn entries(name: &str) -> Vec<String> {
+/// The entries of /proc/PID/ns for namespaces of a type.
+fn ns_entries(name: &str) -> Vec<String> {
     let mut entries = vec![name.to_owned()];
     if matches!(name, "pid" | "time") {
         entries.push(format!("{name}_for_children"));
@@ -47,25 +47,25 @@ fn entries(name: &str) -> Vec<String> {
     entries
 }
 
-/// The numbered entries of a directory of /proc.
-fn numbered(dir: &Path) -> Vec<PathBuf> {
+/// The entries of a directory of /proc whose names are numbers.
+fn numbered_entries(dir: &Path) -> Vec<PathBuf> {
     let is_number = |name: &[u8]| name.iter().all(u8::is_ascii_digit);
     let all = read_dir(dir).into_iter().flatten().flatten();
     all.filter(|entry| is_number(entry.file_name().as_bytes())).map(|entry| entry.path()).collect()
 }
 
-/// Where a namespace is mounted, by the text of /proc/self/mountinfo.
-fn mounts(mountinfo: &[u8], link: &[u8]) -> Vec<PathBuf> {
-    let words = |line: &[u8]| -> Option<PathBuf> {
+/// The paths where a namespace is mounted, by the text of /proc/self/mountinfo.
+fn nsfs_mounts(mountinfo: &[u8], link: &[u8]) -> Vec<PathBuf> {
+    let mount_point = |line: &[u8]| -> Option<PathBuf> {
         let mut words = line.split(|&byte| byte == b' ').skip(3);
-        let (root, place) = (words.next()?, words.next()?);
+        let (root, point) = (words.next()?, words.next()?);
         words.find(|word| *word == b"-")?;
-        (root == link && words.next()? == b"nsfs").then(|| unescape(place))
+        (root == link && words.next()? == b"nsfs").then(|| unescape(point))
     };
-    mountinfo.split(|&byte| byte == b'\n').filter_map(words).collect()
+    mountinfo.split(|&byte| byte == b'\n').filter_map(mount_point).collect()
 }
 
-/// A path of mountinfo, in which `\040` stands for a blank.
+/// Decodes a path of mountinfo, in which `\040` is a blank.
 fn unescape(text: &[u8]) -> PathBuf {
     let mut out = Vec::new();
     let mut rest = text;
@@ -81,42 +81,46 @@ fn unescape(text: &[u8]) -> PathBuf {
 }
 
 impl Ns {
-    /// Opens a path if it is that of this namespace.
+    /// Opens a path, if it leads to this namespace.
     fn open(&self, path: &Path, ino: u64) -> Option<OwnedFd> {
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let fd = open(path, flags, Mode::empty()).ok()?;
         let ids = self.id.zip(sys::ns::id(fd.as_fd()));
         let same = inode_of(fd.as_fd()).is_ok_and(|found| found.ino == ino);
-        (same && ids.is_none_or(|(was, is)| was == is)).then_some(fd)
+        (same && ids.is_none_or(|(recorded, found)| recorded == found)).then_some(fd)
     }
 
-    /// Finds it with a thread that is in it, our own first, or else where it is mounted: then
-    /// readlink(2) shows that place, which is given, too.
+    /// Opens the namespace by a thread that is in it, this one first, or else by a path where it is
+    /// mounted. Then the path is returned too, since readlink(2) shows it of the new descriptor.
+    ///
+    /// Fails with status 6 if neither is found, or if the inode number is of another boot.
     fn find(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<(OwnedFd, Option<PathBuf>)> {
         let link = &file.link.0;
         let (name, ino) = parse(link).ok_or(nix::errno::Errno::EINVAL)?;
         if ino >= PROC_DYNAMIC_FIRST && cx.image.head.boot != boot_id() {
-            let why = "it was of another boot, and its number means nothing now";
+            let why =
+                "it is of another boot, and its inode number may be that of another namespace now";
             return Err(Error::unrestorable(why));
         }
-        let tasks = numbered(Path::new("/proc"));
-        let threads = tasks.iter().flat_map(|task| numbered(&task.join("task")));
-        let entries = entries(name);
+        let tasks = numbered_entries(Path::new("/proc"));
+        let threads = tasks.iter().flat_map(|task| numbered_entries(&task.join("task")));
+        let entries = ns_entries(name);
         for thread in std::iter::once(PathBuf::from("/proc/self")).chain(threads) {
             for path in entries.iter().map(|entry| thread.join("ns").join(entry)) {
-                if read_link(&path).is_ok_and(|is| is.as_os_str().as_bytes() == link) {
+                if read_link(&path).is_ok_and(|found| found.as_os_str().as_bytes() == link) {
                     if let Some(fd) = self.open(&path, ino) {
                         return Ok((fd, None));
                     }
                 }
             }
         }
-        for place in mounts(&read("/proc/self/mountinfo").unwrap_or_default(), link) {
-            if let Some(fd) = self.open(&place, ino) {
-                return Ok((fd, Some(place)));
+        for point in nsfs_mounts(&read("/proc/self/mountinfo").unwrap_or_default(), link) {
+            if let Some(fd) = self.open(&point, ino) {
+                return Ok((fd, Some(point)));
             }
         }
-        let why = "no process that can be looked at is in this namespace, and it is not mounted";
+        let why = "no process that can be read (CAP_SYS_PTRACE) is in this namespace, and it is not \
+            mounted";
         Err(Error::unrestorable(why))
     }
 }
@@ -135,7 +139,7 @@ impl Kind for Ns {
     fn validate(&self, file: &OpenFile) -> Result<()> {
         match parse(&file.link.0) {
             Some(_) => Ok(()),
-            None => Err(Error::malformed("it names no namespace")),
+            None => Err(Error::malformed("its link is not that of a namespace")),
         }
     }
 
@@ -144,13 +148,12 @@ impl Kind for Ns {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let (fd, place) = self.find(file, cx)?;
+        let (fd, mount_point) = self.find(file, cx)?;
         let Ns { id: _ } = self;
-        if let Some(place) = place {
-            let (name, place) = (&file.link.0, place.as_os_str().as_bytes());
-            let (name, place) = (crate::text::escape(name), crate::text::escape(place));
-            cx.warnings
-                .push(format!("{name}: opened as {place}, which its link shows from now on"));
+        if let Some(path) = mount_point {
+            let (name, path) = (&file.link.0, path.as_os_str().as_bytes());
+            let (name, path) = (crate::text::escape(name), crate::text::escape(path));
+            cx.warnings.push(format!("{name}: it was opened by {path}, which its link shows now"));
         }
         cx.reopen_descriptor(fd.as_fd(), file.flags & (libc::O_ACCMODE | libc::O_PATH) as u32)
     }
@@ -162,7 +165,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_link_names_a_type_and_an_inode() {
+    fn a_link_has_a_type_and_an_inode_number() {
         assert_eq!(parse(b"net:[4026531840]"), Some(("net", 4_026_531_840)));
         for other in [&b"pipe:[7]"[..], b"net:[]", b"net:[7", b"net:[x]", b"/net:[7]", b"\xff:[7]"]
         {
@@ -171,16 +174,16 @@ mod tests {
     }
 
     #[test]
-    fn a_mounted_namespace_is_found_and_nothing_else() {
+    fn the_mounts_of_one_namespace_are_found() {
         let text = b"36 35 0:4 net:[12] /run/netns/a\\040b rw shared:5 - nsfs nsfs rw\n\
             37 35 0:4 net:[13] /run/netns/c rw - nsfs nsfs rw\n\
             38 35 8:1 net:[12] /mnt rw - ext4 /dev/sda1 rw\nnet:[12]\n";
-        assert_eq!(mounts(text, b"net:[12]"), [PathBuf::from("/run/netns/a b")]);
+        assert_eq!(nsfs_mounts(text, b"net:[12]"), [PathBuf::from("/run/netns/a b")]);
     }
 
     proptest! {
         #[test]
-        fn an_escaped_path_is_itself_again(path in prop::collection::vec(any::<u8>(), 0..50)) {
+        fn unescape_reverses_the_escapes_of_mountinfo(path in prop::collection::vec(any::<u8>(), 0..50)) {
             let escaped: Vec<u8> = path.iter().flat_map(|byte| match byte {
                 b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
                 &other => vec![other],

@@ -1,5 +1,5 @@
-//! pidfd_open(2): a process, living or gone. A living one must still be there; one that is gone is
-//! replaced by a child that ends the same way.
+//! pidfd_open(2): a descriptor of a process. If the process had not terminated at the scan, it must
+//! still exist. If it had, a child that terminates with the same status replaces it.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -10,59 +10,64 @@ use crate::sys::process::{self, Ended};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// A process or thread.
+/// The record of a pidfd.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Pidfd {
-    /// Its id; -1 if it is gone, 0 if it is in a pid namespace that the scan did not see.
+    /// The process or thread id; -1 if the process was reaped, 0 if it is in a pid namespace that
+    /// the scan did not see.
     pid: i32,
-    /// Clock ticks between boot and its start: field 22 of /proc/PID/stat. Zero if it is gone.
+    /// The start time in clock ticks since boot: field 22 of proc_pid_stat(5). Zero if it was
+    /// reaped.
     start: u64,
-    /// How it ended, as wait(2) tells it; none while it lives. Of a process that was waited for the
-    /// kernel tells it since 6.15.
+    /// The status of wait(2), if the process has terminated. Of a reaped process it is known since
+    /// Linux 6.15 (PIDFD_GET_INFO).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     exit: Option<i32>,
 }
 
-/// Where the new descriptor's process comes from.
+/// The process of the new pidfd.
 #[derive(Debug, PartialEq)]
 enum Target {
-    /// It is there.
-    Living(i32),
-    /// A child that ends so.
-    Ended(i32),
+    /// An existing process, by its id.
+    Existing(i32),
+    /// A new child that terminates with this status of wait(2).
+    Terminated(i32),
 }
 
+/// The Pid line of fdinfo.
 fn parse(info: &FdInfo) -> Result<i32> {
     let pid = info.get("Pid").and_then(|pid| pid.parse().ok());
     pid.ok_or_else(|| Error::unrestorable("fdinfo has no Pid"))
 }
 
 impl Pidfd {
-    /// Whether a process is the one that was seen: since 6.9 a pidfd's inode is that of its process.
-    fn is(&self, pid: i32, file: &OpenFile) -> Result<bool> {
+    /// Reports whether a process is the recorded one, by its start time and, since Linux 6.9, by
+    /// the inode of its pidfd.
+    fn is_same_process(&self, pid: i32, file: &OpenFile) -> Result<bool> {
         let fd = process::open(pid, file.flags)?;
         let found = inode_of(fd.as_fd()).at(|| "stat")?;
         let same = file.inode.as_ref().is_none_or(|i| (i.dev, i.ino) == (found.dev, found.ino));
         Ok(same && Stat::of(pid).is_some_and(|stat| stat.field(22) as u64 == self.start))
     }
 
-    fn source(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Target> {
+    /// The process of the new pidfd. Fails with status 6 if the recorded process does not exist.
+    fn target(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Target> {
         let Pidfd { pid, start, exit } = *self;
-        let of_image = || cx.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
-        if let Some(role) = cx.current_id(1, pid).filter(|_| of_image()) {
-            return Ok(Target::Living(role));
+        let is_in_image = || cx.image.tasks.iter().any(|it| it.pid == pid && it.start == start);
+        if let Some(role) = cx.current_id(1, pid).filter(|_| is_in_image()) {
+            return Ok(Target::Existing(role));
         }
         if pid == 0 {
             let why = "its process is in a pid namespace that the scan did not see";
             return Err(Error::unrestorable(why));
         }
         if pid < 0 || exit.is_some() {
-            return Ok(Target::Ended(exit.unwrap_or(0)));
+            return Ok(Target::Terminated(exit.unwrap_or(0)));
         }
-        match cx.image.head.boot == boot_id() && self.is(pid, file).unwrap_or(false) {
-            true => Ok(Target::Living(pid)),
+        match cx.image.head.boot == boot_id() && self.is_same_process(pid, file).unwrap_or(false) {
+            true => Ok(Target::Existing(pid)),
             false => Err(Error::unrestorable(format!(
-                "process {pid} is not there any more, or is another one by now"
+                "process {pid} has terminated, or its id is that of another process now"
             ))),
         }
     }
@@ -70,7 +75,7 @@ impl Pidfd {
 
 impl Kind for Pidfd {
     const NAME: &'static str = "pidfd";
-    // Of one process, since 6.9; before, all anonymous inodes are one.
+    // Since Linux 6.9 each process has an inode for its pidfds; before, all pidfds have one inode.
     const SHARES_OBJECT: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
@@ -81,7 +86,7 @@ impl Kind for Pidfd {
         let mut pid = parse(&it.info)?;
         while pid > 0 {
             let stat = Stat::of(pid);
-            // While the descriptor names it, its id is nobody else's.
+            // If fdinfo shows the same id before and after stat is read, stat is of that process.
             let now = parse(&it.info_now()?)?;
             if let (true, Some(stat)) = (now == pid, stat) {
                 let start = stat.field(22) as u64;
@@ -89,7 +94,9 @@ impl Kind for Pidfd {
                 return Ok(Pidfd { pid, start, exit });
             }
             if now == pid {
-                return Err(Error::unrestorable("its process is hidden"));
+                return Err(Error::unrestorable(
+                    "its process is not visible in /proc (mount option hidepid)",
+                ));
             }
             pid = now;
         }
@@ -98,17 +105,21 @@ impl Kind for Pidfd {
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
-        if self.pid < -1 || self.pid > 0 && self.start == 0 {
-            return Err(Error::malformed(format!("no process {} can have been", self.pid)));
+        let pid = self.pid;
+        if pid < -1 {
+            return Err(Error::malformed(format!("its process id {pid} is not valid")));
+        }
+        if pid > 0 && self.start == 0 {
+            return Err(Error::malformed(format!("its process {pid} has no start time")));
         }
         if self.exit.is_some_and(|status| !process::is_exit_status(status)) {
-            return Err(Error::malformed("no process ends like that"));
+            return Err(Error::malformed("its exit status is not one of wait(2)"));
         }
         Ok(())
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        self.source(file, cx).map(drop)
+        self.target(file, cx).map(drop)
     }
 
     fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
@@ -116,19 +127,20 @@ impl Kind for Pidfd {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let status = match self.source(file, cx)? {
-            Target::Living(pid) => {
+        let status = match self.target(file, cx)? {
+            Target::Existing(pid) => {
                 let fd = process::open(pid, file.flags).at(|| "pidfd_open")?;
                 return Ok(Opened::new(fd, 0));
             }
-            Target::Ended(status) => status,
+            Target::Terminated(status) => status,
         };
         let child = Ended::new(status).at(|| "fork")?;
         let mut opened = Opened::new(child.open(file.flags).at(|| "pidfd_open")?, 0);
-        // All descriptions of one process, since once it is waited for nobody can open another.
+        // All pidfds of the process are opened now: pidfd_open(2) fails once the process is reaped.
         for peer in cx.others_of_object(file) {
-            let alike = cx.image.record_as(peer.id).is_some_and(|other: &Pidfd| other == self);
-            if alike && !cx.held.contains_key(&peer.id) {
+            let same_process =
+                cx.image.record_as(peer.id).is_some_and(|other: &Pidfd| other == self);
+            if same_process && !cx.held.contains_key(&peer.id) {
                 let fd = child.open(peer.flags).at(|| "pidfd_open")?;
                 opened.others.push(OpenedTogether { file: peer.id, fd, flags: 0 });
             }
@@ -137,7 +149,8 @@ impl Kind for Pidfd {
         let ended = child.reap().at(|| "wait")?;
         if exit.is_some_and(|exit| exit != ended) {
             let name = crate::text::escape(&file.link.0).into_owned();
-            cx.warnings.push(format!("{name}: its process ended with {status:#x}, now {ended:#x}"));
+            let why = format!("its process had the status {status:#x}, its substitute {ended:#x}");
+            cx.warnings.push(format!("{name}: {why}"));
         }
         Ok(opened)
     }
@@ -153,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fdinfo_is_understood() {
+    fn the_pid_line_is_parsed() {
         let pid = |text: &str| parse(&FdInfo::parse(text.as_bytes())).ok();
         assert_eq!(pid("pos:\t0\nPid:\t20721\nNSpid:\t20721\t7\n"), Some(20721));
         assert_eq!(pid("Pid:\t-1\nNSpid:\t-1\n"), Some(-1));
