@@ -415,7 +415,7 @@ fn forged_marks_are_refused() {
     refused(mark(&["type"], Value::Text("net".into())), 3, &["fd 3", "kind fanotify"]);
     let plain = scratch.file("plain");
     fs::create_dir(&plain).unwrap();
-    refused(mark(&["on", "path"], Value::Bytes(plain.into())), 6, &["fd 3", "mounted there"]);
+    refused(mark(&["on", "path"], Value::Bytes(plain.into())), 6, &["fd 3", "not a mount point"]);
     refused(mark(&["on", "path"], Value::Bytes(scratch.dir().into())), 6, &["fd 3", "mount"]);
     refused(mark(&["on", "path"], Value::Null), 6, &["fd 3", "mount", "no path"]);
     let flags = with_body(&file, "fanotify", |body| *at(body, &["flags"]) = whole(1 << 30));

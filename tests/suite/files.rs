@@ -39,11 +39,11 @@ fn a_memfd_with_a_forged_record_is_refused() {
     for pages in [0, 3, 1 << 63] {
         refused(body("huge", whole(pages)), 3, &["fd 3", "huge pages"]);
     }
-    refused(body("huge", whole(1)), 6, &["fd 3", "no pages of 1 bytes"]);
+    refused(body("huge", whole(1)), 6, &["fd 3", "no huge pages of 1 bytes"]);
     refused(link(b"/memfd:a"), 3, &["fd 3", "name"]);
     refused(link(b"/memfd:a\0b (deleted)"), 3, &["fd 3", "name"]);
     refused(link(&[b"/memfd:", &[b'a'; 250][..], b" (deleted)"].concat()), 3, &["fd 3", "name"]);
-    refused(with_inode(&file, |inode| inode.size = 4), 3, &["fd 3", "past its size"]);
+    refused(with_inode(&file, |inode| inode.size = 4), 3, &["fd 3", "beyond its size"]);
     refused(with_inode(&file, |inode| inode.size = u64::MAX), 3, &["fd 3", "size"]);
     refused(with_inode(&file, |inode| inode.mode = S_IFCHR | 0o666), 3, &["fd 3", "type"]);
     refused(with_file(&file, |file| file.inode = None), 6, &["fd 3", "passive"]);
@@ -157,7 +157,7 @@ fn a_file_whose_name_was_removed_is_opened_by_another_name_or_refused() {
     let unfound = with_body(&file, "regular", |body| {
         *at(body, &["renamed"]) = Value::Map(Default::default());
     });
-    refused(unfound, 6, &["regular.3 (deleted)", "none of its other names"]);
+    refused(unfound, 6, &["regular.3 (deleted)", "the scan found no other name"]);
     // The other name that was found belongs to another file now.
     let other = scratch.file("others/regular.3");
     fs::remove_file(&other).unwrap();
@@ -192,6 +192,6 @@ fn a_fifo_without_a_name_gets_another_name_if_its_own_is_in_use() {
     fs::write(scratch.file("fifo.3"), "not ours").unwrap();
     let ran = restored(&file, &[], &["readlink", "/proc/self/fd/3"]).ok();
     assert!(ran.text().contains("fifo.3.fdrestore-") && ran.text().ends_with(" (deleted)\n"));
-    assert!(ran.said().contains("a new file has its name"), "{}", ran.whole());
+    assert!(ran.said().contains("another file has its name now"), "{}", ran.whole());
     assert_eq!(fs::read_to_string(scratch.file("fifo.3")).unwrap(), "not ours");
 }

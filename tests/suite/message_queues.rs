@@ -121,7 +121,7 @@ fn messages_are_not_read_if_another_process_uses_the_queue_or_wants_notification
 
     let target = target!(scratch.dir(), &["mqueue@8:notify,data=0.a"]);
     let ran = scan(&[&target.pid]);
-    let why = format!("process {} would be told", target.pid);
+    let why = format!("would notify process {}", target.pid);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
     drop(target);
     let ran = check(&scratch, &file, &["mqueue@8"]).ok();
@@ -200,7 +200,7 @@ fn an_unlinked_queue_does_not_take_the_name_of_another_queue() {
     let _names = Names::new(&scratch, &[3]);
     let _other = target!(scratch.dir(), &["mqueue@3:kept,data=0.mine"]);
     let ran = restored(&file, &[], &["mkfd", "show"]).ok();
-    assert!(ran.stderr(0).contains("shows another"), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("restored under a different one"), "{}", ran.whole());
     assert!(ran.text().contains("3 /.fdrestore-"), "{}", ran.whole());
     let seen = target!(scratch.dir(), &[&format!("mqueue@4:old,name={}", &name(&scratch, 3)[1..])]);
     let file = scratch.file("b.fdi");
@@ -238,7 +238,7 @@ fn a_queue_opened_by_a_path_is_opened_by_that_path_again() {
         assert!(ran.text().contains(&format!("\n4 {path}\n")), "{}", ran.whole());
     }
     let ran = unmounted.ok();
-    assert!(ran.stderr(0).contains("no queues are mounted there"), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("no mqueue file system is mounted there"), "{}", ran.whole());
     assert!(ran.text().contains(&format!("\n4 {}\n", names.0[0])), "{}", ran.whole());
 }
 
@@ -270,7 +270,11 @@ fn a_queue_with_a_forged_record_is_refused() {
             }
         })
     };
-    refused(file_of(|file| file.link = b"/".as_slice().into()), 3, &["fd 3", "a name"]);
+    refused(
+        file_of(|file| file.link = b"/".as_slice().into()),
+        3,
+        &["fd 3", "its name does not have"],
+    );
     refused(file_of(|file| file.inode = None), 6, &["fd 3", "passive"]);
     let priority = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
         for item in items {

@@ -8,7 +8,7 @@ use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// All that is known of one is known of every file; its flags keep O_DIRECTORY.
+/// The record has no fields: those of every file suffice. The recorded flags have O_DIRECTORY.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Directory {}
 
@@ -52,7 +52,7 @@ mod tests {
     use std::fs::File;
 
     #[test]
-    fn a_directory_is_one_with_and_without_o_directory() {
+    fn a_directory_opened_without_o_directory_is_claimed() {
         assert_eq!(file_of(File::open("/proc").unwrap()).kind, "directory");
         assert_ne!(file_of(File::open("/proc/version").unwrap()).kind, "directory");
     }

@@ -1,46 +1,49 @@
-//! Files whose name is gone while they have others (hard links): opened by one of those.
+//! Files that were opened by a name which is now unlinked, and have other names (hard links). They
+//! are restored by one of the other names.
 
 use crate::error::{Error, Result};
 use crate::image::{Bytes, OpenFile};
-use crate::kind::watch::fsnotify::finding;
+use crate::kind::watch::fsnotify::with_path_finder;
 use crate::proc::Descriptor;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::os::fd::AsFd;
 
-/// That the name is gone by which a file was opened.
+/// The other name of a file whose first name is unlinked.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Renamed {
-    /// A path of another name; none if none was found.
+pub(crate) struct OtherName {
+    /// The path of another name; none if the scan found none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     path: Option<Bytes>,
 }
 
-impl Renamed {
-    /// Looks for another name, if that of the link is gone.
-    pub(crate) fn find(it: &Descriptor<'_>) -> Result<Option<Renamed>> {
+impl OtherName {
+    /// Searches another name, if the link says that the first is deleted. None if the first name
+    /// exists.
+    pub(crate) fn find(it: &Descriptor<'_>) -> Result<Option<OtherName>> {
         let Some(copy) = it.copy.as_ref().filter(|_| it.link.0.ends_with(b" (deleted)")) else {
             return Ok(None);
         };
-        // A file may also be called so.
+        // The name of a file can itself end in " (deleted)".
         let (copy, link) = (copy.as_fd(), &it.link.0);
-        let path = finding(it, |finder| Ok(finder.path_of(copy, link)))?;
-        let renamed = Renamed { path: path.map(Bytes) };
-        Ok((renamed.path.as_ref() != Some(&it.link)).then_some(renamed))
+        let path = with_path_finder(it, |finder| Ok(finder.path_of(copy, link)))?;
+        let other = OtherName { path: path.map(Bytes) };
+        Ok((other.path.as_ref() != Some(&it.link)).then_some(other))
     }
 
-    /// The record with a name that leads to it. Fails if none does.
-    pub(crate) fn living<'f>(
-        renamed: &Option<Renamed>,
+    /// The record of a file, with a path that exists as its link. Fails with status 6 if the scan
+    /// found none.
+    pub(crate) fn with_existing_name<'f>(
+        other: &Option<OtherName>,
         file: &'f OpenFile,
     ) -> Result<Cow<'f, OpenFile>> {
-        match renamed {
+        match other {
             None => Ok(Cow::Borrowed(file)),
-            Some(Renamed { path: Some(path) }) => {
+            Some(OtherName { path: Some(path) }) => {
                 Ok(Cow::Owned(OpenFile { link: path.clone(), ..file.clone() }))
             }
-            Some(Renamed { path: None }) => Err(Error::unrestorable(
-                "its name is gone, and the scan found none of its other names",
+            Some(OtherName { path: None }) => Err(Error::unrestorable(
+                "the name by which it was opened is unlinked, and the scan found no other name",
             )),
         }
     }

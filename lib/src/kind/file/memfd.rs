@@ -1,10 +1,10 @@
-//! memfd_create(2): a file in memory that only descriptors name. Its name is in the link, its seals
-//! are asked of a copy, and its contents alone can bring it back.
+//! memfd_create(2): a file in memory that has no path. The name is read from the link, and the
+//! seals by F_GET_SEALS. A restore needs the contents.
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, OpenFile};
 use crate::kind::context::{Opened, RestoreContext, SETTABLE};
-use crate::kind::file::unlinked::{fill, reader};
+use crate::kind::file::unlinked::{open_for_reading, write_at};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::proc::Descriptor;
 use crate::sys::flags::O_LARGEFILE;
@@ -21,12 +21,12 @@ use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// A file in memory.
+/// The record of a memfd.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Memfd {
-    /// F_GET_SEALS; F_SEAL_SEAL alone if it was made without MFD_ALLOW_SEALING.
+    /// The seals: F_GET_SEALS of fcntl(2). Without MFD_ALLOW_SEALING they are F_SEAL_SEAL.
     seals: u32,
-    /// MFD_HUGETLB: the size of its pages in bytes.
+    /// The page size in bytes, if it was created with MFD_HUGETLB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     huge: Option<u64>,
 }
@@ -40,17 +40,17 @@ const SEALS: u32 = (libc::F_SEAL_SEAL
     | libc::F_SEAL_WRITE
     | libc::F_SEAL_FUTURE_WRITE
     | libc::F_SEAL_EXEC) as u32;
-/// What a name may have beside the six bytes before it (NAME_MAX).
+/// The longest name, in bytes: MFD_NAME_MAX_LEN of mm/memfd.c, NAME_MAX less the prefix `memfd:`.
 const NAME_MAX: usize = 249;
-/// What stands before the name, and after it.
+/// The parts of the link before and after the name.
 const LINK: (&[u8], &[u8]) = (b"/memfd:", b" (deleted)");
 
 fn name(link: &[u8]) -> Option<&[u8]> {
     link.strip_prefix(LINK.0)?.strip_suffix(LINK.1)
 }
 
-/// The size of the pages if they are huge ones.
-fn huge(fd: BorrowedFd<'_>) -> Result<Option<u64>> {
+/// The page size in bytes, if the file is on hugetlbfs.
+fn huge_page_size(fd: BorrowedFd<'_>) -> Result<Option<u64>> {
     let found = fstatfs(fd).at(|| "fstatfs")?;
     Ok((found.filesystem_type() == HUGETLBFS_MAGIC).then(|| found.block_size() as u64))
 }
@@ -75,7 +75,7 @@ impl Kind for Memfd {
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let Some(copy) = &it.copy else { return Ok(Memfd { seals: 0, huge: None }) };
         let seals = seals(copy.as_fd()).at(|| "F_GET_SEALS")?;
-        Ok(Memfd { seals, huge: huge(copy.as_fd())? })
+        Ok(Memfd { seals, huge: huge_page_size(copy.as_fd())? })
     }
 
     fn contents(
@@ -84,7 +84,7 @@ impl Kind for Memfd {
         limit: u64,
         to: Sink<'_>,
     ) -> Result<()> {
-        let file = reader(copy)?;
+        let file = open_for_reading(copy)?;
         let mut ranges = Vec::new();
         let mut end = 0;
         loop {
@@ -100,8 +100,9 @@ impl Kind for Memfd {
             let why = format!("its {bytes} bytes are more than the limit {limit}");
             return Err(Error::unrestorable(why));
         }
-        // The kernel takes all of a huge file for data; a page of zeroes costs as much as it can.
-        let skips = huge(file.as_fd())?.is_some();
+        // SEEK_DATA of hugetlbfs finds no holes: all of the file is data. A chunk of zeroes is left
+        // out, and is a hole in the restored file.
+        let skip_zeroes = huge_page_size(file.as_fd())?.is_some();
         let mut buffer = vec![0; MAX_CHUNK];
         for mut range in ranges {
             while !range.is_empty() {
@@ -110,27 +111,33 @@ impl Kind for Memfd {
                 if count == 0 {
                     break;
                 }
-                if !skips || buffer[..count].iter().any(|&byte| byte != 0) {
+                if !skip_zeroes || buffer[..count].iter().any(|&byte| byte != 0) {
                     to(Piece { offset: range.start, bytes: &buffer[..count], ..Piece::default() })?;
                 }
                 range.start += count as i64;
             }
         }
-        // One of nothing but holes is whole too.
+        // This marks the contents as captured if the file has nothing but holes.
         to(Piece::default())
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
-        name(&file.link.0)
-            .filter(|name| name.len() <= NAME_MAX && !name.contains(&0))
-            .ok_or_else(|| Error::malformed("the name of a memfd is /memfd:NAME (deleted)"))?;
+        name(&file.link.0).filter(|name| name.len() <= NAME_MAX && !name.contains(&0)).ok_or_else(
+            || {
+                Error::malformed(
+                    "its link is not /memfd:NAME (deleted) with a name of up to 249 bytes",
+                )
+            },
+        )?;
         let Some(inode) = &file.inode else { return Ok(()) };
         if inode.mode & libc::S_IFMT != libc::S_IFREG || inode.size > i64::MAX as u64 {
-            return Err(Error::malformed("no memfd is of this type or size"));
+            return Err(Error::malformed("its inode has a type or size that a memfd never has"));
         }
         match self.huge {
             Some(page) if !page.is_power_of_two() || inode.size % page != 0 => {
-                Err(Error::malformed("huge pages of a size that cannot be"))
+                Err(Error::malformed(
+                    "the size of its huge pages is not a power of two, or does not divide its size",
+                ))
             }
             _ => Ok(()),
         }
@@ -142,16 +149,22 @@ impl Kind for Memfd {
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         let Some(inode) = &file.inode else {
-            return Err(Error::unrestorable("a passive scan tells neither its size nor its seals"));
+            return Err(Error::unrestorable(
+                "a passive scan does not record its size and seals; scan without --passive",
+            ));
         };
         if self.seals & !SEALS != 0 {
             let unknown = self.seals & !SEALS;
-            return Err(Error::unrestorable(format!("seals {unknown:#x} are not known here")));
+            return Err(Error::unrestorable(format!(
+                "this version does not know its seals {unknown:#x}"
+            )));
         }
         if let Some(page) = self.huge {
             let of = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page / 1024);
             if !std::path::Path::new(&of).exists() {
-                return Err(Error::unrestorable(format!("there are no pages of {page} bytes")));
+                return Err(Error::unrestorable(format!(
+                    "this kernel has no huge pages of {page} bytes"
+                )));
             }
         }
         if inode.size > 0 && !cx.has_contents(file.object) {
@@ -177,21 +190,21 @@ impl Kind for Memfd {
         cx.contents(file.object, |chunk, bytes| match huge {
             Some(page) => memory::write_mapped(new.as_fd(), chunk.offset, bytes, page)
                 .at(|| format!("fill pages of {page} bytes")),
-            None => fill(new.as_fd(), chunk.offset, bytes),
+            None => write_at(new.as_fd(), chunk.offset, bytes),
         })?;
         cx.set_owner_and_mode(new.as_fd(), file)?;
-        // Only now, since they forbid what was just done; a second description needs nothing of it.
+        // The seals come last: they forbid ftruncate(2) and write(2).
         let seals = SealFlag::from_bits_retain(sealed as i32);
         fcntl(new.as_fd(), FcntlArg::F_ADD_SEALS(seals)).at(|| "F_ADD_SEALS")?;
-        let born = libc::O_RDWR as u32 | O_LARGEFILE;
-        match file.flags & !SETTABLE == born {
+        let created = libc::O_RDWR as u32 | O_LARGEFILE;
+        match file.flags & !SETTABLE == created {
             true => Ok(Opened::new(new, 0)),
             false => cx.reopen_descriptor(new.as_fd(), file.flags),
         }
     }
 }
 
-/// Contents end where the file does, as each of its descriptions has it.
+/// Checks that the contents end within the size that each description of the memfd records.
 #[derive(Default)]
 struct SizeCheck {
     size: Option<u64>,
@@ -207,14 +220,14 @@ impl ObjectCheck<Memfd> for SizeCheck {
     fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()> {
         let end = (piece.offset as u64).saturating_add(piece.len as u64);
         match self.size.is_some_and(|size| end > size) {
-            true => Err(Error::malformed("its contents go past its size")),
+            true => Err(Error::malformed("its contents extend beyond its size")),
             false => Ok(()),
         }
     }
 }
 
-/// Makes an empty one that can be sealed. The crate takes names in UTF-8 and some page sizes; the
-/// kernel takes any.
+/// Creates an empty memfd that can be sealed. The memfd crate accepts only names in UTF-8 and some
+/// page sizes; the kernel accepts any.
 fn create(name: &[u8], huge: Option<u64>, more: MFdFlags) -> Result<OwnedFd> {
     let doing = || "memfd_create";
     match (std::str::from_utf8(name), huge) {
@@ -230,7 +243,8 @@ fn create(name: &[u8], huge: Option<u64>, more: MFdFlags) -> Result<OwnedFd> {
             let pages =
                 huge.map_or(0, |page| libc::MFD_HUGETLB | page.ilog2() << libc::MFD_HUGE_SHIFT);
             let flags = more | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(pages);
-            let name = CString::new(name).map_err(|_| Error::malformed("a name with a zero"))?;
+            let name =
+                CString::new(name).map_err(|_| Error::malformed("its name has a zero byte"))?;
             memfd_create(name.as_c_str(), flags).at(doing)
         }
     }

@@ -1,5 +1,5 @@
-//! O_PATH descriptors of what is neither a regular file nor a directory: symbolic links, sockets,
-//! devices. They are places in the file system; nothing is opened (open(2)).
+//! O_PATH descriptors of files that are neither regular nor directories: symbolic links, sockets,
+//! devices. They indicate a location in the file system; the file itself is not opened (open(2)).
 
 use crate::error::Result;
 use crate::image::OpenFile;
@@ -10,7 +10,7 @@ use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// All that is known of one is known of every file.
+/// The record has no fields: those of every file suffice.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Path {}
 
@@ -45,7 +45,7 @@ mod tests {
     use std::os::unix::fs::OpenOptionsExt;
 
     #[test]
-    fn a_place_that_is_neither_file_nor_directory_is_a_path() {
+    fn an_o_path_descriptor_of_a_symbolic_link_is_a_path() {
         let open = |path: &str, flags| {
             File::options().read(true).custom_flags(nix::libc::O_PATH | flags).open(path).unwrap()
         };

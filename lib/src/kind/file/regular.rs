@@ -1,20 +1,21 @@
-//! Regular files that have a name, if not the one by which they were opened, O_PATH ones too.
+//! Regular files that have a name, which may differ from the one by which they were opened. An
+//! O_PATH descriptor of a regular file is of this kind too.
 
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext, expect_type};
-use crate::kind::file::hardlink::Renamed;
+use crate::kind::file::hardlink::OtherName;
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// Path, flags, position and inode are known of every file.
+/// The record of a regular file. Path, flags, position and inode are recorded of every file.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Regular {
-    /// That its name is gone, and which other it has.
+    /// Its other name, if the one by which it was opened is unlinked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    renamed: Option<Renamed>,
+    renamed: Option<OtherName>,
 }
 
 impl Kind for Regular {
@@ -22,14 +23,14 @@ impl Kind for Regular {
     const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        // memfd_secret(2) gives a file that says it has a name, and is deleted all the same.
+        // A file of memfd_secret(2) has a link count of 1, but no path.
         it.link.0.starts_with(b"/")
             && it.link.0 != b"/secretmem (deleted)"
             && it.deleted().is_none()
             && match it.file_type() {
                 Some(kind) => kind == libc::S_IFREG,
-                // Without stat(2) a path may be a directory, but those have a flag of their own
-                // only if O_DIRECTORY was given, and devices are below /dev.
+                // A passive scan has no inode: fdinfo shows O_DIRECTORY only if it was given to
+                // open(2), so a directory may be taken for a file; devices are below /dev.
                 None => {
                     it.info.flags & (libc::O_DIRECTORY as u32) == 0
                         && !it.link.0.starts_with(b"/dev/")
@@ -40,7 +41,7 @@ impl Kind for Regular {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        Ok(Regular { renamed: Renamed::find(it)? })
+        Ok(Regular { renamed: OtherName::find(it)? })
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
@@ -48,12 +49,12 @@ impl Kind for Regular {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        cx.check_path_in_dry_run(&*Renamed::living(&self.renamed, file)?)
+        cx.check_path_in_dry_run(&*OtherName::with_existing_name(&self.renamed, file)?)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Regular { renamed } = self;
-        cx.open_file_of_type(&*Renamed::living(renamed, file)?, libc::S_IFREG)
+        cx.open_file_of_type(&*OtherName::with_existing_name(renamed, file)?, libc::S_IFREG)
     }
 }
 
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_lost_its_name_is_found_by_another_and_one_that_is_called_deleted_has_not() {
+    fn another_name_of_an_unlinked_file_is_found_and_a_name_that_ends_in_deleted_is_kept() {
         let dir = std::env::temp_dir().canonicalize().unwrap();
         let dir = dir.join(format!("fdkit-regular-{}", std::process::id()));
         let (name, other) = (dir.join("a"), dir.join("sub/other"));

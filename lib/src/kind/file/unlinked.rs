@@ -1,5 +1,4 @@
-//! Regular files whose name is gone: unlinked, or made with O_TMPFILE. Only their contents can
-//! bring them back.
+//! Regular files without a name: unlinked, or created with O_TMPFILE. A restore needs the contents.
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
@@ -17,10 +16,10 @@ use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// A file without a name.
+/// The record of a file without a name.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Unlinked {
-    /// Opened with O_TMPFILE, so that linkat(2) can still name it.
+    /// The file was created with O_TMPFILE: linkat(2) can give it a name.
     tmpfile: bool,
 }
 
@@ -32,13 +31,13 @@ impl Kind for Unlinked {
     const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        // What lives on a file system of the kernel's own (memfd, shared memory) looks alike.
-        const OTHERS: [&[u8]; 4] = [b"/memfd:", b"/SYSV", b"/dev/zero", b"/anon_hugepage"];
+        // Files on internal mounts of the kernel: memfds, and shared memory.
+        const INTERNAL: [&[u8]; 4] = [b"/memfd:", b"/SYSV", b"/dev/zero", b"/anon_hugepage"];
         it.file_type() == Some(libc::S_IFREG)
             && it.link.0.starts_with(b"/")
             && it.deleted().is_some()
             && !it.is_path()
-            && !OTHERS.iter().any(|other| it.link.0.starts_with(other))
+            && !INTERNAL.iter().any(|prefix| it.link.0.starts_with(prefix))
             && !it.link.0.starts_with(b"/secretmem")
     }
 
@@ -57,7 +56,7 @@ impl Kind for Unlinked {
             let why = format!("its {size} bytes are more than the limit {limit}");
             return Err(Error::unrestorable(why));
         }
-        let file = reader(copy)?;
+        let file = open_for_reading(copy)?;
         let mut buffer = vec![0; MAX_CHUNK];
         let mut at = 0i64;
         loop {
@@ -65,7 +64,7 @@ impl Kind for Unlinked {
             if count == 0 {
                 return Ok(());
             }
-            // Holes and zeroes read alike, and are both restored as holes.
+            // A chunk of zeroes is left out, and is a hole in the restored file, as a hole is.
             if at == 0 || buffer[..count].iter().any(|&byte| byte != 0) {
                 to(Piece { offset: at, bytes: &buffer[..count], ..Piece::default() })?;
             }
@@ -91,10 +90,10 @@ impl Kind for Unlinked {
         if let Some(inode) = &file.inode {
             ftruncate(new.as_fd(), inode.size as i64).at(|| "ftruncate")?;
         }
-        cx.contents(file.object, |chunk, bytes| fill(new.as_fd(), chunk.offset, bytes))?;
-        let plain = libc::O_RDWR as u32 | O_LARGEFILE | SETTABLE | TMPFILE;
+        cx.contents(file.object, |chunk, bytes| write_at(new.as_fd(), chunk.offset, bytes))?;
+        let created = libc::O_RDWR as u32 | O_LARGEFILE | SETTABLE | TMPFILE;
         let made = match file.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
-            && file.flags & !plain == 0
+            && file.flags & !created == 0
         {
             true => Opened::new(new, 0),
             false => cx.reopen_descriptor(new.as_fd(), file.flags)?,
@@ -104,19 +103,23 @@ impl Kind for Unlinked {
     }
 }
 
-/// A description of our own, to read from: the position of the one we were lent is not ours to move.
-pub(crate) fn reader(copy: BorrowedFd<'_>) -> Result<OwnedFd> {
-    // Opening it would break the lease of whoever holds it, and wait for that (fcntl(2)).
+/// Opens a new description for reading, whose position is not shared with the scanned process.
+///
+/// Fails with status 6 if the file has a write lease.
+pub(crate) fn open_for_reading(copy: BorrowedFd<'_>) -> Result<OwnedFd> {
+    // open(2) would break the lease, and wait until its holder releases it (fcntl(2)).
     if sys::lock::lease(copy) == Ok(libc::F_WRLCK) {
-        return Err(Error::unrestorable("it has a write lease, which reading it would break"));
+        return Err(Error::unrestorable(
+            "it has a write lease, which opening it for reading would break",
+        ));
     }
     let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
     let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     open(path.as_str(), how, Mode::empty()).at(|| "open it for reading")
 }
 
-/// Writes all of it at an offset.
-pub(crate) fn fill(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> {
+/// Writes all bytes at an offset.
+pub(crate) fn write_at(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         done += pwrite(fd, &bytes[done..], offset + done as i64).at(|| "write")?;
@@ -124,19 +127,22 @@ pub(crate) fn fill(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> 
     Ok(())
 }
 
-/// Makes an empty file whose name, as readlink(2) shows it, is the old one with ` (deleted)`.
+/// Creates an empty file that readlink(2) shows as the recorded path with ` (deleted)`.
 fn create(cx: &mut RestoreContext<'_>, file: &OpenFile, tmpfile: bool) -> Result<OwnedFd> {
     let owner = Mode::S_IRUSR | Mode::S_IWUSR;
     if tmpfile {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
-        return openat(folder(cx, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
+        return openat(parent_directory(cx, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
     }
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
-    nameless(cx, file, |dir, name| openat(dir, name, flags, owner))
+    create_and_unlink(cx, file, |dir, name| openat(dir, name, flags, owner))
 }
 
-/// The directory in which a file had its name, and that.
-fn folder<'f>(cx: &RestoreContext<'_>, file: &'f OpenFile) -> Result<(OwnedFd, &'f [u8])> {
+/// The directory of a file's path, opened with O_PATH, and the last component of the path.
+fn parent_directory<'f>(
+    cx: &RestoreContext<'_>,
+    file: &'f OpenFile,
+) -> Result<(OwnedFd, &'f [u8])> {
     let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
     let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
     let (dir, name) = (&path[..slash.max(1)], path.get(slash + 1..).unwrap_or_default());
@@ -144,21 +150,21 @@ fn folder<'f>(cx: &RestoreContext<'_>, file: &'f OpenFile) -> Result<(OwnedFd, &
     Ok((dir, name))
 }
 
-/// Has something made under the name that is gone, or another if that lives again, and takes the
-/// name away. `make` fails with EEXIST if there is such a name.
-pub(crate) fn nameless(
+/// Creates a file by the unlinked name, and unlinks it. If the name is taken now, another name is
+/// used, with a warning. `make` fails with EEXIST if its name is taken.
+pub(crate) fn create_and_unlink(
     cx: &mut RestoreContext<'_>,
     file: &OpenFile,
     make: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<OwnedFd>,
 ) -> Result<OwnedFd> {
-    let (dir, name) = folder(cx, file)?;
+    let (dir, name) = parent_directory(cx, file)?;
     let (new, name) = match make(dir.as_fd(), name) {
         Err(Errno::EEXIST) => {
-            // The name lives again (a rotated log); another's file is not moved aside for us.
+            // A new file has the name, as after a log rotation. It is not moved away.
             let mut other = name.to_vec();
             other.extend(format!(".fdrestore-{}", std::process::id()).bytes());
             let shown = crate::text::escape(&file.link.0).into_owned();
-            let why = "a new file has its name: the restored one shows another";
+            let why = "another file has its name now; it is restored under a different one";
             cx.warnings.push(format!("{shown}: {why}"));
             (make(dir.as_fd(), &other), other)
         }
@@ -180,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_never_had_a_name_is_told_from_one_that_lost_it() {
+    fn an_o_tmpfile_file_is_distinguished_from_an_unlinked_one() {
         assert_eq!(body_of::<Unlinked>(tmpfile()), Unlinked { tmpfile: true });
         let path = std::env::temp_dir().join(format!("fdkit-unlinked-{}", std::process::id()));
         let file = std::fs::File::create(&path).unwrap();
@@ -190,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_read_from_the_start_without_moving_anybody() {
+    fn contents_are_read_from_the_start() {
         let file = tmpfile();
         pwrite(&file, b"data", 3).unwrap();
         let mut seen = Vec::new();

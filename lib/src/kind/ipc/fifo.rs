@@ -1,11 +1,11 @@
-//! fifo(7): a pipe with a name. It is opened by that name, and its bytes are put back only if
-//! nobody else has filled it since. One whose name is gone is made anew, as a pipe is.
+//! fifo(7): a pipe with a name. It is opened by that name, and its bytes are written back only if
+//! it is empty. An unlinked fifo is created again, as a pipe is.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext, expect_type};
-use crate::kind::file::hardlink::Renamed;
-use crate::kind::file::unlinked::nameless;
+use crate::kind::file::hardlink::OtherName;
+use crate::kind::file::unlinked::create_and_unlink;
 use crate::kind::ipc::pipe;
 use crate::kind::{ContentsContext, Kind, Sink};
 use crate::proc::Descriptor;
@@ -18,30 +18,30 @@ use nix::unistd::mkfifoat;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-/// An open fifo.
+/// The record of an end of a fifo.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fifo {
-    /// F_GETPIPE_SZ; zero if it could not be asked.
+    /// The capacity in bytes: F_GETPIPE_SZ of fcntl(2). Zero in a passive scan.
     size: u32,
-    /// How many bytes wait in it: FIONREAD.
+    /// The number of unread bytes: FIONREAD.
     queued: u32,
-    /// That it has no name any more.
+    /// The record of an unlinked fifo; none if the fifo has a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    unlinked: Option<NamelessFifo>,
-    /// That its name is gone, and which other it has.
+    unlinked: Option<UnlinkedFifo>,
+    /// Its other name, if the one by which it was opened is unlinked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    renamed: Option<Renamed>,
+    renamed: Option<OtherName>,
 }
 
-/// What must be known of a fifo that nobody else can open.
+/// The facts needed of a fifo that can no longer be opened by a name.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct NamelessFifo {
-    /// Whether nobody had the other end open.
+pub(crate) struct UnlinkedFifo {
+    /// The other end is closed: see the pipe's field of that name.
     alone: bool,
 }
 
-/// With both ends open nobody waits in open(2) for the other.
-const BOTH: i32 = libc::O_RDWR | libc::O_NONBLOCK;
+/// The flags with which open(2) does not wait for the other end: O_RDWR opens both ends.
+const BOTH_ENDS: i32 = libc::O_RDWR | libc::O_NONBLOCK;
 
 impl Kind for Fifo {
     const NAME: &'static str = "fifo";
@@ -52,9 +52,9 @@ impl Kind for Fifo {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (size, queued, alone) = pipe::look(it)?;
-        let unlinked = it.deleted().map(|_| NamelessFifo { alone });
-        let renamed = if unlinked.is_some() { None } else { Renamed::find(it)? };
+        let (size, queued, alone) = pipe::read_state(it)?;
+        let unlinked = it.deleted().map(|_| UnlinkedFifo { alone });
+        let renamed = if unlinked.is_some() { None } else { OtherName::find(it)? };
         Ok(Fifo { size, queued, unlinked, renamed })
     }
 
@@ -64,20 +64,20 @@ impl Kind for Fifo {
         limit: u64,
         to: Sink<'_>,
     ) -> Result<()> {
-        pipe::peek(copy, limit, to)
+        pipe::copy_contents(copy, limit, to)
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
         if file.inode.is_none() {
-            return Err(Error::malformed("a fifo is known by its inode, which is not there"));
+            return Err(Error::malformed("it has no inode, which every fifo has"));
         }
         expect_type(file, libc::S_IFIFO)
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         match &self.unlinked {
-            Some(NamelessFifo { alone }) => pipe::other_end(file, *alone, cx),
-            None => cx.check_path_in_dry_run(&*Renamed::living(&self.renamed, file)?),
+            Some(UnlinkedFifo { alone }) => pipe::check_other_end(file, *alone, cx),
+            None => cx.check_path_in_dry_run(&*OtherName::with_existing_name(&self.renamed, file)?),
         }
     }
 
@@ -86,19 +86,19 @@ impl Kind for Fifo {
         let peer = cx.open_of_object(file);
         let (both, made) = match (unlinked, &peer) {
             (None, _) => {
-                let file = Renamed::living(renamed, file)?;
+                let file = OtherName::with_existing_name(renamed, file)?;
                 cx.check_path(&file)?;
-                let both = cx.open(&file.link.0, BOTH as u32)?;
+                let both = cx.open(&file.link.0, BOTH_ENDS as u32)?;
                 (both, cx.open_file(&file)?)
             }
-            (Some(NamelessFifo { alone: _ }), stands) => {
-                let both = match stands {
-                    Some(peer) => cx.reopen_descriptor(peer.as_fd(), BOTH as u32)?.fd,
-                    None => nameless(cx, file, create)?,
+            (Some(UnlinkedFifo { alone: _ }), peer) => {
+                let both = match peer {
+                    Some(peer) => cx.reopen_descriptor(peer.as_fd(), BOTH_ENDS as u32)?.fd,
+                    None => create_and_unlink(cx, file, create)?,
                 };
                 let made = cx.reopen_descriptor(both.as_fd(), file.flags)?;
-                if stands.is_none() {
-                    resize(both.as_fd(), size)?;
+                if peer.is_none() {
+                    set_capacity(both.as_fd(), size)?;
                     cx.set_owner_and_mode(both.as_fd(), file)?;
                 }
                 (both, made)
@@ -107,12 +107,14 @@ impl Kind for Fifo {
         if peer.is_none() && queued > 0 {
             let name = crate::text::escape(&file.link.0).into_owned();
             if sys::readable(both.as_fd())? > 0 {
-                cx.warnings.push(format!("{name}: others have written to it: left as it is"));
+                cx.warnings.push(format!(
+                    "{name}: it is not empty now; its {queued} recorded bytes are not written to it"
+                ));
             } else if !cx.has_contents(file.object) {
                 let why = "are not in the image (scan with --data): it is restored empty";
                 cx.warnings.push(format!("{name}: the {queued} bytes in it {why}"));
             } else {
-                resize(both.as_fd(), size)?;
+                set_capacity(both.as_fd(), size)?;
                 pipe::fill(cx, file, both.as_fd(), libc::O_NONBLOCK as u32)?;
             }
         }
@@ -120,18 +122,18 @@ impl Kind for Fifo {
     }
 }
 
-/// Gives it its size, if that is known.
-fn resize(both: BorrowedFd<'_>, size: u32) -> Result<()> {
+/// Sets the capacity, if it is recorded and differs.
+fn set_capacity(both: BorrowedFd<'_>, size: u32) -> Result<()> {
     if size != 0 && fcntl(both, FcntlArg::F_GETPIPE_SZ)? as u32 != size {
-        fcntl(both, FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "its size")?;
+        fcntl(both, FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "F_SETPIPE_SZ")?;
     }
     Ok(())
 }
 
-/// Makes one, and opens both its ends.
+/// Creates a fifo, and opens both ends. Fails with ESTALE if the name leads to another file then.
 fn create(dir: BorrowedFd<'_>, name: &[u8]) -> nix::Result<OwnedFd> {
     mkfifoat(dir, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    let both = OFlag::from_bits_retain(BOTH) | OFlag::O_NOFOLLOW;
+    let both = OFlag::from_bits_retain(BOTH_ENDS) | OFlag::O_NOFOLLOW;
     let new = openat(dir, name, both, Mode::empty())?;
     let mode = SFlag::from_bits_truncate(fstat(&new)?.st_mode) & SFlag::S_IFMT;
     if mode == SFlag::S_IFIFO { Ok(new) } else { Err(Errno::ESTALE) }
@@ -144,7 +146,7 @@ mod tests {
     use std::io::Write;
 
     #[test]
-    fn a_fifo_has_a_name_and_what_waits_in_it() {
+    fn capacity_and_unread_bytes_are_captured_with_and_without_a_name() {
         let path = std::env::temp_dir().join(format!("fdkit-fifo-{}", std::process::id()));
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let mut both = std::fs::File::options().read(true).write(true).open(&path).unwrap();
@@ -152,7 +154,7 @@ mod tests {
         let named = Fifo { size: 65536, queued: 4, unlinked: None, renamed: None };
         assert_eq!(body_of::<Fifo>(&both), named);
         std::fs::remove_file(&path).unwrap();
-        let unlinked = Some(NamelessFifo { alone: false });
+        let unlinked = Some(UnlinkedFifo { alone: false });
         assert_eq!(body_of::<Fifo>(&both), Fifo { unlinked, ..named });
     }
 }

@@ -1,4 +1,4 @@
-//! pipe(7): two ends of one queue. Its bytes are read with tee(2), so that they stay.
+//! pipe(7): two ends of one queue. Its bytes are read with tee(2), which does not consume them.
 
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
@@ -18,43 +18,46 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 const RDONLY: u32 = libc::O_RDONLY as u32;
 const WRONLY: u32 = libc::O_WRONLY as u32;
-/// What pipe2(2) can give both ends at birth.
-const BIRTH: u32 = (libc::O_NONBLOCK | libc::O_DIRECT) as u32;
-/// The size of a pipe that nobody has changed: 16 pages.
-const USUAL: u32 = 65536;
+/// The status flags that pipe2(2) can set on both ends.
+const PIPE2_FLAGS: u32 = (libc::O_NONBLOCK | libc::O_DIRECT) as u32;
+/// The default capacity in bytes: 16 pages of 4096 (pipe(7)).
+const DEFAULT_CAPACITY: u32 = 65536;
 
-/// An end of a pipe.
+/// The record of an end of a pipe.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Pipe {
-    /// F_GETPIPE_SZ; zero if it could not be asked.
+    /// The capacity in bytes: F_GETPIPE_SZ of fcntl(2). Zero in a passive scan.
     size: u32,
-    /// How many bytes wait in it: FIONREAD.
+    /// The number of unread bytes: FIONREAD.
     queued: u32,
-    /// Whether nobody had the other end open: the reader sees end-of-file, the writer EPIPE.
+    /// The other end is closed: a reader sees end-of-file, a writer EPIPE.
     alone: bool,
 }
 
-/// What pipes and fifos have in common, asked of a copy.
-pub(crate) fn look(it: &Descriptor<'_>) -> Result<(u32, u32, bool)> {
+/// The capacity, the number of unread bytes, and whether the other end is closed, of a pipe or
+/// fifo. Zeroes in a passive scan.
+pub(crate) fn read_state(it: &Descriptor<'_>) -> Result<(u32, u32, bool)> {
     let Some(copy) = &it.copy else { return Ok((0, 0, false)) };
     let size = fcntl(copy.as_fd(), FcntlArg::F_GETPIPE_SZ).at(|| "F_GETPIPE_SZ")? as u32;
     let queued = sys::readable(copy.as_fd()).at(|| "FIONREAD")? as u32;
     let mut polled = [PollFd::new(copy.as_fd(), PollFlags::empty())];
     poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
-    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
-    Ok((size, queued, polled[0].revents().is_some_and(|events| events.intersects(gone))))
+    let closed = PollFlags::POLLHUP | PollFlags::POLLERR;
+    Ok((size, queued, polled[0].revents().is_some_and(|events| events.intersects(closed))))
 }
 
-/// Hands on what waits in a pipe without taking it out. Packets stay apart: one piece each.
-pub(crate) fn peek(copy: BorrowedFd<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
+/// Copies the unread bytes of a pipe without consuming them. Each packet is a piece of its own.
+///
+/// Fails with status 6 if there are more than `limit` bytes.
+pub(crate) fn copy_contents(copy: BorrowedFd<'_>, limit: u64, to: Sink<'_>) -> Result<()> {
     let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
     let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    // Only a reader can be teed, and the description we were lent may be a writer.
+    // tee(2) reads from a read end; `copy` may be a write end.
     let reader = open(path.as_str(), how, Mode::empty()).at(|| "open the read end")?;
-    let waiting = sys::readable(reader.as_fd())? as u64;
-    if waiting > limit {
+    let unread = sys::readable(reader.as_fd())? as u64;
+    if unread > limit {
         return Err(Error::unrestorable(format!(
-            "{waiting} bytes are more than the limit {limit}"
+            "its {unread} bytes are more than the limit {limit}"
         )));
     }
     let (out, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).at(|| "pipe")?;
@@ -85,7 +88,7 @@ impl Kind for Pipe {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (size, queued, alone) = look(it)?;
+        let (size, queued, alone) = read_state(it)?;
         Ok(Pipe { size, queued, alone })
     }
 
@@ -95,11 +98,11 @@ impl Kind for Pipe {
         limit: u64,
         to: Sink<'_>,
     ) -> Result<()> {
-        peek(copy, limit, to)
+        copy_contents(copy, limit, to)
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        other_end(file, self.alone, cx)
+        check_other_end(file, self.alone, cx)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
@@ -107,61 +110,68 @@ impl Kind for Pipe {
         if let Some(peer) = cx.open_of_object(file) {
             return cx.reopen_descriptor(peer.as_fd(), file.flags);
         }
-        let ours = file.flags & ACCESS;
+        let access = file.flags & ACCESS;
         let other = cx.others_of_object(file).into_iter().find(|peer| {
-            ours <= WRONLY && peer.flags & ACCESS <= WRONLY && peer.flags & ACCESS != ours
+            access <= WRONLY && peer.flags & ACCESS <= WRONLY && peer.flags & ACCESS != access
         });
-        // Packet mode is a flag of the writer; a lone reader's packets still have bounds.
-        let born = match other {
-            Some(other) => file.flags & other.flags & BIRTH,
+        let flags = match other {
+            Some(other) => file.flags & other.flags & PIPE2_FLAGS,
             None => 0,
         };
-        let (reader, writer) = pipe2(OFlag::from_bits_retain(born as i32)).at(|| "pipe")?;
-        let has = fcntl(writer.as_fd(), FcntlArg::F_GETPIPE_SZ)? as u32;
-        if size != 0 && size != has && (size > USUAL || size < has || has < USUAL) {
-            fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "set its size")?;
+        let (reader, writer) = pipe2(OFlag::from_bits_retain(flags as i32)).at(|| "pipe")?;
+        let capacity = fcntl(writer.as_fd(), FcntlArg::F_GETPIPE_SZ)? as u32;
+        if size != 0
+            && size != capacity
+            && (size > DEFAULT_CAPACITY || size < capacity || capacity < DEFAULT_CAPACITY)
+        {
+            fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "F_SETPIPE_SZ")?;
         }
         if queued > 0 && !cx.has_contents(file.object) {
             let name = crate::text::escape(&file.link.0).into_owned();
             let why = "bytes in it are not in the image (scan with --data): it is restored empty";
             cx.warnings.push(format!("{name}: the {queued} {why}"));
         }
-        fill(cx, file, writer.as_fd(), born)?;
-        if ours > WRONLY {
+        fill(cx, file, writer.as_fd(), flags)?;
+        if access > WRONLY {
             return cx.reopen_descriptor(reader.as_fd(), file.flags);
         }
-        let (mine, theirs) = if ours == RDONLY { (reader, writer) } else { (writer, reader) };
-        let mut opened = Opened::new(mine, born);
+        let (this_end, other_end) =
+            if access == RDONLY { (reader, writer) } else { (writer, reader) };
+        let mut opened = Opened::new(this_end, flags);
         if let Some(other) = other {
-            opened.others.push(OpenedTogether { file: other.id, fd: theirs, flags: born });
+            opened.others.push(OpenedTogether { file: other.id, fd: other_end, flags });
         }
         Ok(opened)
     }
 }
 
-/// Fails if the other end of what has no name is outside the image. It may be nowhere: `alone`.
-pub(crate) fn other_end(file: &OpenFile, alone: bool, cx: &RestoreContext<'_>) -> Result<()> {
-    let ours = file.flags & ACCESS;
-    let answers = |peer: &&OpenFile| ours > WRONLY || peer.flags & ACCESS != ours;
-    if ours > WRONLY || alone || cx.others_of_object(file).iter().any(answers) {
+/// Fails with status 6 if the other end of a pipe, or an unlinked fifo, is open (it is not `alone`)
+/// but not in the image.
+pub(crate) fn check_other_end(file: &OpenFile, alone: bool, cx: &RestoreContext<'_>) -> Result<()> {
+    let access = file.flags & ACCESS;
+    let is_other_end = |peer: &&OpenFile| access > WRONLY || peer.flags & ACCESS != access;
+    if access > WRONLY || alone || cx.others_of_object(file).iter().any(is_other_end) {
         return Ok(());
     }
-    let other = if ours == RDONLY { "write" } else { "read" };
-    Err(Error::unrestorable(format!("its {other} end is outside the image")))
+    let other = if access == RDONLY { "write" } else { "read" };
+    Err(Error::unrestorable(format!(
+        "its {other} end is outside the image; scan the process that has it open too"
+    )))
 }
 
-/// Writes the contents of the object into a pipe, each piece that is no full one as a packet if
-/// packets were seen.
+/// Writes the contents of the object into a pipe, and then sets the status flags of the write end
+/// to `flags`. In packet mode (O_DIRECT of pipe(7)), each piece is written as a packet.
 pub(crate) fn fill(
     cx: &RestoreContext<'_>,
     file: &OpenFile,
     writer: BorrowedFd<'_>,
-    born: u32,
+    flags: u32,
 ) -> Result<()> {
     if !cx.has_contents(file.object) {
         return Ok(());
     }
-    // A stream comes back from read(2) in full pieces but for the last; packets never do.
+    // A scan reads a byte stream in full pieces, except the last, and a packet in a shorter one. A
+    // pipe can have packets though no write end is in packet mode now.
     let chunks = file.object.and_then(|object| cx.image.contents.get(&object));
     let short = |chunks: &Vec<crate::image::Chunk>| {
         chunks.iter().rev().skip(1).any(|chunk| chunk.len < MAX_CHUNK)
@@ -170,16 +180,17 @@ pub(crate) fn fill(
     peers.push(file);
     let direct = libc::O_DIRECT as u32;
     let packets = chunks.is_some_and(short) || peers.iter().any(|end| end.flags & direct != 0);
-    let flags = libc::O_NONBLOCK as u32 | if packets { direct } else { 0 };
     let set = |flags: u32| {
         fcntl(writer, FcntlArg::F_SETFL(OFlag::from_bits_retain(flags as i32))).at(|| "F_SETFL")
     };
-    set(flags)?;
-    cx.contents(file.object, |_, bytes: &[u8]| match write(writer, bytes).at(|| "fill it")? {
-        count if count == bytes.len() => Ok(()),
-        _ => Err(Error::unrestorable("its contents do not fit")),
+    set(libc::O_NONBLOCK as u32 | if packets { direct } else { 0 })?;
+    cx.contents(file.object, |_, bytes: &[u8]| {
+        match write(writer, bytes).at(|| "write its contents")? {
+            count if count == bytes.len() => Ok(()),
+            _ => Err(Error::unrestorable("its contents do not fit its capacity")),
+        }
     })?;
-    set(born)?;
+    set(flags)?;
     Ok(())
 }
 
@@ -189,10 +200,10 @@ mod tests {
     use crate::kind::tests::body_of;
 
     #[test]
-    fn a_pipe_has_its_size_what_waits_and_whether_an_end_is_alone() {
+    fn capacity_unread_bytes_and_a_closed_end_are_captured() {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
         write(&writer, b"seven b").unwrap();
-        let both = Pipe { size: USUAL, queued: 7, alone: false };
+        let both = Pipe { size: DEFAULT_CAPACITY, queued: 7, alone: false };
         assert_eq!(body_of::<Pipe>(&writer), both);
         assert_eq!(body_of::<Pipe>(&reader), both);
         drop(writer);
@@ -200,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_read_and_still_waits() {
+    fn unread_bytes_are_copied_and_stay_in_the_pipe() {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).unwrap();
         write(&writer, b"hello").unwrap();
         for _ in 0..2 {
@@ -209,9 +220,9 @@ mod tests {
                 seen.extend_from_slice(piece.bytes);
                 Ok(())
             };
-            peek(writer.as_fd(), 5, &mut take).unwrap();
+            copy_contents(writer.as_fd(), 5, &mut take).unwrap();
             assert_eq!(seen, b"hello");
         }
-        assert!(peek(reader.as_fd(), 4, &mut |_| Ok(())).is_err(), "more than the limit");
+        assert!(copy_contents(reader.as_fd(), 4, &mut |_| Ok(())).is_err(), "more than the limit");
     }
 }

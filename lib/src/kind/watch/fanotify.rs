@@ -1,10 +1,10 @@
-//! fanotify(7): a group and its marks on inodes, mounts and file systems. fdinfo lists them, without
-//! the paths by which they were added.
+//! fanotify(7): a notification group, and its marks on inodes, mounts and file systems. fdinfo
+//! lists the marks, without the paths by which they were added.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::watch::fsnotify::{Watched, finding, identity};
+use crate::kind::watch::fsnotify::{WatchedInode, parse_inode_id, with_path_finder};
 use crate::kind::{Kind, Prerequisite};
 use crate::operation::Outcome;
 use crate::proc::{Descriptor, FdInfo, hex_word};
@@ -16,37 +16,38 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// A group.
+/// The record of a notification group.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Fanotify {
-    /// The process whose numbers `on` names.
+    /// The process whose numbers `on` refers to.
     pid: i32,
     /// The flags of fanotify_init(2).
     flags: u32,
-    /// The status flags of the descriptors in its events.
+    /// The flags of the descriptors in its events: event_f_flags of fanotify_init(2).
     event_flags: u32,
-    /// In an order of their own.
+    /// The marks, sorted by their contents: fdinfo lists them in no order.
     marks: Vec<Mark>,
-    /// How many bytes of events wait to be read: FIONREAD.
+    /// The number of bytes of unread events: FIONREAD.
     queued: u32,
 }
 
-/// A mark.
+/// A mark of a group.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Mark {
-    /// What kind of object is marked.
+    /// The type of the marked object.
     #[serde(rename = "type")]
     scope: Scope,
-    /// FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE and FAN_MARK_IGNORE.
+    /// The flags FAN_MARK_IGNORED_SURV_MODIFY, FAN_MARK_EVICTABLE and FAN_MARK_IGNORE.
     flags: u32,
-    /// The events.
+    /// The mask of events.
     mask: u64,
-    /// The events that are ignored.
+    /// The mask of ignored events.
     ignored: u64,
-    /// The inode, the root of the mount, or that of a mount of the file system.
-    on: Watched,
+    /// The inode, the root of the mount, or the root of a mount of the file system.
+    on: WatchedInode,
 }
 
+/// The type of a marked object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Scope {
@@ -58,13 +59,13 @@ enum Scope {
 const SURVIVES: u32 = libc::FAN_MARK_IGNORED_SURV_MODIFY;
 const EVICTABLE: u32 = libc::FAN_MARK_EVICTABLE;
 const IGNORE: u32 = libc::FAN_MARK_IGNORE;
-/// linux/fanotify.h, since Linux 6.14.
+/// FAN_PRE_ACCESS of linux/fanotify.h, since Linux 6.14.
 const FAN_PRE_ACCESS: u64 = 0x10_0000;
-/// The events of which the group is asked whether they may happen.
+/// The permission events, which block until the group answers (fanotify(7)).
 const PERMISSION: u64 =
     libc::FAN_OPEN_PERM | libc::FAN_ACCESS_PERM | libc::FAN_OPEN_EXEC_PERM | FAN_PRE_ACCESS;
 
-/// What a line of fdinfo says of a mark, but for what is marked.
+/// The fields of a mark in its line of fdinfo, without the marked object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct MarkLine {
     scope: Scope,
@@ -73,8 +74,8 @@ struct MarkLine {
     ignored: u64,
 }
 
-/// Parses a line of a mark. Marks on mount namespaces (Linux 6.14) are not understood.
-fn row(line: &str) -> Option<MarkLine> {
+/// Parses the line of a mark. None for a mark on a mount namespace (Linux 6.14), too.
+fn parse_mark(line: &str) -> Option<MarkLine> {
     let scope = match line.split_once(' ')?.1.split_once(':')?.0 {
         "ino" => Scope::Inode,
         "mnt_id" => Scope::Mount,
@@ -89,22 +90,23 @@ fn row(line: &str) -> Option<MarkLine> {
     })
 }
 
-/// The lines of the marks, and of the group itself.
+/// The lines of fdinfo for the group and its marks.
 fn lines(info: &str) -> impl Iterator<Item = &str> {
     info.lines().filter(|line| line.starts_with("fanotify "))
 }
 
+/// Reports whether a line is that of the group.
 fn is_group(line: &&str) -> bool {
     line.starts_with("fanotify flags:")
 }
 
 impl Mark {
-    fn row(&self) -> MarkLine {
+    fn line(&self) -> MarkLine {
         let Mark { scope, flags, mask, ignored, on: _ } = *self;
         MarkLine { scope, flags, mask, ignored }
     }
 
-    /// The calls of fanotify_mark(2) that make it: flags and mask.
+    /// The calls of fanotify_mark(2) that add the mark: flags and mask of each.
     fn calls(&self) -> impl Iterator<Item = (u32, u64)> {
         let scope = match self.scope {
             Scope::Inode => 0,
@@ -112,11 +114,11 @@ impl Mark {
             Scope::Filesystem => libc::FAN_MARK_FILESYSTEM,
         };
         let common = libc::FAN_MARK_ADD | scope | self.flags & EVICTABLE;
-        let how = match self.flags & IGNORE {
+        let ignore_flag = match self.flags & IGNORE {
             0 => libc::FAN_MARK_IGNORED_MASK,
             _ => IGNORE,
         };
-        let ignore = common | how | self.flags & SURVIVES;
+        let ignore = common | ignore_flag | self.flags & SURVIVES;
         [(common, self.mask), (ignore, self.ignored)].into_iter().filter(|(_, mask)| *mask != 0)
     }
 }
@@ -129,20 +131,22 @@ impl Kind for Fanotify {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let odd = || Error::unrestorable("a fanotify line of fdinfo is not understood");
-        let group = lines(&it.info.rest).find(is_group).ok_or_else(odd)?;
+        let unknown = || Error::unrestorable("a fanotify line of fdinfo is not understood");
+        let group = lines(&it.info.rest).find(is_group).ok_or_else(unknown)?;
         let number = |key| u32::try_from(hex_word(group, key)?).ok();
-        let (flags, event_flags) = number("flags").zip(number("event-flags")).ok_or_else(odd)?;
+        let (flags, event_flags) =
+            number("flags").zip(number("event-flags")).ok_or_else(unknown)?;
         let lines = lines(&it.info.rest).filter(|line| !is_group(line));
-        let mut marks = finding(it, |finder| {
+        let mut marks = with_path_finder(it, |finder| {
             let mark = |line| {
-                let MarkLine { scope, flags, mask, ignored } = row(line).ok_or_else(odd)?;
+                let MarkLine { scope, flags, mask, ignored } =
+                    parse_mark(line).ok_or_else(unknown)?;
                 let on = match scope {
-                    Scope::Inode => finder.inode(&identity(line).ok_or_else(odd)?),
-                    Scope::Mount => finder.mount(hex_word(line, "mnt_id").ok_or_else(odd)?),
+                    Scope::Inode => finder.inode(&parse_inode_id(line).ok_or_else(unknown)?),
+                    Scope::Mount => finder.mount(hex_word(line, "mnt_id").ok_or_else(unknown)?),
                     Scope::Filesystem => {
                         let sdev = hex_word(line, "sdev").and_then(|sdev| u32::try_from(sdev).ok());
-                        finder.file_system(sdev.ok_or_else(odd)?)
+                        finder.file_system(sdev.ok_or_else(unknown)?)
                     }
                 };
                 Ok(Mark { scope, flags, mask, ignored, on })
@@ -160,7 +164,7 @@ impl Kind for Fanotify {
     fn validate(&self, _: &OpenFile) -> Result<()> {
         for Mark { scope, flags, mask, ignored, on } in &self.marks {
             if flags & !(SURVIVES | EVICTABLE | IGNORE) != 0 || mask | ignored == 0 {
-                return Err(Error::malformed("one of its marks has flags or a mask of none"));
+                return Err(Error::malformed("one of its marks has unknown flags or no events"));
             }
             on.validate().at(|| format!("its mark on {}", scope.name()))?;
         }
@@ -171,17 +175,17 @@ impl Kind for Fanotify {
         let numbers = cx.numbers_of(self.pid)?;
         for Mark { scope, flags: _, mask, ignored: _, on } in &self.marks {
             if mask & PERMISSION != 0 {
-                let why = "it asks for permission events, and the exec of COMMAND would wait for an \
-                    answer that nobody gives";
+                let why = "one of its marks has permission events; the exec of COMMAND would block, \
+                    as no process answers them";
                 return Err(Error::unrestorable(why));
             }
-            let place = on.check(&numbers, cx);
-            let place = match scope {
-                // Another mount would be marked in its place.
-                Scope::Mount => place.and_then(|place| place.is_mount()),
-                Scope::Inode | Scope::Filesystem => place.map(drop),
+            let target = on.check(&numbers, cx);
+            let checked = match scope {
+                // If nothing is mounted there, fanotify_mark(2) would mark the mount above.
+                Scope::Mount => target.and_then(|target| target.is_mount_point()),
+                Scope::Inode | Scope::Filesystem => target.map(drop),
             };
-            place.at(|| format!("its mark on {}", scope.name()))?;
+            checked.at(|| format!("its mark on {}", scope.name()))?;
         }
         Ok(())
     }
@@ -200,10 +204,11 @@ impl Kind for Fanotify {
         let event_flags = EventFFlags::from_bits_retain(event_flags);
         let new = nix::sys::fanotify::Fanotify::init(flags, event_flags);
         let fd: OwnedFd = new.at(|| "fanotify_init")?.into();
-        // Given with the flags even if it is not wanted, so that fdinfo shows them as they were.
+        // FAN_CLOEXEC is passed as recorded, because fdinfo shows it; FD_CLOEXEC is cleared again,
+        // as no new description has it.
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
-        let born = flags.contains(InitFlags::FAN_NONBLOCK);
-        Ok(Opened::new(fd, if born { libc::O_NONBLOCK as u32 } else { 0 }))
+        let nonblock = flags.contains(InitFlags::FAN_NONBLOCK);
+        Ok(Opened::new(fd, if nonblock { libc::O_NONBLOCK as u32 } else { 0 }))
     }
 
     fn finish_text(&self) -> Option<&'static str> {
@@ -220,21 +225,21 @@ impl Kind for Fanotify {
     ) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
         for mark in &self.marks {
-            let what = format!("fd {}: its mark on {}", number, mark.scope.name());
-            let Some(place) = mark.on.find(&what, &numbers, cx)? else { continue };
-            let at = || what.as_str();
+            let name = format!("fd {}: its mark on {}", number, mark.scope.name());
+            let Some(target) = mark.on.find(&name, &numbers, cx)? else { continue };
+            let at = || name.as_str();
             for (flags, mask) in mark.calls() {
-                notify::mark(fd, &place.path(), flags, mask).at(at)?;
+                notify::mark(fd, &target.path(), flags, mask).at(at)?;
             }
         }
         let text =
             std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
         let info = FdInfo::parse(&text);
-        let is: HashSet<MarkLine> = lines(&info.rest).filter_map(row).collect();
-        for mark in self.marks.iter().filter(|mark| !is.contains(&mark.row())) {
-            let what = mark.scope.name();
+        let now: HashSet<MarkLine> = lines(&info.rest).filter_map(parse_mark).collect();
+        for mark in self.marks.iter().filter(|mark| !now.contains(&mark.line())) {
+            let name = mark.scope.name();
             let line =
-                format!("fd {number}: the kernel keeps its mark on {what} otherwise than it was");
+                format!("fd {number}: its mark on {name} has other events or flags than recorded");
             cx.warnings.push(line);
         }
         Ok(())
@@ -242,6 +247,7 @@ impl Kind for Fanotify {
 }
 
 impl Scope {
+    /// The name in messages.
     fn name(self) -> &'static str {
         match self {
             Scope::Inode => "an inode",
@@ -275,15 +281,18 @@ mod tests {
                 0x20,
             ),
         ] {
-            assert_eq!(row(line), Some(MarkLine { scope, flags, mask, ignored }), "{line}");
+            assert_eq!(parse_mark(line), Some(MarkLine { scope, flags, mask, ignored }), "{line}");
         }
-        assert_eq!(row("fanotify mnt_ns:4026531832 mflags:0 mask:3000000 ignored_mask:0"), None);
+        assert_eq!(
+            parse_mark("fanotify mnt_ns:4026531832 mflags:0 mask:3000000 ignored_mask:0"),
+            None
+        );
         assert!(is_group(&"fanotify flags:e00 event-flags:8000"));
     }
 
     #[test]
-    fn a_mark_is_made_by_what_it_has() {
-        let on = Watched::lost(0, 0);
+    fn the_calls_that_add_a_mark() {
+        let on = WatchedInode::not_found(0, 0);
         let mut mark =
             Mark { scope: Scope::Mount, flags: IGNORE | SURVIVES, mask: 8, ignored: 2, on };
         assert_eq!(mark.calls().collect::<Vec<_>>(), [(0x11, 8), (0x451, 2)]);
@@ -293,10 +302,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_mark_or_not(
+        fn no_text_makes_the_parser_panic(
             text in "fanotify (ino:|mnt_id:|sdev:|mflags:|mask:|ignored_mask:|[0-9a-f ]|\\PC){0,40}",
         ) {
-            let _ = row(&text);
+            let _ = parse_mark(&text);
         }
     }
 }

@@ -1,10 +1,10 @@
-//! inotify(7): watches, each of an inode under a number of its own. fdinfo lists them, without the
-//! paths by which they were added.
+//! inotify(7): an instance, and its watches of inodes. fdinfo lists the watches, without the paths
+//! by which they were added.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::watch::fsnotify::{Watched, finding, identity};
+use crate::kind::watch::fsnotify::{WatchedInode, parse_inode_id, with_path_finder};
 use crate::kind::{Kind, Prerequisite};
 use crate::operation::Outcome;
 use crate::proc::{Descriptor, hex_word};
@@ -16,35 +16,35 @@ use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-/// An instance.
+/// The record of an inotify instance.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Inotify {
-    /// The process whose numbers `on` names.
+    /// The process whose numbers `on` refers to.
     pid: i32,
-    /// By number.
+    /// The watches, by ascending watch descriptor.
     watches: Vec<InotifyWatch>,
-    /// How many bytes of events wait to be read: FIONREAD.
+    /// The number of bytes of unread events: FIONREAD.
     queued: u32,
 }
 
-/// A watch.
+/// A watch of an instance.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct InotifyWatch {
-    /// The watch descriptor: its number in this instance.
+    /// The watch descriptor.
     wd: u32,
-    /// The events, IN_ONESHOT and IN_EXCL_UNLINK.
+    /// The mask of events, with IN_ONESHOT and IN_EXCL_UNLINK.
     mask: u32,
-    /// What is watched.
-    on: Watched,
+    /// The watched inode.
+    on: WatchedInode,
 }
 
-/// What a mask of fdinfo can have: INOTIFY_USER_MASK of fs/notify/inotify.
-const MASK: u32 = libc::IN_ALL_EVENTS | libc::IN_ONESHOT | libc::IN_EXCL_UNLINK;
-/// The highest number that is reached by counting.
-const COUNTED: u32 = 100_000;
+/// The bits that a mask in fdinfo can have: INOTIFY_USER_MASK of fs/notify/inotify/inotify.h.
+const USER_MASK: u32 = libc::IN_ALL_EVENTS | libc::IN_ONESHOT | libc::IN_EXCL_UNLINK;
+/// The highest watch descriptor that [`add_by_counting`] tries to reach.
+const MAX_COUNTED: u32 = 100_000;
 
-/// Parses an `inotify` line of fdinfo: number and mask.
-fn watch(line: &str) -> Option<(u32, u32)> {
+/// Parses an `inotify` line of fdinfo: the watch descriptor and the mask.
+fn parse_watch(line: &str) -> Option<(u32, u32)> {
     let number = |key| u32::try_from(hex_word(line, key)?).ok();
     Some((number("wd")?, number("mask")?))
 }
@@ -58,10 +58,11 @@ impl Kind for Inotify {
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let lines = it.info.rest.lines().filter(|line| line.starts_with("inotify "));
-        let mut watches = finding(it, |finder| {
+        let mut watches = with_path_finder(it, |finder| {
             let watch = |line| {
-                let odd = || Error::unrestorable("an inotify line of fdinfo is not understood");
-                let ((wd, mask), inode) = watch(line).zip(identity(line)).ok_or_else(odd)?;
+                let unknown = || Error::unrestorable("an inotify line of fdinfo is not understood");
+                let ((wd, mask), inode) =
+                    parse_watch(line).zip(parse_inode_id(line)).ok_or_else(unknown)?;
                 Ok(InotifyWatch { wd, mask, on: finder.inode(&inode) })
             };
             lines.map(watch).collect::<Result<Vec<InotifyWatch>>>()
@@ -79,13 +80,18 @@ impl Kind for Inotify {
         for InotifyWatch { wd, mask, on } in &self.watches {
             let at = || format!("its watch {wd}");
             if *wd <= last || *wd > i32::MAX as u32 {
-                return Err(Error::malformed("no number, or not above the one before").at(at()));
+                return Err(
+                    Error::malformed("its number is zero, or not above the one before it").at(at())
+                );
             }
-            if mask & !MASK != 0 || mask & libc::IN_ALL_EVENTS == 0 {
-                return Err(Error::malformed(format!("no mask: {mask:x}")).at(at()));
+            if mask & !USER_MASK != 0 || mask & libc::IN_ALL_EVENTS == 0 {
+                return Err(Error::malformed(format!(
+                    "its mask {mask:#x} has no events, or unknown bits"
+                ))
+                .at(at()));
             }
-            if !seen.insert(on.identity()) {
-                return Err(Error::malformed("it is of one inode with another one").at(at()));
+            if !seen.insert(on.device_and_number()) {
+                return Err(Error::malformed("it is a second watch of one inode").at(at()));
             }
             on.validate().at(at)?;
             last = *wd;
@@ -129,16 +135,16 @@ impl Kind for Inotify {
     ) -> Result<()> {
         let numbers = cx.numbers_of(self.pid)?;
         for InotifyWatch { wd, mask, on } in &self.watches {
-            let what = format!("fd {}: its watch {wd}", number);
-            let Some(place) = on.find(&what, &numbers, cx)? else { continue };
-            let add = || notify::add_watch(fd, &place.path(), *mask);
+            let name = format!("fd {}: its watch {wd}", number);
+            let Some(target) = on.find(&name, &numbers, cx)? else { continue };
+            let add = || notify::add_watch(fd, &target.path(), *mask);
             let added = match notify::set_next_watch(fd, *wd as i32) {
                 Ok(()) => add().at(|| "inotify_add_watch"),
-                Err(_) => count(fd, *wd, add),
+                Err(_) => add_by_counting(fd, *wd, add),
             };
-            let added = added.at(|| what)?;
+            let added = added.at(|| name)?;
             if added != *wd as i32 {
-                let why = format!("its watches {added} and {wd} are of one inode");
+                let why = format!("its watches {added} and {wd} are now of the same inode");
                 return Err(Error::unrestorable(why));
             }
         }
@@ -146,10 +152,15 @@ impl Kind for Inotify {
     }
 }
 
-/// Adds a watch until it has the wanted number: each has one more than the one before.
-fn count(inotify: BorrowedFd<'_>, wanted: u32, add: impl Fn() -> nix::Result<i32>) -> Result<i32> {
-    if wanted > COUNTED {
-        let why = "so high a number takes a kernel with CONFIG_CHECKPOINT_RESTORE";
+/// Adds and removes a watch until it has the wanted watch descriptor: the kernel gives each watch
+/// the next number. Fails with status 6 if that is above [`MAX_COUNTED`].
+fn add_by_counting(
+    inotify: BorrowedFd<'_>,
+    wanted: u32,
+    add: impl Fn() -> nix::Result<i32>,
+) -> Result<i32> {
+    if wanted > MAX_COUNTED {
+        let why = "a watch descriptor above 100000 takes a kernel with CONFIG_CHECKPOINT_RESTORE";
         return Err(Error::unrestorable(why));
     }
     loop {
@@ -158,7 +169,7 @@ fn count(inotify: BorrowedFd<'_>, wanted: u32, add: impl Fn() -> nix::Result<i32
             return Ok(added);
         }
         notify::remove_watch(inotify, added).at(|| "inotify_rm_watch")?;
-        // The removal is an event of its own, which nobody is to see.
+        // The removal queues an IN_IGNORED event, which the restored program must not read.
         let mut events = [0; 512];
         while sys::readable(inotify).at(|| "FIONREAD")? > 0 {
             match nix::unistd::read(inotify, &mut events) {
@@ -179,23 +190,23 @@ mod tests {
     fn a_line_of_fdinfo_is_a_watch() {
         let line = "inotify wd:1a ino:998036 sdev:fe00000 mask:84000002 ignored_mask:0 \
             fhandle-bytes:8 fhandle-type:1 f_handle:36809900625af97a";
-        assert_eq!(watch(line), Some((26, libc::IN_ONESHOT | libc::IN_EXCL_UNLINK | 2)));
-        assert_eq!(watch("inotify wd:1"), None);
+        assert_eq!(parse_watch(line), Some((26, libc::IN_ONESHOT | libc::IN_EXCL_UNLINK | 2)));
+        assert_eq!(parse_watch("inotify wd:1"), None);
     }
 
     #[test]
-    fn a_number_is_reached_by_counting_and_nothing_is_left_to_read() {
+    fn counting_reaches_a_watch_descriptor_and_leaves_no_events() {
         let instance = Instance::init(InitFlags::empty()).unwrap();
         let add = || notify::add_watch(instance.as_fd(), c"/", libc::IN_DELETE_SELF);
-        assert_eq!(count(instance.as_fd(), 40, add).unwrap(), 40);
+        assert_eq!(add_by_counting(instance.as_fd(), 40, add).unwrap(), 40);
         assert_eq!(sys::readable(instance.as_fd()).unwrap(), 0);
-        assert!(count(instance.as_fd(), COUNTED + 1, add).is_err());
+        assert!(add_by_counting(instance.as_fd(), MAX_COUNTED + 1, add).is_err());
     }
 
     proptest! {
         #[test]
-        fn any_text_is_a_watch_or_not(text in "(inotify|wd:|mask:|[0-9a-f ]|\\PC){0,40}") {
-            let _ = watch(&text);
+        fn no_text_makes_the_parser_panic(text in "(inotify|wd:|mask:|[0-9a-f ]|\\PC){0,40}") {
+            let _ = parse_watch(&text);
         }
     }
 }
