@@ -1,29 +1,30 @@
-//! Operations on a descriptor table, as data: what a restore does to the table, in the process that
-//! has it. The driver in `table` makes the list, an executor runs it.
+//! Operations on a descriptor table, as data. The driver in `table` makes a list of them, and an
+//! executor runs it in the process that has the table.
 
 use crate::image::Lock;
 use crate::sys::epoll::NewMember;
 use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
 
-/// How a description comes to its first number in a table.
+/// The origin of the description that is placed at its first number in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
-    /// Its source opens it: it is made anew.
+    /// The source opens the description: [`crate::table::source::Source`].
     Opened,
-    /// It comes from the fdstore of a tree, in this message.
+    /// The description is received from the fdstore of a tree, in this message.
     Store(u32),
     /// The process is forked with it.
     Parent,
-    /// /dev/null, or what is like it for its kind, stands in its place.
+    /// The description is the substitute of `--missing null`.
     Null,
-    /// The other end of a file, which is closed when the queue of that is filled.
+    /// The description is the other end of the file, which is closed when the queue of the file is
+    /// filled.
     Parked,
 }
 
-/// An operation on a table. Numbers are final: an executor may have a descriptor elsewhere until
-/// the list is at its end, and may skip a dup whose number is right already.
+/// An operation on a table. Numbers are final: an executor may keep a descriptor at another number
+/// until the end of the list, and may skip a dup(2) if the number is right already.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
@@ -31,59 +32,61 @@ pub enum Operation {
     Place {
         /// The number.
         number: RawFd,
-        /// The file.
+        /// The id of the file.
         file: u32,
-        /// How it comes about.
+        /// The origin of the description.
         origin: Origin,
     },
-    /// Places a descriptor of the caller: it stays at its number, or is copied to another.
+    /// Places a descriptor of the caller: it stays at its number, or is duplicated to another.
     Inherit {
         /// The number.
         number: RawFd,
         /// The caller's number.
         from: RawFd,
     },
-    /// Makes a second number of a description: dup(2).
+    /// Adds another number of a description: dup(2).
     Dup {
         /// A number that the description has.
         from: RawFd,
         /// The new number.
         number: RawFd,
     },
-    /// Makes a terminal the controlling one of the process: TIOCSCTTY of ioctl_tty(2).
+    /// Makes a terminal the controlling terminal of the process: TIOCSCTTY of ioctl_tty(2).
     ControllingTerminal {
         /// The name of the terminal.
         name: String,
-        /// It may be taken from another session: CAP_SYS_ADMIN.
+        /// The terminal may be taken from another session, which takes CAP_SYS_ADMIN.
         steal: bool,
     },
-    /// Adds members to an epoll, in this order.
+    /// Adds members to an epoll, in order: epoll_ctl(2).
     EpollMembers {
         /// The number of the epoll.
         number: RawFd,
         /// The members.
         members: Vec<NewMember>,
     },
-    /// Finishes a description through a descriptor of the restorer: sets a timer, fills a queue.
+    /// Finishes a description by a descriptor in fdrestore: [`crate::kind::Kind::finish`] sets a
+    /// timer or fills a queue, for example.
     Finish {
         /// The number.
         number: RawFd,
-        /// The file.
+        /// The id of the file.
         file: u32,
-        /// The words for it.
+        /// The text of [`crate::kind::Kind::finish_text`].
         what: String,
     },
-    /// Sets who is told that it is ready, and by which signal: F_SETOWN_EX and F_SETSIG of fcntl(2).
+    /// Sets the owner of a description and its signal: F_SETOWN_EX and F_SETSIG of fcntl(2).
     Owner {
         /// The number.
         number: RawFd,
-        /// F_OWNER_TID 0, F_OWNER_PID 1 or F_OWNER_PGRP 2, and the id; none leaves it.
+        /// The type, F_OWNER_TID 0, F_OWNER_PID 1 or F_OWNER_PGRP 2, and the id; none leaves the
+        /// owner unchanged.
         owner: Option<(i32, i32)>,
-        /// The signal in place of SIGIO; zero for SIGIO itself.
+        /// The signal; zero for SIGIO.
         signal: i32,
     },
-    /// Sets status flags with O_ASYNC: F_SETFL registers the process for SIGIO. An O_ASYNC that is
-    /// given to open(2) is set and dead (fcntl(2)).
+    /// Sets status flags with O_ASYNC: F_SETFL of fcntl(2). O_ASYNC as a flag of open(2) has no
+    /// effect (BUGS of open(2)).
     Async {
         /// The number.
         number: RawFd,
@@ -97,14 +100,14 @@ pub enum Operation {
         /// The lock.
         lock: Lock,
     },
-    /// Asks whether a record lock could be taken: F_GETLK of fcntl(2).
+    /// Tests whether a record lock could be taken: F_GETLK of fcntl(2).
     TestLock {
         /// The number.
         number: RawFd,
         /// The lock.
         lock: Lock,
     },
-    /// Closes what was placed for a time only.
+    /// Closes a number that was placed for a time only.
     Close {
         /// The number.
         number: RawFd,
@@ -116,9 +119,9 @@ pub enum Operation {
         /// The last number.
         last: RawFd,
     },
-    /// Makes the table smaller, if it has more slots than this.
+    /// Shrinks the table, if it has more slots than this.
     Shrink {
-        /// Slots.
+        /// The number of slots.
         capacity: u64,
     },
 }
@@ -126,10 +129,10 @@ pub enum Operation {
 /// The result of an operation that did not fail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// It is done.
+    /// There is no further result.
     Done,
-    /// A lock cannot be had, for this reason.
+    /// A lock cannot be taken, for this reason.
     Refused(String),
-    /// Of each member of an epoll: zero, or the errno with which it was refused.
+    /// For each member of an epoll: zero, or the errno of epoll_ctl(2).
     Members(Vec<i32>),
 }

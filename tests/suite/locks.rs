@@ -59,7 +59,7 @@ fn the_captured_process_keeps_its_lease() {
             // Opening the file for reading does not break a read lease, and a second read lease is
             // possible.
             "read lease" => drop(restored(&file, &[], &["mkfd", "show"]).ok()),
-            _ => refused(bytes, 6, &["fd 3", &by, name, "opening would break"]),
+            _ => refused(bytes, 6, &["fd 3", &by, name, "opening it would break"]),
         }
         let info = fs::read_to_string(format!("/proc/{}/fdinfo/3", target.pid)).unwrap();
         assert!(info.contains("LEASE  ACTIVE"), "{info}");

@@ -1,5 +1,5 @@
-//! What will become of each number of a table, and why some of it cannot: decided from an image
-//! and from what the caller asks for, before anything is touched.
+//! The plan of a restore: an action for each number of a descriptor table, and the problems found.
+//! It is made from an image and the caller's options, before the restore changes anything.
 
 use crate::ctty::{self, SessionRole};
 use crate::error::{Error, Result};
@@ -16,134 +16,143 @@ use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
 
-/// What to do with a descriptor that cannot be restored.
+/// The policy for a descriptor that cannot be restored: `--missing`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Missing {
-    /// Refuse, with a list of all of them.
+    /// The restore fails, and lists all of them.
     #[default]
     Fail,
-    /// /dev/null in its place.
+    /// The substitute of its kind is opened: [`crate::kind::Kind::substitute`].
     Null,
-    /// Leave the number closed.
+    /// The number stays closed.
     Skip,
 }
 
 crate::word_enum!(Missing { Fail = "fail", Null = "null", Skip = "skip" });
 
-/// A descriptor of the caller, in place of one of the image.
+/// A descriptor of the caller that replaces one of the image: `--inherit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inherit {
-    /// The caller's own, at its own number, whatever the image says of it.
+    /// The descriptor stays at its number, and replaces what the image has there.
     SameNumber(RawFd),
-    /// What readlink(2) shows of a description of the image, or a slot, becomes the caller's.
+    /// The descriptor replaces the one of the image with this key: a link text, a number, or
+    /// `PID:NUMBER`.
     Key(Vec<u8>, RawFd),
 }
 
-/// How to restore.
+/// The options of a restore.
 #[derive(Clone, Debug, Default)]
 pub struct RestoreOptions {
-    /// The task whose table is restored; the first if none is named.
+    /// The process id in the image of the task whose table is restored; the first task if none.
     pub task: Option<i32>,
-    /// For what cannot be restored.
+    /// The policy for descriptors that cannot be restored.
     pub missing: Missing,
-    /// For files that changed.
+    /// The policy for files that have changed.
     pub changed: Changed,
-    /// What the caller hands down.
+    /// The descriptors of the caller that replace some of the image.
     pub inherit: Vec<Inherit>,
-    /// Whether a controlling terminal may be taken from another session.
+    /// A controlling terminal may be taken from another session.
     pub steal: bool,
-    /// Where our own descriptors stand meanwhile.
+    /// The policy for the numbers of service descriptors.
     pub placement: Placement,
 }
 
-/// What becomes of a number.
+/// The action of a restore for a number of a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Action {
-    /// The description is made.
+    /// The description is opened; this is its first number.
     #[default]
     Make,
-    /// It stands already at another number, or will as the other end of a pipe: dup(2) or nothing.
+    /// The description has another number already, of which this is a dup(2).
     Dup,
-    /// The caller's descriptor.
+    /// The caller's descriptor with this number is placed.
     Inherit(RawFd),
-    /// /dev/null.
+    /// The substitute of `--missing null` is placed.
     Null,
-    /// Nothing.
+    /// The number stays closed.
     Skip,
-    /// It comes from the fdstore of a tree, where it was made for several tasks: which message.
+    /// The description is received from the fdstore of a tree, in this message: several tasks have
+    /// it.
     FromStore(u32),
-    /// It is there already: the parent had it there.
+    /// The process is forked with the description at this number.
     FromParent,
-    /// The number is kept for an end that nobody has any more, until the queue is filled that it
-    /// leads to: that of the file.
+    /// The other end of the file is placed, which is closed in the image, until the queue of the
+    /// file is filled.
     Park,
 }
 
 impl Action {
-    /// Whether the description of the image stands there in the end, and is no second number of it.
-    fn is_of_image(self) -> bool {
+    /// Reports whether this is the first number of a description of the image.
+    fn is_first_number(self) -> bool {
         matches!(self, Action::Make | Action::FromStore(_) | Action::FromParent)
     }
 }
 
-/// A number of the restored table.
+/// A number of a table, and the action for it.
 #[derive(Clone, Debug, Default)]
 pub struct Step {
     /// The number.
     pub fd: RawFd,
-    /// The file it names in the image; none for one of the caller's that the image does not have.
+    /// The id of its file; none for a descriptor of the caller at a number that the image does not
+    /// have.
     pub file: Option<u32>,
-    /// What becomes of it.
+    /// The action.
     pub action: Action,
-    /// Whether it was close-on-exec.
+    /// FD_CLOEXEC is set in the image.
     pub cloexec: bool,
-    /// Whether children of a tree are born with it, so that it is made before them.
+    /// The action comes before the children of the task are forked, because they inherit the
+    /// number.
     pub before_fork: bool,
-    /// Whether it stands there only until all queues are filled: the image has no number for it.
+    /// The number is open only until all queues are filled: the image has no number for the file.
     pub temporary: bool,
 }
 
-/// Where a file is at home that is made elsewhere.
+/// The owner of a file that fdrestore opens for several tasks: the task that finishes it, and to
+/// whose numbers its record refers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OwnerTask<'a> {
     pub task: &'a Task,
-    /// Which of [`Plan::numbers`] are those of its table.
+    /// The index in [`Plan::numbers`] of the numbers of its table.
     pub numbers: usize,
-    /// Its first number there.
+    /// The first number of the file in that table.
     pub fd: RawFd,
 }
 
-/// What will be done, and why some of it cannot.
+/// The plan for one table.
 pub struct Plan<'a> {
     /// The image.
     pub image: &'a DecodedImage,
     /// The task.
     pub task: &'a Task,
-    /// The numbers, ascending.
+    /// The steps, by ascending number.
     pub steps: Vec<Step>,
-    /// What cannot be restored, a line each.
+    /// The descriptors that cannot be restored, a line each.
     pub problems: Vec<String>,
-    /// What becomes of the controlling terminal.
+    /// The planned controlling terminal.
     pub terminal: CttyPlan,
-    /// Where else files are at home.
+    /// In the plan of the files that fdrestore opens for several tasks: the owner of each, by file
+    /// id. Empty in the plan of a task's table.
     pub(crate) owner_tasks: HashMap<u32, OwnerTask<'a>>,
-    /// What was made elsewhere and is at home here.
+    /// The files that this task owns, though another process opens them.
     pub(crate) owned_files: HashSet<u32>,
-    /// The numbers of this table, then of others at home.
+    /// The numbers of this table, and after them those of the tables of [`Plan::owner_tasks`].
     pub(crate) numbers: Vec<Vec<Number>>,
+    /// The lowest number of each file that is restored, by file id.
     pub(crate) lowest: HashMap<u32, RawFd>,
-    /// The numbers of [`Action::Park`] by the files, and ids that no file has for what stands there.
+    /// The other ends of [`Action::Park`], by file id: an id that no file has, and the number.
     pub(crate) parked: HashMap<u32, (u32, RawFd)>,
+    /// The files that are restored, by object.
     objects: HashMap<u32, Vec<u32>>,
+    /// The sockets that are restored, by [`crate::kind::Kind::peer_id`].
     sockets: HashMap<u64, u32>,
 }
 
-/// A file, as messages name it.
-pub(crate) fn what(file: &OpenFile) -> String {
+/// The link text of a file, by which messages name it.
+pub(crate) fn link_of(file: &OpenFile) -> String {
     escape(&file.link.0).into_owned()
 }
 
-/// This process as the only task that is restored.
+/// The map of process ids for a restore in this process: of one task.
 pub(crate) struct SingleTask<'a>(pub(crate) &'a Task);
 
 impl PidMap for SingleTask<'_> {
@@ -157,7 +166,7 @@ impl PidMap for SingleTask<'_> {
 }
 
 impl RestoreOptions {
-    /// Fails with status 2 if a descriptor to hand down is not open.
+    /// Fails with status 2 if a descriptor to inherit is not open.
     pub(crate) fn check_inherited(&self) -> Result<()> {
         for inherit in &self.inherit {
             let (Inherit::SameNumber(fd) | Inherit::Key(_, fd)) = inherit;
@@ -168,33 +177,36 @@ impl RestoreOptions {
         Ok(())
     }
 
-    /// The inheritance by key that a slot of a task of this id is meant by, if one is.
+    /// The index in `inherit` of a key that matches a slot of the task with this process id.
     pub(crate) fn inherited_by_slot(
         &self,
         pid: i32,
         slot: &Slot,
         file: &OpenFile,
     ) -> Option<usize> {
-        let meant = |key: &[u8]| {
+        let matches_slot = |key: &[u8]| {
             key == file.link.0
                 || key == slot.fd.to_string().as_bytes()
                 || key == format!("{pid}:{}", slot.fd).as_bytes()
         };
-        self.inherit.iter().position(|it| matches!(it, Inherit::Key(key, _) if meant(key)))
+        self.inherit.iter().position(|it| matches!(it, Inherit::Key(key, _) if matches_slot(key)))
     }
 
-    /// The inheritance by key that a file without a number is meant by, if one is.
+    /// The index in `inherit` of a key that matches a file which has no number.
     pub(crate) fn inherited_by_file(&self, file: &OpenFile) -> Option<usize> {
-        let meant = |it: &Inherit| matches!(it, Inherit::Key(key, _) if *key == file.link.0);
-        self.inherit.iter().position(meant)
+        let matches_file = |it: &Inherit| matches!(it, Inherit::Key(key, _) if *key == file.link.0);
+        self.inherit.iter().position(matches_file)
     }
 
-    /// Fails with status 2 if a key means nothing of the image.
+    /// Fails with status 2 if a key matches nothing in the image. `used` says which keys have
+    /// matched.
     pub(crate) fn check_all_used(&self, used: &[bool]) -> Result<()> {
         for (inherit, used) in self.inherit.iter().zip(used) {
             if let (Inherit::Key(key, _), false) = (inherit, used) {
                 let key = escape(key);
-                return Err(Error::misuse(format!("--inherit: the image has no '{key}'")));
+                return Err(Error::misuse(format!(
+                    "--inherit: the image has no descriptor '{key}'"
+                )));
             }
         }
         Ok(())
@@ -202,14 +214,16 @@ impl RestoreOptions {
 }
 
 impl<'a> Plan<'a> {
-    /// Plans a table. `root` is where paths are looked up; `dry` also looks whether they are there.
+    /// Plans the restore of a task's table. Paths are resolved below `root`; with `dry_run` their
+    /// existence is checked.
     ///
-    /// Fails with status 6 if the image has no such task.
+    /// Fails with status 6 if the image does not have the task, and with status 2 for wrong
+    /// options.
     pub fn new(
         image: &'a DecodedImage,
         options: &RestoreOptions,
         root: Option<BorrowedFd<'_>>,
-        dry: bool,
+        dry_run: bool,
     ) -> Result<Plan<'a>> {
         let task = match options.task {
             Some(pid) => image.tasks.iter().find(|task| task.pid == pid),
@@ -222,17 +236,17 @@ impl<'a> Plan<'a> {
             })
         })?;
         options.check_inherited()?;
-        let steps = lay_out(image, task, options)?;
+        let steps = table_steps(image, task, options)?;
         let mut plan = Plan::from_steps(image, task, steps);
         let role = SessionRole::myself()?;
         plan.terminal = plan.plan_ctty(role);
-        plan.check(options, &SingleTask(task), root, dry, &proc::locks())?;
-        // What controls COMMAND may be among what was refused.
+        plan.check(options, &SingleTask(task), root, dry_run, &proc::locks())?;
+        // The file of the controlling terminal may be one of those that cannot be restored.
         plan.terminal = plan.plan_ctty(role);
         Ok(plan)
     }
 
-    /// The plan of these steps, whose numbers ascend.
+    /// The plan with these steps, which are sorted by number.
     pub(crate) fn from_steps(
         image: &'a DecodedImage,
         task: &'a Task,
@@ -252,16 +266,16 @@ impl<'a> Plan<'a> {
             objects: HashMap::new(),
             sockets: HashMap::new(),
         };
-        let lasting = plan.steps.iter().filter(|step| !step.temporary);
+        let permanent = plan.steps.iter().filter(|step| !step.temporary);
         let number = |step: &Step| Number { fd: step.fd, file: step.file };
-        plan.numbers.push(lasting.map(number).collect());
+        plan.numbers.push(permanent.map(number).collect());
         let unused = (0..=u32::MAX).rev().filter(|id| image.file(*id).is_none());
         let parks = plan.steps.iter().filter(|step| step.action == Action::Park);
         plan.parked =
             parks.zip(unused).filter_map(|(step, id)| Some((step.file?, (id, step.fd)))).collect();
         for step in &plan.steps {
             let Some(file) = step.file.and_then(|id| image.file(id)) else { continue };
-            if !step.action.is_of_image() || plan.lowest.contains_key(&file.id) {
+            if !step.action.is_first_number() || plan.lowest.contains_key(&file.id) {
                 continue;
             }
             plan.lowest.insert(file.id, step.fd);
@@ -275,33 +289,38 @@ impl<'a> Plan<'a> {
         plan
     }
 
+    /// Plans the controlling terminal, for a process that has this role in its session.
     pub(crate) fn plan_ctty(&self, role: SessionRole) -> CttyPlan {
-        let handed = |id| {
-            let of =
+        let inherited = |id| {
+            let replaces =
                 |step: &&Step| step.file == Some(id) && matches!(step.action, Action::Inherit(_));
-            self.steps.iter().find(of).map(|step| step.fd)
+            self.steps.iter().find(replaces).map(|step| step.fd)
         };
-        ctty::plan(self.image, self.task, role, |id| self.lowest.contains_key(&id), handed)
+        ctty::plan(self.image, self.task, role, |id| self.lowest.contains_key(&id), inherited)
     }
 
-    /// Asks each kind whether it can restore what is wanted of it. `held` are the locks of others.
+    /// Checks by the kind of each file whether it can be restored. Files that cannot are replaced,
+    /// left out, or added to the problems, as [`Missing`] says. `held` are the locks that processes
+    /// have now.
+    ///
+    /// Fails with status 6 if a number is above the hard limit of open files.
     pub(crate) fn check(
         &mut self,
         options: &RestoreOptions,
         pids: &dyn PidMap,
         root: Option<BorrowedFd<'_>>,
-        dry: bool,
+        dry_run: bool,
         held: &[HeldLock],
     ) -> Result<()> {
         if let Some(step) = self.steps.last() {
-            within_limit(step.fd as u32)?;
+            check_hard_limit(step.fd as u32)?;
         }
         let mut failed: HashMap<u32, Action> = HashMap::new();
         let mut steps = std::mem::take(&mut self.steps);
         let mut problems = Vec::new();
         {
             let mut cx = self.context(&[], pids, root, options.changed);
-            cx.dry_run = dry;
+            cx.dry_run = dry_run;
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
                 if step.action == Action::Dup {
@@ -311,10 +330,10 @@ impl<'a> Plan<'a> {
                 let (Action::Make, Some(file)) = (step.action, self.image.file(id)) else {
                     continue;
                 };
-                self.enter(&mut cx, id);
+                self.select_owner(&mut cx, id);
                 let Some(record) = self.image.record(id) else { continue };
                 let checked =
-                    record.check(file, &cx).and_then(|()| lock::may_open(file, held, &cx));
+                    record.check(file, &cx).and_then(|()| lock::check_lease(file, held, &cx));
                 if let Err(err) = checked {
                     step.action = match options.missing {
                         Missing::Fail => {
@@ -327,20 +346,20 @@ impl<'a> Plan<'a> {
                     failed.insert(id, step.action);
                 }
             }
-            // Where the numbers are those of a table, everything is at home.
-            let own = self.owner_tasks.is_empty();
+            // A lock of a table is checked only in the plan of that table.
+            let is_table = self.owner_tasks.is_empty();
             for (step, file, lock, of_table) in self.locks(&steps) {
-                if of_table && !own {
+                if of_table && !is_table {
                     continue;
                 }
-                let line = lock::foresee(lock, file, held, &cx);
+                let line = lock::find_conflict(lock, file, held, &cx);
                 let line = line.map(|line| format!("{}: {line}", self.name(step)));
                 problems.extend(line.filter(|_| options.missing == Missing::Fail));
             }
         }
         self.steps = steps;
         self.problems.extend(problems);
-        // What is not made cannot be the other end of anything.
+        // A file that is not restored is not another's peer.
         if !failed.is_empty() {
             self.lowest.retain(|id, _| !failed.contains_key(id));
             for files in self.objects.values_mut() {
@@ -350,8 +369,8 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// The locks to take: those of the descriptions that are made, then those of the table, and
-    /// which they are. Nothing is locked for the caller's own, or for nothing of the image.
+    /// The locks to take: first those of descriptions, then those of the table, for which the last
+    /// value is true. Descriptors of the caller, substitutes and closed numbers get none.
     pub(crate) fn locks<'p>(
         &'p self,
         steps: &'p [Step],
@@ -360,8 +379,9 @@ impl<'a> Plan<'a> {
         let of_table = self.image.slots_of(table).iter().flat_map(move |slot| {
             let at = steps.binary_search_by_key(&(slot.fd as RawFd), |step| step.fd);
             let step = at.ok().map(|at| &steps[at]).filter(|step| {
-                let kept = !matches!(step.action, Action::Inherit(_) | Action::Null | Action::Skip);
-                kept && step.file == Some(slot.file)
+                let restored =
+                    !matches!(step.action, Action::Inherit(_) | Action::Null | Action::Skip);
+                restored && step.file == Some(slot.file)
             });
             let both = step.and_then(|step| Some((step, self.image.file(step.file?)?)));
             slot.locks
@@ -375,7 +395,7 @@ impl<'a> Plan<'a> {
         of_files.chain(of_table)
     }
 
-    /// The context in which the plan is checked, or carried out.
+    /// A context to check the plan, or to run it. `source` has the bytes of the image.
     pub fn context<'b>(
         &'b self,
         source: &'b [u8],
@@ -407,55 +427,55 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Turns to a file: what the context says of its task and its numbers is of that file's home.
-    pub(crate) fn enter<'b>(&'b self, cx: &mut RestoreContext<'b>, file: u32) {
-        let home = self.owner_tasks.get(&file);
-        cx.task = home.map_or(self.task, |home| home.task);
-        cx.numbers = &self.numbers[home.map_or(0, |home| home.numbers)];
+    /// Sets the task and the numbers of the context to those of the owner of a file.
+    pub(crate) fn select_owner<'b>(&'b self, cx: &mut RestoreContext<'b>, file: u32) {
+        let owner = self.owner_tasks.get(&file);
+        cx.task = owner.map_or(self.task, |owner| owner.task);
+        cx.numbers = &self.numbers[owner.map_or(0, |owner| owner.numbers)];
     }
 
-    /// A step, as messages name it.
+    /// The name of a step in messages.
     pub(crate) fn name(&self, step: &Step) -> String {
-        let file = step.file.and_then(|id| self.image.file(id)).map_or(String::new(), what);
+        let file = step.file.and_then(|id| self.image.file(id)).map_or(String::new(), link_of);
         match step.file.and_then(|id| self.owner_tasks.get(&id)) {
-            Some(home) => format!("task {}: fd {} ({file})", home.task.pid, home.fd),
-            None => format!("{} ({file})", self.number(step)),
+            Some(owner) => format!("task {}: fd {} ({file})", owner.task.pid, owner.fd),
+            None => format!("{} ({file})", self.location(step)),
         }
     }
 
-    /// The number of a step, or where else it stands in the image.
-    fn number(&self, step: &Step) -> String {
+    /// The number of a step in messages, or the number of the socket in whose queue its file is.
+    fn location(&self, step: &Step) -> String {
         let Some(id) = step.file.filter(|id| self.image.slot_of(*id).is_none()) else {
             return format!("fd {}", step.fd);
         };
         let Some(carrier) = self.image.carrier_of(id) else { return "queued".to_owned() };
-        let name = what(carrier);
+        let name = link_of(carrier);
         let Some(slot) = self.image.slot_of(carrier.id) else { return format!("queued in {name}") };
-        let own = self.owner_tasks.is_empty() && slot.table == self.task.table.id;
-        match self.image.owner_of(slot.table).filter(|_| !own) {
+        let same_table = self.owner_tasks.is_empty() && slot.table == self.task.table.id;
+        match self.image.owner_of(slot.table).filter(|_| !same_table) {
             Some(pid) => format!("queued in task {pid}: fd {} ({name})", slot.fd),
             None => format!("queued in fd {} ({name})", slot.fd),
         }
     }
 
-    /// The highest number that the table has in the end.
+    /// The highest number of the restored table.
     pub(crate) fn highest(&self) -> Option<u32> {
-        let lasting = |step: &&Step| !step.temporary && step.action != Action::Skip;
-        self.steps.iter().rev().find(lasting).map(|step| step.fd as u32)
+        let permanent = |step: &&Step| !step.temporary && step.action != Action::Skip;
+        self.steps.iter().rev().find(permanent).map(|step| step.fd as u32)
     }
 
-    /// How many descriptors the table will have.
+    /// The number of descriptors of the restored table.
     pub fn descriptors(&self) -> usize {
         self.steps.iter().filter(|step| !step.temporary && step.action != Action::Skip).count()
     }
 
-    /// The refusal that lists all problems, if there are any. Each is said by `say`.
+    /// Fails with status 6 if there are problems, after `say` was called with each.
     pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
         refuse(&self.problems, say)
     }
 }
 
-/// [`Plan::refuse`] of these problems.
+/// [`Plan::refuse`] for these problems.
 pub(crate) fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
@@ -463,40 +483,41 @@ pub(crate) fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<(
     for problem in problems {
         say(problem);
     }
-    let cures = "--inherit KEY=FD hands one over, --missing null or --missing skip goes on without";
-    Err(Error::unrestorable(format!("{} cannot be restored here; {cures}", problems.len())))
+    let cure =
+        "use --inherit KEY=FD to replace one, --missing null or --missing skip to go on without";
+    Err(Error::unrestorable(format!("{} cannot be restored here; {cure}", problems.len())))
 }
 
-/// What becomes of the numbers of a task's own table.
-fn lay_out(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Result<Vec<Step>> {
-    let mut own: BTreeSet<RawFd> = BTreeSet::new();
+/// The steps for the table of a task. Fails with status 2 if an option matches nothing.
+fn table_steps(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Result<Vec<Step>> {
+    let mut same_number: BTreeSet<RawFd> = BTreeSet::new();
     let mut used = vec![false; options.inherit.len()];
     for inherit in &options.inherit {
         if let Inherit::SameNumber(fd) = inherit {
-            own.insert(*fd);
+            same_number.insert(*fd);
         }
     }
     let mut steps = Vec::new();
-    let mut made = HashSet::new();
+    let mut seen = HashSet::new();
     for slot in image.slots_of(task.table.id) {
         let Some(file) = image.file(slot.file) else { continue };
         let fd = slot.fd as RawFd;
-        let handed = options.inherited_by_slot(task.pid, slot, file);
-        let action = match handed {
-            _ if own.remove(&fd) => Action::Inherit(fd),
+        let inherited = options.inherited_by_slot(task.pid, slot, file);
+        let action = match inherited {
+            _ if same_number.remove(&fd) => Action::Inherit(fd),
             Some(at) => {
                 used[at] = true;
                 match &options.inherit[at] {
                     Inherit::Key(_, from) | Inherit::SameNumber(from) => Action::Inherit(*from),
                 }
             }
-            None if made.insert(file.id) => Action::Make,
+            None if seen.insert(file.id) => Action::Make,
             None => Action::Dup,
         };
         let step = Step { fd, file: Some(file.id), action, ..Step::default() };
         steps.push(Step { cloexec: slot.cloexec, ..step });
     }
-    for fd in own {
+    for fd in same_number {
         steps.push(Step { fd, action: Action::Inherit(fd), ..Step::default() });
     }
     steps.sort_by_key(|step| step.fd);
@@ -511,54 +532,54 @@ fn lay_out(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Resul
     Ok(steps)
 }
 
-/// Adds the steps for what waits in queues that are filled and has no number of its own, and for
-/// the ends through which they are filled. `how` says what becomes of a file; none if it stands
-/// elsewhere.
+/// Adds steps for the files that are queued in sockets and have no number, and for the closed ends
+/// through which the queues are filled. `action` gives the action for a queued file; none if
+/// another process opens it.
 pub(crate) fn add_queued(
     image: &DecodedImage,
     steps: &mut Vec<Step>,
-    how: &mut dyn FnMut(&OpenFile) -> Option<Action>,
+    action: &mut dyn FnMut(&OpenFile) -> Option<Action>,
 ) {
     let mut known: HashSet<u32> = steps.iter().filter_map(|step| step.file).collect();
-    let made = steps.iter().filter(|step| step.action == Action::Make);
-    let mut todo: Vec<u32> = made.filter_map(|step| step.file).collect();
-    let mut waiting = Vec::new();
+    let opened = steps.iter().filter(|step| step.action == Action::Make);
+    let mut todo: Vec<u32> = opened.filter_map(|step| step.file).collect();
+    let mut added = Vec::new();
     while let Some(file) = todo.pop().and_then(|id| image.file(id)) {
         let Some(record) = image.record(file.id).filter(|it| it.carries_descriptors()) else {
             continue;
         };
         let mut queued = image.queued(file).peekable();
         if queued.peek().is_some() && record.parks_other_end() {
-            waiting.push((file.id, Action::Park));
+            added.push((file.id, Action::Park));
         }
-        for inside in queued.filter_map(|id| image.file(id)) {
-            if known.insert(inside.id) {
-                let action = how(inside);
-                waiting.extend(action.map(|action| (inside.id, action)));
-                todo.extend((action == Some(Action::Make)).then_some(inside.id));
+        for file in queued.filter_map(|id| image.file(id)) {
+            if known.insert(file.id) {
+                let action = action(file);
+                added.extend(action.map(|action| (file.id, action)));
+                todo.extend((action == Some(Action::Make)).then_some(file.id));
             }
         }
     }
-    if waiting.is_empty() {
+    if added.is_empty() {
         return;
     }
-    waiting.sort_unstable_by_key(|(id, _)| *id);
+    added.sort_unstable_by_key(|(id, _)| *id);
     let wanted: Vec<u32> = steps.iter().map(|step| step.fd as u32).collect();
-    let numbers = placement::lowest_free(&wanted, waiting.len());
-    steps.extend(numbers.into_iter().zip(waiting).map(|(number, (id, action))| {
+    let numbers = placement::lowest_free(&wanted, added.len());
+    steps.extend(numbers.into_iter().zip(added).map(|(number, (id, action))| {
         let fd = number as RawFd;
         Step { fd, file: Some(id), action, temporary: true, ..Step::default() }
     }));
     steps.sort_by_key(|step| step.fd);
 }
 
-/// The hard limit of open files: RLIMIT_NOFILE of getrlimit(2).
+/// The hard limit of open files of this process: RLIMIT_NOFILE of getrlimit(2).
 pub(crate) fn hard_limit() -> Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
 }
 
-/// Fails with status 6 if a number is above any limit that this process can have.
-fn within_limit(highest: u32) -> Result<()> {
+/// Fails with status 6 if a number is above the hard limit of open files.
+fn check_hard_limit(highest: u32) -> Result<()> {
     let hard = hard_limit()?;
     if u64::from(highest) < hard {
         return Ok(());
@@ -577,16 +598,17 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
-    /// The image of one task with a socket at 0, so many descriptors that cannot be restored, and as
-    /// many more of them in its queue.
-    fn refused(count: u32) -> DecodedImage {
+    /// An image of one task with a socket at 0, `count` descriptors that cannot be restored, and
+    /// `count` more of them in the queue of the socket.
+    fn unrestorable(count: u32) -> DecodedImage {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let myself = Process::open(std::process::id() as i32).unwrap();
         let task = Task { pid: 700, ..myself.task(0, None).unwrap() };
         let mut carrier = crate::kind::tests::file_of(&socket);
         carrier.object = Some(0);
-        let unread = crate::kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
-        let opaque = OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unread.into_file(0) };
+        let unreadable = crate::kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
+        let opaque =
+            OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unreadable.into_file(0) };
         let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
         let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
         items
@@ -605,7 +627,7 @@ mod tests {
         DecodedImage::load(&writer.end().unwrap()[..]).unwrap()
     }
 
-    /// What is said of an image, and what that took of the processor.
+    /// The problems of an image, and the CPU time that finding them takes.
     fn problems(image: &DecodedImage) -> (Vec<String>, Duration) {
         let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
         let begun = now();
@@ -614,8 +636,8 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_names_its_number_or_that_of_the_socket_that_carries_it() {
-        let (said, _) = problems(&refused(2));
+    fn each_problem_names_its_number_or_that_of_the_socket_in_whose_queue_it_is() {
+        let (said, _) = problems(&unrestorable(2));
         let begins = |line: &str, with: &str| assert!(line.starts_with(with), "{said:?}");
         let carried = said.iter().filter(|line| line.starts_with("queued in fd 0 (socket:["));
         assert_eq!(carried.count(), 2, "{said:?}");
@@ -624,11 +646,11 @@ mod tests {
     }
 
     #[test]
-    fn many_refusals_take_time_in_proportion() {
+    fn the_time_for_many_problems_is_linear() {
         let most = hard_limit().unwrap().min(20_000) as u32 / 2 - 8;
         let least = most / 16;
         let took = |count: u32| {
-            let image = refused(count);
+            let image = unrestorable(count);
             let cost = (0..3).map(|_| problems(&image)).map(|(said, took)| {
                 assert!(said.len() as u32 >= 2 * count, "{}", said.len());
                 took
@@ -636,7 +658,7 @@ mod tests {
             cost.min().unwrap_or_default()
         };
         let (few, many) = (took(least), took(most));
-        // 16 times as much; 256 times if each looked at all.
+        // There are 16 times as many; quadratic time would be 256 times as long.
         assert!(many < few * 40, "{least}: {few:?}, {most}: {many:?}");
     }
 }

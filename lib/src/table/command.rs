@@ -1,4 +1,4 @@
-//! Command mode: the table of this process becomes that of a task, and an exec of COMMAND follows.
+//! Command mode: this process restores the table of one task in itself, and then executes COMMAND.
 
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
@@ -21,11 +21,12 @@ use nix::sys::resource::{Resource, setrlimit};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-/// Makes the table of this process what the plan says. `source` is the image. `meter` measures.
+/// Restores the table of a plan in this process. `source` has the bytes of the image.
 ///
-/// The descriptor that is given first is the stderr of the caller, if it has one: messages go there
-/// although 2 may be COMMAND's by now; an exec closes it. The list that is given has the numbers
-/// that were close-on-exec. Nothing outside this process is changed.
+/// Returns the stderr of the caller, if it has one, for further messages: number 2 may be one of
+/// the restored descriptors. It is close-on-exec. The result is the list of numbers that are
+/// close-on-exec in the image. Fails with status 6 if something cannot be restored, and with 7 for
+/// other errors of the system.
 pub fn restore(
     plan: &Plan<'_>,
     options: &RestoreOptions,
@@ -47,14 +48,14 @@ pub fn restore(
     (services.stderr, made)
 }
 
-/// The operations that [`restore`] runs, without running them: by the executor on paper.
+/// The operations that [`restore`] would run: by the executor on paper.
 pub fn operations(plan: &Plan<'_>, options: &RestoreOptions) -> Result<Vec<Operation>> {
     let pids = SingleTask(plan.task);
     let cx = plan.context(&[], &pids, None, options.changed);
-    let (mut paper, mut anew) = (Paper::default(), KindSource);
-    let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
+    let (mut paper, mut by_kind) = (Paper::default(), KindSource);
+    let mut restore = TableRestore::new(plan, options, cx, &mut by_kind, None);
     restore.make_early(&mut paper);
-    control(plan, options, &mut restore, &mut paper)?;
+    set_controlling_terminal(plan, options, &mut restore, &mut paper)?;
     restore.make(|_| true, &mut paper)?;
     restore.finish(&mut paper)?;
     if options.placement == Placement::Tight {
@@ -78,7 +79,8 @@ fn in_this_process(
     services: &mut Services,
     mut meter: Option<&mut Meter<'_>>,
 ) -> Result<Vec<RawFd>> {
-    // What stays at its number needs no service descriptor; what is copied waits behind one.
+    // A descriptor of the caller that is placed at another number is kept as a service descriptor
+    // until then.
     let mut copied: Vec<RawFd> = Vec::new();
     let mut placed = vec![services.stderr.take(), services.root.take()];
     for step in &plan.steps {
@@ -98,10 +100,10 @@ fn in_this_process(
         min_capacity: placement::capacity(numbers.last().copied()),
         limit: limits.1.min(u64::from(u32::MAX)) as u32,
     };
-    let outcome = move_services(table, &mut placed, options.placement, &wanted);
+    let moved = move_services(table, &mut placed, options.placement, &wanted);
     let of_caller = placed.split_off(2);
     (services.root, services.stderr) = (placed.pop().flatten(), placed.pop().flatten());
-    outcome?;
+    moved?;
     if let Some(meter) = &mut meter {
         meter.services_placed();
     }
@@ -109,25 +111,27 @@ fn in_this_process(
         copied.into_iter().zip(of_caller.into_iter().flatten()).collect();
     let stays = plan.steps.iter().filter(|step| step.action == Action::Inherit(step.fd));
     let mut keep: Vec<RawFd> = stays.map(|step| step.fd).collect();
-    let ours = services.stderr.iter().chain(&services.root).chain(inherited.values());
-    keep.extend(ours.map(PlacedFd::number));
+    let service_fds = services.stderr.iter().chain(&services.root).chain(inherited.values());
+    keep.extend(service_fds.map(PlacedFd::number));
     keep.sort_unstable();
     close_others(table, &keep)?;
     let filler = services.stderr.as_ref().map(PlacedFd::number);
-    let mut own = DirectExecutor::new(table, options.placement, filler).with_inherited(inherited);
+    let mut executor =
+        DirectExecutor::new(table, options.placement, filler).with_inherited(inherited);
     let pids = SingleTask(plan.task);
     let root = services.root.as_ref().map(AsFd::as_fd);
     let cx = plan.context(source, &pids, root, options.changed);
-    let mut anew = KindSource;
-    let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
+    let mut by_kind = KindSource;
+    let mut restore = TableRestore::new(plan, options, cx, &mut by_kind, None);
     let stderr = services.stderr.as_ref();
-    let built = build(plan, options, &mut restore, &mut own, &mut |line| say(stderr, line));
+    let built = build(plan, options, &mut restore, &mut executor, &mut |line| say(stderr, line));
     restore.cx.warnings.iter().for_each(|line| say(stderr, line));
     let restored = restore.end(plan);
-    own.close_inherited();
+    executor.close_inherited();
     let highest = plan.highest();
     services.root.take().into_iter().for_each(|root| table.close(root));
-    // Above the table that COMMAND needs, the way to say that it cannot run is not worth a table.
+    // If stderr is above the table that COMMAND needs, it is closed, so that the table can be
+    // shrunk. An error of execve(2) is then not reported by a message.
     let above = |it: &PlacedFd| it.number() as u64 >= placement::capacity(highest);
     if built.is_ok() && services.stderr.as_ref().is_some_and(above) {
         services.stderr.take().into_iter().for_each(|stderr| table.close(stderr));
@@ -142,11 +146,11 @@ fn in_this_process(
     if options.placement == Placement::Tight {
         shrink::to(placement::capacity(highest)).at(|| "shrink the table")?;
     }
-    // The exec closes it, and with it would go the locks of a log that COMMAND has locked.
+    // execve(2) closes stderr, which would drop the POSIX locks of the table on the same file.
     if services.stderr.as_ref().is_some_and(|stderr| is_locked(plan, table, stderr)) {
         services.stderr.take().into_iter().for_each(|stderr| table.close(stderr));
     }
-    let unlocked = restored.take_table_locks(&mut own)?;
+    let unlocked = restored.take_table_locks(&mut executor)?;
     if options.missing == Missing::Fail {
         refuse(&unlocked, &mut |line| say(services.stderr.as_ref(), line))?;
     }
@@ -160,7 +164,7 @@ fn say(stderr: Option<&PlacedFd>, line: &str) {
     }
 }
 
-/// Makes all that the plan says.
+/// Runs the driver for the plan, up to the POSIX locks of the table, which are only tested.
 fn build(
     plan: &Plan<'_>,
     options: &RestoreOptions,
@@ -169,7 +173,7 @@ fn build(
     say: &mut dyn FnMut(&str),
 ) -> Result<()> {
     restore.make_early(executor);
-    control(plan, options, restore, executor)?;
+    set_controlling_terminal(plan, options, restore, executor)?;
     restore.make(|step| !step.before_fork, executor)?;
     restore.end_making(executor, say)?;
     restore.move_to_final(executor)?;
@@ -178,16 +182,16 @@ fn build(
     refuse_unlocked(unlocked, options, &mut restore.cx.warnings, say)
 }
 
-/// Gives the process its controlling terminal, through a descriptor that is no part of the table. A
-/// line says that it cannot be had; COMMAND runs without.
-fn control(
+/// Gives the process its controlling terminal. If that is not possible, a warning says so, and
+/// COMMAND runs without one.
+fn set_controlling_terminal(
     plan: &Plan<'_>,
     options: &RestoreOptions,
     restore: &mut TableRestore<'_, '_>,
     executor: &mut dyn Executor,
 ) -> Result<()> {
-    let Some(old) = &plan.task.terminal else { return Ok(()) };
-    let name = terminal::name(tty::numbers(old.device));
+    let Some(recorded) = &plan.task.terminal else { return Ok(()) };
+    let name = terminal::name(tty::numbers(recorded.device));
     let operation = Operation::ControllingTerminal { name: name.clone(), steal: options.steal };
     if executor.is_paper() {
         let takes = matches!(
@@ -216,26 +220,27 @@ fn control(
             let held = executor.inherited(from)?;
             executor.control(held.as_fd(), &operation)
         }
-        CttyPlan::FromPath(path) => ctty::open(path, old.device, cx)
+        CttyPlan::FromPath(path) => ctty::open(path, recorded.device, cx)
             .and_then(|terminal| executor.control(terminal.as_fd(), &operation)),
     };
     let cx = &mut restore.cx;
     if let Err(why) = taken {
-        cx.warnings.push(format!("{name}, its controlling terminal, is not COMMAND's: {why}"));
-    } else if old.foreground > 0 && cx.current_id(2, old.foreground).is_none() {
-        // A session leader that takes a terminal is its foreground group too.
+        cx.warnings.push(format!("{name} is not the controlling terminal of COMMAND: {why}"));
+    } else if recorded.foreground > 0 && cx.current_id(2, recorded.foreground).is_none() {
+        // TIOCSCTTY makes the group of the session leader the foreground group of the terminal.
         let why = "is not restored: COMMAND is in the foreground";
-        cx.warnings.push(format!("{name}: its foreground group {} {why}", old.foreground));
+        cx.warnings.push(format!("{name}: its foreground group {} {why}", recorded.foreground));
     }
     Ok(())
 }
 
-/// Reports whether to close this descriptor would drop a POSIX lock of the plan's table.
+/// Reports whether closing a descriptor would drop a POSIX lock of the restored table: whether the
+/// table has a lock on the same inode.
 fn is_locked(plan: &Plan<'_>, table: &OwnTable, fd: &PlacedFd) -> bool {
     let key = |fd: &PlacedFd| inode_of(fd.as_fd()).map(|it| (it.dev, it.ino)).ok();
-    let its = key(fd);
+    let inode = key(fd);
     let mut locks = plan.locks(&plan.steps);
     locks.any(|(step, .., of_table)| {
-        of_table && table.at(step.fd).is_ok_and(|placed| key(&placed) == its)
+        of_table && table.at(step.fd).is_ok_and(|placed| key(&placed) == inode)
     })
 }

@@ -1,4 +1,4 @@
-//! The executor that restores the table of this process.
+//! The executor for the table of this process.
 
 use crate::ctty;
 use crate::error::{At, Error, Result};
@@ -17,20 +17,22 @@ use nix::unistd::dup;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// Runs operations by direct system calls.
+/// Runs operations on the table of this process, by direct system calls.
 pub struct DirectExecutor<'t> {
     table: &'t OwnTable,
-    /// [`Placement::Late`]: descriptors stay where they come, and are moved at the end.
+    /// [`Placement::Late`]: descriptors stay at the numbers where they are opened, and are moved at
+    /// the end.
     late: bool,
-    /// The caller's descriptors that are copied to other numbers, by their own numbers.
+    /// The copies of the caller's descriptors that are placed at other numbers, by the caller's
+    /// numbers.
     inherited: HashMap<RawFd, PlacedFd>,
-    /// Any open descriptor, with which holes are filled.
+    /// The final number of any open descriptor, which is duplicated to fill gaps.
     filler: Option<RawFd>,
-    /// Numbers that are filled for a while.
-    held: Vec<(RawFd, RawFd)>,
-    /// The current numbers of descriptors that are not at their final numbers, by those.
-    elsewhere: HashMap<RawFd, RawFd>,
-    /// Second numbers that wait for the moves: a final number and the new one.
+    /// The ranges of numbers that are filled for a while: first and last number.
+    filled: Vec<(RawFd, RawFd)>,
+    /// The current numbers of descriptors that are not at their final numbers, by final number.
+    current: HashMap<RawFd, RawFd>,
+    /// The dups to make after the moves: a final number of the description, and the new number.
     dups: Vec<(RawFd, RawFd)>,
 }
 
@@ -46,29 +48,29 @@ impl<'t> DirectExecutor<'t> {
             late: policy == Placement::Late,
             inherited: HashMap::new(),
             filler,
-            held: Vec::new(),
-            elsewhere: HashMap::new(),
+            filled: Vec::new(),
+            current: HashMap::new(),
             dups: Vec::new(),
         }
     }
 
-    /// With these descriptors of the caller, by the numbers that they had.
+    /// The executor with these copies of the caller's descriptors, by the caller's numbers.
     pub fn with_inherited(self, inherited: HashMap<RawFd, PlacedFd>) -> DirectExecutor<'t> {
         DirectExecutor { inherited, ..self }
     }
 
-    /// Changes whether descriptors stay where they come until [`Executor::move_to_final`].
+    /// Sets whether descriptors stay where they are opened until [`Executor::move_to_final`].
     pub(crate) fn set_late(&mut self, late: bool) {
         self.late = late;
     }
 
-    /// Forgets what is not at its final number, and never will be.
+    /// Cancels all moves and dups that are still to be made.
     pub(crate) fn forget_moves(&mut self) {
-        self.elsewhere.clear();
+        self.current.clear();
         self.dups.clear();
     }
 
-    /// Closes what it has of the caller's for a while.
+    /// Closes the copies of the caller's descriptors.
     pub fn close_inherited(&mut self) {
         self.inherited.drain().for_each(|(_, placed)| self.table.close(placed));
     }
@@ -77,7 +79,7 @@ impl<'t> DirectExecutor<'t> {
         if self.late {
             let placed = self.table.adopt(fd);
             if placed.number() != number {
-                self.elsewhere.insert(number, placed.number());
+                self.current.insert(number, placed.number());
             }
             return Ok(Held::Placed(placed));
         }
@@ -86,9 +88,9 @@ impl<'t> DirectExecutor<'t> {
         Ok(Held::Placed(placed))
     }
 
-    /// The descriptor whose final number this is. It must be open.
+    /// The descriptor with this final number, which must be open, at its current number.
     fn at(&self, number: RawFd) -> PlacedFd {
-        self.table.known(self.elsewhere.get(&number).copied().unwrap_or(number))
+        self.table.known(self.current.get(&number).copied().unwrap_or(number))
     }
 
     fn dup(&mut self, from: RawFd, number: RawFd) -> Result<()> {
@@ -102,11 +104,12 @@ impl<'t> DirectExecutor<'t> {
 
     fn add_members(&self, number: RawFd, members: &[epoll::NewMember]) -> Result<Outcome> {
         let fd = self.at(number);
-        let moved = members.iter().filter(|member| member.source != member.number);
-        let added = match moved.map(|member| member.number).max() {
+        let renumbered = members.iter().filter(|member| member.source != member.number);
+        let added = match renumbered.map(|member| member.number).max() {
             None => epoll::add_members(fd.as_fd(), members),
             Some(highest) => {
-                // A copy of the table has them at their exact numbers for a moment.
+                // A copy of the table has the members at these numbers while they are added. They
+                // may be above the soft limit.
                 let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
                 let above = highest as u64 >= soft;
                 if above {
@@ -125,8 +128,8 @@ impl<'t> DirectExecutor<'t> {
     }
 }
 
-/// The outcome of a lock: refused with status 6 is an answer.
-fn refused(done: Result<()>) -> Result<Outcome> {
+/// The outcome of taking or testing a lock: an error of status 6 is an outcome.
+fn lock_outcome(done: Result<()>) -> Result<Outcome> {
     match done {
         Ok(()) => Ok(Outcome::Done),
         Err(why) => Ok(Outcome::Refused(why.to_string())),
@@ -142,7 +145,8 @@ impl Executor for DirectExecutor<'_> {
         let numbers = operations.iter().map(number).collect::<Result<Vec<RawFd>>>()?;
         let mut left: Vec<(OwnedFd, RawFd)> = fds.into_iter().zip(numbers).collect();
         let mut held = Vec::new();
-        // From the end: what came too low may be where an earlier one belongs.
+        // From the last to the first: a descriptor can be open at the final number of an earlier
+        // one.
         while let Some((fd, number)) = left.pop() {
             if !self.late && fd.as_raw_fd() != number {
                 for (other, _) in left.iter_mut().filter(|(fd, _)| fd.as_raw_fd() == number) {
@@ -173,7 +177,7 @@ impl Executor for DirectExecutor<'_> {
 
     fn run(&mut self, operation: &Operation) -> Result<Outcome> {
         match operation {
-            // These are placed, or finished, by the driver.
+            // The driver uses `place` and `control`, and finishes descriptions itself.
             Operation::Place { .. }
             | Operation::Finish { .. }
             | Operation::ControllingTerminal { .. } => return Err(Errno::EINVAL.into()),
@@ -201,10 +205,10 @@ impl Executor for DirectExecutor<'_> {
                 fcntl(self.at(*number).as_fd(), FcntlArg::F_SETFL(flags)).at(|| "O_ASYNC")?;
             }
             Operation::Lock { number, lock } => {
-                return refused(lock::take(self.at(*number).as_fd(), lock));
+                return lock_outcome(lock::take(self.at(*number).as_fd(), lock));
             }
             Operation::TestLock { number, lock } => {
-                return refused(lock::test(self.at(*number).as_fd(), lock));
+                return lock_outcome(lock::test(self.at(*number).as_fd(), lock));
             }
             Operation::Close { number } => self.table.close(self.at(*number)),
             Operation::CloseOnExec { first, last } => {
@@ -217,44 +221,43 @@ impl Executor for DirectExecutor<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Fills the hole if that costs less than moving what comes after it: the lowest free number is
-    /// then the right one again.
-    fn prepare(&mut self, expected: RawFd, number: RawFd, makes: usize) -> Result<()> {
-        let hole = (number - expected) as usize;
-        let Some(filler) = self.filler.filter(|_| hole > 0 && !self.late && hole < 2 * makes)
-        else {
+    /// Fills the gap if that takes fewer system calls than moving the descriptors after it: the
+    /// lowest free number is then the final one.
+    fn fill_gap(&mut self, expected: RawFd, number: RawFd, count: usize) -> Result<()> {
+        let gap = (number - expected) as usize;
+        let Some(filler) = self.filler.filter(|_| gap > 0 && !self.late && gap < 2 * count) else {
             return Ok(());
         };
         let filler = self.at(filler);
         for number in expected..number {
-            // A service descriptor may be in the hole; it fills its number as well.
+            // EBUSY: a service descriptor has the number, and so fills it.
             match self.table.dup(filler.as_fd(), number) {
-                Ok(placed) => match self.held.last_mut() {
+                Ok(placed) => match self.filled.last_mut() {
                     Some((_, last)) if *last + 1 == placed.number() => *last = placed.number(),
-                    _ => self.held.push((placed.number(), placed.number())),
+                    _ => self.filled.push((placed.number(), placed.number())),
                 },
                 Err(Errno::EBUSY) => (),
-                Err(errno) => return Err(errno).at(|| format!("hold number {number}")),
+                Err(errno) => return Err(errno).at(|| format!("dup to {number}")),
             }
         }
         Ok(())
     }
 
-    fn release(&mut self) -> Result<()> {
-        for (first, last) in std::mem::take(&mut self.held) {
+    fn close_gaps(&mut self) -> Result<()> {
+        for (first, last) in std::mem::take(&mut self.filled) {
             self.table.close_range(first, last).at(|| "close_range")?;
         }
         Ok(())
     }
 
     fn move_to_final(&mut self) -> Result<Vec<(RawFd, RawFd)>> {
-        let elsewhere = std::mem::take(&mut self.elsewhere);
-        let moves: Vec<(RawFd, RawFd)> = elsewhere.iter().map(|(to, from)| (*from, *to)).collect();
+        let current = std::mem::take(&mut self.current);
+        let moves: Vec<(RawFd, RawFd)> = current.iter().map(|(to, from)| (*from, *to)).collect();
         let mut pairs: Vec<(u32, u32)> =
             moves.iter().map(|&(from, to)| (from as u32, to as u32)).collect();
         pairs.sort_unstable();
         let highest = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0);
-        // What is where it belongs moves nowhere, and is in nobody's way.
+        // A spare number for cycles of moves: above all moved numbers, and not open.
         let free = |number: &u32| !is_open(*number as RawFd);
         let spare = (highest + 1..).find(|number| pairs.is_empty() || free(number));
         let spare = spare.unwrap_or(highest + 1);

@@ -1,7 +1,7 @@
 //! The driver: restores one table, in any mode, by operations that an executor runs.
 //!
-//! Descriptions are made in ascending order of their numbers, since the lowest free number is then
-//! nearly always the right one. What needs the numbers of the whole table is done after that.
+//! Descriptions are opened in ascending order of their numbers, because the lowest free number is
+//! then nearly always the right one. Operations that need all numbers of the table come after that.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Lock, OpenFile};
@@ -9,7 +9,7 @@ use crate::kind::Prerequisite;
 use crate::kind::context::{Held, OpenedTogether, RestoreContext, set_flags};
 use crate::lock;
 use crate::operation::{Operation, Origin, Outcome};
-use crate::plan::{Action, Missing, Plan, RestoreOptions, Step, refuse, what};
+use crate::plan::{Action, Missing, Plan, RestoreOptions, Step, link_of, refuse};
 use crate::sys::own_table::PlacedFd;
 use crate::table::executor::Executor;
 use crate::table::fdstore::Store;
@@ -21,43 +21,44 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-/// A table on its way.
+/// The restore of a table, in progress.
 pub struct TableRestore<'w, 's> {
     plan: &'s Plan<'s>,
     options: &'w RestoreOptions,
-    /// The context of its kinds.
+    /// The context that is passed to kinds.
     pub cx: RestoreContext<'s>,
     source: &'w mut dyn Source,
     store: Option<&'w Store<'w>>,
-    /// What could not be made, a line each.
+    /// The descriptors that could not be restored, a line each.
     problems: Vec<String>,
-    /// The outcomes of files that were made before the others.
+    /// The results for files that were opened before the others, by file id.
     early: HashMap<u32, Result<()>>,
     placed: Placed,
-    /// Which steps are done.
+    /// For each step of the plan: it is done.
     done: Vec<bool>,
 }
 
-/// What is in a table by now.
+/// The descriptors that are placed in a table.
 #[derive(Debug, Default)]
 struct Placed {
-    /// The first number of each file.
+    /// The first number of each file, by file id.
     numbers: HashMap<u32, RawFd>,
-    /// What became of files that could not be made.
+    /// The actions taken in place of [`Action::Make`] for files that could not be opened, by file
+    /// id.
     replaced: HashMap<u32, Action>,
 }
 
-/// A table that is restored, but for the POSIX locks of the table.
+/// A table that is restored, except for its POSIX locks.
 pub struct RestoredTable<'p> {
     plan: &'p Plan<'p>,
     placed: Placed,
 }
 
-/// The locks that could not be taken, a line each.
+/// The locks that could not be taken, a line for each.
 pub type Unlocked = Vec<String>;
 
 impl<'w, 's> TableRestore<'w, 's> {
-    /// A restore of the table of a plan, in which nothing is done yet.
+    /// A restore of the table of a plan, of which no step is done.
     pub fn new(
         plan: &'s Plan<'s>,
         options: &'w RestoreOptions,
@@ -79,14 +80,14 @@ impl<'w, 's> TableRestore<'w, 's> {
         }
     }
 
-    /// Takes notice of what the process was forked with.
+    /// Records the descriptors with which the process was forked.
     pub fn from_parent(&mut self, executor: &mut dyn Executor) -> Result<()> {
         let plan = self.plan;
         for step in plan.steps.iter().filter(|step| step.action == Action::FromParent) {
             let Some(id) = step.file else { continue };
-            if let std::collections::hash_map::Entry::Vacant(first) = self.placed.numbers.entry(id)
+            if let std::collections::hash_map::Entry::Vacant(entry) = self.placed.numbers.entry(id)
             {
-                first.insert(step.fd);
+                entry.insert(step.fd);
                 if !executor.is_paper() {
                     self.cx.held.insert(id, Rc::new(executor.held(step.fd)?));
                 }
@@ -99,26 +100,26 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Makes what paths and the controlling terminal lead to.
+    /// Opens the files of kinds that are [`crate::kind::Kind::EARLY`].
     pub fn make_early(&mut self, executor: &mut dyn Executor) {
         let plan = self.plan;
         for step in plan.steps.iter().filter(|step| step.action == Action::Make) {
             let Some(file) = step.file.and_then(|id| plan.image.file(id)) else { continue };
             if plan.image.record(file.id).is_some_and(|record| record.is_early()) {
-                let outcome = self.make_file(file, step.fd, executor);
-                self.early.insert(file.id, outcome);
+                let result = self.make_file(file, step.fd, executor);
+                self.early.insert(file.id, result);
             }
         }
     }
 
-    /// Makes those steps that are not done yet, in ascending order.
+    /// Does the steps that `which` selects and that are not done yet, by ascending number.
     pub fn make(
         &mut self,
         which: impl Fn(&Step) -> bool,
         executor: &mut dyn Executor,
     ) -> Result<()> {
         let plan = self.plan;
-        let makes = |step: &&Step| matches!(step.action, Action::Make | Action::FromStore(_));
+        let opens = |step: &&Step| matches!(step.action, Action::Make | Action::FromStore(_));
         let mut expected = 0;
         let mut at = 0;
         while let Some(step) = plan.steps.get(at) {
@@ -127,21 +128,21 @@ impl<'w, 's> TableRestore<'w, 's> {
                 at += 1;
                 continue;
             }
-            let hole = (step.fd - expected) as usize;
-            if hole > 0 {
-                let run = plan.steps[at..].iter().take(hole).filter(makes).count();
-                executor.prepare(expected, step.fd, run)?;
+            let gap = (step.fd - expected) as usize;
+            if gap > 0 {
+                let run = plan.steps[at..].iter().take(gap).filter(opens).count();
+                executor.fill_gap(expected, step.fd, run)?;
             }
             let count = match step.action {
                 Action::FromStore(message) => {
-                    let of = |step: &&Step| step.action == Action::FromStore(message);
+                    let of_message = |step: &&Step| step.action == Action::FromStore(message);
                     let run = &plan.steps[at..];
-                    let run = &run[..run.iter().take_while(of).count()];
+                    let run = &run[..run.iter().take_while(of_message).count()];
                     self.receive(message, run, executor)?;
                     run.len()
                 }
                 _ => {
-                    self.step(step, executor)?;
+                    self.run_step(step, executor)?;
                     1
                 }
             };
@@ -152,7 +153,7 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Receives a run of descriptions from the fdstore.
+    /// Receives the descriptions of a run of steps from the fdstore, in one message.
     fn receive(&mut self, message: u32, run: &[Step], executor: &mut dyn Executor) -> Result<()> {
         let files: Vec<u32> = run.iter().filter_map(|step| step.file).collect();
         let place = |step: &Step| Operation::Place {
@@ -177,7 +178,7 @@ impl<'w, 's> TableRestore<'w, 's> {
     }
 
     /// Does one step.
-    fn step(&mut self, step: &Step, executor: &mut dyn Executor) -> Result<()> {
+    fn run_step(&mut self, step: &Step, executor: &mut dyn Executor) -> Result<()> {
         let plan = self.plan;
         let number = step.fd;
         let file = step.file.and_then(|id| plan.image.file(id));
@@ -187,8 +188,8 @@ impl<'w, 's> TableRestore<'w, 's> {
         }
         if let (Action::Make, Some(file)) = (action, file) {
             let early = self.early.remove(&file.id);
-            let made = early.unwrap_or_else(|| self.make_file(file, number, executor));
-            if let Err(why) = made {
+            let result = early.unwrap_or_else(|| self.make_file(file, number, executor));
+            if let Err(why) = result {
                 if self.options.missing == Missing::Fail {
                     self.problems.push(format!("{}: {why}", plan.name(step)));
                 }
@@ -211,7 +212,7 @@ impl<'w, 's> TableRestore<'w, 's> {
                     self.cx.inherited.insert(file.id, Rc::new(executor.held(number)?));
                 }
             }
-            (Action::Null, Some(file)) => self.make_null(file, number, executor)?,
+            (Action::Null, Some(file)) => self.make_substitute(file, number, executor)?,
             (Action::Park, _) if executor.is_paper() => {
                 let file = step.file.unwrap_or_default();
                 executor.run(&Operation::Place { number, file, origin: Origin::Parked })?;
@@ -221,14 +222,14 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Makes a description and places it, unless it came with another.
+    /// Opens a description and places it, unless it was opened together with another.
     fn make_file(
         &mut self,
         file: &OpenFile,
         number: RawFd,
         executor: &mut dyn Executor,
     ) -> Result<()> {
-        self.plan.enter(&mut self.cx, file.id);
+        self.plan.select_owner(&mut self.cx, file.id);
         if self.cx.held.contains_key(&file.id) {
             return self.seek(file);
         }
@@ -265,8 +266,8 @@ impl<'w, 's> TableRestore<'w, 's> {
         self.seek(file)
     }
 
-    /// Places what is in the place of a file that cannot be restored.
-    fn make_null(
+    /// Opens and places the substitute of a file that cannot be restored.
+    fn make_substitute(
         &mut self,
         file: &OpenFile,
         number: RawFd,
@@ -287,24 +288,26 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Sets the position of a description.
+    /// Sets the recorded position of a description, if its kind is seekable.
     fn seek(&self, file: &OpenFile) -> Result<()> {
         let path = file.flags & libc::O_PATH as u32 != 0;
-        let seeks = || self.plan.image.record(file.id).is_some_and(|record| record.is_seekable());
-        if file.pos == 0 || path || !seeks() {
+        let is_seekable =
+            || self.plan.image.record(file.id).is_some_and(|record| record.is_seekable());
+        if file.pos == 0 || path || !is_seekable() {
             return Ok(());
         }
         let held = self.cx.held.get(&file.id).ok_or(Errno::EBADF)?;
         lseek(held.as_fd(), file.pos, Whence::SeekSet).at(|| "lseek").map(drop)
     }
 
-    /// Fails with status 6 if something could not be made; `say` gets a line each.
+    /// Ends the opening of descriptions. Fails with status 6 if some could not be restored, after
+    /// `say` was called with a line for each.
     pub fn end_making(
         &mut self,
         executor: &mut dyn Executor,
         say: &mut dyn FnMut(&str),
     ) -> Result<()> {
-        executor.release()?;
+        executor.close_gaps()?;
         refuse(&self.problems, say)
     }
 
@@ -323,24 +326,25 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Does what can be done only when all descriptors of the table are placed: what finishes
-    /// descriptions, owners, O_ASYNC, and last the locks of descriptions.
+    /// Runs the operations that need all descriptors of the table to be placed: it finishes
+    /// descriptions, sets owners and O_ASYNC, and then takes the locks of descriptions.
     ///
-    /// What was made for several tasks is finished where it was made; but what names numbers or
-    /// processes is left to the task that owns the file.
+    /// The process that opens a file for several tasks also finishes it. A file whose record refers
+    /// to numbers is finished by the task that owns it, which also sets its owner and takes its
+    /// locks.
     pub fn finish(&mut self, executor: &mut dyn Executor) -> Result<Unlocked> {
         let plan = self.plan;
-        let mut locked: Vec<(&Step, &OpenFile, RawFd)> = Vec::new();
-        let mut last: Vec<&OpenFile> = Vec::new();
+        let mut with_locks: Vec<(&Step, &OpenFile, RawFd)> = Vec::new();
+        let mut finished: Vec<&OpenFile> = Vec::new();
         for step in &plan.steps {
             let Some(file) = step.file.and_then(|id| plan.image.file(id)) else { continue };
             let Some(record) = plan.image.record(file.id) else { continue };
-            let here = self.placed.numbers.get(&file.id).copied();
-            let Some(number) = here.filter(|_| !self.cx.nulled.contains(&file.id)) else {
+            let number = self.placed.numbers.get(&file.id).copied();
+            let Some(number) = number.filter(|_| !self.cx.nulled.contains(&file.id)) else {
                 continue;
             };
-            let of_numbers = record.prerequisite(file) == Prerequisite::Numbers;
-            let (made, owned) = match step.action {
+            let refers_to_numbers = record.prerequisite(file) == Prerequisite::Numbers;
+            let (opened, owned) = match step.action {
                 Action::Make => (true, !plan.owner_tasks.contains_key(&file.id)),
                 Action::FromStore(_) | Action::FromParent => {
                     (false, plan.owned_files.contains(&file.id))
@@ -350,34 +354,35 @@ impl<'w, 's> TableRestore<'w, 's> {
             if self.placed.replaced.contains_key(&file.id) {
                 continue;
             }
-            if if of_numbers { owned } else { made } {
+            if if refers_to_numbers { owned } else { opened } {
                 self.finish_file(file, number, executor)
-                    .at(|| format!("fd {number}: {}", what(file)))?;
-                last.push(file);
+                    .at(|| format!("fd {number}: {}", link_of(file)))?;
+                finished.push(file);
             }
             if owned && plan.lowest.get(&file.id) == Some(&step.fd) {
-                self.owner(file, number, executor)?;
+                self.set_signal_owner(file, number, executor)?;
                 if !file.locks.is_empty() {
-                    locked.push((step, file, number));
+                    with_locks.push((step, file, number));
                 }
             }
         }
-        for file in last {
+        for file in finished {
             let held = self.cx.held.get(&file.id).cloned();
             let record = plan.image.record(file.id);
             if let (Some(held), Some(record)) = (held, record) {
                 record.finish_last(file, held.as_fd(), &mut self.cx)?;
             }
         }
-        // A lease is broken by whoever opens the file after it was taken.
+        // open(2) of the same file after a lease was taken would break the lease.
         let mut unlocked = Vec::new();
-        for (step, file, number) in locked {
-            self.locks(step, file, number, executor, &mut unlocked)?;
+        for (step, file, number) in with_locks {
+            self.take_file_locks(step, file, number, executor, &mut unlocked)?;
         }
         self.close_temporary(executor)?;
         Ok(unlocked)
     }
 
+    /// Runs the operation of a description, and finishes it.
     fn finish_file(
         &mut self,
         file: &OpenFile,
@@ -400,12 +405,20 @@ impl<'w, 's> TableRestore<'w, 's> {
         record.finish(file, number, held.as_fd(), &outcome, &mut self.cx)
     }
 
-    /// Sets who is told that a description is ready, and by which signal.
-    fn owner(&mut self, file: &OpenFile, number: RawFd, executor: &mut dyn Executor) -> Result<()> {
+    /// Sets the owner and the signal of a description, and O_ASYNC.
+    fn set_signal_owner(
+        &mut self,
+        file: &OpenFile,
+        number: RawFd,
+        executor: &mut dyn Executor,
+    ) -> Result<()> {
         if let Some(signals) = &file.signals {
             let id = self.cx.current_id(signals.kind, signals.id);
             if id.is_none() && signals.id != 0 {
-                let line = format!("fd {number}: its owner {} is not restored", signals.id);
+                let line = format!(
+                    "fd {number}: its owner, process or group {}, is not restored: it has none",
+                    signals.id
+                );
                 self.cx.warnings.push(line);
             }
             let owner = id.map(|id| (signals.kind, id));
@@ -419,9 +432,9 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Takes the locks of a description, in the process that owns the file: /proc/locks names that
-    /// process, and a lease tells it by a signal, with the number.
-    fn locks(
+    /// Takes the locks of a description. This is run in the task that owns the file: /proc/locks
+    /// shows that process, and the kernel sends it the signal of a lease, with the number.
+    fn take_file_locks(
         &mut self,
         step: &Step,
         file: &OpenFile,
@@ -430,36 +443,36 @@ impl<'w, 's> TableRestore<'w, 's> {
         unlocked: &mut Unlocked,
     ) -> Result<()> {
         if let Some(held) = self.cx.held.get(&file.id) {
-            if !lock::is_of(file, held.as_fd()) {
+            if !lock::is_not_substitute(file, held.as_fd()) {
                 return Ok(());
             }
         }
-        let called = self.plan.name(step);
+        let name = self.plan.name(step);
         for lock in &file.locks {
-            let line = |why: &str| format!("{called}: {}: {why}", lock.describe());
-            // How a lease was before it was to end, and who waits, is not known; or we know no such
-            // lock.
+            let line = |why: &str| format!("{name}: {}: {why}", lock.describe());
+            // A lease that is being broken has lost its former type, and the process that breaks it
+            // waits in open(2). A lock of another class is from a newer version.
             if lock.breaking || !["FLOCK", "OFDLCK", "LEASE"].contains(&lock.class.as_str()) {
                 self.cx.warnings.push(line("it is not taken again"));
                 continue;
             }
-            let taken = executor.run(&Operation::Lock { number, lock: lock.clone() })?;
-            if let Outcome::Refused(why) = taken {
+            let outcome = executor.run(&Operation::Lock { number, lock: lock.clone() })?;
+            if let Outcome::Refused(why) = outcome {
                 unlocked.push(line(&why));
             } else if lock.class == "LEASE" {
                 let signals = file.signals.as_ref();
                 let owner = signals.and_then(|it| self.cx.current_id(it.kind, it.id));
-                // The kernel makes whoever takes it the owner, if the description has none.
-                let nobody = Operation::Owner { number, owner: Some((1, 0)), signal: 0 };
-                if owner.is_none() && executor.run(&nobody).is_err() {
-                    unlocked.push(line("its owner is this process"));
+                // F_SETLEASE makes the calling process the owner, if the description has none.
+                let no_owner = Operation::Owner { number, owner: Some((1, 0)), signal: 0 };
+                if owner.is_none() && executor.run(&no_owner).is_err() {
+                    unlocked.push(line("its owner is now fdrestore, and could not be cleared"));
                 }
             }
         }
         Ok(())
     }
 
-    /// Closes what was in the table only until all queues were filled.
+    /// Closes the numbers that were needed only until all queues were filled.
     fn close_temporary(&mut self, executor: &mut dyn Executor) -> Result<()> {
         for step in self.plan.steps.iter().filter(|step| step.temporary) {
             let parked = step.file.and_then(|id| self.plan.parked.get(&id)).map(|(id, _)| *id);
@@ -473,8 +486,8 @@ impl<'w, 's> TableRestore<'w, 's> {
         Ok(())
     }
 
-    /// Forgets all descriptions that were made, after they were sent away; `close` gets those that
-    /// are under the table.
+    /// Closes all descriptions that were placed, after they were sent to the fdstore: calls `close`
+    /// with those in the table.
     pub(crate) fn close_placed(&mut self, mut close: impl FnMut(PlacedFd)) {
         self.placed.numbers.clear();
         for (_, held) in self.cx.held.drain() {
@@ -484,7 +497,7 @@ impl<'w, 's> TableRestore<'w, 's> {
         }
     }
 
-    /// Ends the restore: what is left needs the plan alone.
+    /// Ends the restore. The rest, the POSIX locks of the table, needs only the plan.
     pub fn end<'p>(self, plan: &'p Plan<'p>) -> RestoredTable<'p> {
         RestoredTable { plan, placed: self.placed }
     }
@@ -496,13 +509,13 @@ impl<'w, 's> TableRestore<'w, 's> {
 }
 
 impl RestoredTable<'_> {
-    /// Takes the POSIX locks of the table. The last of all operations: once a lock is taken, no
-    /// descriptor of the inode may be closed any more, nor the table be copied (fcntl(2)).
+    /// Takes the POSIX locks of the table. These are the last operations: to close a descriptor of
+    /// the inode, or to copy the table, would drop the locks (fcntl(2)).
     pub fn take_table_locks(&self, executor: &mut dyn Executor) -> Result<Unlocked> {
         self.placed.table_locks(self.plan, true, executor)
     }
 
-    /// The numbers that are close-on-exec in the image, of those that were restored.
+    /// The restored numbers that are close-on-exec in the image.
     pub fn close_on_exec(&self) -> Vec<RawFd> {
         let restored = |step: &&Step| step.cloexec && self.placed.has(step);
         self.plan.steps.iter().filter(restored).map(|step| step.fd).collect()
@@ -510,7 +523,7 @@ impl RestoredTable<'_> {
 }
 
 impl Placed {
-    /// Reports whether a step has put a descriptor of the image into the table, which stays there.
+    /// Reports whether a step has placed a descriptor of the image, which stays open.
     fn has(&self, step: &Step) -> bool {
         let replaced = step.file.and_then(|id| self.replaced.get(&id));
         let action = replaced.copied().unwrap_or(step.action);
@@ -518,16 +531,17 @@ impl Placed {
         !step.temporary && known && !matches!(action, Action::Skip | Action::Inherit(_))
     }
 
+    /// Takes the POSIX locks of the table, or tests whether they can be taken.
     fn table_locks(
         &self,
         plan: &Plan<'_>,
-        really: bool,
+        take: bool,
         executor: &mut dyn Executor,
     ) -> Result<Unlocked> {
         let mut unlocked = Vec::new();
         for (step, file, lock, of_table) in plan.locks(&plan.steps) {
             if of_table && (executor.is_paper() || self.has(step)) {
-                let refused = table_lock(step.fd, file, lock, really, executor)?;
+                let refused = table_lock(step.fd, file, lock, take, executor)?;
                 unlocked.extend(refused.map(|line| format!("{}: {line}", plan.name(step))));
             }
         }
@@ -535,30 +549,31 @@ impl Placed {
     }
 }
 
-/// Takes a POSIX lock, or tests whether it can be taken. Gives a line if not.
+/// Takes a POSIX lock, or tests whether it can be taken. Returns a line if not.
 fn table_lock(
     number: RawFd,
     file: &OpenFile,
     lock: &Lock,
-    really: bool,
+    take: bool,
     executor: &mut dyn Executor,
 ) -> Result<Option<String>> {
-    if !executor.is_paper() && !lock::is_of(file, executor.held(number)?.as_fd()) {
+    if !executor.is_paper() && !lock::is_not_substitute(file, executor.held(number)?.as_fd()) {
         return Ok(None);
     }
     let lock = lock.clone();
-    let called = lock.describe();
-    let operation = match really {
+    let name = lock.describe();
+    let operation = match take {
         true => Operation::Lock { number, lock },
         false => Operation::TestLock { number, lock },
     };
     match executor.run(&operation)? {
-        Outcome::Refused(why) => Ok(Some(format!("{called}: {why}"))),
+        Outcome::Refused(why) => Ok(Some(format!("{name}: {why}"))),
         _ => Ok(None),
     }
 }
 
-/// Refuses what cannot be locked, with status 6, or says it where descriptors may be missing too.
+/// Fails with status 6 if locks could not be taken, after `say` was called with each. Unless
+/// [`Missing::Fail`] is set, adds them to the warnings instead.
 pub(crate) fn refuse_unlocked(
     unlocked: Unlocked,
     options: &RestoreOptions,
@@ -572,7 +587,7 @@ pub(crate) fn refuse_unlocked(
     Ok(())
 }
 
-/// An error with the lines that led to it before it.
+/// An error whose text is these lines; the error itself if there are none.
 pub(crate) fn with_lines(err: Error, lines: &[String]) -> Error {
     match lines {
         [] => err,

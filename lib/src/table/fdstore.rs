@@ -1,9 +1,9 @@
-//! The fdstore: descriptors that wait for those who take a copy of them, behind one number.
+//! The fdstore: a queue of descriptors, behind one number, of which several processes take copies.
 //!
-//! It is a datagram socket connected to itself. A message is a run of descriptors, sent by
-//! SCM_RIGHTS with one byte; reading it with MSG_PEEK leaves it there for others, and SO_PEEK_OFF
-//! says which one is read (unix(7), socket(7)). Since whoever sends is whoever receives, the limit
-//! of a peer's queue (net.unix.max_dgram_qlen) does not count.
+//! It is a unix datagram socket connected to itself. A message has a run of descriptors
+//! (SCM_RIGHTS) and one byte. MSG_PEEK receives a message without removing it, and SO_PEEK_OFF
+//! selects it (unix(7), socket(7)). Since the sender is also the receiver, the limit of the peer's
+//! queue (net.unix.max_dgram_qlen) does not apply.
 
 use crate::error::{At, Error, Result};
 use crate::sys;
@@ -14,17 +14,17 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-/// The most descriptors of one message: SCM_MAX_FD of the kernel.
+/// The maximum number of descriptors of one message: SCM_MAX_FD of include/net/scm.h.
 pub const MAX_FDS: usize = 253;
 
-/// A store, as one process sees it.
+/// The fdstore in one process.
 pub struct Store<'b> {
     socket: Socket<'b>,
     lock: (&'b SharedMem, usize),
     messages: Cell<u32>,
 }
 
-/// The socket of a store.
+/// The socket of an fdstore.
 enum Socket<'b> {
     Owned(OwnedFd),
     Borrowed(BorrowedFd<'b>),
@@ -40,18 +40,20 @@ impl AsFd for Socket<'_> {
 }
 
 impl<'b> Store<'b> {
-    /// An empty one. `lock` is a cell that all readers share: they take turns, for what is read
-    /// next is a state of the socket.
+    /// Creates an empty fdstore. `lock` is a cell of shared memory by which all receivers exclude
+    /// each other, because SO_PEEK_OFF is a state of the socket.
     pub fn new(lock: (&'b SharedMem, usize)) -> Result<Store<'b>> {
         let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
         let socket = sys::socket::new(libc::AF_UNIX, kind, 0).at(|| "the fdstore")?;
-        // A name of no bytes has the kernel choose an abstract one that is free.
+        // autobind of unix(7): for an address of the family alone, the kernel chooses a free
+        // abstract name.
         let family = (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes();
         sys::socket::bind(socket.as_fd(), &family).at(|| "the fdstore")?;
         let name = sys::socket::name(socket.as_fd()).at(|| "the fdstore")?;
         sys::socket::connect(socket.as_fd(), &name).at(|| "the fdstore")?;
         let store = Store { socket: Socket::Owned(socket), lock, messages: Cell::new(0) };
-        // Each message takes some hundred bytes of the buffer; what is beyond wmem_max takes root.
+        // Each message takes some hundred bytes of the buffer. The FORCE options, which exceed
+        // wmem_max, take CAP_NET_ADMIN.
         for buffer in [libc::SO_SNDBUFFORCE, libc::SO_RCVBUFFORCE] {
             let _ = store.set(buffer, i32::MAX / 2);
         }
@@ -62,11 +64,11 @@ impl<'b> Store<'b> {
         sys::socket::set_option(self.socket.as_fd(), libc::SOL_SOCKET, option, value)
     }
 
-    /// Adds a message of at most [`MAX_FDS`] descriptors, and gives its number.
+    /// Sends a message of at most [`MAX_FDS`] descriptors. Returns its index.
     pub fn put(&mut self, fds: &[BorrowedFd<'_>]) -> Result<u32> {
         match sys::socket::send(self.socket.as_fd(), &[], &[0], fds, None) {
             Err(Errno::EAGAIN) => {
-                let why = "it is full: net.core.wmem_max bounds what it holds";
+                let why = "it is full; raise net.core.wmem_max with sysctl(8)";
                 return Err(Error::from(Errno::EAGAIN).at(why).at("the fdstore"));
             }
             sent => drop(sent.at(|| "the fdstore")?),
@@ -74,25 +76,26 @@ impl<'b> Store<'b> {
         Ok(self.messages.replace(self.messages.get() + 1))
     }
 
-    /// Copies of the descriptors of a message, at the lowest free numbers, ascending.
+    /// Receives copies of the `count` descriptors of a message, at the lowest free numbers,
+    /// ascending. Fails with EMFILE if the limit of open files does not permit all of them.
     pub fn get(&self, message: u32, count: usize) -> Result<Vec<OwnedFd>> {
-        let _held = StoreLock::take(self.lock.0, self.lock.1);
+        let _lock = StoreLock::take(self.lock.0, self.lock.1);
         self.messages.set(self.messages.get() + 1);
         self.set(libc::SO_PEEK_OFF, message as i32).at(|| "SO_PEEK_OFF")?;
         let fds = sys::socket::peek_message(self.socket.as_fd(), &mut [0], false)?.2.fds;
         match fds.len() == count {
             true => Ok(fds),
-            // The limit of open files cuts a message short.
+            // The kernel truncates the message (MSG_CTRUNC) at the limit of open files.
             false => Err(Errno::EMFILE.into()),
         }
     }
 
-    /// A store that another process has filled, by a descriptor of its socket.
+    /// An fdstore that another process has filled, by a descriptor of its socket.
     pub fn borrowed(socket: BorrowedFd<'b>, lock: (&'b SharedMem, usize)) -> Store<'b> {
         Store { socket: Socket::Borrowed(socket), lock, messages: Cell::new(0) }
     }
 
-    /// How many messages were put and taken through this view of it.
+    /// The number of messages that were sent and received by this value.
     pub fn messages(&self) -> u32 {
         self.messages.get()
     }
@@ -104,7 +107,7 @@ impl AsFd for Store<'_> {
     }
 }
 
-/// A lock among processes: 0 free, 1 held, 2 held and waited for.
+/// A lock between processes, in a cell: 0 free, 1 held, 2 held and waited for (futex(2)).
 struct StoreLock<'a>(&'a SharedMem, usize);
 
 impl<'a> StoreLock<'a> {
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_taken_any_number_of_times_in_any_order() {
+    fn messages_are_received_any_number_of_times_in_any_order() {
         let shared = SharedMem::new(1, 0).unwrap();
         let mut store = Store::new((&shared, 0)).unwrap();
         let pipes: Vec<OwnedFd> = (0..1000).map(|_| nix::unistd::pipe().unwrap().0).collect();

@@ -1,5 +1,7 @@
-//! One descriptor table: the driver that restores it, the operations of which that consists, the
-//! executors that run them, and the sources of its descriptions.
+//! The restore of one descriptor table: the driver makes operations from a plan, executors run
+//! them, and sources open the descriptions.
+//!
+//! The crate root has the operations (`operation`) and the plan (`plan`).
 
 pub mod command;
 pub mod direct;

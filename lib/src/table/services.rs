@@ -1,4 +1,5 @@
-//! The service descriptors of this process: what a restorer needs in a table while it restores it.
+//! The service descriptors: those that fdrestore needs in a table while it restores the table, such
+//! as the caller's stderr and the root directory.
 
 use crate::error::{At, Error, Result};
 use crate::placement::{self, Placement, TableNeeds};
@@ -6,8 +7,8 @@ use crate::sys::own_table::{OwnTable, PlacedFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::RawFd;
 
-/// Raises the soft RLIMIT_NOFILE to the hard one if the highest number asks for it. Gives the soft
-/// limit before and now.
+/// Raises the soft limit RLIMIT_NOFILE to the hard one, if the highest number is not below it.
+/// Returns the soft limit before and after.
 pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     match highest {
@@ -19,7 +20,8 @@ pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
     }
 }
 
-/// The numbers of so many service descriptors. Fails with status 6 if a table has no room for them.
+/// The numbers of `count` service descriptors. Fails with status 6 if the limit of open files
+/// leaves too few free numbers.
 pub(crate) fn service_numbers(
     policy: Placement,
     table: &TableNeeds<'_>,
@@ -27,13 +29,16 @@ pub(crate) fn service_numbers(
 ) -> Result<Vec<u32>> {
     placement::service_numbers(policy, table, count).ok_or_else(|| {
         let limit = table.limit;
-        let why = format!("no room for {count} service descriptors below the limit {limit}");
+        let why = format!(
+            "the limit of {limit} open files leaves too few numbers for {count} service descriptors; \
+             raise it (ulimit -n)"
+        );
         Error::unrestorable(why)
     })
 }
 
-/// Moves service descriptors to their numbers. What is there is closed: it is neither a service nor
-/// kept, since service numbers are not wanted ones.
+/// Moves service descriptors to their numbers. A descriptor that is open there is closed; it is not
+/// part of the restored table, which has none of the service numbers.
 pub(crate) fn move_services(
     table: &OwnTable,
     services: &mut [Option<PlacedFd>],
@@ -45,19 +50,19 @@ pub(crate) fn move_services(
     let pairs: Vec<(u32, u32)> = held.zip(numbers).collect();
     let spare = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
     for (from, to) in placement::moves(&pairs, spare) {
-        let is_there = |placed: &&mut Option<PlacedFd>| {
+        let is_at_number = |placed: &&mut Option<PlacedFd>| {
             placed.as_ref().is_some_and(|placed| placed.number() as u32 == from)
         };
-        let Some(place) = services.iter_mut().find(is_there) else { continue };
-        if let Some(placed) = place.take() {
+        let Some(service) = services.iter_mut().find(is_at_number) else { continue };
+        if let Some(placed) = service.take() {
             let placed = table.replace(placed, to as RawFd);
-            *place = Some(placed.at(|| "place the service descriptors")?);
+            *service = Some(placed.at(|| "place the service descriptors")?);
         }
     }
     Ok(())
 }
 
-/// Closes every number but these, which ascend.
+/// Closes every number except those in `keep`, which is sorted.
 pub(crate) fn close_others(table: &OwnTable, keep: &[RawFd]) -> Result<()> {
     let mut first = 0;
     for &number in keep.iter().chain([&RawFd::MAX]) {

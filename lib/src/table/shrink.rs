@@ -1,4 +1,4 @@
-//! Makes the table of this process the smallest that holds what is open.
+//! Shrinks the descriptor table of this process to the smallest size for its open numbers.
 
 use crate::error::Result;
 use crate::proc;
@@ -6,9 +6,10 @@ use crate::sys;
 
 /// Shrinks the table of this process if it has more than `capacity` slots.
 ///
-/// The kernel makes a table smaller only when it copies it, and copies it only if it is shared:
-/// dup_fd in fs/file.c takes the size that the highest open number asks for. So a child shares
-/// the table while unshare(2) makes a copy. execve(2) alone keeps the size.
+/// The kernel never shrinks a table in place. It copies a shared table on unshare(2), and dup_fd of
+/// fs/file.c then allocates only the size that the highest open number needs. So a child shares the
+/// table while unshare(2) is called. execve(2) copies only a shared table, and otherwise keeps the
+/// size.
 pub fn to(capacity: u64) -> Result<()> {
     if proc::own_capacity()? <= capacity {
         return Ok(());
@@ -16,7 +17,7 @@ pub fn to(capacity: u64) -> Result<()> {
     now()
 }
 
-/// Shrinks the table of this process to what is open.
+/// Shrinks the table of this process to the size for its open numbers.
 pub fn now() -> Result<()> {
     Ok(sys::clone_files::copy_table()?)
 }
@@ -27,8 +28,8 @@ mod tests {
     use nix::sched::{CloneFlags, unshare};
 
     #[test]
-    fn a_table_shrinks_to_what_its_highest_number_asks_for() {
-        // In a thread with a table of its own, so that other tests keep theirs.
+    fn a_table_shrinks_to_the_size_for_its_highest_number() {
+        // A thread with its own table, so that other tests are not affected.
         std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_FILES).unwrap();
             let file = std::fs::File::open("/dev/null").unwrap();
@@ -38,7 +39,7 @@ mod tests {
             nix::unistd::close(high).unwrap();
             assert_eq!(proc::own_capacity().unwrap(), 1024);
             to(64).unwrap();
-            // What other tests have open was copied too.
+            // The copy has the descriptors of other tests too.
             let open = std::fs::read_dir("/proc/thread-self/fd").unwrap();
             let number = |entry: std::io::Result<std::fs::DirEntry>| {
                 entry.unwrap().file_name().to_str().unwrap().parse::<u32>().unwrap()

@@ -1,4 +1,4 @@
-//! Sources: where the descriptions of an image come from.
+//! Sources, which open the descriptions of an image.
 
 use crate::error::Result;
 use crate::image::OpenFile;
@@ -7,11 +7,11 @@ use nix::errno::Errno;
 
 /// Opens descriptions of an image, in this process.
 pub trait Source {
-    /// Opens a description. Fails with status 6 if that cannot be done here.
+    /// Opens a description. Fails with status 6 if that is not possible here.
     fn open(&mut self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
 }
 
-/// The source that makes descriptions anew: each by its kind.
+/// The source that opens each description by its kind: [`crate::kind::Kind::restore`].
 #[derive(Debug, Default)]
 pub struct KindSource;
 

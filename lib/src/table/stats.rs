@@ -1,4 +1,4 @@
-//! What a restore took, for `--stats`: measured, not derived from the plan.
+//! The costs of a restore, for `--stats`: measured, not computed from the plan.
 
 use crate::error::{At, Result};
 use crate::placement::Size;
@@ -6,79 +6,81 @@ use crate::proc;
 use crate::sys;
 use crate::table::syscall_counter::{Calls, Counter, CounterSlot};
 
-/// Looks on while a table is restored by this process.
+/// Measures the restore of a table by this process.
 pub struct Meter<'c> {
     counter: Option<(&'c Counter, CounterSlot)>,
-    /// The calls before, and those that the looking took.
-    aside: Calls,
-    /// FDSize at its largest, as far as it was looked at.
+    /// The calls that are not counted: those before the restore, and those of the measuring.
+    excluded: Calls,
+    /// The largest FDSize of proc_pid_status(5) that was measured.
     pub peak: u64,
 }
 
 impl<'c> Meter<'c> {
-    /// One that began when the count did, or this process.
+    /// A meter that counts from the start of this process, or of the counter if that is later.
     pub fn from_process_start(counter: Option<&'c Counter>) -> Meter<'c> {
         let counter = counter.filter(|counter| counter.refusal().is_none());
         let counter = counter.and_then(|counter| Some((counter, counter.own_slot()?)));
-        // To find the place took a call.
-        Meter { counter, aside: Calls { all: 1, dups: 0 }, peak: 0 }
+        // Counter::own_slot has made one system call.
+        Meter { counter, excluded: Calls { all: 1, dups: 0 }, peak: 0 }
     }
 
-    /// One that begins now.
+    /// A meter that counts from now on.
     pub fn new(counter: Option<&'c Counter>) -> Meter<'c> {
         let mut meter = Meter::from_process_start(counter);
-        meter.aside = meter.all();
+        meter.excluded = meter.all();
         meter
     }
 
     fn all(&self) -> Calls {
-        self.counter.map_or(Calls::default(), |(counter, place)| counter.calls(place))
+        self.counter.map_or(Calls::default(), |(counter, slot)| counter.calls(slot))
     }
 
-    /// Says that the service descriptors stand: what was copied for that is not the table's.
+    /// Excludes the dups until now: they were made for service descriptors.
     pub fn services_placed(&mut self) {
-        self.aside.dups = self.all().dups;
+        self.excluded.dups = self.all().dups;
     }
 
-    /// Looks how large the table is: before it is made smaller, and at the end. It is looked at from
-    /// a copy, since a descriptor more could make it larger.
+    /// Measures FDSize, the number of slots of the table; called before the table is shrunk, and at
+    /// the end. A child with a copy of the table reads it, because another open number could make
+    /// the table larger.
     pub fn measure_size(&mut self) -> Result<u64> {
         let before = self.all();
-        // Not "self", which is the process that reads.
+        // /proc/self would be the process that reads.
         let path = format!("/proc/{}/status", nix::unistd::getpid());
         let status = sys::clone_files::read_aside(path.as_ref()).at(|| path.clone())?;
         let size = proc::capacity_in(&status);
         self.peak = self.peak.max(size);
-        let took = self.all() - before;
-        self.aside.all += took.all;
-        self.aside.dups += took.dups;
+        let measuring = self.all() - before;
+        self.excluded.all += measuring.all;
+        self.excluded.dups += measuring.dups;
         Ok(size)
     }
 
-    /// The calls until now, without those for looking; none if they are not counted.
+    /// The calls until now, without the excluded ones; none if they are not counted.
     pub fn calls(&self) -> Option<Calls> {
-        self.counter.map(|_| self.all() - self.aside)
+        self.counter.map(|_| self.all() - self.excluded)
     }
 }
 
-/// A table as it came out.
+/// The restored table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TableStats {
-    /// How many descriptors.
+    /// The number of descriptors.
     pub descriptors: usize,
-    /// FDSize.
+    /// FDSize of proc_pid_status(5), in slots.
     pub size: Size,
 }
 
-/// What one process took.
+/// The costs of one process of a restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessStats {
-    /// The id of its task in the image; none for fdrestore, which makes what several tasks have.
+    /// The process id of its task in the image; none for fdrestore, which opens the files that
+    /// several tasks have.
     pub pid: Option<i32>,
-    /// Its table; none for one that shares another's, and for fdrestore.
+    /// Its table; none for a task that shares the table of another, and for fdrestore.
     pub table: Option<TableStats>,
-    /// Its system calls, if they could be counted.
+    /// Its system calls; none if they could not be counted.
     pub calls: Option<Calls>,
-    /// Messages put into the fdstore, or taken from it.
+    /// The number of messages sent to the fdstore, or received from it.
     pub messages: u32,
 }

@@ -1,4 +1,4 @@
-//! The lists of operations that the driver makes for small images, by the executor on paper.
+//! Tests of the operations that the driver makes for small images, by the executor on paper.
 
 use crate::image::{Bytes, Writer};
 use crate::image::{Data, Head, Image, Item, Lock, MessageMeta, OpenFile, Signals, Slot, Task};
@@ -16,10 +16,10 @@ use proptest::prelude::*;
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-/// An image of one task: its files in the order of their ids, and its slots.
+/// An image of one task: its files by ascending id, its slots, and the contents of its queues.
 #[derive(Default)]
 struct Table {
-    /// The process id of the task; 700 if it is none.
+    /// The process id of the task; 700 if the field is zero.
     pid: i32,
     files: Vec<OpenFile>,
     slots: Vec<Slot>,
@@ -27,7 +27,7 @@ struct Table {
 }
 
 impl Table {
-    /// A file, whose id is given.
+    /// Adds a file, and returns its id.
     fn file(&mut self, file: OpenFile) -> u32 {
         let id = self.files.len() as u32;
         self.files.push(OpenFile { id, ..file });
@@ -43,10 +43,10 @@ impl Table {
         self.slots.last_mut().unwrap()
     }
 
-    /// A description of its own at a number.
-    fn at(&mut self, fd: u32, of: impl AsFd) -> u32 {
-        let file = self.file(file_of(of));
-        self.slot(fd, file);
+    /// Adds a description at a number, and returns its id.
+    fn at(&mut self, number: u32, fd: impl AsFd) -> u32 {
+        let file = self.file(file_of(fd));
+        self.slot(number, file);
         file
     }
 
@@ -125,7 +125,7 @@ fn the_members_of_an_epoll_are_added_when_all_numbers_are_placed() {
     let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
     let member = eventfd();
     epoll.add(&member, EpollEvent::new(EpollFlags::EPOLLIN, 5)).unwrap();
-    // The record names numbers of this process.
+    // The record refers to numbers of this process.
     let mut table = Table { pid: std::process::id() as i32, ..Table::default() };
     let (low, high) = (epoll.0.as_raw_fd(), member.as_fd().as_raw_fd());
     let outer = table.at(low as u32, &epoll.0);
@@ -163,10 +163,10 @@ fn owners_come_before_locks_of_descriptions_and_those_before_locks_of_the_table(
     table.slot(5, id).locks = vec![lock("POSIX")];
     let found = table.operations(&RestoreOptions::default());
     std::fs::remove_file(&dir).unwrap();
-    let us = std::process::id() as i32;
+    let pid = std::process::id() as i32;
     let wanted = [
         place(5, id),
-        Operation::Owner { number: 5, owner: Some((1, us)), signal: 10 },
+        Operation::Owner { number: 5, owner: Some((1, pid)), signal: 10 },
         Operation::Async { number: 5, flags: record.flags },
         Operation::Lock { number: 5, lock: lock("FLOCK") },
         SHRINK,
@@ -176,7 +176,7 @@ fn owners_come_before_locks_of_descriptions_and_those_before_locks_of_the_table(
 }
 
 #[test]
-fn an_owner_that_is_not_restored_is_nobody_and_its_signal_is_kept() {
+fn an_owner_that_is_not_restored_is_left_unset_and_its_signal_is_kept() {
     let mut table = Table::default();
     let mut record = file_of(eventfd());
     record.signals = Some(Signals { kind: 1, id: 1, signal: 12 });
@@ -222,7 +222,7 @@ fn a_queued_descriptor_is_open_until_the_queue_is_filled() {
     let bytes = Bytes(b"x".to_vec());
     table.data.push(Data { object: 0, offset: 0, with: Some(meta.into()), bytes });
     let found = table.operations(&RestoreOptions::default());
-    // The other end is closed in the image; it is open for as long.
+    // The other end is closed in the image, and open until the queue is filled.
     let parked = Operation::Place { number: 0, file: carrier, origin: Origin::Parked };
     let what = "connect it, fill the queue, shut it down".to_owned();
     let wanted = [

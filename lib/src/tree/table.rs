@@ -87,7 +87,7 @@ impl TreeRestore<'_> {
         restore.from_parent(&mut own)?;
         self.fork_children(task, service_numbers, store.as_ref(), &mut |highest| {
             restore.make(|step| step.before_fork && Some(step.fd) <= highest, &mut own)?;
-            own.release()
+            own.close_gaps()
         })?;
         state.arrive(task, Stage::Forked);
         self.join_group(task)?;
