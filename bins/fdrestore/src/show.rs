@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::os::fd::RawFd;
 
-/// The operations on one table.
+/// The operations on the table of one task, as text or JSON.
 pub(crate) fn plan(plan: &Plan<'_>, options: &RestoreOptions, json: bool) -> Result<String> {
     let operations = command::operations(plan, options)?;
     Ok(match json {
@@ -20,7 +20,7 @@ pub(crate) fn plan(plan: &Plan<'_>, options: &RestoreOptions, json: bool) -> Res
     })
 }
 
-/// The operations on all tables of a tree.
+/// The operations on all tables of a tree, as text or JSON.
 pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Result<String> {
     let all = tree::operations(tree, options)?;
     let owner = |task: usize| &tree.image.tasks[tree.shape.nodes[task].owner];
@@ -52,15 +52,17 @@ pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Res
     })
 }
 
-/// An operation for a reader: its number, its verb, the file that it is about, and what more there
-/// is to say.
+/// An operation as a line of the table.
 struct Line {
     number: Option<RawFd>,
     verb: String,
+    /// The id of the file at the number.
     file: Option<u32>,
+    /// The arguments, as text.
     detail: String,
 }
 
+/// The line for an operation.
 fn line(plan: &Plan<'_>, operation: &Operation) -> Line {
     let file_at = |number: RawFd| {
         let at = plan.steps.binary_search_by_key(&number, |step| step.fd).ok()?;
@@ -121,15 +123,15 @@ fn line(plan: &Plan<'_>, operation: &Operation) -> Line {
     }
 }
 
-/// Kind and name of a file.
-fn file_of<'p>(plan: &'p Plan<'_>, file: Option<u32>) -> (Cow<'p, str>, Cow<'p, str>) {
+/// The kind and the link text of a file.
+fn kind_and_link<'p>(plan: &'p Plan<'_>, file: Option<u32>) -> (Cow<'p, str>, Cow<'p, str>) {
     match file.and_then(|id| plan.image.file(id)) {
         Some(file) => (escape(file.kind.as_bytes()), escape(&file.link.0)),
         None => ("-".into(), "".into()),
     }
 }
 
-/// The origin of the controlling terminal; none if the task has none.
+/// The planned controlling terminal as text; none if the task has none.
 fn terminal(plan: &Plan<'_>) -> Option<String> {
     match &plan.terminal {
         CttyPlan::None => None,
@@ -145,11 +147,12 @@ fn terminal(plan: &Plan<'_>) -> Option<String> {
     }
 }
 
+/// The lines for operations, for numbers that stay closed, and for the controlling terminal.
 fn table(plan: &Plan<'_>, operations: &[Operation]) -> String {
     let row = |operation: &Operation| {
         let Line { number, verb, file, detail } = line(plan, operation);
-        let (kind, link) = file_of(plan, file);
-        let number = number.map_or("-".to_owned(), |number| match waits(plan, number) {
+        let (kind, link) = kind_and_link(plan, file);
+        let number = number.map_or("-".to_owned(), |number| match is_temporary(plan, number) {
             true => "queue".to_owned(),
             false => number.to_string(),
         });
@@ -161,24 +164,25 @@ fn table(plan: &Plan<'_>, operations: &[Operation]) -> String {
         format!("{number:>5}  {verb:<10}  {kind:<9}  {name}\n")
     };
     let skipped = plan.steps.iter().filter(|step| step.action == Action::Skip).map(|step| {
-        let (kind, link) = file_of(plan, step.file);
+        let (kind, link) = kind_and_link(plan, step.file);
         format!("{:>5}  {:<10}  {kind:<9}  {link}\n", step.fd, "none")
     });
     let terminal = terminal(plan).map(|is| format!("controlling terminal: {is}\n"));
     operations.iter().map(row).chain(skipped).chain(terminal).collect()
 }
 
-/// Reports whether a number is in the table only until all queues are filled.
-fn waits(plan: &Plan<'_>, number: RawFd) -> bool {
+/// Reports whether a number is open only until all queues are filled.
+fn is_temporary(plan: &Plan<'_>, number: RawFd) -> bool {
     let at = plan.steps.binary_search_by_key(&number, |step| step.fd);
     at.is_ok_and(|at| plan.steps[at].temporary)
 }
 
+/// The operations as JSON objects.
 fn list(plan: &Plan<'_>, operations: &[Operation]) -> Vec<Value> {
     let row = |operation: &Operation| {
         let Line { number, verb, file, detail } = line(plan, operation);
-        let (kind, link) = file_of(plan, file);
-        let number = number.filter(|number| !waits(plan, *number));
+        let (kind, link) = kind_and_link(plan, file);
+        let number = number.filter(|number| !is_temporary(plan, *number));
         let mut row = json!({"fd": number, "verb": verb, "kind": kind, "name": link});
         if !detail.is_empty() {
             row["detail"] = detail.into();
@@ -189,6 +193,7 @@ fn list(plan: &Plan<'_>, operations: &[Operation]) -> Vec<Value> {
     operations.iter().map(row).collect()
 }
 
+/// The operations and problems of one table as a JSON object.
 fn value(plan: &Plan<'_>, operations: &[Operation]) -> Value {
     json!({
         "pid": plan.task.pid, "operations": list(plan, operations),
