@@ -115,10 +115,11 @@ pub trait ImageCheck<K> {
 /// 2. `pub(super) mod NAME;` in the `mod.rs` of the family;
 /// 3. `ops::<FAMILY::NAME::Name>()` in [`KINDS`], before every kind that would claim it too;
 /// 4. its fixture: `tests/mkfd/NAME.rs`, and its two lines in `tests/mkfd/main.rs`;
-/// 5. its row and its grammar in `man/fdimage.5`;
+/// 5. its rule in the grammar, and its paragraph, in `man/fdimage.5`;
 /// 6. its row in the table of `README.md`;
-/// 7. its round trips in `tests/suite/kinds.rs`, and a line for every error and warning in the
-///    other files of `tests/suite`.
+/// 7. its test lines: the round trips in `tests/suite/kinds.rs`, the differences that the fixture
+///    must report in `tests/suite/fixture.rs`, and each error and warning in the other files of
+///    `tests/suite`.
 ///
 /// Only NAME, `claims`, `capture` and `restore` are required; every other item has a default.
 pub trait Kind: Serialize + DeserializeOwned + 'static {
