@@ -799,44 +799,64 @@ const FORGED: &[Forgery] = &[
     ("tcp@3", r#"{"state": 77}"#, "(status 3)", "contradicts"),
     ("tcp@3", r#"{"ended": 1}"#, "(status 3)", "has ended"),
     ("tcp@3", r#"{"listens": [-1, 0]}"#, "(status 3)", "kind tcp"),
-    ("tcp@3", r#"{"socket": {"family": 1, "protocol": 6}}"#, "(status 3)", "1 is no family"),
-    ("tcp@3", r#"{"socket": {"family": 2, "protocol": 17}}"#, "(status 3)", "17 is no protocol"),
+    (
+        "tcp@3",
+        r#"{"socket": {"family": 1, "protocol": 6}}"#,
+        "(status 3)",
+        "family 1 is not AF_INET",
+    ),
+    (
+        "tcp@3",
+        r#"{"socket": {"family": 2, "protocol": 17}}"#,
+        "(status 3)",
+        "protocol 17 is not IPPROTO_TCP",
+    ),
     (
         "tcp@3",
         r#"{"socket": {"family": 2, "protocol": 6, "local": "[::1]:1"}}"#,
         "(status 3)",
-        "[::1]:1 is no address of its family",
+        "[::1]:1 is not an address of its family",
     ),
     (
         "tcp@3",
         r#"{"socket": {"family": 2, "protocol": 6, "remote": "127.0.0.1:1"}}"#,
         "(status 3)",
-        "connected in a state without",
+        "a peer address in a state without a connection",
     ),
     (
         "tcp@3",
         r#"{"socket": {"family": 2, "protocol": 6, "options": {"SO_NONSENSE": 1}}}"#,
         "(status 6)",
-        "SO_NONSENSE is not known here",
+        "does not know socket option SO_NONSENSE",
     ),
     ("tcp@3", r#"{"socket": {"family": 2, "protocol": 6, "netns": 77}}"#, "(status 6)", "net:[77]"),
-    ("udp@3", r#"{"socket": {"family": 2, "protocol": 6}}"#, "(status 3)", "6 is no protocol"),
+    (
+        "udp@3",
+        r#"{"socket": {"family": 2, "protocol": 6}}"#,
+        "(status 3)",
+        "protocol 6 is not IPPROTO_UDP",
+    ),
     (
         "udp@3",
         r#"{"socket": {"family": 2, "protocol": 17, "groups": [
             {"group": "10.0.0.1", "device": "lo", "only": false, "sources": []}]}}"#,
         "(status 3)",
-        "no multicast group",
+        "10.0.0.1 is not a multicast group",
     ),
     (
         "udp@3",
         r#"{"socket": {"family": 2, "protocol": 17, "groups": [
             {"group": "239.255.77.1", "device": "x/y", "only": false, "sources": []}]}}"#,
         "(status 6)",
-        "x/y, which is not here",
+        "device x/y, which does not exist here",
     ),
     ("raw@3", r#"{"socket": {"family": 2}}"#, "(status 3)", "kind raw"),
-    ("icmp@3", r#"{"socket": {"family": 2, "protocol": 17}}"#, "(status 3)", "no protocol of ICMP"),
+    (
+        "icmp@3",
+        r#"{"socket": {"family": 2, "protocol": 17}}"#,
+        "(status 3)",
+        "protocol 17 is not IPPROTO_ICMP",
+    ),
 ];
 
 #[test]

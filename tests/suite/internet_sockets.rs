@@ -166,7 +166,7 @@ time.sleep(60)
     drop((target, server));
 
     let refused = format!("fd {number} (socket:[");
-    let why = format!("its connection to {at} (ESTABLISHED) is not made anew");
+    let why = format!("connections are not restored: its peer is {at} (ESTABLISHED)");
     let cures = ["--inherit KEY=FD", "--missing null", "--missing skip", "(status 6)"];
     restored(&file, &[], &["true"]).refuses(125, &[&[&*refused, &why], &cures[..]].concat());
     let look = "
@@ -197,8 +197,12 @@ fn an_address_in_use_or_of_another_machine_is_refused_by_name() {
     let target = target!(scratch.dir(), &["tcp@3", "udp@4"]);
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
-    let taken =
-        ["fd 3", "fd 4", "127.0.0.1:", "is in use, perhaps by the process that was scanned"];
+    let taken = [
+        "fd 3",
+        "fd 4",
+        "127.0.0.1:",
+        "is in use, perhaps by the process that was scanned: end it first",
+    ];
     restored(&file, &[], &["echo", "run"]).refuses(125, &[&taken[..], &["(status 6)"]].concat());
     pipeline(&[&["fdrestore", "-n", "-i", &file, "--inherit", "0,1,2"]]).refuses(6, &taken);
     drop(target);
@@ -208,7 +212,7 @@ fn an_address_in_use_or_of_another_machine_is_refused_by_name() {
     let target = target!(scratch.dir(), &["udp@3:host=192.0.2.77,set=0.15.1"]);
     scan(&target.pid, &file);
     drop(target);
-    let gone = "is no address of this machine";
+    let gone = "is not an address of this machine";
     let mut body = show(&file)["descriptors"][0]["body"].clone();
     body["socket"].as_object_mut().unwrap().remove("options");
     let forged = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
@@ -254,8 +258,9 @@ time.sleep(60)
     let fd = format!("fd {} ", target.said);
     pipeline(&[&["fdscan", "-F", "tcp", &target.pid], &["fdimg", "write", &file]]).quiet();
     drop(target);
-    let why = "not of its process's network namespace";
-    restored(&file, &[], &["true"]).refuses(125, &[&fd, "it is of net:[", why, "(status 6)"]);
+    let why = "not in that of its process: run fdrestore in that namespace (nsenter --net)";
+    restored(&file, &[], &["true"])
+        .refuses(125, &[&fd, "it is in network namespace net:[", why, "(status 6)"]);
 }
 
 #[test]
@@ -276,7 +281,7 @@ fn without_privileges_a_message_keeps_only_a_sender_address_of_this_machine() {
     };
     run(&["udp@3:data=a++b", "udp@4:v6,data=c,host=::,from=127.0.0.1"]).quiet();
     run(&["udp@3:host=0.0.0.0,data=a+b,from=198.51.100.7"])
-        .refuses(1, &["2 of 2 messages in its queue lose their senders", "senders is"]);
+        .refuses(1, &["2 of 2 queued messages lose their sender addresses", "senders is"]);
     // The sender is restored, too, and has its address again.
     let before = "
 import socket, time

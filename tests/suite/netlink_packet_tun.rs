@@ -63,7 +63,7 @@ fn queued_messages_and_packets_are_reported_as_lost() {
     drop(target);
     let check = ["mkfd", "check", "--dir", scratch.dir(), "netlink@3:protocol=2", "packet@4"];
     let ran = restored(&file, &[], &check).ok();
-    for what in ["messages that were not read are lost", "packets that were not read are lost"] {
+    for what in ["bytes of unread messages are lost", "bytes of unread packets are lost"] {
         assert!(ran.stderr(0).contains(what), "{what}: {}", ran.whole());
     }
 }
@@ -101,7 +101,7 @@ fn a_network_device_is_found_by_its_name_and_a_missing_one_is_named() {
         ip tuntap add fdk1 mode tap; ip tuntap add fdk0 mode tap; ip link set fdk0 up
         \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --dir \"$dir\" packet@3:dev=fdk0";
     let ran = private(script, &scratch).ok();
-    assert!(ran.stderr(0).contains("there is no device fdk0"), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("there is no network device fdk0"), "{}", ran.whole());
 }
 
 #[test]
@@ -143,14 +143,18 @@ fn netlink_and_packet_sockets_with_forged_records_are_refused() {
 
     let packet = |path: &[&str], value| body("packet", path, value);
     let bytes = |bytes: &[u8]| Value::Bytes(bytes.to_vec());
-    refused(packet(&["class"], whole(10)), 3, &["fd 4", "such a type"]);
-    refused(packet(&["device", "name"], bytes(b"")), 6, &["fd 4", "taken away"]);
+    refused(packet(&["class"], whole(10)), 3, &["fd 4", "socket type is not one of packet(7)"]);
+    refused(packet(&["device", "name"], bytes(b"")), 6, &["fd 4", "was removed"]);
     refused(packet(&["device", "name"], bytes(&[b'x'; 16])), 3, &["fd 4", "device or membership"]);
-    refused(packet(&["device", "name"], bytes(b"fdk-none")), 6, &["fd 4", "no device fdk-none"]);
+    refused(
+        packet(&["device", "name"], bytes(b"fdk-none")),
+        6,
+        &["fd 4", "no network device fdk-none"],
+    );
     let member = |key: &str, value| packet(&["members", "0", key], value);
     refused(member("address", bytes(&[1; 33])), 3, &["fd 4", "device or membership"]);
     refused(member("count", whole(0)), 3, &["fd 4", "device or membership"]);
-    refused(member("count", whole(1 << 20)), 3, &["fd 4", "joined more"]);
+    refused(member("count", whole(1 << 20)), 3, &["fd 4", "more than 65536 memberships"]);
     refused(packet(&["fanout"], whole(0x60000)), 6, &["fd 4", "program"]);
     refused(packet(&["protocol"], whole(65536)), 3, &["fd 4", "kind packet"]);
 }

@@ -173,8 +173,8 @@ fn an_impossible_queue_is_refused_before_anything_is_created() {
     let bad = |change: &dyn Fn(&mut Data, &mut Vec<OpenFile>), status, text: &str| {
         refused(with_message(&stream, |data, files| change(data, files)), status, &[text]);
     };
-    bad(&|data, _| with(data).files = vec![0; 254], 3, "more descriptors than a message can have");
-    bad(&|data, _| data.bytes.0.clear(), 3, "descriptors without a byte");
+    bad(&|data, _| with(data).files = vec![0; 254], 3, "has more than 253 descriptors");
+    bad(&|data, _| data.bytes.0.clear(), 3, "descriptors are queued without a byte");
     bad(&|data, _| with(data).files = vec![77], 3, "file 77, queued in object");
     bad(
         &|data, files| {
@@ -243,11 +243,7 @@ fn a_queued_descriptor_that_cannot_be_restored_is_named_and_skipped_only_on_requ
     let skip: &[&[&str]] =
         &[&["fdrestore", "--missing", "skip", "--inherit", "0,1,2", "--", "true"]];
     let ran = Pipeline::new(skip).stdin(bytes).run();
-    assert!(
-        ran.stderr(0).contains("2 descriptors queued in it are not restored"),
-        "{}",
-        ran.whole()
-    );
+    assert!(ran.stderr(0).contains("2 queued descriptors are not restored"), "{}", ran.whole());
     ran.ok().in_one_line();
 }
 
@@ -391,7 +387,7 @@ print(a.fileno(), flush=True); time.sleep(1000)";
 a = socket.socket(fileno=int(sys.argv[1]))
 assert a.recv(99) == b'beforeafter'";
     let ran = restored(&file, &[], &[python, "-c", after, &number]).ok();
-    assert!(ran.stderr(0).contains("out of band"), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("out-of-band"), "{}", ran.whole());
     ran.in_one_line();
 }
 
@@ -431,13 +427,17 @@ other = socket.socket(socket.AF_UNIX); other.connect('server'); other.send(b'new
 assert server.accept()[0].recv(9) == b'new'";
     let run = [&[python, "-c", after, scratch.dir()], &numbers[..]].concat();
     let ran = restored(&file, &[], &run).ok();
-    assert!(ran.stderr(0).contains("it had the name server: its listener's"), "{}", ran.whole());
+    assert!(
+        ran.stderr(0).contains("it is not bound to its name server: a listening socket has"),
+        "{}",
+        ran.whole()
+    );
     ran.in_one_line();
     // A socket file that no process listens on is replaced; any other file is not touched.
     fs::remove_file(scratch.file("server")).unwrap();
     fs::write(scratch.file("server"), "precious").unwrap();
     let ran = restored(&file, &[], &["true"]);
-    ran.refuses(125, &["server is something else by now", "(status 6)"]);
+    ran.refuses(125, &["a file that is not a socket is at server", "(status 6)"]);
     assert_eq!(fs::read(scratch.file("server")).unwrap(), b"precious");
 }
 
@@ -452,7 +452,7 @@ fn a_socket_name_in_use_is_refused_and_its_owner_not_disturbed() {
     drop(target);
     let taken = || {
         let ran = restored(&file, &[], &["true"]);
-        ran.refuses(125, &["fd 3", "another process has a socket at", "(status 6)"]);
+        ran.refuses(125, &["fd 3", "another socket is bound to", "(status 6)"]);
     };
     fs::remove_file(&name).unwrap();
     let listener = UnixListener::bind(&name).unwrap();
@@ -500,7 +500,7 @@ fn an_abstract_name_in_use_is_refused() {
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"];
-    let texts = ["fd 3", "another socket has the name", "(status 6)"];
+    let texts = ["fd 3", "another socket is bound to", "(status 6)"];
     pipeline(&[&restore]).refuses(125, &texts);
     drop(target);
     pipeline(&[&restore]).quiet();

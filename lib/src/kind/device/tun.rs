@@ -5,7 +5,7 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::inet::said_if_elsewhere;
+use crate::kind::socket::inet::warn_if_other_netns;
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
@@ -195,7 +195,7 @@ impl Kind for Tun {
         self.check(file, cx)?;
         let made = cx.open_file_if(file, is_tun)?;
         let Tun { device: Some(device) } = self else { return Ok(made) };
-        said_if_elsewhere(cx);
+        warn_if_other_netns(cx);
         let TunDevice {
             name,
             flags,

@@ -1,21 +1,22 @@
-//! icmp(7): ping sockets, SOCK_DGRAM of IPPROTO_ICMP or IPPROTO_ICMPV6.
+//! icmp(7): ping sockets, of type SOCK_DGRAM and protocol IPPROTO_ICMP or IPPROTO_ICMPV6.
 
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet;
-use crate::kind::socket::portless::{self, Plain};
+use crate::kind::socket::portless::{self, PortlessSocket};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 
-/// A ping socket. The port of its address is the identifier of its echo requests.
+/// A ping socket. The port of its local address is the identifier of its echo requests.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Icmp(Plain);
+pub(crate) struct Icmp(PortlessSocket);
 
+/// Reports whether a protocol is that of a ping socket.
 fn is_icmp(protocol: i32) -> bool {
     matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6)
 }
@@ -28,7 +29,7 @@ impl Kind for Icmp {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        Plain::capture(it, "icmp").map(Icmp)
+        PortlessSocket::capture(it, "icmp").map(Icmp)
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
@@ -38,7 +39,8 @@ impl Kind for Icmp {
     fn validate(&self, _: &OpenFile) -> Result<()> {
         let protocol = self.0.socket.protocol();
         if !is_icmp(protocol) {
-            return Err(Error::malformed(format!("{protocol} is no protocol of ICMP")));
+            let why = format!("protocol {protocol} is not IPPROTO_ICMP or IPPROTO_ICMPV6");
+            return Err(Error::malformed(why));
         }
         self.0.socket.validate()
     }
@@ -49,12 +51,12 @@ impl Kind for Icmp {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
-        let Icmp(plain) = self;
-        plain.make(libc::SOCK_DGRAM, file, cx)
+        let Icmp(socket) = self;
+        socket.make(libc::SOCK_DGRAM, file, cx)
     }
 
     fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
-        // Who may not have a ping socket (ping_group_range) may have one of UDP.
-        inet::null(&self.0.socket, libc::SOCK_DGRAM, 0)
+        // A UDP socket needs no membership in net.ipv4.ping_group_range.
+        inet::null_socket(&self.0.socket, libc::SOCK_DGRAM, 0)
     }
 }

@@ -1,11 +1,13 @@
-//! ip(7) and ipv6(7): what the sockets of all their protocols have in common. Addresses are text,
-//! as RFC 5952 and RFC 4007 write them, with the name of the device and not its index.
+//! ip(7) and ipv6(7): the part of the record that internet sockets of all protocols share.
+//! Addresses are text in the form of RFC 5952 and RFC 4007, where the zone is the name of a device
+//! and not its index.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::RestoreContext;
+use crate::kind::socket::PASSIVE_REASON;
 use crate::kind::socket::multicast::{self, MulticastGroup};
-use crate::kind::socket::option::{Class, Phase, SocketOptions};
+use crate::kind::socket::option::{Phase, SocketClass, SocketOptions};
 use crate::proc::{Descriptor, boot_id, own_netns};
 use crate::sys::socket as sys;
 use crate::text::escape;
@@ -19,24 +21,23 @@ use std::sync::OnceLock;
 
 pub(crate) const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 
-/// What any socket of these families has.
+/// The record of an internet socket, whatever its protocol.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Inet {
-    /// AF_INET 2 or AF_INET6 10.
+    /// The address family, AF_INET 2 or AF_INET6 10.
     family: i32,
-    /// Its protocol, by the number that IANA has given it.
+    /// The protocol, IPPROTO_*.
     protocol: i32,
-    /// The address and port it is bound to; none if that is nothing.
+    /// The address and port that it is bound to; none for INADDR_ANY and port 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     local: Option<String>,
-    /// The address and port it is connected to.
+    /// The address and port that it is connected to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     remote: Option<String>,
-    /// The inode of its network namespace, if that is not the one of its process; zero if it could
-    /// not be found out which one it is.
+    /// The inode of its network namespace, if that is not its process's; zero if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
-    /// What a fresh socket like it has not.
+    /// Socket options that differ from those of a new socket.
     #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
     options: SocketOptions,
     /// The multicast groups that it has joined.
@@ -44,7 +45,7 @@ pub(crate) struct Inet {
     groups: Vec<MulticastGroup>,
 }
 
-/// An address, its port, and the device that an address of this link is of.
+/// An IP address and a port, with the zone (the device) of a link-local IPv6 address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Address {
     pub ip: IpAddr,
@@ -67,8 +68,9 @@ impl Address {
         Some(Address { ip: IpAddr::V6(ip.parse().ok()?), port, zone })
     }
 
-    /// From a struct sockaddr_in or sockaddr_in6, whose device is one where `fd` is.
-    pub(crate) fn of(fd: BorrowedFd<'_>, bytes: &[u8]) -> Option<Address> {
+    /// Decodes a struct sockaddr_in or sockaddr_in6. A scope id is the index of a device in the
+    /// network namespace of `fd`, a socket; a device without a name stays a number.
+    pub(crate) fn decode(fd: BorrowedFd<'_>, bytes: &[u8]) -> Option<Address> {
         let family = u16::from_ne_bytes(*bytes.first_chunk()?);
         let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
         if i32::from(family) == libc::AF_INET {
@@ -84,7 +86,8 @@ impl Address {
         (i32::from(family) == libc::AF_INET6).then_some(Address { ip: ip.into(), port, zone })
     }
 
-    /// As the kernel has it. Fails with ENODEV if its device is not where `fd` is.
+    /// Encodes a struct sockaddr_in or sockaddr_in6. Fails with ENODEV if there is no device with
+    /// the name of the zone in the network namespace of `fd`, a socket.
     pub(crate) fn encode(&self, fd: BorrowedFd<'_>) -> nix::Result<Vec<u8>> {
         let head = |family: i32| [(family as u16).to_ne_bytes(), self.port.to_be_bytes()].concat();
         match self.ip {
@@ -103,13 +106,13 @@ impl Address {
         }
     }
 
-    /// The same, as one of IPv4 if it is one of those that IPv6 has for them: `[::ffff:1.2.3.4]`.
+    /// The address with an IPv4-mapped IPv6 address, `[::ffff:1.2.3.4]`, made an IPv4 one.
     pub(crate) fn unmapped(&self) -> Address {
         Address { ip: self.ip.to_canonical(), ..self.clone() }
     }
 
-    /// Whether it says nothing: any address, and no port.
-    fn is_none(&self) -> bool {
+    /// Reports whether it is the name of an unbound socket: INADDR_ANY or in6addr_any, and port 0.
+    fn is_wildcard(&self) -> bool {
         self.ip.is_unspecified() && self.port == 0
     }
 }
@@ -124,40 +127,40 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// An address of an image.
-fn parse(family: i32, text: &str) -> Result<Address> {
+/// Parses an address of a record. Fails with status 3 if it is not one of this family.
+fn parse_address(family: i32, text: &str) -> Result<Address> {
     let address = Address::parse(text).filter(|it| it.ip.is_ipv6() == (family == libc::AF_INET6));
     let shown = || escape(text.as_bytes()).into_owned();
-    address.ok_or_else(|| Error::malformed(format!("{} is no address of its family", shown())))
+    address.ok_or_else(|| Error::malformed(format!("{} is not an address of its family", shown())))
 }
 
-/// Family, type and protocol of a descriptor, if it is a socket of these families.
-pub(crate) fn class(it: &Descriptor<'_>) -> Option<Class> {
-    // Other families are most sockets of a process, and are not asked for more.
-    let ours = |family: &i32| matches!(*family, libc::AF_INET | libc::AF_INET6);
-    it.family().filter(ours)?;
+/// Family, type and protocol of a descriptor, if it is an internet socket.
+pub(crate) fn class(it: &Descriptor<'_>) -> Option<SocketClass> {
+    // The family is checked first: most sockets are of another, and need no more system calls.
+    let is_internet = |family: &i32| matches!(*family, libc::AF_INET | libc::AF_INET6);
+    it.family().filter(is_internet)?;
     it.class()
 }
 
 impl Inet {
-    /// What a socket has.
+    /// Captures a socket. Fails with status 6 in a passive scan.
     pub(crate) fn capture(it: &Descriptor<'_>) -> Result<Inet> {
         let (Some(copy), Some(class)) = (&it.copy, class(it)) else {
-            return Err(Error::unrestorable("a passive scan cannot ask a socket"));
+            return Err(Error::unrestorable(PASSIVE_REASON));
         };
         let fd = copy.as_fd();
-        let local = Address::of(fd, &sys::name(fd).at(|| "getsockname")?);
+        let local = Address::decode(fd, &sys::name(fd).at(|| "getsockname")?);
         let remote = match sys::peer(fd) {
-            Ok(peer) => Address::of(fd, &peer),
+            Ok(peer) => Address::decode(fd, &peer),
             Err(Errno::ENOTCONN) => None,
             Err(errno) => return Err(errno).at(|| "getpeername"),
         };
-        let text = |it: Address| (!it.is_none()).then(|| it.to_string());
+        let text = |it: Address| (!it.is_wildcard()).then(|| it.to_string());
         let netns = it.other_netns();
         let mut options = SocketOptions::read(fd, class)?;
         if remote.is_some() {
-            // Of what is connected it is the processor that has last taken something in.
-            options.forget(&["SO_INCOMING_CPU"]);
+            // On a connected socket this is the processor that last received, not the value set.
+            options.remove(&["SO_INCOMING_CPU"]);
         }
         Ok(Inet {
             family: class.0,
@@ -166,47 +169,50 @@ impl Inet {
             remote: remote.and_then(text),
             netns,
             options,
-            // TCP is in none; and those of another namespace are not listed for the process.
+            // TCP sockets join no groups. /proc/PID/net lists only the groups of the namespace of
+            // the process.
             groups: match class.1 {
                 libc::SOCK_STREAM => Vec::new(),
                 _ if netns.is_some() => Vec::new(),
-                _ => multicast::read(it, class)?,
+                _ => multicast::read_groups(it, class)?,
             },
         })
     }
 
-    /// Finds what it is connected to if that has no port, in this table of /proc/net.
-    pub(crate) fn look_up(&mut self, it: &Descriptor<'_>, table: &str) {
+    /// Reads the address of a peer without a port, for which getpeername(2) fails, from a table of
+    /// /proc/PID/net: `table`, with `6` added for IPv6.
+    pub(crate) fn read_remote(&mut self, it: &Descriptor<'_>, table: &str) {
         let table = format!("{table}{}", if self.family == libc::AF_INET6 { "6" } else { "" });
         let Some(inode) = it.inode.as_ref().filter(|_| self.remote.is_none()) else { return };
         if let Some((ip, port)) = it.process.remote(&table, inode.ino) {
             self.remote = Some(Address { ip, port, zone: None }.to_string());
-            self.options.forget(&["SO_INCOMING_CPU"]);
+            self.options.remove(&["SO_INCOMING_CPU"]);
         }
     }
 
-    /// Leaves out options that tell something else in its state.
-    pub(crate) fn forget(&mut self, options: &[&str]) {
-        self.options.forget(options);
+    /// Removes options whose value is not the one that was set.
+    pub(crate) fn remove_options(&mut self, names: &[&str]) {
+        self.options.remove(names);
     }
 
-    /// The number of its protocol.
+    /// The protocol, IPPROTO_*.
     pub(crate) fn protocol(&self) -> i32 {
         self.protocol
     }
 
-    /// What it is bound to.
+    /// The address that it is bound to. Fails with status 3 if it is malformed.
     pub(crate) fn local(&self) -> Result<Option<Address>> {
-        self.local.as_deref().map(|text| parse(self.family, text)).transpose()
+        self.local.as_deref().map(|text| parse_address(self.family, text)).transpose()
     }
 
-    /// What it is connected to.
+    /// The address that it is connected to. Fails with status 3 if it is malformed.
     pub(crate) fn remote(&self) -> Result<Option<Address>> {
-        self.remote.as_deref().map(|text| parse(self.family, text)).transpose()
+        self.remote.as_deref().map(|text| parse_address(self.family, text)).transpose()
     }
 
-    /// Its addresses, as people write them: `0.0.0.0:0` for none, an arrow to the other end.
-    pub(crate) fn ends(&self) -> String {
+    /// Its addresses as text: `LOCAL -> REMOTE`, or `LOCAL`, which is `0.0.0.0:0` or `[::]:0` if it
+    /// is not bound.
+    pub(crate) fn endpoints(&self) -> String {
         let none = if self.family == libc::AF_INET6 { "[::]:0" } else { "0.0.0.0:0" };
         let local = self.local.as_deref().unwrap_or(none);
         match &self.remote {
@@ -215,63 +221,67 @@ impl Inet {
         }
     }
 
-    /// Fails with status 3 if no socket of a protocol has this.
+    /// Fails with status 3 if a field is not valid.
     pub(crate) fn validate(&self) -> Result<()> {
         if !matches!(self.family, libc::AF_INET | libc::AF_INET6) {
             let family = self.family;
-            return Err(Error::malformed(format!("{family} is no family of an internet socket")));
+            let why = format!("address family {family} is not AF_INET or AF_INET6");
+            return Err(Error::malformed(why));
         }
         let (_, _) = (self.local()?, self.remote()?);
         self.options.validate()?;
         self.groups.iter().try_for_each(MulticastGroup::validate)
     }
 
-    /// Says why a socket of this type cannot be made here. A dry run also tries its address.
-    pub(crate) fn check(&self, kind: i32, cx: &RestoreContext<'_>) -> Result<()> {
+    /// Fails with status 6 if a socket of this type cannot be made here. A dry run also binds a
+    /// socket to the address and closes it.
+    pub(crate) fn check(&self, socket_type: i32, cx: &RestoreContext<'_>) -> Result<()> {
         let local = self.local()?;
-        self.options.check((self.family, kind, self.protocol))?;
+        self.options.check((self.family, socket_type, self.protocol))?;
         if !self.groups.is_empty() {
-            let probe = self.fresh(kind, 0)?;
+            let probe = self.new_socket(socket_type, 0)?;
             self.groups.iter().try_for_each(|group| group.check(&probe))?;
         }
-        is_at_home(self.netns, cx)?;
-        // To try an address that others have too could take a message away from them.
-        let alone = kind == libc::SOCK_STREAM || !self.shares_its_address();
-        if let (true, Some(local)) = (cx.dry_run && alone, local) {
-            let probe = self.fresh(kind, 0)?;
+        require_same_netns(self.netns, cx)?;
+        // A second datagram socket on a shared address could receive messages of the first.
+        let try_address = socket_type == libc::SOCK_STREAM || !self.allows_address_reuse();
+        if let (true, Some(local)) = (cx.dry_run && try_address, local) {
+            let probe = self.new_socket(socket_type, 0)?;
             self.options.set(probe.as_fd(), Phase::Created, &mut drop)?;
-            self.bind_to(&probe, &local)?;
+            self.bind(&probe, &local)?;
         }
         Ok(())
     }
 
-    fn fresh(&self, kind: i32, flags: i32) -> Result<OwnedFd> {
-        sys::new(self.family, kind | flags, self.protocol).at(|| "socket")
+    /// A new socket of its family and protocol. `flags` are SOCK_NONBLOCK and SOCK_CLOEXEC.
+    fn new_socket(&self, socket_type: i32, flags: i32) -> Result<OwnedFd> {
+        sys::new(self.family, socket_type | flags, self.protocol).at(|| "socket")
     }
 
-    /// A new socket with its options, bound to its address.
-    pub(crate) fn make(
+    /// Makes a socket with the options of the first phase and the groups, bound to the address.
+    /// Fails with status 6 if the address is in use or not one of this machine.
+    pub(crate) fn make_bound(
         &self,
-        kind: i32,
+        socket_type: i32,
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
     ) -> Result<OwnedFd> {
         let Inet { family: _, protocol: _, local: _, remote: _, netns, options: _, groups } = self;
         if netns.is_none() {
-            said_if_elsewhere(cx);
+            warn_if_other_netns(cx);
         }
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
-        let made = self.fresh(kind, nonblock)?;
-        self.set(Phase::Created, made.as_fd(), file, cx)?;
+        let made = self.new_socket(socket_type, nonblock)?;
+        self.set_options(Phase::Created, made.as_fd(), file, cx)?;
         groups.iter().try_for_each(|group| group.join(made.as_fd()))?;
         if let Some(local) = self.local()? {
-            self.bind_to(&made, &local)?;
+            self.bind(&made, &local)?;
         }
         Ok(made)
     }
 
-    /// Sets those of its options whose turn it is.
-    pub(crate) fn set(
+    /// Sets the options of a phase.
+    pub(crate) fn set_options(
         &self,
         phase: Phase,
         fd: BorrowedFd<'_>,
@@ -282,13 +292,15 @@ impl Inet {
         self.options.set(fd, phase, &mut |line| cx.warnings.push(format!("{name}: {line}")))
     }
 
-    /// Whether other sockets may be bound to its address too.
-    pub(crate) fn shares_its_address(&self) -> bool {
+    /// Reports whether other sockets may be bound to the same address: SO_REUSEADDR or
+    /// SO_REUSEPORT.
+    pub(crate) fn allows_address_reuse(&self) -> bool {
         let set = |name| self.options.int(name).is_some_and(|value| value != 0);
         set("SO_REUSEADDR") || set("SO_REUSEPORT")
     }
 
-    /// Disconnects it, and connects it to its own other end, if it has one.
+    /// Disconnects a socket (AF_UNSPEC of connect(2)), and connects it to the recorded peer, if
+    /// there is one.
     pub(crate) fn reconnect(
         &self,
         fd: BorrowedFd<'_>,
@@ -297,79 +309,73 @@ impl Inet {
     ) -> Result<()> {
         let unspec = (libc::AF_UNSPEC as u16).to_ne_bytes();
         sys::connect(fd, &[&unspec[..], &[0; 14]].concat()).at(|| "disconnect")?;
-        // That has also taken its device away.
-        self.set(Phase::Created, fd, file, cx)?;
+        // Disconnecting has reset SO_BINDTODEVICE.
+        self.set_options(Phase::Created, fd, file, cx)?;
         let processor = self.options.int("SO_INCOMING_CPU").unwrap_or(-1);
         sys::set_option(fd, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, processor as i32)
             .at(|| "SO_INCOMING_CPU")?;
         self.connect(fd)
     }
 
-    /// Another socket of its protocol, on its device.
-    pub(crate) fn another(&self, v6: bool) -> Option<OwnedFd> {
+    /// A new datagram socket of its protocol, bound to the same device (SO_BINDTODEVICE); none if
+    /// it cannot be made.
+    pub(crate) fn new_sender(&self, v6: bool) -> Option<OwnedFd> {
         let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
-        let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-        let made = sys::new(family, kind, self.protocol).ok()?;
-        self.stay_on_device(made.as_fd());
+        let socket_type = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
+        let made = sys::new(family, socket_type, self.protocol).ok()?;
+        self.bind_to_same_device(made.as_fd());
         Some(made)
     }
 
-    /// Binds a socket to its device, if it is bound to one: no other can send to it.
-    pub(crate) fn stay_on_device(&self, fd: BorrowedFd<'_>) {
+    /// Binds another socket to the device of this one (SO_BINDTODEVICE), if it has one: packets
+    /// from other devices do not reach it.
+    pub(crate) fn bind_to_same_device(&self, fd: BorrowedFd<'_>) {
         if let Some(device) = self.options.bytes("SO_BINDTODEVICE") {
-            // If not, it will be seen that nothing comes.
+            // After a failure the messages do not arrive, which the caller counts.
             let _ = sys::set_option_bytes(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device);
         }
     }
 
-    /// Shuts down receiving (1), sending (2), both or nothing.
-    pub(crate) fn shut(&self, fd: BorrowedFd<'_>, what: u8) -> Result<()> {
-        match what & 3 {
-            0 => Ok(()),
-            1 => end(fd, Shutdown::Read),
-            2 => end(fd, Shutdown::Write),
-            _ => end(fd, Shutdown::Both),
-        }
-    }
-
-    /// Connects it to its other end, if it has one.
+    /// Connects a socket to the recorded peer, if there is one. Fails with status 6 if the peer is
+    /// not reachable.
     pub(crate) fn connect(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let Some(remote) = self.remote()? else { return Ok(()) };
         match remote.encode(fd).and_then(|to| sys::connect(fd, &to)) {
             Ok(()) => Ok(()),
             Err(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENODEV) => {
-                Err(Error::unrestorable(format!("{remote} cannot be reached from here")))
+                Err(Error::unrestorable(format!("its peer {remote} is not reachable from here")))
             }
             Err(errno) => Err(errno).at(|| format!("connect to {remote}")),
         }
     }
 
-    fn bind_to(&self, fd: &OwnedFd, local: &Address) -> Result<()> {
+    /// Binds a socket to an address, without a port if the record has none.
+    fn bind(&self, fd: &OwnedFd, local: &Address) -> Result<()> {
         let fd = fd.as_fd();
-        // Without this, bind(2) chooses a port where none is given (Linux 4.2).
-        let aside = local.port == 0 && self.options.int("IP_BIND_ADDRESS_NO_PORT").is_none();
+        // With port 0 bind(2) chooses a port, except under this option (ip(7), Linux 4.2).
+        let without_port = local.port == 0 && self.options.int("IP_BIND_ADDRESS_NO_PORT").is_none();
         let set = |on| sys::set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, on);
-        if aside {
+        if without_port {
             set(1).at(|| "IP_BIND_ADDRESS_NO_PORT")?;
         }
         let bound = local.encode(fd).and_then(|address| sys::bind(fd, &address));
         match bound {
-            Ok(()) if aside => set(0).at(|| "IP_BIND_ADDRESS_NO_PORT"),
+            Ok(()) if without_port => set(0).at(|| "IP_BIND_ADDRESS_NO_PORT"),
             Ok(()) => Ok(()),
             Err(Errno::EADDRINUSE) => Err(Error::unrestorable(format!(
-                "{local} is in use, perhaps by the process that was scanned"
+                "{local} is in use, perhaps by the process that was scanned: end it first"
             ))),
             Err(Errno::EADDRNOTAVAIL | Errno::ENODEV) => {
-                Err(Error::unrestorable(format!("{local} is no address of this machine")))
+                Err(Error::unrestorable(format!("{local} is not an address of this machine")))
             }
             Err(errno) => Err(errno).at(|| format!("bind to {local}")),
         }
     }
 }
 
-/// The bytes of the first message that waits to be read, if one does; and what is shut down:
-/// receiving 1, both 3.
-pub(crate) fn waiting(fd: BorrowedFd<'_>) -> Result<(Option<u32>, u8)> {
+/// The length of the first unread message (SIOCINQ), if there is one, and the directions that are
+/// shut down: receiving 1, both 3.
+pub(crate) fn queue_state(fd: BorrowedFd<'_>) -> Result<(Option<u32>, u8)> {
     let ready = sys::ready(fd).at(|| "poll")?;
     let shutdown = match ready {
         ready if ready & libc::POLLHUP != 0 => 3,
@@ -378,56 +384,80 @@ pub(crate) fn waiting(fd: BorrowedFd<'_>) -> Result<(Option<u32>, u8)> {
     if ready & libc::POLLIN == 0 {
         return Ok((None, shutdown));
     }
-    // One that is shut down is always readable.
+    // A socket that is shut down for receiving always has POLLIN, with or without a message.
     let bytes = crate::sys::readable(fd).at(|| "SIOCINQ")? as u32;
     Ok(((bytes > 0 || shutdown == 0).then_some(bytes), shutdown))
 }
 
-/// Makes a socket one whose connection has ended: reads end, and writes fail with EPIPE.
-pub(crate) fn end(fd: BorrowedFd<'_>, how: Shutdown) -> Result<()> {
-    // It says that there is no connection, and shuts the socket down all the same.
+/// Shuts down directions of a socket: receiving 1, sending 2.
+pub(crate) fn shut_down(fd: BorrowedFd<'_>, directions: u8) -> Result<()> {
+    match directions & 3 {
+        0 => Ok(()),
+        1 => shutdown_even_unconnected(fd, Shutdown::Read),
+        2 => shutdown_even_unconnected(fd, Shutdown::Write),
+        _ => shutdown_even_unconnected(fd, Shutdown::Both),
+    }
+}
+
+/// Calls shutdown(2), also on a socket without a connection. After Shutdown::Both reads return
+/// end-of-file, and writes fail with EPIPE.
+pub(crate) fn shutdown_even_unconnected(fd: BorrowedFd<'_>, how: Shutdown) -> Result<()> {
+    // Linux shuts an unconnected socket down, and returns ENOTCONN.
     match shutdown(fd.as_raw_fd(), how) {
         Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
         Err(errno) => Err(errno).at(|| "shutdown"),
     }
 }
 
-/// What stands in the place of a socket of this type and protocol: one at its end, so that all
-/// that is asked of such a socket still has an answer.
-pub(crate) fn null(inet: &Inet, kind: i32, protocol: i32) -> Result<OwnedFd> {
+/// Makes the replacement of a socket under `--missing null`: one of the same family that is shut
+/// down, so that socket options and getsockname(2) still work on it.
+pub(crate) fn null_socket(inet: &Inet, socket_type: i32, protocol: i32) -> Result<OwnedFd> {
     let v6 = inet.family == libc::AF_INET6;
     let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
-    let made = sys::new(family, kind, protocol).at(|| "socket")?;
-    end(made.as_fd(), Shutdown::Both)?;
+    let made = sys::new(family, socket_type, protocol).at(|| "socket")?;
+    shutdown_even_unconnected(made.as_fd(), Shutdown::Both)?;
     Ok(made)
 }
 
-/// Whether the image is of this boot, so that inodes of namespaces mean what they meant.
-fn same_boot(cx: &RestoreContext<'_>) -> bool {
+/// Reports whether the image was made in this boot. The inode numbers of namespaces are valid for
+/// one boot.
+fn is_same_boot(cx: &RestoreContext<'_>) -> bool {
     static BOOT: OnceLock<String> = OnceLock::new();
     cx.image.head.boot == *BOOT.get_or_init(boot_id)
 }
 
-/// Fails if a socket was of another network namespace than its process, and ours is not that one.
-pub(crate) fn is_at_home(netns: Option<u64>, cx: &RestoreContext<'_>) -> Result<()> {
-    match netns {
-        Some(netns) if netns == 0 || !same_boot(cx) || own_netns() != Some(netns) => {
-            let which = if netns == 0 { "another".into() } else { format!("net:[{netns}]") };
-            let why = format!("it is of {which}, not of its process's network namespace");
-            Err(Error::unrestorable(why))
+/// Fails with status 6 if a socket is in another network namespace than its process, and this
+/// process is not in that namespace. `netns` is the recorded inode: zero if it is not known, none
+/// if it is the namespace of its process.
+pub(crate) fn require_same_netns(netns: Option<u64>, cx: &RestoreContext<'_>) -> Result<()> {
+    let why = match netns {
+        None => return Ok(()),
+        Some(0) => {
+            "it is in a network namespace that the scan could not identify, and not in that \
+                    of its process"
+                .to_owned()
         }
-        _ => Ok(()),
-    }
+        Some(netns) if !is_same_boot(cx) => format!(
+            "it is in network namespace net:[{netns}] of another boot, and not in that of its process"
+        ),
+        Some(netns) if own_netns() != Some(netns) => format!(
+            "it is in network namespace net:[{netns}], and not in that of its process: run \
+             fdrestore in that namespace (nsenter --net)"
+        ),
+        Some(_) => return Ok(()),
+    };
+    Err(Error::unrestorable(why))
 }
 
-/// Says once if the sockets of the task were of another network namespace than they are now.
-pub(crate) fn said_if_elsewhere(cx: &mut RestoreContext<'_>) {
-    static OURS: OnceLock<Option<u64>> = OnceLock::new();
-    let ours = *OURS.get_or_init(own_netns);
-    let theirs = cx.task.namespaces.get("net").copied();
-    let (Some(ours), Some(theirs)) = (ours, theirs) else { return };
-    if ours != theirs && same_boot(cx) {
-        let line = format!("sockets of network namespace net:[{theirs}] are made in net:[{ours}]");
+/// Warns, once a restore, that the sockets of the task are made in another network namespace than
+/// the one they were captured in.
+pub(crate) fn warn_if_other_netns(cx: &mut RestoreContext<'_>) {
+    static OWN: OnceLock<Option<u64>> = OnceLock::new();
+    let own = *OWN.get_or_init(own_netns);
+    let recorded = cx.task.namespaces.get("net").copied();
+    let (Some(own), Some(recorded)) = (own, recorded) else { return };
+    if own != recorded && is_same_boot(cx) {
+        let line = format!("sockets of network namespace net:[{recorded}] are made in net:[{own}]");
         if !cx.warnings.contains(&line) {
             cx.warnings.push(line);
         }
@@ -440,13 +470,13 @@ mod tests {
     use std::net::UdpSocket;
 
     #[test]
-    fn an_address_is_text_and_comes_back_from_it() {
+    fn addresses_are_parsed_printed_encoded_and_decoded() {
         for text in ["192.0.2.1:80", "0.0.0.0:0", "[2001:db8::1]:443", "[::]:9", "[fe80::1%lo]:1"] {
             let address = Address::parse(text).unwrap();
             assert_eq!(address.to_string(), text);
             let socket = UdpSocket::bind("[::1]:0").unwrap();
             let bytes = address.encode(socket.as_fd()).unwrap();
-            assert_eq!(Address::of(socket.as_fd(), &bytes), Some(address));
+            assert_eq!(Address::decode(socket.as_fd(), &bytes), Some(address));
         }
         for text in ["", ":", "192.0.2.1", "::1:80", "[::1]", "[::1]:65536", "[::1%lo:80", "a:1"] {
             assert_eq!(Address::parse(text), None, "{text}");
@@ -454,22 +484,22 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_not_here_is_noticed() {
+    fn encoding_fails_without_the_device_of_the_zone() {
         let socket = UdpSocket::bind("[::1]:0").unwrap();
-        let gone = Address::parse("[fe80::1%no-such-device]:1").unwrap();
-        assert_eq!(gone.encode(socket.as_fd()), Err(Errno::ENODEV));
+        let address = Address::parse("[fe80::1%no-such-device]:1").unwrap();
+        assert_eq!(address.encode(socket.as_fd()), Err(Errno::ENODEV));
     }
 
     proptest::proptest! {
         #[test]
-        fn no_text_and_no_bytes_make_it_panic(
+        fn parsing_and_decoding_never_panic(
             text in ".*", bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40),
         ) {
             let socket = UdpSocket::bind("[::1]:0").unwrap();
             if let Some(address) = Address::parse(&text) {
                 let _ = address.encode(socket.as_fd());
             }
-            let _ = Address::of(socket.as_fd(), &bytes);
+            let _ = Address::decode(socket.as_fd(), &bytes);
         }
     }
 }

@@ -1,10 +1,11 @@
-//! netlink(7): sockets of the kernel's own protocols, with a port id and groups.
+//! netlink(7): sockets to the kernel's subsystems, with a port id and multicast groups.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
+use crate::kind::socket::PASSIVE_REASON;
+use crate::kind::socket::inet::{NONBLOCK, require_same_netns, warn_if_other_netns};
 use crate::kind::socket::option::{Phase, SocketOptions};
 use crate::proc::Descriptor;
 use crate::sys::socket as sys;
@@ -17,37 +18,37 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// A netlink socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Netlink {
-    /// SOCK_RAW 3 or SOCK_DGRAM 2, which mean the same.
+    /// The socket type, SOCK_RAW 3 or SOCK_DGRAM 2, which netlink does not tell apart.
     class: i32,
-    /// NETLINK_ROUTE 0 and so on, as netlink(7) numbers them.
+    /// The netlink family of netlink(7): NETLINK_ROUTE 0 and so on.
     protocol: i32,
     /// Its port id; none if it is not bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u32>,
-    /// The groups that it has joined, ascending, from 1 on.
+    /// The numbers of the groups that it has joined, from 1, ascending.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     groups: Vec<u32>,
-    /// Port id and groups that it is connected to.
+    /// The port id and the groups (a bit mask) that it is connected to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     peer: Option<(u32, u32)>,
-    /// The memory that messages take which wait to be read, in bytes. They are lost.
+    /// The memory of its unread messages, in bytes: SK_MEMINFO_RMEM_ALLOC. The messages are not
+    /// kept.
     queued: u32,
-    /// The inode of its network namespace, if that is not the one of its process; zero if it could
-    /// not be found out which one it is.
+    /// The inode of its network namespace, if that is not its process's; zero if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
-    /// What a fresh socket like it has not.
+    /// Socket options that differ from those of a new socket.
     #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
     options: SocketOptions,
 }
 
-/// The most groups that are asked for; no protocol has more than some hundreds.
-const GROUPS: usize = 65536;
-/// MAX_LINKS of linux/netlink.h
-const PROTOCOLS: usize = 32;
+/// The highest group number that is read; no protocol has more than a few hundred groups.
+const MAX_GROUPS: usize = 65536;
+/// MAX_LINKS of linux/netlink.h: protocols are below this.
+const MAX_PROTOCOLS: usize = 32;
 
-/// The protocols by the names of ss(8), in their order; those without one are no more, or nobody's.
-const NAMES: [&str; 23] = [
+/// Names of the protocols as ss(8) prints them, by number; empty for a removed or unused number.
+const PROTOCOL_NAMES: [&str; 23] = [
     "route",
     "",
     "usersock",
@@ -73,20 +74,21 @@ const NAMES: [&str; 23] = [
     "smc",
 ];
 
-/// A struct sockaddr_nl.
-fn address(port: u32, groups: u32) -> Vec<u8> {
+/// Encodes a struct sockaddr_nl.
+fn sockaddr_nl(port: u32, groups: u32) -> Vec<u8> {
     let family = (libc::AF_NETLINK as u16).to_ne_bytes();
     [&family[..], &[0; 2], &port.to_ne_bytes(), &groups.to_ne_bytes()].concat()
 }
 
 /// Port id and groups of a struct sockaddr_nl.
-fn parse(address: &[u8]) -> Option<(u32, u32)> {
+/// The port id and the groups in a struct sockaddr_nl.
+fn parse_sockaddr_nl(address: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| Some(u32::from_ne_bytes(*address.get(at..)?.first_chunk()?));
     Some((word(4)?, word(8)?))
 }
 
-/// The numbers of the bits that are set in words of 32, from 1 on.
-fn members(bits: &[u8]) -> Vec<u32> {
+/// The numbers of the set bits in an array of 32-bit words, from 1.
+fn set_bits(bits: &[u8]) -> Vec<u32> {
     let words =
         bits.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
     let set = |(nth, word): (usize, u32)| {
@@ -95,11 +97,13 @@ fn members(bits: &[u8]) -> Vec<u32> {
     words.enumerate().flat_map(set).collect()
 }
 
-fn groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
-    let mut bits = vec![0; GROUPS / 8];
+/// The numbers of the groups that a socket has joined: NETLINK_LIST_MEMBERSHIPS, Linux 4.2. Fails
+/// with EOVERFLOW beyond [`MAX_GROUPS`].
+fn joined_groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
+    let mut bits = vec![0; MAX_GROUPS / 8];
     let len = sys::option_bytes(fd, libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS, &mut bits)
         .at(|| "NETLINK_LIST_MEMBERSHIPS")?;
-    Ok(members(bits.get(..len).ok_or(Errno::EOVERFLOW)?))
+    Ok(set_bits(bits.get(..len).ok_or(Errno::EOVERFLOW)?))
 }
 
 impl Kind for Netlink {
@@ -111,18 +115,18 @@ impl Kind for Netlink {
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let (Some(copy), Some(class)) = (&it.copy, it.class()) else {
-            return Err(Error::unrestorable("a passive scan cannot ask a socket"));
+            return Err(Error::unrestorable(PASSIVE_REASON));
         };
         let fd = copy.as_fd();
-        let name = parse(&sys::name(fd).at(|| "getsockname")?).ok_or(Errno::EINVAL)?;
-        let peer = parse(&sys::peer(fd).at(|| "getpeername")?).ok_or(Errno::EINVAL)?;
+        let name = parse_sockaddr_nl(&sys::name(fd).at(|| "getsockname")?).ok_or(Errno::EINVAL)?;
+        let peer = parse_sockaddr_nl(&sys::peer(fd).at(|| "getpeername")?).ok_or(Errno::EINVAL)?;
         Ok(Netlink {
             class: class.1,
             protocol: class.2,
             port: Some(name.0).filter(|&port| port != 0),
-            groups: groups(fd)?,
+            groups: joined_groups(fd)?,
             peer: Some(peer).filter(|&peer| peer != (0, 0)),
-            // To look at a message could make the kernel go on with an answer in many parts.
+            // MSG_PEEK could make the kernel continue a dump, so the messages are not read.
             queued: sys::waiting(fd).at(|| "SO_MEMINFO")?,
             netns: it.other_netns(),
             options: SocketOptions::read(fd, class)?,
@@ -130,7 +134,7 @@ impl Kind for Netlink {
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
-        let name = usize::try_from(self.protocol).ok().and_then(|at| NAMES.get(at));
+        let name = usize::try_from(self.protocol).ok().and_then(|at| PROTOCOL_NAMES.get(at));
         let mut text = match name.filter(|name| !name.is_empty()) {
             Some(name) => format!("netlink {name}"),
             None => format!("netlink {}", self.protocol),
@@ -149,41 +153,44 @@ impl Kind for Netlink {
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
-        let protocol = usize::try_from(self.protocol).is_ok_and(|number| number < PROTOCOLS);
-        if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) || !protocol {
-            return Err(Error::malformed("no netlink socket is of such a type or protocol"));
+        let valid_protocol =
+            usize::try_from(self.protocol).is_ok_and(|number| number < MAX_PROTOCOLS);
+        if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) || !valid_protocol {
+            return Err(Error::malformed("its socket type or protocol is not one of netlink(7)"));
         }
-        let possible = |group: &u32| (1..=GROUPS as u32).contains(group);
-        if self.port == Some(0) || !self.groups.iter().all(possible) {
-            return Err(Error::malformed("no netlink socket has such a port id or group"));
+        let valid_group = |group: &u32| (1..=MAX_GROUPS as u32).contains(group);
+        if self.port == Some(0) || !self.groups.iter().all(valid_group) {
+            return Err(Error::malformed("its port id or group is not valid for netlink(7)"));
         }
         self.options.validate()
     }
 
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        is_at_home(self.netns, cx)?;
+        require_same_netns(self.netns, cx)?;
         self.options.check((libc::AF_NETLINK, self.class, self.protocol))
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Netlink { class, protocol, port, ref groups, peer, queued, netns, ref options } = *self;
         if netns.is_none() {
-            said_if_elsewhere(cx);
+            warn_if_other_netns(cx);
         }
         let shown = escape(&file.link.0).into_owned();
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
         let made = sys::new(libc::AF_NETLINK, class | nonblock, protocol).at(|| "socket")?;
         let fd = made.as_fd();
-        // The filter comes before the groups, so that nothing slips in before it.
+        // The filter is attached before the groups are joined, so that no message passes
+        // unfiltered.
         for phase in [Phase::Created, Phase::Last] {
             options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         if let Some(port) = port {
-            match sys::bind(fd, &address(port, 0)) {
+            match sys::bind(fd, &sockaddr_nl(port, 0)) {
                 Err(Errno::EADDRINUSE) => {
-                    sys::bind(fd, &address(0, 0)).at(|| "bind")?;
-                    let now = parse(&sys::name(fd)?).map_or(0, |(port, _)| port);
-                    let line = format!("{shown}: port id {port} is in use, and it has {now}");
+                    sys::bind(fd, &sockaddr_nl(0, 0)).at(|| "bind")?;
+                    let now = parse_sockaddr_nl(&sys::name(fd)?).map_or(0, |(port, _)| port);
+                    let line =
+                        format!("{shown}: port id {port} is in use; it is bound to {now} instead");
                     cx.warnings.push(line);
                 }
                 bound => bound.at(|| format!("bind to port id {port}"))?,
@@ -193,18 +200,18 @@ impl Kind for Netlink {
             match sys::set_option(fd, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group as i32)
             {
                 Err(Errno::EINVAL) => {
-                    let why = format!("this kernel has no group {group} of protocol {protocol}");
+                    let why =
+                        format!("this kernel has no group {group} of netlink protocol {protocol}");
                     return Err(Error::unrestorable(why));
                 }
                 joined => joined.at(|| format!("join group {group}"))?,
             }
         }
         if let Some((port, groups)) = peer {
-            sys::connect(fd, &address(port, groups)).at(|| "connect")?;
+            sys::connect(fd, &sockaddr_nl(port, groups)).at(|| "connect")?;
         }
         if queued > 0 {
-            let why = "bytes of messages that were not read are lost";
-            cx.warnings.push(format!("{shown}: {queued} {why}"));
+            cx.warnings.push(format!("{shown}: {queued} bytes of unread messages are lost"));
         }
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
@@ -216,30 +223,31 @@ mod tests {
     use crate::kind::tests::{body_of, describe_of};
 
     #[test]
-    fn groups_are_the_bits_of_words() {
+    fn group_numbers_are_read_from_a_bit_array() {
         let bits = [0x8000_0001_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat();
-        assert_eq!(members(&bits), [1, 32, 34]);
-        assert_eq!(members(&[]), Vec::<u32>::new());
+        assert_eq!(set_bits(&bits), [1, 32, 34]);
+        assert_eq!(set_bits(&[]), Vec::<u32>::new());
     }
 
     #[test]
-    fn a_socket_has_its_port_id_groups_and_peer() {
-        // Anybody may join groups of rtnetlink(7), and connect within NETLINK_USERSOCK.
+    fn port_id_groups_and_peer_are_captured() {
+        // Joining groups of rtnetlink(7), and connecting within NETLINK_USERSOCK, need no
+        // capability.
         let listener = sys::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap();
         let sender = sys::new(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_USERSOCK).unwrap();
         for socket in [&listener, &sender] {
             let body: Netlink = body_of(socket);
             assert_eq!((body.port, body.peer, body.queued), (None, None, 0));
         }
-        sys::bind(listener.as_fd(), &address(0, 1)).unwrap();
-        sys::connect(sender.as_fd(), &address(7, 0)).unwrap();
+        sys::bind(listener.as_fd(), &sockaddr_nl(0, 1)).unwrap();
+        sys::connect(sender.as_fd(), &sockaddr_nl(7, 0)).unwrap();
         let body: Netlink = body_of(&listener);
         assert_eq!((body.groups.as_slice(), body.peer), (&[1][..], None));
-        let title = format!("netlink route port={} groups=1", body.port.unwrap());
-        assert_eq!(describe_of(&listener), title);
+        let description = format!("netlink route port={} groups=1", body.port.unwrap());
+        assert_eq!(describe_of(&listener), description);
         let body: Netlink = body_of(&sender);
         assert_eq!((body.groups.as_slice(), body.peer), (&[][..], Some((7, 0))));
-        let title = format!("netlink usersock port={}", body.port.unwrap());
-        assert_eq!(describe_of(&sender), title);
+        let description = format!("netlink usersock port={}", body.port.unwrap());
+        assert_eq!(describe_of(&sender), description);
     }
 }

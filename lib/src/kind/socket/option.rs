@@ -1,7 +1,8 @@
-//! Socket options: one table, walked to read them from a socket and to set them on another.
+//! Socket options: one table, by which they are read from a socket and set on another.
 //!
-//! What is recorded is only what a fresh socket of the same family, type and protocol has not; that
-//! is found out by asking one, once a process. Which options it has at all is found out so too.
+//! Only values that differ from those of a new socket of the same family, type and protocol are
+//! recorded. The values of a new socket, and the options that it supports, are read from one, once
+//! a process.
 
 use crate::error::{At, Error, Result};
 use crate::sys::socket as sys;
@@ -14,89 +15,93 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, RwLock};
 
 /// Family, type and protocol: SO_DOMAIN, SO_TYPE, SO_PROTOCOL of socket(7).
-pub(crate) type Class = (i32, i32, i32);
+pub(crate) type SocketClass = (i32, i32, i32);
 
-/// What an option has.
+/// The value of an option.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum OptionValue {
-    /// A number; times are in microseconds, lingering in seconds with -1 for none.
+    /// An integer. Timeouts are in microseconds; SO_LINGER is in seconds, or -1 if it is off.
     Int(i64),
-    /// A name, a struct of the kernel, or the instructions of a filter.
+    /// A name, a struct of the kernel, or the instructions of a classic BPF filter.
     Bytes(Vec<u8>),
 }
 
-/// What a socket has and a fresh one has not, by the names of socket(7), ip(7), ipv6(7), tcp(7),
-/// udp(7), raw(7), netlink(7), packet(7).
+/// The options of a socket that differ from those of a new one, by their names in socket(7), ip(7),
+/// ipv6(7), tcp(7), udp(7), raw(7), netlink(7) and packet(7).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct SocketOptions(BTreeMap<String, OptionValue>);
 
-/// When an option is set.
+/// The step of a restore in which an option is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// On a new socket: some have a say in bind(2).
+    /// On a new socket, before bind(2), which some options affect.
     Created,
-    /// When it is bound, connected and filled: what would keep its queue from being filled.
+    /// On a bound and connected socket with its queue filled: options that would prevent that.
     Last,
 }
 
-/// How a value stands in memory.
+/// The form of a value in the buffer of getsockopt(2) and setsockopt(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
     /// An int.
     Int,
-    /// An unsigned 64 bit number.
-    Long,
-    /// The size of a buffer, which the kernel doubles when it is set. The forcing option goes
-    /// beyond net.core.?mem_max (CAP_NET_ADMIN). Only one that was set (this bit of SO_BUF_LOCK,
-    /// Linux 5.15) is recorded: the others grow and shrink on their own.
+    /// A 64-bit integer.
+    Int64,
+    /// The size of a buffer in bytes, which the kernel doubles when it is set. The option `force`
+    /// exceeds net.core.wmem_max and rmem_max (CAP_NET_ADMIN). A size is recorded only if the
+    /// program has set it (the bit `lock` of SO_BUF_LOCK, Linux 5.15): the kernel tunes the others.
     Buffer { force: i32, lock: i32 },
     /// struct linger.
     Linger,
     /// struct timeval.
-    Time,
+    Timeval,
     /// A name of at most 15 bytes.
     Name,
-    /// The index of a network device, in network byte order if so said; recorded by its name.
-    Device { swapped: bool },
-    /// A classic filter.
+    /// The index of a network device, recorded as its name.
+    Device { big_endian: bool },
+    /// A classic BPF filter: SO_ATTACH_FILTER and SO_GET_FILTER.
     Filter,
-    /// At most so many bytes.
+    /// A struct or array of at most so many bytes.
     Bytes(usize),
 }
 
-/// What follows if it cannot be set.
+/// The consequence if an option cannot be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum IfRefused {
-    /// The socket would do other things than before: it is refused.
-    Must,
-    /// It would be slower: that is said.
-    May,
+    /// The restore fails: the socket would behave differently.
+    Fail,
+    /// A warning: only the performance of the socket differs.
+    Warn,
 }
 
+/// An option: a row of [`OPTIONS`].
 struct OptionSpec {
     name: &'static str,
     level: i32,
     number: i32,
-    form: Encoding,
+    encoding: Encoding,
     phase: Phase,
-    need: IfRefused,
+    if_refused: IfRefused,
 }
 
-use Encoding::{Int, Linger, Long, Name, Time};
+use Encoding::{Int, Int64, Linger, Name, Timeval};
 
-const fn row(name: &'static str, level: i32, number: i32, form: Encoding) -> OptionSpec {
-    OptionSpec { name, level, number, form, phase: Phase::Created, need: IfRefused::Must }
+const fn row(name: &'static str, level: i32, number: i32, encoding: Encoding) -> OptionSpec {
+    let (phase, if_refused) = (Phase::Created, IfRefused::Fail);
+    OptionSpec { name, level, number, encoding, phase, if_refused }
 }
 
 impl OptionSpec {
-    const fn last(mut self) -> OptionSpec {
+    /// The option is set in [`Phase::Last`].
+    const fn set_last(mut self) -> OptionSpec {
         self.phase = Phase::Last;
         self
     }
 
-    const fn may(mut self) -> OptionSpec {
-        self.need = IfRefused::May;
+    /// The restore goes on, with a warning, if the option cannot be set.
+    const fn optional(mut self) -> OptionSpec {
+        self.if_refused = IfRefused::Warn;
         self
     }
 }
@@ -113,20 +118,20 @@ const SOL_UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 const SOL_RAW: i32 = libc::SOL_RAW;
 const SNDBUF: Encoding = Encoding::Buffer { force: libc::SO_SNDBUFFORCE, lock: 1 };
 const RCVBUF: Encoding = Encoding::Buffer { force: libc::SO_RCVBUFFORCE, lock: 2 };
-const DEVICE: Encoding = Encoding::Device { swapped: false };
-const SWAPPED_DEVICE: Encoding = Encoding::Device { swapped: true };
-/// An extension header of IPv6 is at most 8 * 256 bytes (RFC 8200).
+const DEVICE: Encoding = Encoding::Device { big_endian: false };
+const BIG_ENDIAN_DEVICE: Encoding = Encoding::Device { big_endian: true };
+/// An IPv6 extension header, at most 8 * 256 bytes (RFC 8200).
 const HEADER: Encoding = Encoding::Bytes(2048);
 
 /// All options that can be read and set, in the order in which they are set. Numbers without a name
-/// in libc are those of linux/*.h and asm-generic/socket.h, for all but mips,
-/// parisc, sparc and alpha.
+/// in libc are those of linux/*.h and asm-generic/socket.h, which do not hold for mips, parisc,
+/// sparc and alpha.
 ///
-/// Left out: what only says something (SO_ERROR, which asking would clear; SO_PEERCRED, TCP_INFO),
-/// what is a state of the moment (TCP_QUICKACK), what is a secret (TCP_FASTOPEN_KEY), and what
-/// settles by itself when the socket listens (SO_TXREHASH).
-static ROWS: &[OptionSpec] = &[
-    // IP_TOS sets SO_PRIORITY too, so that comes after it.
+/// Left out: read-only options (SO_ERROR, which getsockopt(2) clears; SO_PEERCRED, TCP_INFO),
+/// transient state (TCP_QUICKACK), secrets (TCP_FASTOPEN_KEY), and SO_TXREHASH, which listen(2)
+/// sets.
+static OPTIONS: &[OptionSpec] = &[
+    // Setting IP_TOS sets SO_PRIORITY too, so SO_PRIORITY is set after it.
     row("IP_TOS", IP, libc::IP_TOS, Int),
     row("IP_TTL", IP, libc::IP_TTL, Int),
     row("IP_HDRINCL", IP, libc::IP_HDRINCL, Int),
@@ -153,14 +158,14 @@ static ROWS: &[OptionSpec] = &[
     row("IP_MULTICAST_TTL", IP, libc::IP_MULTICAST_TTL, Int),
     row("IP_MULTICAST_LOOP", IP, libc::IP_MULTICAST_LOOP, Int),
     row("IP_MULTICAST_ALL", IP, libc::IP_MULTICAST_ALL, Int),
-    row("IP_UNICAST_IF", IP, libc::IP_UNICAST_IF, SWAPPED_DEVICE),
+    row("IP_UNICAST_IF", IP, libc::IP_UNICAST_IF, BIG_ENDIAN_DEVICE),
     row("IPV6_V6ONLY", IPV6, libc::IPV6_V6ONLY, Int),
     row("IPV6_UNICAST_HOPS", IPV6, libc::IPV6_UNICAST_HOPS, Int),
     row("IPV6_MULTICAST_IF", IPV6, libc::IPV6_MULTICAST_IF, DEVICE),
     row("IPV6_MULTICAST_HOPS", IPV6, libc::IPV6_MULTICAST_HOPS, Int),
     row("IPV6_MULTICAST_LOOP", IPV6, libc::IPV6_MULTICAST_LOOP, Int),
     row("IPV6_MULTICAST_ALL", IPV6, libc::IPV6_MULTICAST_ALL, Int),
-    row("IPV6_UNICAST_IF", IPV6, libc::IPV6_UNICAST_IF, SWAPPED_DEVICE),
+    row("IPV6_UNICAST_IF", IPV6, libc::IPV6_UNICAST_IF, BIG_ENDIAN_DEVICE),
     row("IPV6_MTU_DISCOVER", IPV6, libc::IPV6_MTU_DISCOVER, Int),
     row("IPV6_RECVERR", IPV6, libc::IPV6_RECVERR, Int),
     row("IPV6_RECVERR_RFC4884", IPV6, 31, Int),
@@ -196,7 +201,7 @@ static ROWS: &[OptionSpec] = &[
     row("ICMP_FILTER", SOL_RAW, 1, Int),
     row("IPV6_CHECKSUM", SOL_RAW, 7, Int),
     row("ICMPV6_FILTER", libc::IPPROTO_ICMPV6, 1, Encoding::Bytes(32)),
-    row("SO_DEBUG", SOCKET, libc::SO_DEBUG, Int).may(),
+    row("SO_DEBUG", SOCKET, libc::SO_DEBUG, Int).optional(),
     row("SO_REUSEADDR", SOCKET, libc::SO_REUSEADDR, Int),
     row("SO_REUSEPORT", SOCKET, libc::SO_REUSEPORT, Int),
     row("SO_KEEPALIVE", SOCKET, libc::SO_KEEPALIVE, Int),
@@ -204,22 +209,22 @@ static ROWS: &[OptionSpec] = &[
     row("SO_BROADCAST", SOCKET, libc::SO_BROADCAST, Int),
     row("SO_OOBINLINE", SOCKET, libc::SO_OOBINLINE, Int),
     row("SO_DONTROUTE", SOCKET, libc::SO_DONTROUTE, Int),
-    row("SO_PRIORITY", SOCKET, libc::SO_PRIORITY, Int).may(),
+    row("SO_PRIORITY", SOCKET, libc::SO_PRIORITY, Int).optional(),
     row("SO_RCVLOWAT", SOCKET, libc::SO_RCVLOWAT, Int),
-    row("SO_SNDBUF", SOCKET, libc::SO_SNDBUF, SNDBUF).may(),
-    row("SO_RCVBUF", SOCKET, libc::SO_RCVBUF, RCVBUF).may(),
-    row("SO_RESERVE_MEM", SOCKET, libc::SO_RESERVE_MEM, Int).may(),
-    row("SO_RCVTIMEO", SOCKET, libc::SO_RCVTIMEO, Time),
-    row("SO_SNDTIMEO", SOCKET, libc::SO_SNDTIMEO, Time),
-    // With these set more than what was sent would wait in the queue, or less could be sent.
-    row("SO_PASSCRED", SOCKET, libc::SO_PASSCRED, Int).last(),
-    row("SO_PASSSEC", SOCKET, libc::SO_PASSSEC, Int).last(),
-    row("SO_PASSPIDFD", SOCKET, libc::SO_PASSPIDFD, Int).last(),
-    row("SO_PASSRIGHTS", SOCKET, 83, Int).last(),
+    row("SO_SNDBUF", SOCKET, libc::SO_SNDBUF, SNDBUF).optional(),
+    row("SO_RCVBUF", SOCKET, libc::SO_RCVBUF, RCVBUF).optional(),
+    row("SO_RESERVE_MEM", SOCKET, libc::SO_RESERVE_MEM, Int).optional(),
+    row("SO_RCVTIMEO", SOCKET, libc::SO_RCVTIMEO, Timeval),
+    row("SO_SNDTIMEO", SOCKET, libc::SO_SNDTIMEO, Timeval),
+    // While the queue is filled, these would add to each message, or prevent it from being sent.
+    row("SO_PASSCRED", SOCKET, libc::SO_PASSCRED, Int).set_last(),
+    row("SO_PASSSEC", SOCKET, libc::SO_PASSSEC, Int).set_last(),
+    row("SO_PASSPIDFD", SOCKET, libc::SO_PASSPIDFD, Int).set_last(),
+    row("SO_PASSRIGHTS", SOCKET, 83, Int).set_last(),
     row("SO_TIMESTAMP", SOCKET, libc::SO_TIMESTAMP, Int),
     row("SO_TIMESTAMPNS", SOCKET, libc::SO_TIMESTAMPNS, Int),
     row("SO_TIMESTAMPING", SOCKET, libc::SO_TIMESTAMPING, Encoding::Bytes(8)),
-    // These say that the times are of 64 bits everywhere, the ones above too.
+    // The _NEW variants make the timestamps above 64 bits wide on 32-bit machines too.
     row("SO_TIMESTAMP_NEW", SOCKET, 63, Int),
     row("SO_TIMESTAMPNS_NEW", SOCKET, 64, Int),
     row("SO_TIMESTAMPING_NEW", SOCKET, 65, Encoding::Bytes(8)),
@@ -227,16 +232,16 @@ static ROWS: &[OptionSpec] = &[
     row("SO_RCVMARK", SOCKET, libc::SO_RCVMARK, Int),
     row("SO_RCVPRIORITY", SOCKET, 82, Int),
     row("SO_BINDTODEVICE", SOCKET, libc::SO_BINDTODEVICE, Name),
-    row("SO_BUSY_POLL", SOCKET, libc::SO_BUSY_POLL, Int).may(),
-    row("SO_PREFER_BUSY_POLL", SOCKET, libc::SO_PREFER_BUSY_POLL, Int).may(),
-    row("SO_BUSY_POLL_BUDGET", SOCKET, libc::SO_BUSY_POLL_BUDGET, Int).may(),
+    row("SO_BUSY_POLL", SOCKET, libc::SO_BUSY_POLL, Int).optional(),
+    row("SO_PREFER_BUSY_POLL", SOCKET, libc::SO_PREFER_BUSY_POLL, Int).optional(),
+    row("SO_BUSY_POLL_BUDGET", SOCKET, libc::SO_BUSY_POLL_BUDGET, Int).optional(),
     row("SO_NO_CHECK", SOCKET, libc::SO_NO_CHECK, Int),
     row("SO_RXQ_OVFL", SOCKET, libc::SO_RXQ_OVFL, Int),
     row("SO_WIFI_STATUS", SOCKET, libc::SO_WIFI_STATUS, Int),
     row("SO_NOFCS", SOCKET, libc::SO_NOFCS, Int),
     row("SO_SELECT_ERR_QUEUE", SOCKET, libc::SO_SELECT_ERR_QUEUE, Int),
-    row("SO_MAX_PACING_RATE", SOCKET, libc::SO_MAX_PACING_RATE, Long).may(),
-    row("SO_INCOMING_CPU", SOCKET, libc::SO_INCOMING_CPU, Int).may(),
+    row("SO_MAX_PACING_RATE", SOCKET, libc::SO_MAX_PACING_RATE, Int64).optional(),
+    row("SO_INCOMING_CPU", SOCKET, libc::SO_INCOMING_CPU, Int).optional(),
     row("SO_ZEROCOPY", SOCKET, libc::SO_ZEROCOPY, Int),
     row("SO_TXTIME", SOCKET, libc::SO_TXTIME, Encoding::Bytes(8)),
     row("SO_INQ", SOCKET, 84, Int),
@@ -250,7 +255,7 @@ static ROWS: &[OptionSpec] = &[
     row("TCP_LINGER2", TCP, libc::TCP_LINGER2, Int),
     row("TCP_DEFER_ACCEPT", TCP, libc::TCP_DEFER_ACCEPT, Int),
     row("TCP_WINDOW_CLAMP", TCP, libc::TCP_WINDOW_CLAMP, Int),
-    row("TCP_CONGESTION", TCP, libc::TCP_CONGESTION, Name).may(),
+    row("TCP_CONGESTION", TCP, libc::TCP_CONGESTION, Name).optional(),
     row("TCP_THIN_LINEAR_TIMEOUTS", TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, Int),
     row("TCP_USER_TIMEOUT", TCP, libc::TCP_USER_TIMEOUT, Int),
     row("TCP_FASTOPEN", TCP, libc::TCP_FASTOPEN, Int),
@@ -263,12 +268,12 @@ static ROWS: &[OptionSpec] = &[
     row("TCP_RTO_MAX_MS", TCP, 44, Int),
     row("TCP_RTO_MIN_US", TCP, 45, Int),
     row("TCP_DELACK_MAX_US", TCP, 46, Int),
-    row("UDP_ENCAP", UDP, libc::UDP_ENCAP, Int).last(),
+    row("UDP_ENCAP", UDP, libc::UDP_ENCAP, Int).set_last(),
     row("UDP_NO_CHECK6_TX", UDP, libc::UDP_NO_CHECK6_TX, Int),
     row("UDP_NO_CHECK6_RX", UDP, libc::UDP_NO_CHECK6_RX, Int),
     row("UDP_SEGMENT", UDP, libc::UDP_SEGMENT, Int),
-    row("UDP_GRO", UDP, libc::UDP_GRO, Int).last(),
-    row("UDP_CORK", UDP, libc::UDP_CORK, Int).last(),
+    row("UDP_GRO", UDP, libc::UDP_GRO, Int).set_last(),
+    row("UDP_CORK", UDP, libc::UDP_CORK, Int).set_last(),
     row("UDPLITE_SEND_CSCOV", SOL_UDPLITE, 10, Int),
     row("UDPLITE_RECV_CSCOV", SOL_UDPLITE, 11, Int),
     row("NETLINK_PKTINFO", NETLINK, libc::NETLINK_PKTINFO, Int),
@@ -284,54 +289,58 @@ static ROWS: &[OptionSpec] = &[
     row("PACKET_VERSION", PACKET, libc::PACKET_VERSION, Int),
     row("PACKET_RESERVE", PACKET, libc::PACKET_RESERVE, Int),
     row("PACKET_LOSS", PACKET, libc::PACKET_LOSS, Int),
-    // It also says whether there is a header at all, which is PACKET_VNET_HDR.
+    // Its value also implies PACKET_VNET_HDR: zero is no header.
     row("PACKET_VNET_HDR_SZ", PACKET, 24, Int),
     row("PACKET_VNET_HDR", PACKET, 15, Int),
     row("PACKET_TIMESTAMP", PACKET, libc::PACKET_TIMESTAMP, Int),
     row("PACKET_TX_HAS_OFF", PACKET, 19, Int),
     row("PACKET_QDISC_BYPASS", PACKET, libc::PACKET_QDISC_BYPASS, Int),
     row("PACKET_IGNORE_OUTGOING", PACKET, libc::PACKET_IGNORE_OUTGOING, Int),
-    row("SO_ATTACH_FILTER", SOCKET, libc::SO_ATTACH_FILTER, Encoding::Filter).last(),
-    row("SO_PEEK_OFF", SOCKET, libc::SO_PEEK_OFF, Int).last(),
-    // After this one no filter can be changed, by nobody.
-    row("SO_LOCK_FILTER", SOCKET, libc::SO_LOCK_FILTER, Int).last(),
+    row("SO_ATTACH_FILTER", SOCKET, libc::SO_ATTACH_FILTER, Encoding::Filter).set_last(),
+    row("SO_PEEK_OFF", SOCKET, libc::SO_PEEK_OFF, Int).set_last(),
+    // Once this is set, no filter can be attached.
+    row("SO_LOCK_FILTER", SOCKET, libc::SO_LOCK_FILTER, Int).set_last(),
 ];
 
-/// The most instructions of a filter: BPF_MAXINSNS.
+/// The longest filter in bytes: BPF_MAXINSNS instructions of 8 bytes.
 const MAX_FILTER: usize = 4096 * 8;
-/// The longest name of a device or algorithm, with its NUL: IFNAMSIZ, TCP_CA_NAME_MAX.
+/// The longest name of a device or congestion control algorithm in bytes, with the NUL: IFNAMSIZ,
+/// TCP_CA_NAME_MAX.
 const MAX_NAME: usize = 16;
-/// The most bytes that any option but a filter has.
-const MAX: usize = 2048;
+/// The longest value of all options but filters, in bytes.
+const MAX_VALUE: usize = 2048;
 
 impl OptionSpec {
-    /// How many bytes are asked for. Some options change their meaning with the length.
-    fn room(&self) -> usize {
-        match self.form {
+    /// The buffer length for getsockopt(2), in bytes. Some options return another value for another
+    /// length.
+    fn buffer_len(&self) -> usize {
+        match self.encoding {
             Encoding::Int | Encoding::Buffer { .. } | Encoding::Device { .. } => 4,
-            Encoding::Long | Encoding::Linger => 8,
-            Encoding::Time | Encoding::Name => 16,
+            Encoding::Int64 | Encoding::Linger => 8,
+            Encoding::Timeval | Encoding::Name => 16,
             Encoding::Filter => 0,
             Encoding::Bytes(most) => most,
         }
     }
 
-    /// Asks a socket: the bytes, in their number.
-    fn ask(&self, fd: BorrowedFd<'_>, into: &mut [u8; MAX]) -> nix::Result<usize> {
-        let room = self.room();
-        match self.form {
-            // An extended filter has no instructions to give.
+    /// Reads the value of a socket into a buffer, and returns its length. For a filter the buffer
+    /// is left alone, and the length is not zero if there is one.
+    fn get(&self, fd: BorrowedFd<'_>, into: &mut [u8; MAX_VALUE]) -> nix::Result<usize> {
+        let len = self.buffer_len();
+        match self.encoding {
+            // EACCES: the filter is an eBPF program.
             Encoding::Filter => match sys::option_bytes(fd, self.level, self.number, &mut []) {
-                Err(Errno::EACCES) => Ok(MAX),
-                count => count.map(|count| (count * 8).min(MAX)),
+                Err(Errno::EACCES) => Ok(MAX_VALUE),
+                count => count.map(|count| (count * 8).min(MAX_VALUE)),
             },
-            _ => sys::option_bytes(fd, self.level, self.number, &mut into[..room])
-                .map(|len| len.min(room)),
+            _ => sys::option_bytes(fd, self.level, self.number, &mut into[..len])
+                .map(|got| got.min(len)),
         }
     }
 
-    /// What the bytes mean.
-    fn value(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<OptionValue> {
+    /// Decodes the bytes that [`OptionSpec::get`] returned, and reads the filter. Fails with status
+    /// 6 if that is an eBPF program.
+    fn decode(&self, fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<OptionValue> {
         let int = |at: usize| {
             let four = bytes.get(at..at + 4).and_then(|four| <[u8; 4]>::try_from(four).ok());
             four.map_or(0, i32::from_ne_bytes)
@@ -340,23 +349,23 @@ impl OptionSpec {
             let eight = bytes.get(at..at + 8).and_then(|eight| <[u8; 8]>::try_from(eight).ok());
             eight.map_or(0, i64::from_ne_bytes)
         };
-        Ok(match self.form {
+        Ok(match self.encoding {
             Encoding::Int | Encoding::Buffer { .. } if bytes.len() == 1 => {
                 OptionValue::Int(bytes[0].into())
             }
             Encoding::Int | Encoding::Buffer { .. } => OptionValue::Int(int(0).into()),
-            Encoding::Long => {
+            Encoding::Int64 => {
                 OptionValue::Int(if bytes.len() < 8 { int(0).into() } else { long(0) })
             }
             Encoding::Linger => OptionValue::Int(if int(0) == 0 { -1 } else { int(4).into() }),
-            Encoding::Time => {
+            Encoding::Timeval => {
                 OptionValue::Int(long(0).saturating_mul(1_000_000).saturating_add(long(8)))
             }
             Encoding::Name => {
                 OptionValue::Bytes(bytes.iter().copied().take_while(|&b| b != 0).collect())
             }
-            Encoding::Device { swapped } => {
-                let index = if swapped { i32::from_be(int(0)) } else { int(0) };
+            Encoding::Device { big_endian } => {
+                let index = if big_endian { i32::from_be(int(0)) } else { int(0) };
                 OptionValue::Bytes(sys::device_name(fd, index).at(|| format!("device {index}"))?)
             }
             Encoding::Filter => {
@@ -364,7 +373,9 @@ impl OptionSpec {
                 let count = sys::option_bytes(fd, self.level, self.number, &mut program);
                 let count = match count {
                     Err(Errno::EACCES) => {
-                        return Err(Error::unrestorable("its extended filter cannot be read"));
+                        return Err(Error::unrestorable(
+                            "its eBPF filter (SO_ATTACH_BPF) cannot be read",
+                        ));
                     }
                     count => count?,
                 };
@@ -375,16 +386,16 @@ impl OptionSpec {
         })
     }
 
-    /// Whether a value of an image is one that this option can have.
-    fn check(&self, value: &OptionValue) -> Result<()> {
-        let good = match (self.form, value) {
+    /// Fails with status 3 if the option cannot have this value.
+    fn validate(&self, value: &OptionValue) -> Result<()> {
+        let valid = match (self.encoding, value) {
             (Encoding::Int, OptionValue::Int(value)) => i32::try_from(*value).is_ok(),
             (Encoding::Buffer { .. }, OptionValue::Int(value)) => {
                 (0..=i32::MAX.into()).contains(value)
             }
-            (Encoding::Long, OptionValue::Int(_)) => true,
+            (Encoding::Int64, OptionValue::Int(_)) => true,
             (Encoding::Linger, OptionValue::Int(value)) => (-1..=i32::MAX.into()).contains(value),
-            (Encoding::Time, OptionValue::Int(value)) => *value >= 0,
+            (Encoding::Timeval, OptionValue::Int(value)) => *value >= 0,
             (Encoding::Name | Encoding::Device { .. }, OptionValue::Bytes(name)) => {
                 !name.is_empty() && name.len() < MAX_NAME && !name.contains(&0)
             }
@@ -394,15 +405,18 @@ impl OptionSpec {
             (Encoding::Bytes(most), OptionValue::Bytes(bytes)) => bytes.len() <= most,
             _ => false,
         };
-        if good { Ok(()) } else { Err(Error::malformed(format!("no value of {}", self.name))) }
+        match valid {
+            true => Ok(()),
+            false => Err(Error::malformed(format!("the value of {} is not valid", self.name))),
+        }
     }
 
-    /// Sets it.
+    /// Sets the option. Fails with EPERM if the limit on a buffer prevents its size.
     fn set(&self, fd: BorrowedFd<'_>, value: &OptionValue) -> nix::Result<()> {
         let put = |bytes: &[u8]| sys::set_option_bytes(fd, self.level, self.number, bytes);
-        match (self.form, value) {
+        match (self.encoding, value) {
             (Encoding::Int, &OptionValue::Int(value)) => put(&(value as i32).to_ne_bytes()),
-            (Encoding::Long, OptionValue::Int(value)) => put(&value.to_ne_bytes()),
+            (Encoding::Int64, OptionValue::Int(value)) => put(&value.to_ne_bytes()),
             (Encoding::Buffer { force, .. }, &OptionValue::Int(value)) => {
                 let half = value as i32 / 2;
                 match sys::set_option(fd, self.level, force, half) {
@@ -411,7 +425,7 @@ impl OptionSpec {
                 }
                 match sys::option(fd, self.level, self.number)? {
                     now if now == value as i32 => Ok(()),
-                    // Its limit is net.core.wmem_max or rmem_max.
+                    // net.core.wmem_max or rmem_max limits it.
                     _ => Err(Errno::EPERM),
                 }
             }
@@ -419,13 +433,13 @@ impl OptionSpec {
                 let (on, seconds) = (i32::from(value >= 0), value.max(0) as i32);
                 put(&[on.to_ne_bytes(), seconds.to_ne_bytes()].concat())
             }
-            (Encoding::Time, &OptionValue::Int(value)) => {
-                let (seconds, rest) = (value / 1_000_000, value % 1_000_000);
-                put(&[seconds.to_ne_bytes(), rest.to_ne_bytes()].concat())
+            (Encoding::Timeval, &OptionValue::Int(value)) => {
+                let (seconds, micros) = (value / 1_000_000, value % 1_000_000);
+                put(&[seconds.to_ne_bytes(), micros.to_ne_bytes()].concat())
             }
-            (Encoding::Device { swapped }, OptionValue::Bytes(name)) => {
+            (Encoding::Device { big_endian }, OptionValue::Bytes(name)) => {
                 let index = sys::device_index(fd, name)?;
-                put(&(if swapped { index.to_be() } else { index }).to_ne_bytes())
+                put(&(if big_endian { index.to_be() } else { index }).to_ne_bytes())
             }
             (Encoding::Filter, OptionValue::Bytes(program)) => sys::set_filter(fd, program),
             (Encoding::Name | Encoding::Bytes(_), OptionValue::Bytes(bytes)) => put(bytes),
@@ -434,9 +448,9 @@ impl OptionSpec {
     }
 }
 
-/// What every socket has, and no code of a unix socket asks for (net/unix/af_unix.c, Linux 6.18):
-/// devices, ports and packets are of networks.
-const OF_NETWORKS: &[&str] = &[
+/// SOL_SOCKET options that unix sockets accept and ignore (net/unix/af_unix.c, Linux 6.18): they
+/// are about devices, ports and packets.
+const IGNORED_BY_UNIX: &[&str] = &[
     "SO_DEBUG",
     "SO_REUSEADDR",
     "SO_REUSEPORT",
@@ -462,9 +476,8 @@ const OF_NETWORKS: &[&str] = &[
     "SO_TXTIME",
 ];
 
-/// What sockets with messages have, and no code of a stream of bytes asks for: what is said of a
-/// packet, and what may keep it out.
-const OF_MESSAGES: &[&str] = &[
+/// More options that unix stream sockets accept and ignore: timestamps and filters of messages.
+const IGNORED_BY_UNIX_STREAM: &[&str] = &[
     "SO_TIMESTAMP",
     "SO_TIMESTAMPNS",
     "SO_TIMESTAMPING",
@@ -475,113 +488,123 @@ const OF_MESSAGES: &[&str] = &[
     "SO_LOCK_FILTER",
 ];
 
-/// What a stream of networks takes from the packet by which it was begun, and nobody can set (EINVAL
-/// of do_ip_setsockopt, net/ipv4/ip_sockglue.c).
-const OF_GROUPS: &[&str] = &["IP_MULTICAST_IF", "IP_MULTICAST_TTL"];
+/// Options that an accepted TCP socket gets from the first packet, and that cannot be set on a
+/// stream socket (EINVAL of do_ip_setsockopt, net/ipv4/ip_sockglue.c).
+const READ_ONLY_ON_STREAM: &[&str] = &["IP_MULTICAST_IF", "IP_MULTICAST_TTL"];
 
-/// An option that sockets of a class have, and what a fresh one has.
-struct Usual {
-    row: &'static OptionSpec,
+/// An option that sockets of a class support, with the value of a new socket.
+struct DefaultOption {
+    spec: &'static OptionSpec,
     bytes: Vec<u8>,
 }
 
-/// What fresh sockets of a class have; made and asked once a process.
-fn usual(class: Class) -> Result<Arc<[Usual]>> {
-    static KNOWN: RwLock<Option<HashMap<Class, Arc<[Usual]>>>> = RwLock::new(None);
-    if let Ok(known) = KNOWN.read() {
-        if let Some(usual) = known.as_ref().and_then(|known| known.get(&class)) {
-            return Ok(usual.clone());
+/// The options that sockets of a class support, with the values of a new socket. Makes one and
+/// reads them, once a process.
+fn defaults(class: SocketClass) -> Result<Arc<[DefaultOption]>> {
+    static CACHE: RwLock<Option<HashMap<SocketClass, Arc<[DefaultOption]>>>> = RwLock::new(None);
+    if let Ok(cache) = CACHE.read() {
+        if let Some(defaults) = cache.as_ref().and_then(|cache| cache.get(&class)) {
+            return Ok(defaults.clone());
         }
     }
-    let (family, kind, protocol) = class;
-    let fresh = sys::new(family, kind | libc::SOCK_CLOEXEC, protocol).at(|| "a socket like it")?;
-    let mut buffer = [0; MAX];
-    let ask = |row: &'static OptionSpec| {
-        let len = row.ask(fresh.as_fd(), &mut buffer).ok()?;
+    let (family, socket_type, protocol) = class;
+    let new = sys::new(family, socket_type | libc::SOCK_CLOEXEC, protocol)
+        .at(|| "a new socket of its type")?;
+    let mut buffer = [0; MAX_VALUE];
+    let read = |spec: &'static OptionSpec| {
+        let len = spec.get(new.as_fd(), &mut buffer).ok()?;
         let bytes = buffer[..len].to_vec();
-        // Some can be asked of any socket and set on few.
-        let same = || sys::set_option_bytes(fresh.as_fd(), row.level, row.number, &bytes);
-        let fixed = !matches!(row.form, Encoding::Buffer { .. } | Encoding::Filter)
-            && matches!(same(), Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP));
-        (!fixed).then_some(Usual { row, bytes })
+        // Some can be read from any socket, and set only on some.
+        let set = || sys::set_option_bytes(new.as_fd(), spec.level, spec.number, &bytes);
+        let read_only = !matches!(spec.encoding, Encoding::Buffer { .. } | Encoding::Filter)
+            && matches!(set(), Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP));
+        (!read_only).then_some(DefaultOption { spec, bytes })
     };
-    let streams = kind == libc::SOCK_STREAM;
-    let of_unix = |row: &OptionSpec| {
-        row.level == SOCKET
-            && !OF_NETWORKS.contains(&row.name)
-            && !(streams && OF_MESSAGES.contains(&row.name))
+    let is_stream = socket_type == libc::SOCK_STREAM;
+    let is_used_by_unix = |spec: &OptionSpec| {
+        spec.level == SOCKET
+            && !IGNORED_BY_UNIX.contains(&spec.name)
+            && !(is_stream && IGNORED_BY_UNIX_STREAM.contains(&spec.name))
     };
-    let serves = |row: &&OptionSpec| match family {
-        libc::AF_UNIX => of_unix(row),
-        _ => !(streams && OF_GROUPS.contains(&row.name)),
+    let is_used = |spec: &&OptionSpec| match family {
+        libc::AF_UNIX => is_used_by_unix(spec),
+        _ => !(is_stream && READ_ONLY_ON_STREAM.contains(&spec.name)),
     };
-    let usual: Arc<[Usual]> = ROWS.iter().filter(serves).filter_map(ask).collect();
-    if let Ok(mut known) = KNOWN.write() {
-        known.get_or_insert_default().insert(class, usual.clone());
+    let defaults: Arc<[DefaultOption]> = OPTIONS.iter().filter(is_used).filter_map(read).collect();
+    if let Ok(mut cache) = CACHE.write() {
+        cache.get_or_insert_default().insert(class, defaults.clone());
     }
-    Ok(usual)
+    Ok(defaults)
 }
 
 impl SocketOptions {
-    /// Reads from a socket what a fresh one of its class has not.
+    /// Reads the options of a socket that differ from those of a new one of its class. Fails with
+    /// status 6 if it has an eBPF filter.
     ///
     /// Costs one getsockopt(2) for each option of the class, a quarter of a microsecond: 11 for a
     /// unix stream socket, 69 for UDP over IPv4, 86 for TCP; IPv6 has 38 more.
-    pub(crate) fn read(fd: BorrowedFd<'_>, class: Class) -> Result<SocketOptions> {
+    pub(crate) fn read(fd: BorrowedFd<'_>, class: SocketClass) -> Result<SocketOptions> {
         let mut options = BTreeMap::new();
-        let mut buffer = [0; MAX];
+        let mut buffer = [0; MAX_VALUE];
         let locked = sys::option(fd, SOCKET, SO_BUF_LOCK).ok();
-        let settles = |form| match form {
+        let is_tuned = |encoding| match encoding {
             Encoding::Buffer { lock, .. } => locked.is_some_and(|locked| locked & lock == 0),
             _ => false,
         };
-        let usual = usual(class)?;
-        for Usual { row, bytes } in usual.iter().filter(|usual| !settles(usual.row.form)) {
-            let len = match row.ask(fd, &mut buffer) {
+        let defaults = defaults(class)?;
+        for DefaultOption { spec, bytes } in defaults.iter() {
+            if is_tuned(spec.encoding) {
+                continue;
+            }
+            let len = match spec.get(fd, &mut buffer) {
                 Ok(len) => len,
-                // Some go away with the state: a listening socket has no pacing, say.
+                // Some depend on the state of the socket: a listening one has no
+                // SO_MAX_PACING_RATE.
                 Err(_) => continue,
             };
-            match row.form {
+            match spec.encoding {
                 Encoding::Buffer { .. } if locked.is_some() => (),
                 Encoding::Filter if len > 0 => (),
                 _ if buffer[..len] == bytes[..] => continue,
                 _ => (),
             }
-            let value = row.value(fd, &buffer[..len]).at(|| row.name)?;
-            options.insert(row.name.to_owned(), value);
+            let value = spec.decode(fd, &buffer[..len]).at(|| spec.name)?;
+            options.insert(spec.name.to_owned(), value);
         }
         Ok(SocketOptions(options))
     }
 
-    /// Fails with status 3 if an option that is known here cannot have its value.
+    /// Fails with status 3 if an option of [`OPTIONS`] cannot have its value.
     pub(crate) fn validate(&self) -> Result<()> {
         self.0.iter().try_for_each(|(name, value)| {
-            let row = ROWS.iter().find(|row| row.name == name);
-            row.map_or(Ok(()), |row| row.check(value))
+            let spec = OPTIONS.iter().find(|spec| spec.name == name);
+            spec.map_or(Ok(()), |spec| spec.validate(value))
         })
     }
 
-    /// Says why they cannot be set on a socket of this class.
-    pub(crate) fn check(&self, class: Class) -> Result<()> {
-        let usual = usual(class)?;
+    /// Fails with status 6 if an option is not in [`OPTIONS`], or sockets of this class do not have
+    /// it.
+    pub(crate) fn check(&self, class: SocketClass) -> Result<()> {
+        let defaults = defaults(class)?;
         for name in self.0.keys() {
-            let row = ROWS.iter().find(|row| row.name == name);
+            let spec = OPTIONS.iter().find(|spec| spec.name == name);
             let shown = || crate::text::escape(name.as_bytes()).into_owned();
-            let row = row.ok_or_else(|| {
-                Error::unrestorable(format!("socket option {} is not known here", shown()))
+            let spec = spec.ok_or_else(|| {
+                let why = format!("this version does not know socket option {}", shown());
+                Error::unrestorable(why)
             })?;
-            // Any socket takes what its family does not heed.
-            let unheeded = class.0 == libc::AF_UNIX && row.level == SOCKET;
-            if !unheeded && !usual.iter().any(|usual| std::ptr::eq(usual.row, row)) {
-                let why = format!("such a socket has no option {} here", shown());
+            // A unix socket accepts the SOL_SOCKET options that it ignores.
+            let accepted = class.0 == libc::AF_UNIX && spec.level == SOCKET;
+            if !accepted && !defaults.iter().any(|default| std::ptr::eq(default.spec, spec)) {
+                let why = format!("this kernel has no option {} for such a socket", shown());
                 return Err(Error::unrestorable(why));
             }
         }
         Ok(())
     }
 
-    /// Sets those whose turn it is. What only makes it slower when it is missing is told to `warn`.
+    /// Sets the options of a phase. Calls `warn` for an option that cannot be set and affects only
+    /// performance; fails for any other.
     pub(crate) fn set(
         &self,
         fd: BorrowedFd<'_>,
@@ -591,32 +614,33 @@ impl SocketOptions {
         if self.0.is_empty() {
             return Ok(());
         }
-        for row in ROWS.iter().filter(|row| row.phase == phase) {
-            let Some(value) = self.0.get(row.name) else { continue };
-            // What is so already may be more than we are allowed to set.
-            let mut buffer = [0; MAX];
-            let has = row.ask(fd, &mut buffer).map_err(Error::from);
-            let has = has.and_then(|len| row.value(fd, &buffer[..len]));
-            if !matches!(row.form, Encoding::Buffer { .. }) && has.is_ok_and(|has| has == *value) {
+        for spec in OPTIONS.iter().filter(|spec| spec.phase == phase) {
+            let Some(value) = self.0.get(spec.name) else { continue };
+            // A value that the socket has already may need a privilege to set.
+            let mut buffer = [0; MAX_VALUE];
+            let current = spec.get(fd, &mut buffer).map_err(Error::from);
+            let current = current.and_then(|len| spec.decode(fd, &buffer[..len]));
+            let same = current.is_ok_and(|current| current == *value);
+            if same && !matches!(spec.encoding, Encoding::Buffer { .. }) {
                 continue;
             }
-            match (row.set(fd, value), row.need) {
+            match (spec.set(fd, value), spec.if_refused) {
                 (Ok(()), _) => (),
-                (Err(errno), IfRefused::May) => {
-                    warn(format!("{} is not put back: {}", row.name, errno.desc()));
+                (Err(errno), IfRefused::Warn) => {
+                    warn(format!("{} is not restored: {}", spec.name, errno.desc()));
                 }
-                (Err(errno), IfRefused::Must) => return Err(errno).at(|| row.name),
+                (Err(errno), IfRefused::Fail) => return Err(errno).at(|| spec.name),
             }
         }
         Ok(())
     }
 
-    /// Leaves out what is none of the socket's own by now.
-    pub(crate) fn forget(&mut self, names: &[&str]) {
+    /// Removes options by name.
+    pub(crate) fn remove(&mut self, names: &[&str]) {
         self.0.retain(|name, _| !names.contains(&name.as_str()));
     }
 
-    /// A number, if it is not the usual one.
+    /// The value of an integer option, if it is recorded.
     pub(crate) fn int(&self, name: &str) -> Option<i64> {
         match self.0.get(name) {
             Some(OptionValue::Int(value)) => Some(*value),
@@ -624,7 +648,7 @@ impl SocketOptions {
         }
     }
 
-    /// Bytes, if they are not the usual ones.
+    /// The value of a byte string option, if it is recorded.
     pub(crate) fn bytes(&self, name: &str) -> Option<&[u8]> {
         match self.0.get(name) {
             Some(OptionValue::Bytes(value)) => Some(value),
@@ -632,7 +656,7 @@ impl SocketOptions {
         }
     }
 
-    /// For `skip_serializing_if`.
+    /// Reports whether none is recorded.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -674,12 +698,12 @@ mod tests {
     use super::*;
     use std::os::fd::OwnedFd;
 
-    const UDP4: Class = (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
-    const TCP6: Class = (libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP);
-    const UDP6: Class = (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
-    const UNIX: Class = (libc::AF_UNIX, libc::SOCK_DGRAM, 0);
+    const UDP4: SocketClass = (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
+    const TCP6: SocketClass = (libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP);
+    const UDP6: SocketClass = (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
+    const UNIX: SocketClass = (libc::AF_UNIX, libc::SOCK_DGRAM, 0);
 
-    fn socket(class: Class) -> OwnedFd {
+    fn socket(class: SocketClass) -> OwnedFd {
         sys::new(class.0, class.1, class.2).unwrap()
     }
 
@@ -687,20 +711,22 @@ mod tests {
         SocketOptions(pairs.iter().map(|(name, value)| ((*name).into(), value.clone())).collect())
     }
 
-    fn goes_round(class: Class, pairs: &[(&str, OptionValue)]) {
+    /// Sets options on a new socket, and asserts that they are read back.
+    #[track_caller]
+    fn assert_round_trip(class: SocketClass, pairs: &[(&str, OptionValue)]) {
         let wanted = options(pairs);
         wanted.check(class).unwrap();
         let one = socket(class);
-        let mut said = Vec::new();
+        let mut warnings = Vec::new();
         for phase in [Phase::Created, Phase::Last] {
-            wanted.set(one.as_fd(), phase, &mut |line| said.push(line)).unwrap();
+            wanted.set(one.as_fd(), phase, &mut |line| warnings.push(line)).unwrap();
         }
-        assert_eq!(said, Vec::<String>::new());
+        assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(SocketOptions::read(one.as_fd(), class).unwrap(), wanted);
     }
 
     #[test]
-    fn a_fresh_socket_has_nothing_to_record() {
+    fn a_new_socket_has_no_options_to_record() {
         for class in [UDP4, TCP6, UNIX] {
             assert_eq!(
                 SocketOptions::read(socket(class).as_fd(), class).unwrap(),
@@ -710,28 +736,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_is_read_and_set_again() {
-        // ret #0: it takes nothing.
-        let none = vec![6, 0, 0, 0, 0, 0, 0, 0];
-        goes_round(
+    fn options_that_are_set_are_read_back() {
+        // ret #0: it drops every packet.
+        let drop_all = vec![6, 0, 0, 0, 0, 0, 0, 0];
+        assert_round_trip(
             UDP4,
             &[
                 ("SO_RCVBUF", OptionValue::Int(8192)),
                 ("SO_RCVTIMEO", OptionValue::Int(1_500_000)),
                 ("SO_BROADCAST", OptionValue::Int(1)),
-                // The kernel shows both for either.
+                // getsockopt(2) returns both once either is set.
                 ("SO_TIMESTAMP_NEW", OptionValue::Int(1)),
                 ("SO_TIMESTAMPNS_NEW", OptionValue::Int(1)),
                 ("SO_BINDTODEVICE", OptionValue::Bytes(b"lo".to_vec())),
                 ("IP_MULTICAST_IF", OptionValue::Bytes(vec![127, 0, 0, 1])),
                 ("IP_UNICAST_IF", OptionValue::Bytes(b"lo".to_vec())),
                 ("IP_RECVERR", OptionValue::Int(1)),
-                ("SO_ATTACH_FILTER", OptionValue::Bytes(none)),
+                ("SO_ATTACH_FILTER", OptionValue::Bytes(drop_all)),
                 ("SO_LOCK_FILTER", OptionValue::Int(1)),
                 ("SO_PEEK_OFF", OptionValue::Int(3)),
             ],
         );
-        goes_round(
+        assert_round_trip(
             TCP6,
             &[
                 ("SO_LINGER", OptionValue::Int(0)),
@@ -741,7 +767,7 @@ mod tests {
                 ("IPV6_V6ONLY", OptionValue::Int(1)),
             ],
         );
-        goes_round(
+        assert_round_trip(
             UDP6,
             &[
                 ("IPV6_MULTICAST_IF", OptionValue::Bytes(b"lo".to_vec())),
@@ -749,14 +775,14 @@ mod tests {
                 ("SO_TIMESTAMPING", OptionValue::Bytes(vec![0x18, 0, 0, 0, 0, 0, 0, 0])),
             ],
         );
-        goes_round(
+        assert_round_trip(
             UNIX,
             &[("SO_PASSCRED", OptionValue::Int(1)), ("SO_SNDBUF", OptionValue::Int(65536))],
         );
     }
 
     #[test]
-    fn what_is_no_option_or_no_value_of_it_is_refused() {
+    fn unknown_options_and_invalid_values_are_refused() {
         let refused = |class, name, value| {
             let options = options(&[(name, value)]);
             let checked = options.validate().and_then(|()| options.check(class));
@@ -772,26 +798,26 @@ mod tests {
     }
 
     #[test]
-    fn an_accepted_socket_has_nothing_that_cannot_be_set() {
+    fn all_options_of_an_accepted_socket_can_be_set() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, _) = listener.accept().unwrap();
         let class = (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP);
         let mut read = SocketOptions::read(accepted.as_fd(), class).unwrap();
-        // Of the connection, which kind tcp leaves out.
-        read.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
-        let fresh = socket(class);
+        // Kind tcp removes these, which belong to the connection.
+        read.remove(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
+        let new = socket(class);
         for phase in [Phase::Created, Phase::Last] {
-            read.set(fresh.as_fd(), phase, &mut |line| panic!("{line}")).unwrap();
+            read.set(new.as_fd(), phase, &mut |line| panic!("{line}")).unwrap();
         }
         assert_eq!((read.int("IP_MULTICAST_TTL"), read.bytes("IP_MULTICAST_IF")), (None, None));
     }
 
     #[test]
     fn no_option_is_named_twice() {
-        let mut names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+        let mut names: Vec<&str> = OPTIONS.iter().map(|spec| spec.name).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), ROWS.len());
+        assert_eq!(names.len(), OPTIONS.len());
     }
 }

@@ -1,10 +1,12 @@
-//! packet(7): frames of a network device. What getsockopt(2) does not tell of it, sock_diag(7) does.
+//! packet(7): sockets that send and receive frames of a network device. Memberships and rings are
+//! read by sock_diag(7), since no option of getsockopt(2) returns them.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::inet::{NONBLOCK, is_at_home, said_if_elsewhere};
+use crate::kind::socket::PASSIVE_REASON;
+use crate::kind::socket::inet::{NONBLOCK, require_same_netns, warn_if_other_netns};
 use crate::kind::socket::option::{Phase, SocketOptions};
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
@@ -18,38 +20,37 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// A packet socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Packet {
-    /// SOCK_RAW 3 or SOCK_DGRAM 2.
+    /// The socket type, SOCK_RAW 3 or SOCK_DGRAM 2.
     class: i32,
-    /// The protocol of linux/if_ether.h whose frames it gets; zero for none.
+    /// The protocol of linux/if_ether.h whose frames it receives; zero for none.
     protocol: u16,
-    /// The device that it is bound to; none if that is any.
+    /// The device that it is bound to; none for all devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     device: Option<BoundDevice>,
-    /// What it has joined, in that order.
+    /// Its memberships, as sock_diag(7) lists them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     members: Vec<Membership>,
-    /// PACKET_FANOUT: its group, and how packets are shared in it.
+    /// PACKET_FANOUT: the group in the low 16 bits, its mode and flags in the high 16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     fanout: Option<u32>,
-    /// PACKET_RX_RING and PACKET_TX_RING.
+    /// The socket has a PACKET_RX_RING, and a PACKET_TX_RING.
     rings: (bool, bool),
-    /// The memory that packets take which wait to be read, in bytes. They are lost.
+    /// The memory of its unread packets, in bytes: SK_MEMINFO_RMEM_ALLOC. The packets are not kept.
     queued: u32,
-    /// The inode of its network namespace, if that is not the one of its process; zero if it could
-    /// not be found out which one it is.
+    /// The inode of its network namespace, if that is not its process's; zero if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
-    /// What a fresh socket like it has not.
+    /// Socket options that differ from those of a new socket.
     #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
     options: SocketOptions,
 }
 
-/// A network device.
+/// The network device that a socket is bound to.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct BoundDevice {
-    /// Its index; -1 for one that was taken away.
+    /// Its index; -1 for a device that was removed.
     index: i32,
-    /// Its name, by which it is found again; empty for one that was taken away.
+    /// Its name, by which a restore finds it; empty for a device that was removed.
     name: Bytes,
 }
 
@@ -62,51 +63,57 @@ struct Membership {
     class: u16,
     /// The address.
     address: Bytes,
-    /// How often it was joined.
+    /// The number of times that it was joined.
     count: u32,
 }
 
-/// PACKET_FANOUT_CBPF and PACKET_FANOUT_EBPF: a program shares the packets, and cannot be read.
-const PROGRAMS: [u8; 2] = [6, 7];
-/// MAX_ADDR_LEN of linux/netdevice.h
+/// PACKET_FANOUT_CBPF and PACKET_FANOUT_EBPF: a BPF program distributes the packets. It cannot be
+/// read.
+const BPF_FANOUT_MODES: [u8; 2] = [6, 7];
+/// MAX_ADDR_LEN of linux/netdevice.h, in bytes.
 const MAX_ADDRESS: usize = 32;
-/// IFNAMSIZ, without its NUL.
+/// IFNAMSIZ without the NUL, in bytes.
 const MAX_NAME: usize = 15;
 
-/// A struct sockaddr_ll to bind to.
-fn address(protocol: u16, device: i32) -> Vec<u8> {
+/// Encodes a struct sockaddr_ll for bind(2).
+fn sockaddr_ll(protocol: u16, device: i32) -> Vec<u8> {
     let family = (libc::AF_PACKET as u16).to_ne_bytes();
     [&family[..], &protocol.to_be_bytes(), &device.to_ne_bytes(), &[0; 12]].concat()
 }
 
 /// Protocol and index of a struct sockaddr_ll.
-fn parse(address: &[u8]) -> Option<(u16, i32)> {
+fn parse_sockaddr_ll(address: &[u8]) -> Option<(u16, i32)> {
     let protocol = u16::from_be_bytes(*address.get(2..)?.first_chunk()?);
     Some((protocol, i32::from_ne_bytes(*address.get(4..)?.first_chunk()?)))
 }
 
-fn is_name(name: &Bytes) -> bool {
+/// Reports whether a device can have this name.
+fn is_device_name(name: &Bytes) -> bool {
     (1..=MAX_NAME).contains(&name.0.len()) && !name.0.contains(&0)
 }
 
-/// The index that a device has here.
-fn index(fd: BorrowedFd<'_>, name: &Bytes) -> Result<i32> {
+/// The index of a device in the network namespace of `fd`, a socket. Fails with status 6 if there
+/// is no such device.
+fn device_index(fd: BorrowedFd<'_>, name: &Bytes) -> Result<i32> {
     sys::device_index(fd, &name.0).map_err(|errno| match errno {
-        Errno::ENODEV => Error::unrestorable(format!("there is no device {}", escape(&name.0))),
+        Errno::ENODEV => {
+            Error::unrestorable(format!("there is no network device {}", escape(&name.0)))
+        }
         errno => errno.into(),
     })
 }
 
 impl Membership {
-    fn of(fd: BorrowedFd<'_>, found: sock_diag::PacketMembership) -> Result<Membership> {
+    /// The record of a membership. The name of the device is that in the network namespace of `fd`.
+    fn from_diag(fd: BorrowedFd<'_>, found: sock_diag::PacketMembership) -> Result<Membership> {
         let sock_diag::PacketMembership { device, count, class, address } = found;
         let name = sys::device_name(fd, device as i32).at(|| format!("device {device}"))?;
         Ok(Membership { device: Bytes(name), class, address: Bytes(address), count })
     }
 
-    /// A struct packet_mreq, as long as its address asks for.
+    /// Encodes a struct packet_mreq, or packet_mreq_max for an address of more than 8 bytes.
     fn encode(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
-        let index = index(fd, &self.device)?.to_ne_bytes();
+        let index = device_index(fd, &self.device)?.to_ne_bytes();
         let len = self.address.0.len() as u16;
         let mut bytes = [&index[..], &self.class.to_ne_bytes(), &len.to_ne_bytes()].concat();
         bytes.extend(&self.address.0);
@@ -126,16 +133,16 @@ impl Kind for Packet {
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let (Some(copy), Some(inode), Some(class)) = (&it.copy, &it.inode, it.class()) else {
-            return Err(Error::unrestorable("a passive scan cannot ask a socket"));
+            return Err(Error::unrestorable(PASSIVE_REASON));
         };
         let fd = copy.as_fd();
         let name = sys::name(fd).at(|| "getsockname")?;
-        let (protocol, index) = parse(&name).ok_or(Errno::EINVAL)?;
+        let (protocol, index) = parse_sockaddr_ll(&name).ok_or(Errno::EINVAL)?;
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
         let found = it.process.packet_socket(ino)?;
         let fanout =
             || sys::option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT).at(|| "PACKET_FANOUT");
-        let members = found.members.into_iter().map(|member| Membership::of(fd, member));
+        let members = found.members.into_iter().map(|member| Membership::from_diag(fd, member));
         Ok(Packet {
             class: class.1,
             protocol,
@@ -165,41 +172,43 @@ impl Kind for Packet {
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
         if !matches!(self.class, libc::SOCK_RAW | libc::SOCK_DGRAM) {
-            return Err(Error::malformed("no packet socket is of such a type"));
+            return Err(Error::malformed("its socket type is not one of packet(7)"));
         }
-        // The name of one that was taken away is empty.
+        // A device that was removed has no name.
         let named = self.device.iter().map(|device| &device.name).filter(|name| !name.0.is_empty());
         let mut named = named.chain(self.members.iter().map(|member| &member.device));
-        let usual = |member: &Membership| member.address.0.len() <= MAX_ADDRESS && member.count > 0;
-        if !named.all(is_name) || !self.members.iter().all(usual) {
-            return Err(Error::malformed("no packet socket has such a device or membership"));
+        let valid = |member: &Membership| member.address.0.len() <= MAX_ADDRESS && member.count > 0;
+        if !named.all(is_device_name) || !self.members.iter().all(valid) {
+            return Err(Error::malformed("its device or membership is not valid for packet(7)"));
         }
-        // Each one is joined as often as it was.
+        // A restore joins each membership `count` times.
         if self.members.iter().map(|member| u64::from(member.count)).sum::<u64>() > 65536 {
-            return Err(Error::malformed("it has joined more than anybody would"));
+            return Err(Error::malformed("it has more than 65536 memberships"));
         }
         self.options.validate()
     }
 
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        let gone = self.device.as_ref().is_some_and(|device| device.name.0.is_empty());
-        if gone {
-            return Err(Error::unrestorable("the device that it was bound to was taken away"));
+        let removed = self.device.as_ref().is_some_and(|device| device.name.0.is_empty());
+        if removed {
+            return Err(Error::unrestorable("the network device that it was bound to was removed"));
         }
         if self.rings != (false, false) {
             return Err(Error::unrestorable(
-                "its ring is memory that its process has mapped, which is not kept",
+                "its ring buffer is memory that its process has mapped, which is not in the image",
             ));
         }
-        if self.fanout.is_some_and(|fanout| PROGRAMS.contains(&((fanout >> 16) as u8))) {
-            return Err(Error::unrestorable("the program that shares its packets cannot be read"));
+        if self.fanout.is_some_and(|fanout| BPF_FANOUT_MODES.contains(&((fanout >> 16) as u8))) {
+            return Err(Error::unrestorable(
+                "its fanout mode has a BPF program, which cannot be read",
+            ));
         }
-        is_at_home(self.netns, cx)?;
+        require_same_netns(self.netns, cx)?;
         let probe = sys::new(libc::AF_PACKET, self.class | libc::SOCK_CLOEXEC, 0);
         let probe = probe.at(|| "socket")?;
         let named = self.device.iter().map(|device| &device.name);
         for name in named.chain(self.members.iter().map(|member| &member.device)) {
-            index(probe.as_fd(), name)?;
+            device_index(probe.as_fd(), name)?;
         }
         self.options.check((libc::AF_PACKET, self.class, 0))
     }
@@ -217,37 +226,36 @@ impl Kind for Packet {
             ref options,
         } = *self;
         if netns.is_none() {
-            said_if_elsewhere(cx);
+            warn_if_other_netns(cx);
         }
         let shown = escape(&file.link.0).into_owned();
         let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
-        // Without a protocol it gets nothing before it is bound, when all its options are set.
+        // Protocol 0 receives nothing until bind(2) sets the protocol, after all options.
         let made = sys::new(libc::AF_PACKET, class | nonblock, 0).at(|| "socket")?;
         let fd = made.as_fd();
         for phase in [Phase::Created, Phase::Last] {
             options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
         }
         let device = match device {
-            Some(BoundDevice { index: _, name }) => index(fd, name)?,
+            Some(BoundDevice { index: _, name }) => device_index(fd, name)?,
             None => 0,
         };
         for member in members {
-            let member = (member.encode(fd)?, member.count);
-            for _ in 0..member.1 {
-                sys::set_option_bytes(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member.0)
+            let request = member.encode(fd)?;
+            for _ in 0..member.count {
+                sys::set_option_bytes(fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
                     .at(|| "PACKET_ADD_MEMBERSHIP")?;
             }
         }
         if (protocol, device) != (0, 0) {
-            sys::bind(fd, &address(protocol, device)).at(|| "bind")?;
+            sys::bind(fd, &sockaddr_ll(protocol, device)).at(|| "bind")?;
         }
         if let Some(fanout) = fanout {
             sys::set_option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT, fanout as i32)
                 .at(|| "PACKET_FANOUT")?;
         }
         if queued > 0 {
-            let why = "bytes of packets that were not read are lost";
-            cx.warnings.push(format!("{shown}: {queued} {why}"));
+            cx.warnings.push(format!("{shown}: {queued} bytes of unread packets are lost"));
         }
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
@@ -259,17 +267,17 @@ mod tests {
     use crate::kind::tests::{body_of, describe_of};
 
     #[test]
-    fn an_address_goes_both_ways() {
-        assert_eq!(parse(&address(0x0806, 3)), Some((0x0806, 3)));
-        assert_eq!(parse(&[0; 7]), None);
+    fn a_sockaddr_ll_is_encoded_and_parsed() {
+        assert_eq!(parse_sockaddr_ll(&sockaddr_ll(0x0806, 3)), Some((0x0806, 3)));
+        assert_eq!(parse_sockaddr_ll(&[0; 7]), None);
     }
 
     #[test]
-    fn a_socket_has_its_protocol_device_and_memberships() {
-        // To make one takes CAP_NET_RAW.
+    fn protocol_device_and_memberships_are_captured() {
+        // Skipped without CAP_NET_RAW.
         let Ok(socket) = sys::new(libc::AF_PACKET, libc::SOCK_DGRAM, 0) else { return };
         let lo = Bytes(b"lo".to_vec());
-        let device = index(socket.as_fd(), &lo).unwrap();
+        let device = device_index(socket.as_fd(), &lo).unwrap();
         let member =
             Membership { device: lo.clone(), class: 2, address: Bytes::default(), count: 2 };
         for _ in 0..2 {
@@ -282,7 +290,7 @@ mod tests {
             )
             .unwrap();
         }
-        sys::bind(socket.as_fd(), &address(0x88b5, device)).unwrap();
+        sys::bind(socket.as_fd(), &sockaddr_ll(0x88b5, device)).unwrap();
         let body: Packet = body_of(&socket);
         assert_eq!((body.class, body.protocol), (libc::SOCK_DGRAM, 0x88b5));
         assert_eq!(body.device, Some(BoundDevice { index: device, name: lo }));

@@ -1,64 +1,68 @@
-//! What raw and ping sockets have in common: no ports of their own, and queues that cannot be
-//! looked at, since they have no SO_PEEK_OFF.
+//! Raw and ping sockets: they have no ports, and their queues cannot be captured, since they have
+//! no SO_PEEK_OFF.
 
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Inet, NONBLOCK};
-use crate::kind::socket::option::{Class, Phase};
+use crate::kind::socket::option::{Phase, SocketClass};
 use crate::proc::Descriptor;
 use crate::text::escape;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
-/// A socket without ports.
+/// The record of a raw or ping socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Plain {
-    /// Addresses and options.
+pub(crate) struct PortlessSocket {
+    /// Its addresses and options.
     pub socket: Inet,
-    /// The bytes of the first message that waits to be read, if one does.
+    /// The length of the first unread message, in bytes: SIOCINQ. The messages are not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     queued: Option<u32>,
-    /// What is shut down: receiving 1, both 3. Sending alone is shown nowhere.
+    /// Shut down by shutdown(2): receiving 1, both directions 3. Sending alone cannot be read.
     shutdown: u8,
 }
 
-impl Plain {
-    /// `table` names its kind in /proc/net: what is connected to no port is told of only there.
-    pub(crate) fn capture(it: &Descriptor<'_>, table: &str) -> Result<Plain> {
+impl PortlessSocket {
+    /// Captures a socket. `table` is its table in /proc/PID/net (`raw`, `icmp`): getpeername(2)
+    /// fails for a peer without a port, and only this table has its address.
+    pub(crate) fn capture(it: &Descriptor<'_>, table: &str) -> Result<PortlessSocket> {
         let mut socket = Inet::capture(it)?;
-        socket.look_up(it, table);
+        socket.read_remote(it, table);
         let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
-        let (queued, shutdown) = inet::waiting(fd)?;
-        Ok(Plain { socket, queued, shutdown })
+        let (queued, shutdown) = inet::queue_state(fd)?;
+        Ok(PortlessSocket { socket, queued, shutdown })
     }
 
+    /// The text of [`crate::kind::Kind::describe`]; `name` is the name of the kind.
     pub(crate) fn describe(&self, name: &str) -> String {
         let queued = self.queued.map_or(String::new(), |bytes| format!(" queued={bytes}"));
-        format!("{name} {}{queued}", self.socket.ends())
+        format!("{name} {}{queued}", self.socket.endpoints())
     }
 
+    /// Makes the socket, with its options, addresses and shutdown. Warns of lost messages.
     pub(crate) fn make(
         &self,
-        kind: i32,
+        socket_type: i32,
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
     ) -> Result<Opened> {
-        let Plain { socket, queued, shutdown } = self;
-        let made = socket.make(kind, file, cx)?;
-        socket.set(Phase::Last, made.as_fd(), file, cx)?;
+        let PortlessSocket { socket, queued, shutdown } = self;
+        let made = socket.make_bound(socket_type, file, cx)?;
+        socket.set_options(Phase::Last, made.as_fd(), file, cx)?;
         socket.connect(made.as_fd())?;
-        socket.shut(made.as_fd(), *shutdown)?;
+        inet::shut_down(made.as_fd(), *shutdown)?;
         if queued.is_some() {
-            let why = "the messages in its queue cannot be looked at, and are lost";
+            let why =
+                "its unread messages cannot be captured (it has no SO_PEEK_OFF), and are lost";
             cx.warnings.push(format!("{}: {why}", escape(&file.link.0)));
         }
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 }
 
-/// The family, type and protocol of a descriptor, if it is a socket of this type.
-pub(crate) fn class(it: &Descriptor<'_>, kind: i32) -> Option<Class> {
-    inet::class(it).filter(|class| class.1 == kind)
+/// Family, type and protocol of a descriptor, if it is an internet socket of this type.
+pub(crate) fn class(it: &Descriptor<'_>, socket_type: i32) -> Option<SocketClass> {
+    inet::class(it).filter(|class| class.1 == socket_type)
 }

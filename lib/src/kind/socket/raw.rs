@@ -1,20 +1,20 @@
-//! raw(7): sockets that see all packets of a protocol.
+//! raw(7): raw sockets of IPv4 and IPv6, which receive all packets of one protocol.
 
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::kind::socket::inet;
-use crate::kind::socket::portless::{self, Plain};
+use crate::kind::socket::portless::{self, PortlessSocket};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 
-/// A raw socket. The port of its address is its protocol, as getsockname(2) has it.
+/// A raw socket. The port of its local address is its protocol, as getsockname(2) returns it.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Raw(Plain);
+pub(crate) struct Raw(PortlessSocket);
 
 impl Kind for Raw {
     const NAME: &'static str = "raw";
@@ -24,7 +24,7 @@ impl Kind for Raw {
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        Plain::capture(it, "raw").map(Raw)
+        PortlessSocket::capture(it, "raw").map(Raw)
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
@@ -41,13 +41,13 @@ impl Kind for Raw {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
-        let Raw(plain) = self;
-        plain.make(libc::SOCK_RAW, file, cx)
+        let Raw(socket) = self;
+        socket.make(libc::SOCK_RAW, file, cx)
     }
 
     fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
-        // Who may not have a raw socket may have one of UDP.
-        inet::null(&self.0.socket, libc::SOCK_DGRAM, 0)
+        // A UDP socket needs no CAP_NET_RAW.
+        inet::null_socket(&self.0.socket, libc::SOCK_DGRAM, 0)
     }
 }
 
@@ -60,15 +60,15 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn who_it_is_connected_to_is_known_although_there_is_no_port() {
+    fn the_peer_address_is_captured_although_it_has_no_port() {
         let raw = match socket::new(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP) {
             Err(Errno::EPERM) => return,
             raw => raw.unwrap(),
         };
-        let title = || describe_of(&raw);
-        assert_eq!(title(), "raw 0.0.0.0:1");
+        let description = || describe_of(&raw);
+        assert_eq!(description(), "raw 0.0.0.0:1");
         let to = inet::Address::parse("127.0.0.1:0").unwrap().encode(raw.as_fd()).unwrap();
         socket::connect(raw.as_fd(), &to).unwrap();
-        assert_eq!(title(), "raw 127.0.0.1:1 -> 127.0.0.1:0");
+        assert_eq!(description(), "raw 127.0.0.1:1 -> 127.0.0.1:0");
     }
 }

@@ -1,4 +1,5 @@
-//! tcp(7): sockets that listen, that are bound or fresh, and connections, which are recorded only.
+//! tcp(7) and MPTCP: listening sockets, and unconnected ones, are restored. Connections are
+//! recorded and not restored.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -16,7 +17,7 @@ use nix::sys::socket::{Backlog, Shutdown, listen};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-/// The states of include/net/tcp_states.h, from 1 on, by the names that ss(8) gives them.
+/// Names of the states of include/net/tcp_states.h, from 1.
 const STATES: [&str; 12] = [
     "ESTABLISHED",
     "SYN_SENT",
@@ -37,59 +38,61 @@ const LISTEN: u8 = 10;
 /// A TCP socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tcp {
-    /// Addresses and options.
+    /// Its addresses and options.
     socket: Inet,
-    /// One of [`STATES`], as tcpi_state has it.
+    /// Its state, tcpi_state of TCP_INFO: 1 is the first of [`STATES`].
     state: u8,
-    /// If it listens: the backlog, and how many connections wait to be accepted, which are lost.
+    /// The backlog of a listening socket, and the number of its pending connections, which are not
+    /// kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     listens: Option<(u32, u32)>,
-    /// If it is a connection: what is known of it.
+    /// The parameters of a connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     connection: Option<Connection>,
-    /// If its connection is no more, so that writes fail with EPIPE: how many bytes can be read
-    /// before reads end. They are lost.
+    /// The number of unread bytes before end-of-file, if the connection has ended and writes fail
+    /// with EPIPE. The bytes are not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ended: Option<u32>,
 }
 
-/// What a connection has, as struct tcp_info of linux/tcp.h tells it.
+/// Parameters of a connection: struct tcp_info of linux/tcp.h.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Connection {
-    /// Bytes that wait to be read: SIOCINQ.
+    /// Unread bytes: SIOCINQ.
     queued: u32,
-    /// Bytes that were written and are not acknowledged: SIOCOUTQ.
+    /// Bytes that were written and are not yet acknowledged: SIOCOUTQ.
     unsent: u32,
     /// TCPI_OPT_TIMESTAMPS 1, SACK 2, WSCALE 4, ECN 8.
     options: u8,
-    /// Window scales, of what is sent and of what is received.
+    /// Window scales: tcpi_snd_wscale and tcpi_rcv_wscale.
     scales: (u8, u8),
-    /// Largest segments sent and received, in bytes.
+    /// tcpi_snd_mss and tcpi_rcv_mss, in bytes.
     segments: (u32, u32),
-    /// Smoothed round trip time, in microseconds.
+    /// Smoothed round trip time, tcpi_rtt, in microseconds.
     rtt: u32,
 }
 
-/// The part of struct tcp_info that is wanted.
+/// Fields of struct tcp_info.
 struct TcpInfo {
     state: u8,
     options: u8,
     scales: (u8, u8),
     segments: (u32, u32),
-    /// tcpi_unacked and tcpi_sacked; of a listening socket these are its pending connections and
-    /// its backlog.
+    /// tcpi_unacked and tcpi_sacked: of a listening socket, its pending connections and its
+    /// backlog.
     queue: (u32, u32),
     rtt: u32,
 }
 
 impl TcpInfo {
+    /// Parses a struct tcp_info; none if it is too short.
     fn parse(bytes: &[u8]) -> Option<TcpInfo> {
         let word = |at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let scales = *bytes.get(6)?;
         Some(TcpInfo {
             state: *bytes.first()?,
             options: *bytes.get(5)?,
-            // The first of two bit fields is the low half where the lowest byte comes first.
+            // tcpi_snd_wscale, the first bit field, is the low half on little-endian machines.
             scales: match cfg!(target_endian = "little") {
                 true => (scales & 15, scales >> 4),
                 false => (scales >> 4, scales & 15),
@@ -100,7 +103,8 @@ impl TcpInfo {
         })
     }
 
-    fn ask(fd: BorrowedFd<'_>) -> Result<TcpInfo> {
+    /// Reads it from a socket: TCP_INFO of tcp(7).
+    fn read(fd: BorrowedFd<'_>) -> Result<TcpInfo> {
         let mut bytes = [0; 104];
         let len = sys::socket::option_bytes(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes);
         let len = len.at(|| "TCP_INFO")?;
@@ -109,11 +113,13 @@ impl TcpInfo {
 }
 
 impl Tcp {
+    /// Reports whether its state is that of a connection.
     fn is_connection(&self) -> bool {
         !matches!(self.state, CLOSE | LISTEN)
     }
 
-    fn state(&self) -> &'static str {
+    /// The name of its state; `?` if there is no such state.
+    fn state_name(&self) -> &'static str {
         let at = usize::from(self.state).wrapping_sub(1);
         STATES.get(at).copied().unwrap_or("?")
     }
@@ -132,13 +138,14 @@ impl Kind for Tcp {
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let socket = Inet::capture(it)?;
         let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
-        let info = TcpInfo::ask(fd)?;
+        let info = TcpInfo::read(fd)?;
         let mut tcp =
             Tcp { socket, state: info.state, listens: None, connection: None, ended: None };
         match info.state {
             LISTEN => tcp.listens = Some((info.queue.1, info.queue.0)),
             CLOSE => {
-                // One that was never connected has nothing to read, not even its end.
+                // POLLIN: unread bytes or end-of-file. A socket that was never connected has
+                // neither.
                 if sys::socket::ready(fd).at(|| "poll")? & libc::POLLIN != 0 {
                     tcp.ended = Some(sys::readable(fd).at(|| "SIOCINQ")? as u32);
                 }
@@ -155,14 +162,14 @@ impl Kind for Tcp {
             }
         }
         if tcp.connection.is_some() || tcp.ended.is_some() {
-            // Of a connection these are what came out of it, whatever was asked for.
-            tcp.socket.forget(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP", "SO_INCOMING_CPU"]);
+            // On a connection these have the values in use, not those that were set.
+            tcp.socket.remove_options(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP", "SO_INCOMING_CPU"]);
         }
         Ok(tcp)
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
-        let mut text = format!("{} {} {}", Self::NAME, self.socket.ends(), self.state());
+        let mut text = format!("{} {} {}", Self::NAME, self.socket.endpoints(), self.state_name());
         if let Some((backlog, pending)) = self.listens {
             text += &format!(" backlog={backlog}");
             if pending > 0 {
@@ -181,17 +188,19 @@ impl Kind for Tcp {
     fn validate(&self, _: &OpenFile) -> Result<()> {
         if !matches!(self.socket.protocol(), libc::IPPROTO_TCP | libc::IPPROTO_MPTCP) {
             let protocol = self.socket.protocol();
-            return Err(Error::malformed(format!("{protocol} is no protocol of TCP")));
+            return Err(Error::malformed(format!(
+                "protocol {protocol} is not IPPROTO_TCP or IPPROTO_MPTCP"
+            )));
         }
-        let told = (self.listens.is_some(), self.connection.is_some());
-        if self.state() == "?" || told != (self.state == LISTEN, self.is_connection()) {
-            return Err(Error::malformed("its state contradicts what it has"));
+        let present = (self.listens.is_some(), self.connection.is_some());
+        if self.state_name() == "?" || present != (self.state == LISTEN, self.is_connection()) {
+            return Err(Error::malformed("its state contradicts its other fields"));
         }
         if self.ended.is_some() && self.state != CLOSE {
-            return Err(Error::malformed("its state contradicts that it has ended"));
+            return Err(Error::malformed("its connection has ended, but its state is not CLOSE"));
         }
         if !self.is_connection() && self.socket.remote()?.is_some() {
-            return Err(Error::malformed("it is connected in a state without"));
+            return Err(Error::malformed("it has a peer address in a state without a connection"));
         }
         self.socket.validate()
     }
@@ -199,12 +208,12 @@ impl Kind for Tcp {
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         match (self.is_connection(), self.socket.remote()?) {
             (true, Some(remote)) => Err(Error::unrestorable(format!(
-                "its connection to {remote} ({}) is not made anew",
-                self.state()
+                "TCP connections are not restored: its peer is {remote} ({})",
+                self.state_name()
             ))),
             (true, None) => Err(Error::unrestorable(format!(
-                "its connection ({}) is not made anew",
-                self.state()
+                "TCP connections are not restored: its state is {}",
+                self.state_name()
             ))),
             (false, _) => self.socket.check(libc::SOCK_STREAM, cx),
         }
@@ -213,20 +222,20 @@ impl Kind for Tcp {
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Tcp { socket, state: _, listens, connection: _, ended } = self;
-        let made = socket.make(libc::SOCK_STREAM, file, cx)?;
-        // Its queue is filled by none of ours.
-        socket.set(Phase::Last, made.as_fd(), file, cx)?;
-        let mut lost = |count: u32, what: &str| {
+        let made = socket.make_bound(libc::SOCK_STREAM, file, cx)?;
+        // No queue is filled, so the options of the last phase are set at once.
+        socket.set_options(Phase::Last, made.as_fd(), file, cx)?;
+        let mut warn_if_lost = |count: u32, what: &str| {
             if count > 0 {
-                cx.warnings.push(format!("{}: {count} {what} lost", escape(&file.link.0)));
+                cx.warnings.push(format!("{}: {count} {what} are lost", escape(&file.link.0)));
             }
         };
         if let Some(unread) = *ended {
-            inet::end(made.as_fd(), Shutdown::Both)?;
-            lost(unread, "bytes that were not read are");
+            inet::shutdown_even_unconnected(made.as_fd(), Shutdown::Both)?;
+            warn_if_lost(unread, "unread bytes");
         }
         if let Some((_, pending)) = *listens {
-            lost(pending, "connections that waited to be accepted are");
+            warn_if_lost(pending, "pending connections");
         }
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
@@ -235,8 +244,9 @@ impl Kind for Tcp {
         self.listens.map(|_| "listen")
     }
 
-    /// Nobody connects before all stands; and what listens keeps others from binding to its port,
-    /// whatever they share (SO_REUSEADDR).
+    /// Listens, after all other sockets are bound: nothing can connect to a half restored table,
+    /// and a listening socket keeps others from binding to its port even with SO_REUSEADDR
+    /// (socket(7)).
     fn finish(
         &self,
         _: &OpenFile,
@@ -249,14 +259,14 @@ impl Kind for Tcp {
         let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX));
         match listen(&fd, backlog.unwrap_or(Backlog::MAXCONN)) {
             Err(Errno::EADDRINUSE) => {
-                Err(Error::unrestorable("another socket has come to listen at its address"))
+                Err(Error::unrestorable("another socket now listens on its address"))
             }
             done => done.at(|| "listen"),
         }
     }
 
     fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
-        inet::null(&self.socket, libc::SOCK_STREAM, libc::IPPROTO_TCP)
+        inet::null_socket(&self.socket, libc::SOCK_STREAM, libc::IPPROTO_TCP)
     }
 }
 
@@ -268,27 +278,27 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn a_listener_tells_its_address_its_backlog_and_who_waits() {
+    fn a_listening_socket_is_captured_with_backlog_and_pending_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         listen(&listener, Backlog::new(7).unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).unwrap();
         let tcp: Tcp = body_of(&listener);
         assert_eq!((tcp.state, tcp.listens, tcp.ended), (LISTEN, Some((7, 1)), None));
-        let title = format!("tcp {address} LISTEN backlog=7 pending=1");
-        assert_eq!(describe_of(&listener), title);
+        let description = format!("tcp {address} LISTEN backlog=7 pending=1");
+        assert_eq!(describe_of(&listener), description);
     }
 
     #[test]
-    fn a_connection_tells_both_ends_and_what_waits_and_a_dead_one_that_it_has_ended() {
+    fn a_connection_is_captured_with_its_queue_and_a_reset_one_as_ended() {
         let listener = TcpListener::bind("[::1]:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut server, from) = listener.accept().unwrap();
         server.write_all(b"hello").unwrap();
         let tcp: Tcp = body_of(&client);
         assert_eq!(tcp.connection.as_ref().unwrap().queued, 5);
-        let ends = format!("{from} -> {}", listener.local_addr().unwrap());
-        assert_eq!(describe_of(&client), format!("tcp {ends} ESTABLISHED queued=5"));
+        let endpoints = format!("{from} -> {}", listener.local_addr().unwrap());
+        assert_eq!(describe_of(&client), format!("tcp {endpoints} ESTABLISHED queued=5"));
         // A close with unread bytes resets the connection.
         client.write_all(b"never read").unwrap();
         drop(server);
@@ -298,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_null_socket_is_of_the_same_family_and_at_its_end() {
+    fn the_null_socket_has_the_same_family_and_is_at_end_of_file() {
         let listener = TcpListener::bind("[::1]:0").unwrap();
         let mut null = TcpStream::from(
             Kind::substitute(&body_of::<Tcp>(&listener), &file_of(&listener)).unwrap(),
@@ -311,7 +321,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..104)) {
+        fn parsing_never_panics(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..104)) {
             let _ = TcpInfo::parse(&bytes);
         }
     }

@@ -1,11 +1,12 @@
-//! udp(7) and udplite(7). What waits in a queue is looked at with SO_PEEK_OFF, and sent again in
-//! the name of its senders.
+//! udp(7) and udplite(7). Unread messages are captured with MSG_PEEK and SO_PEEK_OFF, and sent
+//! again from the addresses of their senders.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Held, Opened, RestoreContext};
 use crate::kind::socket::inet::{self, Address, Inet, NONBLOCK};
 use crate::kind::socket::option::Phase;
+use crate::kind::socket::over_limit;
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
@@ -25,14 +26,14 @@ const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 /// A UDP or UDP-Lite socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Udp {
-    /// Addresses and options.
+    /// Its addresses and options.
     socket: Inet,
-    /// The bytes of the first message that waits to be read, if one does.
+    /// The length of the first unread message, in bytes: SIOCINQ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     queued: Option<u32>,
-    /// Bytes that wait to be sent: UDP_CORK, MSG_MORE. They are lost.
+    /// Bytes that are not sent yet (UDP_CORK, MSG_MORE): SIOCOUTQ. They are not kept.
     unsent: u32,
-    /// What is shut down: receiving 1, both 3. Sending alone is shown nowhere.
+    /// Shut down by shutdown(2): receiving 1, both directions 3. Sending alone cannot be read.
     shutdown: u8,
 }
 
@@ -47,7 +48,7 @@ impl Kind for Udp {
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let socket = Inet::capture(it)?;
         let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
-        let (queued, shutdown) = inet::waiting(fd)?;
+        let (queued, shutdown) = inet::queue_state(fd)?;
         let unsent = socket::unsent(fd).at(|| "SIOCOUTQ")? as u32;
         Ok(Udp { socket, queued, unsent, shutdown })
     }
@@ -60,17 +61,17 @@ impl Kind for Udp {
     ) -> Result<()> {
         let ready = socket::ready(copy).at(|| "poll")?;
         if ready & libc::POLLERR != 0 {
-            // Whoever reads next is told of it, and nobody else.
-            return Err(Error::unrestorable("an error waits in it, which a look would take away"));
+            // recv(2) returns SO_ERROR and clears it, also with MSG_PEEK.
+            return Err(Error::unrestorable("an error is pending on it; reading would clear it"));
         }
         if ready & libc::POLLIN == 0 {
             return Ok(());
         }
         if socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? >= 0 {
-            // A program that has set it itself would look at another message.
+            // The program uses SO_PEEK_OFF itself. While it runs, it would peek at another message.
             cx.require_frozen()?;
         }
-        for (from, bytes) in &queue(copy, limit, false)? {
+        for (from, bytes) in &peek_queue(copy, limit, false)? {
             let from = from.as_ref().map(|from| Bytes(from.to_string().into_bytes()));
             let with = Some(MessageMeta { from, ..MessageMeta::default() });
             to(Piece { bytes, with, ..Piece::default() })?;
@@ -81,7 +82,7 @@ impl Kind for Udp {
     fn describe(&self, _: &OpenFile) -> Option<String> {
         let Udp { socket, queued, unsent, shutdown: _ } = self;
         let name = if socket.protocol() == UDPLITE { "udplite" } else { Self::NAME };
-        let mut text = format!("{name} {}", socket.ends());
+        let mut text = format!("{name} {}", socket.endpoints());
         if let Some(bytes) = queued {
             text += &format!(" queued={bytes}");
         }
@@ -94,7 +95,8 @@ impl Kind for Udp {
     fn validate(&self, _: &OpenFile) -> Result<()> {
         if !matches!(self.socket.protocol(), libc::IPPROTO_UDP | UDPLITE) {
             let protocol = self.socket.protocol();
-            return Err(Error::malformed(format!("{protocol} is no protocol of UDP")));
+            let why = format!("protocol {protocol} is not IPPROTO_UDP or IPPROTO_UDPLITE");
+            return Err(Error::malformed(why));
         }
         self.socket.validate()
     }
@@ -106,25 +108,24 @@ impl Kind for Udp {
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
         let Udp { socket, queued, unsent, shutdown: _ } = self;
-        let made = socket.make(libc::SOCK_DGRAM, file, cx)?;
+        let made = socket.make_bound(libc::SOCK_DGRAM, file, cx)?;
         socket.connect(made.as_fd())?;
         let shown = escape(&file.link.0);
         if *unsent > 0 {
-            let why = "bytes that waited to be sent are lost";
-            cx.warnings.push(format!("{shown}: {unsent} {why}"));
+            cx.warnings.push(format!("{shown}: {unsent} unsent bytes are lost"));
         }
         if queued.is_some() && !cx.has_contents(file.object) {
-            let why = "are not in the image (scan with --data): it is restored empty";
-            cx.warnings.push(format!("{shown}: the messages in its queue {why}"));
+            let why = "are not in the image (scan with --data): its queue is restored empty";
+            cx.warnings.push(format!("{shown}: its unread messages {why}"));
         }
         Ok(Opened::new(made, file.flags & NONBLOCK))
     }
 
     fn finish_text(&self) -> Option<&'static str> {
-        Some("fill the queue, set what is left of its options")
+        Some("fill the queue, shut it down, set the remaining options")
     }
 
-    /// Senders are restored too by now, perhaps.
+    /// Fills the queue, once the sockets of the senders are restored too.
     fn finish(
         &self,
         file: &OpenFile,
@@ -136,69 +137,72 @@ impl Kind for Udp {
         if cx.has_contents(file.object) {
             self.fill(file, fd, cx)?;
         }
-        self.socket.shut(fd, self.shutdown)?;
-        self.socket.set(Phase::Last, fd, file, cx)
+        inet::shut_down(fd, self.shutdown)?;
+        self.socket.set_options(Phase::Last, fd, file, cx)
     }
 
     fn substitute(&self, _: &OpenFile) -> Result<OwnedFd> {
-        inet::null(&self.socket, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
+        inet::null_socket(&self.socket, libc::SOCK_DGRAM, libc::IPPROTO_UDP)
     }
 }
 
-/// A message and who has sent it.
+/// A message: the address of its sender, and its bytes.
 type Datagram = (Option<Address>, Vec<u8>);
 
-/// The message that is looked at next, if there is one.
-fn look(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datagram>> {
+/// Peeks at the next message; none if there is none.
+fn peek_message(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datagram>> {
     match socket::peek(fd, buffer) {
-        // A socket that is shut down for receiving goes on for ever.
+        // Shut down for receiving: each call returns 0 bytes and no address.
         Ok((0, from)) if from.is_empty() => Ok(None),
         Ok((len, from)) => {
             let bytes = buffer.get(..len).ok_or(Errno::EMSGSIZE)?.to_vec();
-            Ok(Some((Address::of(fd, &from), bytes)))
+            Ok(Some((Address::decode(fd, &from), bytes)))
         }
         Err(Errno::EAGAIN) => Ok(None),
         Err(errno) => Err(errno).at(|| "peek"),
     }
 }
 
-/// What waits in a queue. `ours` says that nobody else has the socket.
+/// Reads the messages of a queue without consuming them. `exclusive`: no other process has the
+/// socket, so that no guard process needs to restore SO_PEEK_OFF. Fails with status 6 if they have
+/// more than `limit` bytes.
 ///
-/// SO_PEEK_OFF passes over empty messages that somebody has looked at before (Linux 4.13), which
-/// only the first of a queue can be spared: it is looked at without.
-fn queue(fd: BorrowedFd<'_>, limit: u64, ours: bool) -> Result<Vec<Datagram>> {
+/// With SO_PEEK_OFF, empty messages that were peeked at before are skipped (Linux 4.13). So the
+/// first message is peeked at without it; later ones cannot be.
+fn peek_queue(fd: BorrowedFd<'_>, limit: u64, exclusive: bool) -> Result<Vec<Datagram>> {
     let mut buffer = vec![0; MAX_CHUNK];
     let mut all = Vec::new();
     if socket::option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0 {
-        match look(fd, &mut buffer)? {
+        match peek_message(fd, &mut buffer)? {
             None => return Ok(all),
             Some(first) if first.1.is_empty() => all.push(first),
             Some(_) => (),
         }
     }
     let set = |at| socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
-    let lent = match ours {
+    let offset = match exclusive {
         true => set(0).map(|()| None),
         false => PeekOffset::take(fd).map(Some),
     };
-    let lent = lent.at(|| "SO_PEEK_OFF")?;
+    let offset = offset.at(|| "SO_PEEK_OFF")?;
     let mut total = 0;
-    while let Some(message) = look(fd, &mut buffer)? {
+    while let Some(message) = peek_message(fd, &mut buffer)? {
         total += message.1.len() as u64;
         if total > limit {
-            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
+            return Err(over_limit(limit));
         }
         all.push(message);
     }
-    drop(lent);
-    if ours {
+    drop(offset);
+    if exclusive {
         set(-1).at(|| "SO_PEEK_OFF")?;
     }
     Ok(all)
 }
 
 impl Udp {
-    /// Sends what waited in its queue to it once more, and looks what came of it.
+    /// Sends the recorded messages to the socket, and warns of those that did not arrive, or
+    /// arrived from another address.
     fn fill(&self, file: &OpenFile, fd: BorrowedFd<'_>, cx: &mut RestoreContext<'_>) -> Result<()> {
         let mut messages: Vec<Datagram> = Vec::new();
         cx.contents(file.object, |chunk: &Chunk, bytes| {
@@ -207,24 +211,24 @@ impl Udp {
             messages.push((from.and_then(Address::parse), bytes.to_vec()));
             Ok(())
         })?;
-        let mut post = Post {
+        let mut resender = Resender {
             inet: &self.socket,
-            forgers: HashMap::new(),
-            bound: HashMap::new(),
-            moved: false,
+            raw_sockets: HashMap::new(),
+            senders: HashMap::new(),
+            reconnected: false,
         };
         for (from, bytes) in &messages {
-            post.send(fd, from.as_ref(), bytes, cx);
+            resender.send(fd, from.as_ref(), bytes, cx);
         }
-        if post.moved {
+        if resender.reconnected {
             self.socket.reconnect(fd, file, cx)?;
         }
-        let there = queue(fd, u64::MAX, true)?;
-        let (lost, nameless) = compared(&messages, &there);
-        for (count, what) in [(lost, "are lost"), (nameless, "lose their senders")] {
+        let received = peek_queue(fd, u64::MAX, true)?;
+        let (lost, other_sender) = count_differences(&messages, &received);
+        for (count, what) in [(lost, "are lost"), (other_sender, "lose their sender addresses")] {
             if count > 0 {
                 let name = escape(&file.link.0);
-                let line = format!("{name}: {count} of {} messages in its queue", messages.len());
+                let line = format!("{name}: {count} of {} queued messages", messages.len());
                 cx.warnings.push(format!("{line} {what}"));
             }
         }
@@ -232,39 +236,45 @@ impl Udp {
     }
 }
 
-/// How many of the messages did not come, and how many came from somebody else. What comes from
-/// others meanwhile may stand between them.
-fn compared(sent: &[Datagram], there: &[Datagram]) -> (usize, usize) {
-    let mut rest = there.iter();
-    let (mut lost, mut nameless) = (0, 0);
+/// Counts the messages that did not arrive, and those that arrived from another address. Messages
+/// of other senders may be between them.
+fn count_differences(sent: &[Datagram], received: &[Datagram]) -> (usize, usize) {
+    let mut rest = received.iter();
+    let (mut lost, mut other_sender) = (0, 0);
     for (from, bytes) in sent {
         let before = rest.clone();
         match rest.find(|(_, other)| other == bytes) {
-            Some((other, _)) => nameless += usize::from(other != from),
+            Some((other, _)) => other_sender += usize::from(other != from),
             None => {
                 lost += 1;
                 rest = before;
             }
         }
     }
-    (lost, nameless)
+    (lost, other_sender)
 }
 
-/// Sends messages in the name of others: by forging them (CAP_NET_RAW), from a socket that is
-/// bound to the address for the moment, or from the restored one that has it.
-struct Post<'a> {
+/// Sends messages from the addresses of their recorded senders: through a raw socket (CAP_NET_RAW),
+/// a temporary socket bound to the address, or the restored socket that is bound to it.
+struct Resender<'a> {
+    /// The record of the receiving socket.
     inet: &'a Inet,
-    /// SOCK_RAW sockets of both families, once they were asked for.
-    forgers: HashMap<bool, Option<OwnedFd>>,
-    /// Who is bound to an address.
-    bound: HashMap<Option<Address>, Option<OwnedFd>>,
-    /// Whether it was connected to a sender, so that no other socket of its address gets the
-    /// message.
-    moved: bool,
+    /// A raw socket for IPv6 (true) and IPv4 (false), made at first use; none if that failed.
+    raw_sockets: HashMap<bool, Option<OwnedFd>>,
+    /// Temporary sockets by the address that they are bound to, made at first use; none if that
+    /// failed. The key of the unbound one is none.
+    senders: HashMap<Option<Address>, Option<OwnedFd>>,
+    /// The receiving socket was connected to a sender, so that no other socket bound to its address
+    /// receives the message.
+    reconnected: bool,
 }
 
-/// The restored socket of this protocol that has this address.
-fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Option<Rc<Held>> {
+/// The restored socket of this protocol that is bound to this address, if it is open by now.
+fn restored_sender(
+    cx: &mut RestoreContext<'_>,
+    protocol: i32,
+    address: &Address,
+) -> Option<Rc<Held>> {
     let (restored, image) = (cx.lowest, cx.image);
     let name = |protocol: i32, address: &str| format!("{protocol} {address}").into_bytes();
     let all = cx.addresses.entry(Udp::NAME).or_insert_with(|| {
@@ -279,8 +289,8 @@ fn standing(cx: &mut RestoreContext<'_>, protocol: i32, address: &Address) -> Op
     cx.held.get(id).cloned()
 }
 
-impl Post<'_> {
-    /// Sends one. That it does not come is seen later.
+impl Resender<'_> {
+    /// Sends a message to a socket. Failures are not reported: the caller counts what arrives.
     fn send(
         &mut self,
         to: BorrowedFd<'_>,
@@ -288,70 +298,76 @@ impl Post<'_> {
         bytes: &[u8],
         cx: &mut RestoreContext<'_>,
     ) {
-        if let Some(from) = from.filter(|_| self.inet.shares_its_address()) {
-            let there = from.encode(to).and_then(|from| socket::connect(to, &from));
-            self.moved |= there.is_ok();
+        if let Some(from) = from.filter(|_| self.inet.allows_address_reuse()) {
+            let connected = from.encode(to).and_then(|from| socket::connect(to, &from));
+            self.reconnected |= connected.is_ok();
         }
-        let name = socket::name(to).ok().and_then(|name| Address::of(to, &name));
+        let name = socket::name(to).ok().and_then(|name| Address::decode(to, &name));
         let Some(name) = name else { return };
         let to = destination(&name, from);
         if let Some(from) = from {
-            if self.forge(from, &to, bytes) || self.by_bound(from, &to, bytes, cx) {
+            if self.send_raw(from, &to, bytes) || self.send_bound(from, &to, bytes, cx) {
                 return;
             }
         }
-        let _ = self.by_any(&to, bytes);
+        let _ = self.send_unbound(&to, bytes);
     }
 
-    fn forge(&mut self, from: &Address, to: &Address, bytes: &[u8]) -> bool {
+    /// Sends through a raw socket, with the sender's address in the header. Reports success.
+    fn send_raw(&mut self, from: &Address, to: &Address, bytes: &[u8]) -> bool {
         let (from, to) = (from.unmapped(), to.unmapped());
-        let Some(packet) = packet(self.inet.protocol(), &from, &to, bytes) else { return false };
+        let Some(packet) = ip_packet(self.inet.protocol(), &from, &to, bytes) else { return false };
         let v6 = to.ip.is_ipv6();
-        let forger = self.forgers.entry(v6).or_insert_with(|| {
+        let raw = self.raw_sockets.entry(v6).or_insert_with(|| {
             let family = if v6 { libc::AF_INET6 } else { libc::AF_INET };
-            let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-            let made = socket::new(family, kind, libc::IPPROTO_RAW).ok()?;
-            self.inet.stay_on_device(made.as_fd());
+            let socket_type = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+            let made = socket::new(family, socket_type, libc::IPPROTO_RAW).ok()?;
+            self.inet.bind_to_same_device(made.as_fd());
             Some(made)
         });
-        let Some(forger) = forger else { return false };
-        let mut there = to;
-        there.port = 0;
-        let there = there.encode(forger.as_fd());
-        there.is_ok_and(|to| socket::send_to(forger.as_fd(), &packet, &to).is_ok())
+        let Some(raw) = raw else { return false };
+        let mut host = to;
+        host.port = 0;
+        let host = host.encode(raw.as_fd());
+        host.is_ok_and(|to| socket::send_to(raw.as_fd(), &packet, &to).is_ok())
     }
 
-    fn by_bound(
+    /// Sends from a socket that is bound to the sender's address: a temporary one, or the restored
+    /// one that has the address. Reports success.
+    fn send_bound(
         &mut self,
         from: &Address,
         to: &Address,
         bytes: &[u8],
         cx: &mut RestoreContext<'_>,
     ) -> bool {
-        let bound = self.bound.entry(Some(from.clone())).or_insert_with(|| {
-            let made = self.inet.another(from.ip.is_ipv6())?;
+        let temporary = self.senders.entry(Some(from.clone())).or_insert_with(|| {
+            let made = self.inet.new_sender(from.ip.is_ipv6())?;
             let set = |name| socket::set_option(made.as_fd(), libc::SOL_SOCKET, name, 1);
             set(libc::SO_REUSEADDR).ok()?;
             socket::bind(made.as_fd(), &from.encode(made.as_fd()).ok()?).ok()?;
             Some(made)
         });
-        let placed = match bound {
+        let restored = match temporary {
             Some(_) => None,
-            None => standing(cx, self.inet.protocol(), from),
+            None => restored_sender(cx, self.inet.protocol(), from),
         };
-        let fd = bound.as_ref().map(AsFd::as_fd).or(placed.as_ref().map(AsFd::as_fd));
+        let fd = temporary.as_ref().map(AsFd::as_fd).or(restored.as_ref().map(AsFd::as_fd));
         let Some(fd) = fd else { return false };
         to.encode(fd).is_ok_and(|to| socket::send_to(fd, bytes, &to).is_ok())
     }
 
-    fn by_any(&mut self, to: &Address, bytes: &[u8]) -> Option<()> {
-        let any = self.bound.entry(None).or_insert_with(|| self.inet.another(to.ip.is_ipv6()));
-        let any = any.as_ref()?.as_fd();
-        socket::send_to(any, bytes, &to.encode(any).ok()?).ok().map(drop)
+    /// Sends from an unbound socket, whose address the kernel chooses.
+    fn send_unbound(&mut self, to: &Address, bytes: &[u8]) -> Option<()> {
+        let v6 = to.ip.is_ipv6();
+        let unbound = self.senders.entry(None).or_insert_with(|| self.inet.new_sender(v6));
+        let unbound = unbound.as_ref()?.as_fd();
+        socket::send_to(unbound, bytes, &to.encode(unbound).ok()?).ok().map(drop)
     }
 }
 
-/// Where a socket with this name is reached by that sender.
+/// The address by which a sender reaches a socket with this local address: for INADDR_ANY and
+/// in6addr_any, the loopback address of the sender's family.
 fn destination(name: &Address, from: Option<&Address>) -> Address {
     let mut to = name.clone();
     if name.ip.is_unspecified() {
@@ -365,20 +381,22 @@ fn destination(name: &Address, from: Option<&Address>) -> Address {
     to
 }
 
-/// A packet with its headers: RFC 791 or 8200, and RFC 768 or 3828. None if the addresses are of
-/// two families, or it would be too long.
-fn packet(protocol: i32, from: &Address, to: &Address, bytes: &[u8]) -> Option<Vec<u8>> {
+/// Encodes an IP packet (RFC 791, RFC 8200) with a UDP or UDP-Lite datagram (RFC 768, RFC 3828).
+/// None if the addresses are of two families, or the packet would be too long.
+fn ip_packet(protocol: i32, from: &Address, to: &Address, bytes: &[u8]) -> Option<Vec<u8>> {
     let lite = protocol == UDPLITE;
     let protocol = protocol as u8;
     let len = u16::try_from(bytes.len() + 8).ok()?;
-    // The length of UDP-Lite is how much of it the checksum covers: zero is all.
-    let told = if lite { 0 } else { len };
-    let ports = [from.port.to_be_bytes(), to.port.to_be_bytes(), told.to_be_bytes()].concat();
+    // UDP-Lite has the checksum coverage in place of the length: zero is the whole datagram.
+    let length_field = if lite { 0 } else { len };
+    let ports =
+        [from.port.to_be_bytes(), to.port.to_be_bytes(), length_field.to_be_bytes()].concat();
     let (head, addresses) = match (from.ip, to.ip) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             let addresses = [from.octets(), to.octets()].concat();
             let whole = len.checked_add(20)?.to_be_bytes();
-            // Version and length of the header, no fragments, 64 hops; the kernel fills the rest.
+            // Version 4 and a header of 5 words, no fragments, TTL 64. The kernel fills in the id
+            // and the checksum (raw(7)).
             let head = [0x45, 0, whole[0], whole[1], 0, 0, 0, 0, 64, protocol, 0, 0];
             ([&head[..], &addresses].concat(), addresses)
         }
@@ -395,7 +413,8 @@ fn packet(protocol: i32, from: &Address, to: &Address, bytes: &[u8]) -> Option<V
     Some([&head[..], &ports, &sum.to_be_bytes(), bytes].concat())
 }
 
-/// The checksum of RFC 1071; zero would mean that there is none.
+/// The Internet checksum of RFC 1071. Zero, which in UDP means no checksum, becomes 0xffff (RFC
+/// 768).
 fn checksum(bytes: &[u8]) -> u16 {
     let pair = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
     let sum: u32 = bytes.chunks(2).map(pair).sum();
@@ -413,21 +432,21 @@ mod tests {
     use nix::sys::socket::Shutdown;
     use std::net::UdpSocket;
 
-    fn seen(socket: &UdpSocket) -> Vec<Datagram> {
-        let mut seen = Vec::new();
+    fn captured(socket: &UdpSocket) -> Vec<Datagram> {
+        let mut captured = Vec::new();
         let take = |piece: Piece<'_>| {
             let from = piece.with.unwrap().from.unwrap();
-            seen.push((
+            captured.push((
                 Address::parse(std::str::from_utf8(&from.0).unwrap()),
                 piece.bytes.to_vec(),
             ));
         };
         contents_of::<Udp>(socket, 1 << 20, take).unwrap();
-        seen
+        captured
     }
 
     #[test]
-    fn messages_are_looked_at_with_their_senders_and_stay() {
+    fn messages_are_captured_with_their_senders_and_stay_queued() {
         for host in ["127.0.0.1:0", "[::1]:0"] {
             let (a, b) = (UdpSocket::bind(host).unwrap(), UdpSocket::bind(host).unwrap());
             let from = Address::parse(&b.local_addr().unwrap().to_string());
@@ -437,7 +456,7 @@ mod tests {
             for (_, bytes) in &sent {
                 b.send_to(bytes, a.local_addr().unwrap()).unwrap();
             }
-            assert_eq!(seen(&a), sent);
+            assert_eq!(captured(&a), sent);
             let offset = socket::option(a.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF);
             assert_eq!(offset, Ok(-1));
             for (_, bytes) in &sent {
@@ -447,53 +466,56 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_waits_is_left_there() {
+    fn a_pending_error_is_not_cleared() {
         let (a, b) =
             (UdpSocket::bind("127.0.0.1:0").unwrap(), UdpSocket::bind("127.0.0.1:0").unwrap());
         a.connect(b.local_addr().unwrap()).unwrap();
         drop(b);
-        a.send(b"to nobody").unwrap();
-        let looked = contents_of::<Udp>(&a, 1, |_| ());
-        assert!(looked.unwrap_err().to_string().contains("an error waits"));
+        a.send(b"refused").unwrap();
+        let captured = contents_of::<Udp>(&a, 1, |_| ());
+        assert!(captured.unwrap_err().to_string().contains("an error is pending"));
         assert_eq!(a.recv(&mut [0]).unwrap_err().raw_os_error(), Some(libc::ECONNREFUSED));
     }
 
     #[test]
-    fn what_is_shut_down_is_known_and_what_waits() {
+    fn the_queue_and_the_shutdown_are_captured() {
         let (a, b) = (UdpSocket::bind("[::1]:0").unwrap(), UdpSocket::bind("[::1]:0").unwrap());
         b.send_to(b"hello", a.local_addr().unwrap()).unwrap();
         let udp: Udp = body_of(&a);
         assert_eq!((udp.queued, udp.shutdown), (Some(5), 0));
-        let title = format!("udp {} queued=5", a.local_addr().unwrap());
-        assert_eq!(describe_of(&a), title);
-        inet::end(b.as_fd(), Shutdown::Read).unwrap();
+        let description = format!("udp {} queued=5", a.local_addr().unwrap());
+        assert_eq!(describe_of(&a), description);
+        inet::shutdown_even_unconnected(b.as_fd(), Shutdown::Read).unwrap();
         let udp: Udp = body_of(&b);
         assert_eq!((udp.queued, udp.shutdown), (None, 1));
     }
 
     #[test]
-    fn a_packet_is_as_the_rfcs_say() {
+    fn a_packet_has_the_headers_of_the_rfcs() {
         let at = |text| Address::parse(text).unwrap();
-        let made = packet(17, &at("192.0.2.1:53"), &at("127.0.0.1:4096"), b"abc").unwrap();
+        let made = ip_packet(17, &at("192.0.2.1:53"), &at("127.0.0.1:4096"), b"abc").unwrap();
         let head = [0x45, 0, 0, 31, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 127, 0, 0, 1];
         assert_eq!(made[..20], head);
         assert_eq!(made[20..26], [0, 53, 16, 0, 0, 11]);
-        // With its own checksum in it the sum is all ones, of which the complement is zero.
+        // The sum over a datagram with its checksum is all ones, and the complement zero.
         let whole = [&made[12..20], &[0, 17, 0, 11], &made[20..]].concat();
         assert_eq!(checksum(&whole), 0xffff);
         let long = vec![0; 65508];
-        assert!(packet(17, &at("192.0.2.1:53"), &at("127.0.0.1:1"), &long).is_none());
-        assert!(packet(17, &at("[::1]:53"), &at("127.0.0.1:1"), b"").is_none());
-        assert_eq!(packet(136, &at("[::1]:53"), &at("[::1]:1"), b"").unwrap()[44..46], [0, 0]);
+        assert!(ip_packet(17, &at("192.0.2.1:53"), &at("127.0.0.1:1"), &long).is_none());
+        assert!(ip_packet(17, &at("[::1]:53"), &at("127.0.0.1:1"), b"").is_none());
+        assert_eq!(ip_packet(136, &at("[::1]:53"), &at("[::1]:1"), b"").unwrap()[44..46], [0, 0]);
     }
 
     #[test]
-    fn what_does_not_come_is_counted() {
+    fn messages_that_are_lost_or_have_another_sender_are_counted() {
         let from = |port: u16| Address::parse(&format!("127.0.0.1:{port}"));
         let message = |port, text: &str| (from(port), text.as_bytes().to_vec());
         let sent = [message(1, "a"), message(2, "b"), message(3, "c")];
-        assert_eq!(compared(&sent, &sent), (0, 0));
-        assert_eq!(compared(&sent, &[message(9, "new"), message(1, "a"), message(7, "c")]), (1, 1));
-        assert_eq!(compared(&sent, &[]), (3, 0));
+        assert_eq!(count_differences(&sent, &sent), (0, 0));
+        assert_eq!(
+            count_differences(&sent, &[message(9, "new"), message(1, "a"), message(7, "c")]),
+            (1, 1)
+        );
+        assert_eq!(count_differences(&sent, &[]), (3, 0));
     }
 }

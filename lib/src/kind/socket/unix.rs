@@ -1,10 +1,11 @@
-//! unix(7): sockets of one machine. Who is connected to whom is known by inodes; what waits in a
-//! queue is written again through the other end.
+//! unix(7): connected pairs, bound and listening sockets. The peer is known by its inode number
+//! (sock_diag(7)). Unread messages are captured with MSG_PEEK, and sent again through the peer.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Held, Opened, OpenedTogether, RestoreContext};
-use crate::kind::socket::option::{Class, Phase, SocketOptions};
+use crate::kind::socket::option::{Phase, SocketClass, SocketOptions};
+use crate::kind::socket::{PASSIVE_REASON, over_limit};
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
@@ -29,82 +30,85 @@ use std::path::Path;
 use std::rc::Rc;
 
 const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
-/// The longest queue that is read: beyond any that net.core.rmem_max allows by default.
+/// The length limit of a message, in bytes: beyond any that net.core.wmem_max allows by default.
 const MAX_MESSAGE: usize = 4 << 20;
-/// More messages without bytes do not follow each other: each takes some hundred of a buffer.
-const MAX_MESSAGES: usize = 1 << 20;
+/// The limit of successive messages without bytes: each takes a few hundred bytes of the buffer.
+const MAX_EMPTY_MESSAGES: usize = 1 << 20;
 
 /// A unix socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Unix {
-    /// SOCK_STREAM 1, SOCK_DGRAM 2 or SOCK_SEQPACKET 5.
+    /// The socket type: SOCK_STREAM 1, SOCK_DGRAM 2 or SOCK_SEQPACKET 5.
     class: u8,
-    /// Its address without the family: a path, or an abstract name after a NUL.
+    /// The address that it is bound to, without the family: a path, or a NUL and an abstract name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<Bytes>,
-    /// Mode, owner and group of the path it is bound to.
+    /// Permissions, owner and group of the socket file at its path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     node: Option<(u32, u32, u32)>,
-    /// The inode of the socket it is connected to; zero if that is closed.
+    /// The inode of its peer; zero if the peer is closed, none if it is not connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     peer: Option<u32>,
-    /// The backlog, if it listens.
+    /// The backlog of a listening socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backlog: Option<u32>,
-    /// Connections that wait to be accepted; they are lost.
+    /// Pending connections. They are not kept.
     pending: u32,
-    /// Bytes that wait to be read; of a datagram socket, those of the first message.
+    /// Unread bytes; of a datagram socket, those of the first message.
     queued: u32,
-    /// What is shut down: receiving 1, sending 2.
+    /// The directions that are shut down: receiving 1, sending 2.
     shutdown: u8,
-    /// Whether a byte waits out of band (MSG_OOB, Linux 5.15); it is lost.
+    /// An out-of-band byte is unread (MSG_OOB, Linux 5.15). It is not kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     urgent: bool,
-    /// What a fresh socket of its type has not.
+    /// Socket options that differ from those of a new socket.
     #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
     options: SocketOptions,
 }
 
 impl Unix {
-    fn class(&self) -> Result<SockType> {
+    /// The socket type. Fails with status 3 if it is not one of unix(7).
+    fn socket_type(&self) -> Result<SockType> {
         match i32::from(self.class) {
             libc::SOCK_STREAM => Ok(SockType::Stream),
             libc::SOCK_DGRAM => Ok(SockType::Datagram),
             libc::SOCK_SEQPACKET => Ok(SockType::SeqPacket),
-            other => Err(Error::malformed(format!("{other} is no type of a unix socket"))),
+            other => Err(Error::malformed(format!("{other} is not a socket type of unix(7)"))),
         }
     }
 
-    /// Whether its bytes have no bounds.
-    fn streams(&self) -> bool {
+    /// Reports whether it is SOCK_STREAM, which keeps no message boundaries.
+    fn is_stream(&self) -> bool {
         i32::from(self.class) == libc::SOCK_STREAM
     }
 
-    /// The socket that it is connected to, if that is restored too.
-    fn other<'a>(&self, cx: &RestoreContext<'a>) -> Option<(&'a OpenFile, &'a Unix)> {
+    /// Its peer, if that is restored too.
+    fn restored_peer<'a>(&self, cx: &RestoreContext<'a>) -> Option<(&'a OpenFile, &'a Unix)> {
         let file = cx.socket(self.peer.filter(|&peer| peer != 0)?)?;
         Some((file, cx.image.record_as(file.id)?))
     }
 
-    /// Whether that other one is connected to this one too, and is another.
-    fn is_pair(&self, file: &OpenFile, (theirs, other): &(&OpenFile, &Unix)) -> bool {
-        theirs.id != file.id
-            && self.class == other.class
-            && other.peer.map(u64::from) == file.inode.as_ref().map(|inode| inode.ino)
+    /// Reports whether its peer is another socket that is connected to this one: a pair, as
+    /// socketpair(2) and accept(2) make it.
+    fn is_pair(&self, file: &OpenFile, (peer_file, peer): &(&OpenFile, &Unix)) -> bool {
+        peer_file.id != file.id
+            && self.class == peer.class
+            && peer.peer.map(u64::from) == file.inode.as_ref().map(|inode| inode.ino)
     }
 }
 
-/// The class of a unix socket of this type, for its options.
-fn options_of(class: u8) -> Class {
-    (libc::AF_UNIX, class.into(), 0)
+/// Family, type and protocol of a unix socket of this type.
+fn class_of(socket_type: u8) -> SocketClass {
+    (libc::AF_UNIX, socket_type.into(), 0)
 }
 
-fn address(name: &[u8]) -> Result<UnixAddr> {
-    let made = match name.split_first() {
+/// Encodes an address. Fails with status 3 if the name is too long.
+fn unix_addr(name: &[u8]) -> Result<UnixAddr> {
+    let address = match name.split_first() {
         Some((0, name)) => UnixAddr::new_abstract(name),
         _ => UnixAddr::new(name),
     };
-    made.map_err(|_| Error::malformed("its name is too long for a unix socket"))
+    address.map_err(|_| Error::malformed("its name is too long for a unix socket"))
 }
 
 impl Kind for Unix {
@@ -118,7 +122,7 @@ impl Kind for Unix {
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
         let (Some(copy), Some(inode)) = (&it.copy, &it.inode) else {
-            return Err(Error::unrestorable("a passive scan cannot ask a socket"));
+            return Err(Error::unrestorable(PASSIVE_REASON));
         };
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
         let found = it.process.unix_socket(ino)?;
@@ -134,7 +138,7 @@ impl Kind for Unix {
             queued: if found.listens { 0 } else { found.queue.0 },
             shutdown: found.shutdown,
             urgent: found.queue.0 > 0 && sys::socket::urgent(copy.as_fd()).is_some(),
-            options: SocketOptions::read(copy.as_fd(), options_of(found.class))?,
+            options: SocketOptions::read(copy.as_fd(), class_of(found.class))?,
         })
     }
 
@@ -149,25 +153,25 @@ impl Kind for Unix {
             return Ok(());
         }
         let mut polled = [PollFd::new(copy, PollFlags::POLLIN)];
-        let waits = poll(&mut polled, PollTimeout::ZERO).at(|| "poll")? > 0;
-        if waits && option(libc::SO_PEEK_OFF)? >= 0 {
-            // A program that has set it itself would look at another message, or go on from an
-            // offset that what it took meanwhile did not lower.
+        let readable = poll(&mut polled, PollTimeout::ZERO).at(|| "poll")? > 0;
+        if readable && option(libc::SO_PEEK_OFF)? >= 0 {
+            // The program uses SO_PEEK_OFF itself. While it runs, it would peek at another offset,
+            // and bytes that it reads would not lower its own.
             cx.require_frozen()?;
         }
-        peek(copy, option(libc::SO_TYPE)?, limit, to)
+        peek_queue(copy, option(libc::SO_TYPE)?, limit, to)
     }
 
     fn describe(&self, file: &OpenFile) -> Option<String> {
-        let class = match i32::from(self.class) {
+        let socket_type = match i32::from(self.class) {
             libc::SOCK_STREAM => "stream",
             libc::SOCK_DGRAM => "dgram",
             libc::SOCK_SEQPACKET => "seqpacket",
             _ => return None,
         };
-        // The link is how its peer, and --inherit, call it.
+        // Peers and --inherit name a socket by its link, `socket:[INODE]`.
         let link = String::from_utf8_lossy(&file.link.0);
-        let mut text = format!("unix {class} {link}");
+        let mut text = format!("unix {socket_type} {link}");
         match self.name.as_ref().map(|name| name.0.as_slice()) {
             Some([0, name @ ..]) => text += &format!(" @{}", String::from_utf8_lossy(name)),
             Some(name) => text += &format!(" {}", String::from_utf8_lossy(name)),
@@ -190,9 +194,9 @@ impl Kind for Unix {
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
-        self.class()?;
+        self.socket_type()?;
         if let Some(name) = &self.name {
-            address(&name.0)?;
+            unix_addr(&name.0)?;
         }
         self.options.validate()
     }
@@ -202,20 +206,20 @@ impl Kind for Unix {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        self.options.check(options_of(self.class))?;
+        self.options.check(class_of(self.class))?;
         let bound = match self.backlog {
             Some(_) => true,
             None => self.peer.is_none(),
         };
         let path = self.name.as_ref().filter(|name| !name.0.starts_with(&[0]));
         if bound && path.is_some() && cx.root.is_some() {
-            return Err(Error::unrestorable("a socket cannot get its name below --root"));
+            return Err(Error::unrestorable("a socket cannot be bound to a path below --root"));
         }
         match self.peer {
             None | Some(0) => Ok(()),
-            Some(peer) => match self.other(cx) {
-                Some(other) if self.is_pair(file, &other) => Ok(()),
-                Some((_, other)) if other.name.is_some() && !self.streams() => Ok(()),
+            Some(peer) => match self.restored_peer(cx) {
+                Some(found) if self.is_pair(file, &found) => Ok(()),
+                Some((_, found)) if found.name.is_some() && !self.is_stream() => Ok(()),
                 _ => Err(Error::unrestorable(format!(
                     "the other end, socket:[{peer}], is outside the image"
                 ))),
@@ -237,8 +241,8 @@ impl Kind for Unix {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
-        let class = self.class()?;
-        let pair = self.other(cx).filter(|other| self.is_pair(file, other));
+        let socket_type = self.socket_type()?;
+        let pair = self.restored_peer(cx).filter(|found| self.is_pair(file, found));
         let Unix {
             class: _,
             name,
@@ -252,31 +256,31 @@ impl Kind for Unix {
             options: _,
         } = self;
         let made = match (&pair, peer) {
-            (Some((theirs, record)), _) => {
-                let both = file.flags & theirs.flags & NONBLOCK;
-                let (mine, other) = new_pair(class, both)?;
-                record.set_options(other.as_fd(), theirs, cx)?;
-                record.keep_name(&other, theirs, cx);
-                self.keep_name(&mine, file, cx);
-                let mut opened = Opened::new(mine, both);
-                opened.others.push(OpenedTogether { file: theirs.id, fd: other, flags: both });
+            (Some((peer_file, record)), _) => {
+                let flags = file.flags & peer_file.flags & NONBLOCK;
+                let (fd, peer_fd) = new_pair(socket_type, flags)?;
+                record.set_options(peer_fd.as_fd(), peer_file, cx)?;
+                record.bind_connected(&peer_fd, peer_file, cx);
+                self.bind_connected(&fd, file, cx);
+                let mut opened = Opened::new(fd, flags);
+                opened.others.push(OpenedTogether { file: peer_file.id, fd: peer_fd, flags });
                 opened
             }
             (None, Some(0)) => {
-                let both = file.flags & NONBLOCK;
-                let (mine, gone) = new_pair(class, both)?;
-                self.keep_name(&mine, file, cx);
-                let mut opened = Opened::new(mine, both);
+                let flags = file.flags & NONBLOCK;
+                let (fd, closed_end) = new_pair(socket_type, flags)?;
+                self.bind_connected(&fd, file, cx);
+                let mut opened = Opened::new(fd, flags);
                 match cx.needs_parked_end(file) {
-                    true => opened.parked = Some(gone),
-                    false => self.fill(file, gone.as_fd(), cx)?,
+                    true => opened.parked = Some(closed_end),
+                    false => self.fill(file, closed_end.as_fd(), cx)?,
                 }
                 opened
             }
             _ => {
                 let flags = file.flags & NONBLOCK;
-                let made =
-                    socket(AddressFamily::Unix, class, birth(flags), None).at(|| "socket")?;
+                let made = socket(AddressFamily::Unix, socket_type, socket_flags(flags), None)
+                    .at(|| "socket")?;
                 if let Some(name) = name {
                     self.bind(&made, name, *node, cx)?;
                 }
@@ -290,11 +294,10 @@ impl Kind for Unix {
         }
         let shown = || escape(&file.link.0).into_owned();
         if *pending > 0 {
-            let why = "connections that waited to be accepted are lost";
-            cx.warnings.push(format!("{}: {pending} {why}", shown()));
+            cx.warnings.push(format!("{}: {pending} pending connections are lost", shown()));
         }
         if *urgent {
-            cx.warnings.push(format!("{}: a byte out of band (MSG_OOB) is lost", shown()));
+            cx.warnings.push(format!("{}: an unread out-of-band byte (MSG_OOB) is lost", shown()));
         }
         Ok(made)
     }
@@ -311,15 +314,15 @@ impl Kind for Unix {
         _: &Outcome,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        if let Some(gone) = cx.parked_end(file.id) {
-            self.fill(file, gone.as_fd(), cx)
-        } else if let Some(other) = self.other(cx) {
-            let theirs = cx.held.get(&other.0.id).cloned().ok_or(Errno::ENOTCONN)?;
-            if self.is_pair(file, &other) {
-                self.fill(file, theirs.as_fd(), cx)?;
-            } else if let Some(name) = &other.1.name {
-                connect(fd.as_raw_fd(), &address(&name.0)?).at(|| "connect")?;
-                self.lost(file, cx);
+        if let Some(closed_end) = cx.parked_end(file.id) {
+            self.fill(file, closed_end.as_fd(), cx)
+        } else if let Some(peer) = self.restored_peer(cx) {
+            let peer_fd = cx.held.get(&peer.0.id).cloned().ok_or(Errno::ENOTCONN)?;
+            if self.is_pair(file, &peer) {
+                self.fill(file, peer_fd.as_fd(), cx)?;
+            } else if let Some(name) = &peer.1.name {
+                connect(fd.as_raw_fd(), &unix_addr(&name.0)?).at(|| "connect")?;
+                self.warn_if_no_contents(file, cx);
             }
             Ok(())
         } else if self.peer.is_none() && self.backlog.is_none() {
@@ -348,68 +351,69 @@ impl Kind for Unix {
         };
         match self.peer {
             Some(0) => Ok(()),
-            // The last of two ends to be shut down would keep the queue of the other from being
-            // filled.
+            // Not earlier: shutdown(2) at one end prevents filling the queue of the other.
             _ => shutdown(fd.as_raw_fd(), how).at(|| "shutdown"),
         }
     }
 
     fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
-        // Reads end, and writes fail with EPIPE.
+        // The peer is closed: reads return end-of-file, and writes fail with EPIPE.
         Ok(new_pair(SockType::Stream, file.flags)?.0)
     }
 }
 
-/// The queue of a socket has messages as its type has them.
+/// Checks that the pieces of a queue are messages that a socket of its type can hold.
 #[derive(Default)]
 struct QueueCheck {
-    streams: bool,
-    listens: bool,
-    /// The message before goes on in the next piece.
-    inside: bool,
-    /// Bytes of the message so far.
+    is_stream: bool,
+    is_listening: bool,
+    /// The next piece continues the message.
+    in_message: bool,
+    /// The length of the message so far, in bytes.
     len: usize,
 }
 
 impl ObjectCheck<Unix> for QueueCheck {
     fn file(&mut self, record: &Unix, _: &OpenFile) -> Result<()> {
-        self.streams |= record.streams();
-        self.listens |= record.backlog.is_some();
+        self.is_stream |= record.is_stream();
+        self.is_listening |= record.backlog.is_some();
         Ok(())
     }
 
     fn contents(&mut self, piece: &ContentsPiece<'_>) -> Result<()> {
         let files = piece.meta.map_or(0, |meta| meta.files.len());
         let why = match files {
-            _ if self.listens => "it listens, and has no queue",
+            _ if self.is_listening => "it listens, and so has no queue of messages",
             0 => "",
-            _ if files > MAX_FDS => "more descriptors than a message can have are queued in it",
-            _ if self.inside => "descriptors are queued in the middle of a message",
-            _ if self.streams && piece.len == 0 => "descriptors without a byte are queued",
+            _ if files > MAX_FDS => "a queued message has more than 253 descriptors (SCM_MAX_FD)",
+            _ if self.in_message => "descriptors are queued in the middle of a message",
+            _ if self.is_stream && piece.len == 0 => "descriptors are queued without a byte",
             _ => "",
         };
         if !why.is_empty() {
             return Err(Error::malformed(why));
         }
-        self.len = if self.inside { self.len } else { 0 } + piece.len;
+        self.len = if self.in_message { self.len } else { 0 } + piece.len;
         if self.len > MAX_MESSAGE {
-            return Err(Error::malformed("a message of its queue is beyond any limit"));
+            return Err(Error::malformed("a queued message is longer than 4 MiB"));
         }
-        self.inside = !self.streams && piece.meta.is_some_and(|meta| meta.more);
+        self.in_message = !self.is_stream && piece.meta.is_some_and(|meta| meta.more);
         Ok(())
     }
 }
 
-fn birth(flags: u32) -> SockFlag {
+/// The flags of socket(2) for status flags of open(2): SOCK_NONBLOCK.
+fn socket_flags(flags: u32) -> SockFlag {
     if flags & NONBLOCK != 0 { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() }
 }
 
-fn new_pair(class: SockType, flags: u32) -> Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::Unix, class, None, birth(flags)).at(|| "socketpair")
+/// Makes a connected pair. `flags` are status flags of open(2), of which O_NONBLOCK counts.
+fn new_pair(socket_type: SockType, flags: u32) -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, socket_type, None, socket_flags(flags)).at(|| "socketpair")
 }
 
 impl Unix {
-    /// Sets those of its options whose turn it is.
+    /// Sets the options of the first phase.
     fn set_options(
         &self,
         fd: BorrowedFd<'_>,
@@ -421,22 +425,28 @@ impl Unix {
         self.options.set(fd, Phase::Created, &mut warn)
     }
 
-    /// Binds an end of a connection to the name that it had, or says that it could not be: what was
-    /// accepted has its listener's.
-    fn keep_name(&self, fd: &OwnedFd, file: &OpenFile, cx: &mut RestoreContext<'_>) {
+    /// Binds an end of a connection to its recorded name, or warns that it cannot be: an accepted
+    /// socket has the name of its listening socket.
+    fn bind_connected(&self, fd: &OwnedFd, file: &OpenFile, cx: &mut RestoreContext<'_>) {
         let Some(name) = &self.name else { return };
         let bound = match name.0.starts_with(&[0]) {
-            _ if listeners(cx).contains_key(&name.0) => Err(Error::unrestorable("its listener's")),
-            false if cx.root.is_some() => Err(Error::unrestorable("not below --root")),
+            _ if listening_names(cx).contains_key(&name.0) => {
+                Err(Error::unrestorable("a listening socket has this name"))
+            }
+            false if cx.root.is_some() => {
+                Err(Error::unrestorable("a socket cannot be bound to a path below --root"))
+            }
             _ => self.bind(fd, name, self.node, cx),
         };
         if let Err(why) = bound {
             let (link, name) = (escape(&file.link.0), escape(&name.0));
-            cx.warnings.push(format!("{link}: it had the name {name}: {why}"));
+            cx.warnings.push(format!("{link}: it is not bound to its name {name}: {why}"));
         }
     }
 
-    /// Binds it to its name. A socket file that nobody listens at is of the old process, and goes.
+    /// Binds a socket to its recorded name. A socket file at the path that no socket is bound to
+    /// (the old process left it) is unlinked first. Fails with status 6 if another socket or
+    /// another file is at the path.
     fn bind(
         &self,
         fd: &OwnedFd,
@@ -444,12 +454,12 @@ impl Unix {
         node: Option<(u32, u32, u32)>,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        let at = address(&name.0)?;
+        let at = unix_addr(&name.0)?;
         let shown = escape(&name.0).into_owned();
         if name.0.starts_with(&[0]) {
             return match bind(fd.as_raw_fd(), &at) {
                 Err(Errno::EADDRINUSE) => {
-                    Err(Error::unrestorable(format!("another socket has the name {shown}")))
+                    Err(Error::unrestorable(format!("another socket is bound to {shown}")))
                 }
                 bound => bound.at(|| format!("bind to {shown}")),
             };
@@ -457,26 +467,32 @@ impl Unix {
         let path = Path::new(std::ffi::OsStr::from_bytes(&name.0));
         let here = std::env::current_dir().ok();
         let cwd = cx.task.cwd.as_ref().map(|cwd| Path::new(std::ffi::OsStr::from_bytes(&cwd.0)));
-        let moved = path.is_relative() && here.as_deref() != cwd;
-        if moved {
-            let cwd = cwd.ok_or_else(|| Error::unrestorable("its folder is not known"))?;
-            std::env::set_current_dir(cwd).at(|| "the folder of its task")?;
+        let chdir = path.is_relative() && here.as_deref() != cwd;
+        if chdir {
+            let cwd = cwd.ok_or_else(|| {
+                Error::unrestorable(format!(
+                    "it is bound to the relative path {shown}, and the working directory of its task \
+                     is not in the image"
+                ))
+            })?;
+            std::env::set_current_dir(cwd).at(|| "working directory of its task")?;
         }
         let bound = (|| {
             if let Ok(found) = path.symlink_metadata() {
                 use std::os::unix::fs::FileTypeExt;
-                // To connect to what is no socket is refused like to a dead one.
+                // connect(2) fails with ECONNREFUSED for any other file type too.
                 if !found.file_type().is_socket() {
-                    let why = format!("{shown} is something else by now");
+                    let why = format!("a file that is not a socket is at {shown}");
                     return Err(Error::unrestorable(why));
                 }
-                // Of another type than a listener's: that is refused before anybody notices, while
-                // to connect to a datagram socket tells it nothing.
-                let probe = socket(AddressFamily::Unix, SockType::Datagram, birth(0), None)?;
+                // A datagram socket: its connect(2) to a listening socket fails with EPROTOTYPE and
+                // queues no connection there, and a datagram socket does not notice it.
+                let no_flags = SockFlag::empty();
+                let probe = socket(AddressFamily::Unix, SockType::Datagram, no_flags, None)?;
                 match connect(probe.as_raw_fd(), &at) {
                     Err(Errno::ECONNREFUSED) => std::fs::remove_file(path)?,
                     Ok(()) | Err(Errno::EPERM | Errno::EPROTOTYPE) => {
-                        let why = format!("another process has a socket at {shown}");
+                        let why = format!("another socket is bound to {shown}");
                         return Err(Error::unrestorable(why));
                     }
                     Err(errno) => return Err(errno).at(|| shown.clone()),
@@ -484,13 +500,14 @@ impl Unix {
             }
             bind(fd.as_raw_fd(), &at).at(|| format!("bind to {shown}"))?;
             let Some((mode, uid, gid)) = node else {
-                // Its name was gone already, and only the address is left.
+                // The path was unlinked already: only the socket still has the address.
                 return std::fs::remove_file(path).at(|| format!("unlink {shown}"));
             };
-            let ours = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-            if (uid, gid) != ours && std::os::unix::fs::lchown(path, Some(uid), Some(gid)).is_err()
+            let own_ids = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+            if (uid, gid) != own_ids
+                && std::os::unix::fs::lchown(path, Some(uid), Some(gid)).is_err()
             {
-                cx.warnings.push(format!("{shown}: its owner {uid}:{gid} was not put back"));
+                cx.warnings.push(format!("{shown}: its owner {uid}:{gid} is not restored"));
             }
             let mode = Mode::from_bits_truncate(mode);
             nix::sys::stat::fchmodat(
@@ -501,134 +518,152 @@ impl Unix {
             )
             .at(|| format!("chmod {shown}"))
         })();
-        if let (true, Some(here)) = (moved, here) {
-            std::env::set_current_dir(here).at(|| "back to the folder of the caller")?;
+        if let (true, Some(here)) = (chdir, here) {
+            std::env::set_current_dir(here).at(|| "working directory of the caller")?;
         }
         bound
     }
 
-    fn lost(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
+    /// Warns if the image lacks the contents of its queue.
+    fn warn_if_no_contents(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
         if self.queued > 0 && !cx.has_contents(file.object) {
             let name = escape(&file.link.0).into_owned();
-            let why = "in its queue are not in the image (scan with --data): it is restored empty";
-            cx.warnings.push(format!("{name}: the {} bytes {why}", self.queued));
+            let why =
+                "unread bytes are not in the image (scan with --data): its queue is restored empty";
+            cx.warnings.push(format!("{name}: its {} {why}", self.queued));
         }
     }
 
-    /// Writes what waited to be read into the other end.
+    /// Fills its queue by sending the messages through its peer. An unbound peer that is to be
+    /// closed is bound to the abstract name of the messages' sender.
     fn fill(
         &self,
         file: &OpenFile,
-        other: BorrowedFd<'_>,
+        peer: BorrowedFd<'_>,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        self.lost(file, cx);
+        self.warn_if_no_contents(file, cx);
         if !cx.has_contents(file.object) {
             return Ok(());
         }
-        let mut differs = Differs::default();
-        let name = || sys::socket::name(other).ok().and_then(|name| sender(&name));
-        let mut named = name();
-        messages(cx, file, self.streams(), |message| {
-            // One that is gone has told its name to nobody but these messages.
-            let from = message.from.filter(|from| named.is_none() && from.starts_with(&[0]));
+        let mut losses = QueueLosses::default();
+        let read_name = || sys::socket::name(peer).ok().and_then(|name| decode_name(&name));
+        let mut bound_to = read_name();
+        for_each_message(cx, file, self.is_stream(), |message| {
+            // The name of a closed peer is known only from the messages that it sent.
+            let from = message.from.filter(|from| bound_to.is_none() && from.starts_with(&[0]));
             if let Some(from) = from.filter(|_| self.peer == Some(0)) {
-                let _ = sys::socket::bind(other, &sockaddr(from));
-                named = name();
+                let _ = sys::socket::bind(peer, &sockaddr_un(from));
+                bound_to = read_name();
             }
-            differs.senders += usize::from(message.from != named.as_deref());
-            post(message, other, &[], self.streams(), cx, &mut differs)
+            losses.senders += usize::from(message.from != bound_to.as_deref());
+            send_message(message, peer, &[], self.is_stream(), cx, &mut losses)
         })?;
-        differs.tell(file, cx);
+        losses.warn(file, cx);
         Ok(())
     }
 
-    /// Sends a bound datagram socket what waited in it, from the names that had sent it.
+    /// Fills the queue of a bound, unconnected datagram socket: each message is sent from the
+    /// restored socket that has its sender's name, or from a temporary one bound to that name.
     fn fill_bound(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<()> {
-        self.lost(file, cx);
+        self.warn_if_no_contents(file, cx);
         let Some(name) = &self.name else { return Ok(()) };
-        let to = sockaddr(&name.0);
-        let senders = names(cx);
-        let mut differs = Differs::default();
-        messages(cx, file, false, |message| {
+        let to = sockaddr_un(&name.0);
+        let senders = restored_names(cx);
+        let mut losses = QueueLosses::default();
+        for_each_message(cx, file, false, |message| {
             let from = message.from;
             let held = from.and_then(|from| cx.held.get(senders.get(from)?)).cloned();
-            if let Some(placed) = held {
-                return post(message, placed.as_fd(), &to, false, cx, &mut differs);
+            if let Some(sender) = held {
+                return send_message(message, sender.as_fd(), &to, false, cx, &mut losses);
             }
             let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
-            let named = from.filter(|from| from.starts_with(&[0]));
-            let bound = match named {
-                Some(from) => sys::socket::bind(sender.as_fd(), &sockaddr(from)).is_ok(),
+            let abstract_name = from.filter(|from| from.starts_with(&[0]));
+            let bound = match abstract_name {
+                Some(from) => sys::socket::bind(sender.as_fd(), &sockaddr_un(from)).is_ok(),
                 None => from.is_none(),
             };
-            differs.senders += usize::from(!bound);
-            post(message, sender.as_fd(), &to, false, cx, &mut differs)
+            losses.senders += usize::from(!bound);
+            send_message(message, sender.as_fd(), &to, false, cx, &mut losses)
         })?;
-        differs.tell(file, cx);
+        losses.warn(file, cx);
         Ok(())
     }
 }
 
-/// A struct sockaddr_un of this name.
-fn sockaddr(name: &[u8]) -> Vec<u8> {
+/// Encodes a struct sockaddr_un.
+fn sockaddr_un(name: &[u8]) -> Vec<u8> {
     let family = (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes();
-    // A path ends with a NUL.
+    // A path is terminated by a NUL, an abstract name by its length.
     let end: &[u8] = if name.starts_with(&[0]) { &[] } else { &[0] };
     [&family, name, end].concat()
 }
 
-/// The sockets of the image that listen, restored or not, by their names.
-fn listeners(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
+/// The names of the listening sockets of the image, restored or not, with their files.
+fn listening_names(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
     let image = cx.image;
     let all = cx.addresses.entry("unix listeners").or_insert_with(|| {
         let listening = image.of_kind().filter(|(_, record): &(_, &Unix)| record.backlog.is_some());
-        Rc::new(listening.filter_map(named).collect())
+        Rc::new(listening.filter_map(name_and_file).collect())
     });
     all.clone()
 }
 
-/// The files of the restored sockets by their names.
-fn names(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
+/// The names of the restored sockets, with their files.
+fn restored_names(cx: &mut RestoreContext<'_>) -> Rc<HashMap<Vec<u8>, u32>> {
     let (restored, image) = (cx.lowest, cx.image);
     let all = cx.addresses.entry(Unix::NAME).or_insert_with(|| {
         let restored = image.of_kind().filter(|(file, _)| restored.contains_key(&file.id));
-        Rc::new(restored.filter_map(named).collect())
+        Rc::new(restored.filter_map(name_and_file).collect())
     });
     all.clone()
 }
 
-/// The name of a socket, and its file.
-fn named((file, record): (&OpenFile, &Unix)) -> Option<(Vec<u8>, u32)> {
+/// The name of a socket, if it has one, and the id of its file.
+fn name_and_file((file, record): (&OpenFile, &Unix)) -> Option<(Vec<u8>, u32)> {
     Some((record.name.as_ref()?.0.clone(), file.id))
 }
 
-/// A message on its way into a queue.
+/// A message of a queue in the image.
 struct QueuedMessage<'m> {
+    /// The name of its sender, as [`Unix::name`].
     from: Option<&'m [u8]>,
+    /// The files of the descriptors that it carries.
     files: &'m [u32],
+    /// SCM_CREDENTIALS.
     credentials: Option<Ucred>,
     bytes: &'m [u8],
 }
 
-/// In how many messages, or descriptors, a queue is not what it was.
+/// Numbers of messages and descriptors of a queue that are not restored as they were.
 #[derive(Default)]
-struct Differs {
+struct QueueLosses {
+    /// Messages with another sender name.
     senders: usize,
-    left_out: usize,
+    /// Descriptors that are not restored.
+    descriptors: usize,
+    /// Messages whose credentials name this process, since the sender is not restored.
     processes: usize,
+    /// Messages without their credentials, for lack of a capability.
     credentials: usize,
 }
 
-impl Differs {
-    fn tell(self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
-        let Differs { senders, left_out, processes, credentials } = self;
+impl QueueLosses {
+    /// Warns of each number that is not zero.
+    fn warn(self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
+        let QueueLosses { senders, descriptors, processes, credentials } = self;
         let name = escape(&file.link.0);
         for (count, why) in [
-            (senders, "messages in its queue lose the names of their senders"),
-            (left_out, "descriptors queued in it are not restored, and are left out"),
-            (processes, "messages in its queue came from processes not restored, and name us"),
-            (credentials, "messages in its queue lose their credentials: those take root"),
+            (senders, "queued messages lose the names of their senders"),
+            (descriptors, "queued descriptors are not restored, and are left out"),
+            (
+                processes,
+                "queued messages name the restored process as sender: their own is not restored",
+            ),
+            (
+                credentials,
+                "queued messages lose their credentials: only root can send those of others",
+            ),
         ] {
             if count > 0 {
                 cx.warnings.push(format!("{name}: {count} {why}"));
@@ -637,41 +672,44 @@ impl Differs {
     }
 }
 
-/// Sends a message of a queue to this address, or to whom the socket is connected to.
-fn post(
+/// Sends a message of a queue through a socket to an address, or to its peer if `to` is empty.
+/// Fails with status 6 if the queue does not take all of it.
+fn send_message(
     message: QueuedMessage<'_>,
     through: BorrowedFd<'_>,
     to: &[u8],
-    streams: bool,
+    is_stream: bool,
     cx: &RestoreContext<'_>,
-    differs: &mut Differs,
+    losses: &mut QueueLosses,
 ) -> Result<()> {
     let QueuedMessage { from: _, files, credentials, mut bytes } = message;
     let held: Vec<Rc<Held>> = files.iter().filter_map(|&id| cx.descriptor(id)).collect();
-    differs.left_out += files.len() - held.len();
+    losses.descriptors += files.len() - held.len();
     let mut fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
-    let ours = nix::unistd::getpid().as_raw();
-    // Without a process nobody asked for credentials when it was sent, and nobody does so yet.
-    let mut said = credentials.filter(|&(pid, ..)| pid != 0).map(|(pid, uid, gid)| {
-        let role = cx.pids.process(pid).filter(|&role| role > 0);
-        differs.processes += usize::from(role.is_none());
-        (role.unwrap_or(ours), uid, gid)
+    let own_pid = nix::unistd::getpid().as_raw();
+    // Pid 0: no end had SO_PASSCRED when it was sent, so that it has no credentials. No restored
+    // socket has that option yet (Phase::Last).
+    let mut credentials = credentials.filter(|&(pid, ..)| pid != 0).map(|(pid, uid, gid)| {
+        let current = cx.pids.process(pid).filter(|&current| current > 0);
+        losses.processes += usize::from(current.is_none());
+        (current.unwrap_or(own_pid), uid, gid)
     });
     loop {
-        match sys::socket::send(through, to, bytes, &fds, said) {
-            Err(Errno::EPERM | Errno::ESRCH | Errno::EINVAL) if said.is_some() => {
-                // Who may not speak for others speaks for itself.
-                differs.credentials += 1;
-                said = None;
+        match sys::socket::send(through, to, bytes, &fds, credentials) {
+            Err(Errno::EPERM | Errno::ESRCH | Errno::EINVAL) if credentials.is_some() => {
+                // Without CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID a process can send only its own.
+                losses.credentials += 1;
+                credentials = None;
             }
             Err(Errno::ETOOMANYREFS) => {
-                let why = "more descriptors are queued than may be on the way (ulimit -n)";
+                let why = "more descriptors are queued than the limit of open files allows: raise it \
+                           (ulimit -n)";
                 return Err(Error::unrestorable(why));
             }
             Err(errno) => return Err(errno).at(|| "fill its queue"),
             Ok(sent) if sent == bytes.len() => return Ok(()),
-            Ok(_) if !streams => {
-                return Err(Error::unrestorable("a message of its queue does not fit"));
+            Ok(_) if !is_stream => {
+                return Err(Error::unrestorable("a queued message does not fit its queue"));
             }
             Ok(sent) => {
                 bytes = &bytes[sent..];
@@ -681,24 +719,24 @@ fn post(
     }
 }
 
-/// Hands on each message of a queue, whole.
-fn messages(
+/// Calls `take` with each message of a queue in the image, put together from its pieces.
+fn for_each_message(
     cx: &RestoreContext<'_>,
     file: &OpenFile,
-    streams: bool,
+    is_stream: bool,
     mut take: impl FnMut(QueuedMessage<'_>) -> Result<()>,
 ) -> Result<()> {
     let mut bytes = Vec::new();
     let mut first = MessageMeta::default();
-    let mut inside = false;
+    let mut in_message = false;
     cx.contents(file.object, |chunk: &Chunk, more: &[u8]| {
         let with = chunk.with.as_deref();
-        if !inside {
+        if !in_message {
             first = with.cloned().unwrap_or_default();
         }
         bytes.extend_from_slice(more);
-        inside = !streams && with.is_some_and(|with| with.more);
-        if !inside {
+        in_message = !is_stream && with.is_some_and(|with| with.more);
+        if !in_message {
             take(QueuedMessage {
                 from: first.from.as_ref().map(|from| from.0.as_slice()),
                 files: &first.files,
@@ -711,124 +749,132 @@ fn messages(
     })
 }
 
-/// Hands on what waits in a queue.
+/// Reads the messages of a queue without consuming them. Fails with status 6 if they have more than
+/// `limit` bytes.
 ///
-/// MSG_PEEK shows the first message again and again unless SO_PEEK_OFF says where to look, which
-/// belongs to the socket (socket(7), Linux 3.4): it is not touched for an empty queue, nor for a
-/// stream of bytes that is seen whole in one look.
-fn peek(copy: BorrowedFd<'_>, class: i32, limit: u64, to: Sink<'_>) -> Result<()> {
-    let streams = class == libc::SOCK_STREAM;
-    let usual = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0;
+/// MSG_PEEK returns the first message each time, unless SO_PEEK_OFF is set (socket(7), Linux 3.4).
+/// That option belongs to the socket, so it is not set for an empty queue, nor for a stream that
+/// one call returns whole.
+fn peek_queue(copy: BorrowedFd<'_>, socket_type: i32, limit: u64, to: Sink<'_>) -> Result<()> {
+    let is_stream = socket_type == libc::SOCK_STREAM;
+    let no_peek_offset = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0;
     let mut buffer = vec![0; 256 << 10];
-    if streams {
-        // All at once, or what is cut in two would bring its descriptors twice.
-        let waits = sys::readable(copy)?;
-        if waits as u64 > limit {
-            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
+    if is_stream {
+        // Room for the whole queue: two calls for one message would each return its descriptors.
+        let unread = sys::readable(copy)?;
+        if unread as u64 > limit {
+            return Err(over_limit(limit));
         }
-        buffer.resize(buffer.len().max(waits + 1), 0);
+        buffer.resize(buffer.len().max(unread + 1), 0);
     }
-    if usual {
-        let Some(look) = look(copy, &mut buffer)? else { return Ok(()) };
-        let whole = look.len < buffer.len() && look.len >= sys::readable(copy)?;
-        if streams && (look.len == 0 || whole && look.with.fds.is_empty()) {
-            return hand_on(look, &buffer, streams, to);
+    if no_peek_offset {
+        let Some(first) = peek_message(copy, &mut buffer)? else { return Ok(()) };
+        let whole = first.len < buffer.len() && first.len >= sys::readable(copy)?;
+        if is_stream && (first.len == 0 || whole && first.with.fds.is_empty()) {
+            return emit(first, &buffer, is_stream, to);
         }
     }
     let inline = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_OOBINLINE)? != 0;
-    let mut urgent = sys::socket::urgent(copy).filter(|_| streams && !inline);
+    let mut urgent = sys::socket::urgent(copy).filter(|_| is_stream && !inline);
     let offset = PeekOffset::take(copy).at(|| "SO_PEEK_OFF")?;
     let (mut total, mut empty) = (0, 0);
-    // Whether the look before had no descriptors, and its credentials: with others it ends.
+    // Whether the last call returned no descriptors, and its credentials. On a stream a call ends
+    // after descriptors, and before bytes with other credentials.
     let mut before: Option<(bool, Option<Ucred>)> = None;
-    while let Some(found) = look(copy, &mut buffer)? {
-        let Look { len, ref with, .. } = found;
+    while let Some(found) = peek_message(copy, &mut buffer)? {
+        let PeekedMessage { len, ref with, .. } = found;
         empty = if len == 0 { empty + 1 } else { 0 };
-        if len == 0 && (streams || ended(copy, total)?) {
+        if len == 0 && (is_stream || is_at_end(copy, total)?) {
             return Ok(());
         }
         if with.cut {
-            let why = "more descriptors wait in it than may be opened (ulimit -n)";
+            let why = "it has more queued descriptors than the limit of open files allows: raise it \
+                       (ulimit -n)";
             return Err(Error::unrestorable(why));
         }
-        if empty > MAX_MESSAGES || total + len as u64 > limit {
-            return Err(Error::unrestorable(format!("its queue is more than the limit {limit}")));
+        if empty > MAX_EMPTY_MESSAGES || total + len as u64 > limit {
+            return Err(over_limit(limit));
         }
-        if len > buffer.len() || streams && len == buffer.len() && !with.fds.is_empty() {
-            // It has moved the offset on already.
+        if len > buffer.len() || is_stream && len == buffer.len() && !with.fds.is_empty() {
+            // The call has advanced the peek offset: it is set back, and a larger buffer is tried.
             let seen = len.min(buffer.len()) as i32;
             offset.set(offset.get()?.saturating_sub(seen).max(0))?;
             buffer.resize(len.max(2 * buffer.len()), 0);
             continue;
         }
         total += len as u64;
-        // Once it is not the first of all, the byte begins a look as if it were one of the stream.
+        // Unless it is the first byte of the queue, the out-of-band byte is returned like a byte of
+        // the stream, at the start of a call: the call before has stopped at it.
         let credentials = with.credentials;
-        let stopped = before.is_some_and(|(plain, of)| !plain || of == credentials);
-        let marked = stopped && urgent == Some(buffer[0]);
+        let stopped = before.is_some_and(|(no_fds, of)| !no_fds || of == credentials);
+        let is_urgent = stopped && urgent == Some(buffer[0]);
         before = Some((with.fds.is_empty(), credentials));
-        match marked {
+        match is_urgent {
             true => {
                 urgent = None;
-                let found = Look { len: len - 1, ..found };
-                hand_on(found, &buffer[1..], streams, to)?;
+                let found = PeekedMessage { len: len - 1, ..found };
+                emit(found, &buffer[1..], is_stream, to)?;
             }
-            false => hand_on(found, &buffer, streams, to)?,
+            false => emit(found, &buffer, is_stream, to)?,
         }
     }
     Ok(())
 }
 
-/// Whether nothing but the end can follow. Of a seqpacket socket whose other end is closed every
-/// look shows no bytes, and a message without any looks the same to whoever reads it.
-fn ended(copy: BorrowedFd<'_>, total: u64) -> Result<bool> {
-    let hung = sys::socket::reads_end(copy).at(|| "poll")?;
-    Ok(hung && total >= sys::readable(copy)? as u64)
+/// Reports whether only end-of-file can follow after `total` bytes. At the end of a seqpacket queue
+/// whose other end is closed each call returns 0 bytes, as it does for a message without bytes.
+fn is_at_end(copy: BorrowedFd<'_>, total: u64) -> Result<bool> {
+    let closed = sys::socket::reads_end(copy).at(|| "poll")?;
+    Ok(closed && total >= sys::readable(copy)? as u64)
 }
 
-/// What one look at a queue shows.
-struct Look {
+/// A message, or a part of a stream, that one recvmsg(2) with MSG_PEEK returned.
+struct PeekedMessage {
+    /// Its length in bytes, which may be more than the buffer took (MSG_TRUNC).
     len: usize,
+    /// The name of its sender, as [`Unix::name`].
     from: Option<Vec<u8>>,
     with: Ancillary,
 }
 
-/// Looks at the next message; none if there is no more.
-fn look(copy: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Look>> {
+/// Peeks at the next message; none if there is none.
+fn peek_message(copy: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<PeekedMessage>> {
     match sys::socket::peek_message(copy, buffer, true) {
-        Ok((len, from, with)) => Ok(Some(Look { len, from: sender(&from), with })),
-        // A socket that is not connected has nothing either.
+        Ok((len, from, with)) => Ok(Some(PeekedMessage { len, from: decode_name(&from), with })),
+        // EINVAL and ENOTCONN: it is not connected, and so has no queue.
         Err(Errno::EAGAIN | Errno::EINVAL | Errno::ENOTCONN) => Ok(None),
         Err(errno) => Err(errno).at(|| "peek"),
     }
 }
 
-/// Hands on a message in pieces, the first of which has what came with it.
-fn hand_on(look: Look, buffer: &[u8], streams: bool, to: Sink<'_>) -> Result<()> {
-    let Look { len, from, with: Ancillary { mut fds, credentials, cut: _ } } = look;
-    if streams && len == 0 {
+/// Passes a message to the sink in pieces of at most [`MAX_CHUNK`] bytes. The first has its sender,
+/// descriptors and credentials; each piece of a stream has the credentials.
+fn emit(message: PeekedMessage, buffer: &[u8], is_stream: bool, to: Sink<'_>) -> Result<()> {
+    let PeekedMessage { len, from, with } = message;
+    let Ancillary { mut fds, credentials, cut: _ } = with;
+    if is_stream && len == 0 {
         return Ok(());
     }
     let mut pieces = buffer[..len].chunks(MAX_CHUNK).peekable();
     let mut first = MessageMeta { from: from.map(Bytes), credentials, ..MessageMeta::default() };
     loop {
         let bytes = pieces.next().unwrap_or_default();
-        let more = !streams && pieces.peek().is_some();
+        let more = !is_stream && pieces.peek().is_some();
         let with = MessageMeta { more, ..std::mem::take(&mut first) };
         let with = (with != MessageMeta::default()).then_some(with);
         to(Piece { offset: 0, bytes, with, fds: std::mem::take(&mut fds) })?;
         if pieces.peek().is_none() {
             return Ok(());
         }
-        if streams {
+        if is_stream {
             first.credentials = credentials;
         }
     }
 }
 
-/// The name of a sender, as [`Unix::name`] has it, from a struct sockaddr_un.
-fn sender(from: &[u8]) -> Option<Vec<u8>> {
-    let name = from.get(size_of::<libc::sa_family_t>()..)?;
+/// The name in a struct sockaddr_un, as [`Unix::name`]; none for an unbound socket.
+fn decode_name(address: &[u8]) -> Option<Vec<u8>> {
+    let name = address.get(size_of::<libc::sa_family_t>()..)?;
     match name.first()? {
         0 => Some(name.to_vec()),
         _ => Some(name.iter().copied().take_while(|&byte| byte != 0).collect()),
@@ -842,16 +888,16 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     #[test]
-    fn two_ends_name_each_other_and_a_closed_one_is_zero() {
+    fn the_peer_is_captured_and_zero_once_it_is_closed() {
         let (a, b) = UnixStream::pair().unwrap();
         let one: Unix = body_of(&a);
-        assert!(one.streams() && one.peer.is_some_and(|peer| peer > 0));
+        assert!(one.is_stream() && one.peer.is_some_and(|peer| peer > 0));
         drop(b);
         let alone: Unix = body_of(&a);
         assert_eq!((alone.peer, alone.shutdown), (Some(0), 3));
     }
 
-    /// What is found in a queue: bytes, and how many descriptors come with them.
+    /// The captured pieces of a queue: bytes, and the number of descriptors.
     fn contents(of: impl AsFd) -> Vec<(Vec<u8>, usize)> {
         let mut seen = Vec::new();
         let take = |piece: Piece<'_>| seen.push((piece.bytes.to_vec(), piece.fds.len()));
@@ -862,7 +908,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_looked_at_one_by_one_and_the_offset_is_put_back() {
+    fn messages_are_peeked_one_by_one_and_the_peek_offset_is_restored() {
         let (a, b) = UnixDatagram::pair().unwrap();
         for message in [&b"one"[..], b"", b"three"] {
             b.send(message).unwrap();
@@ -873,7 +919,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_are_found_with_their_message_once_however_long_the_queue() {
+    fn descriptors_are_captured_once_with_their_message_in_a_long_queue() {
         let (a, b) = UnixStream::pair().unwrap();
         // What net.core.wmem_max usually lets anybody have.
         sys::socket::set_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 212_992).unwrap();
@@ -896,13 +942,13 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_of_messages_ends_where_its_other_end_was_closed() {
+    fn a_seqpacket_queue_ends_where_the_peer_was_closed() {
         let (a, b) = new_pair(SockType::SeqPacket, 0).unwrap();
         for message in [&b"one"[..], b"", b"two", b""] {
             sys::socket::send(b.as_fd(), &[], message, &[], None).unwrap();
         }
         drop(b);
-        // That one without bytes came before the end cannot be told.
+        // The last message, without bytes, cannot be told from end-of-file.
         assert_eq!(contents(&a), [(b"one".to_vec(), 0), (vec![], 0), (b"two".to_vec(), 0)]);
     }
 }
