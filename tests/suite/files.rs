@@ -131,8 +131,8 @@ fn a_device_is_opened_only_if_its_number_is_the_recorded_one() {
     }
     mknod("130");
     let watchdog = with_inode(&file3, |inode| inode.rdev = Some((10, 130)));
-    refused(watchdog, 6, &["fd 3", "no device that this version opens"]);
-    refused(with_file(&file3, |file| file.inode = None), 6, &["fd 3", "no device"]);
+    refused(watchdog, 6, &["fd 3", "this version restores no such device"]);
+    refused(with_file(&file3, |file| file.inode = None), 6, &["fd 3", "no such device"]);
     // Another kind that opens devices does not open it, either.
     let mem = |inode: bool| {
         with_file(&file3, |file| {
@@ -140,8 +140,8 @@ fn a_device_is_opened_only_if_its_number_is_the_recorded_one() {
             file.inode = file.inode.take().filter(|_| inode);
         })
     };
-    refused(mem(true), 3, &["fd 3", "no memory device"]);
-    refused(mem(false), 3, &["fd 3", "no memory device"]);
+    refused(mem(true), 3, &["fd 3", "not a memory device"]);
+    refused(mem(false), 3, &["fd 3", "not a memory device"]);
 }
 
 #[test]

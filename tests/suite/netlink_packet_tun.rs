@@ -181,7 +181,7 @@ fn tunnel_devices_are_created_again_and_work() {
             \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --std 0,1,2 {all}"
         );
         let ran = private(&script, &scratch).ok();
-        assert!(ran.stderr(0).contains("is made anew"), "{}", ran.whole());
+        assert!(ran.stderr(0).contains("is created anew"), "{}", ran.whole());
         let (was, is) = (show(&scratch.file("a.fdi")), show(&scratch.file("b.fdi")));
         let fds = [3, 4, 5, 40];
         let (was, is) = (records(&was, &fds), records(&is, &fds));
@@ -211,7 +211,7 @@ fn an_existing_tunnel_device_is_attached_to_unless_it_is_in_use() {
     let ran = private(script, &scratch).ok();
     assert_eq!(ran.text().trim(), "02:00:00:00:00:01", "{}", ran.whole());
     let said = ran.stderr(0);
-    assert!(!said.contains("made anew") && said.contains("fdk-3 is in use"), "{}", ran.whole());
+    assert!(!said.contains("created anew") && said.contains("fdk-3 is in use"), "{}", ran.whole());
     assert_eq!(said.matches("fdk-3 is of another type").count(), 2, "{}", ran.whole());
 }
 
@@ -225,13 +225,13 @@ fn a_tunnel_with_a_forged_record_is_refused() {
         with_body(&file, "tun", |body| *at(body, &["device", key]) = value.clone())
     };
     for name in [&b""[..], b"a/b", b"fdk%d", &[b'x'; 16]] {
-        refused(device("name", Value::Bytes(name.to_vec())), 3, &["fd 3", "such a name"]);
+        refused(device("name", Value::Bytes(name.to_vec())), 3, &["fd 3", "its name, type"]);
     }
     for flags in [0, 3, 0x8001, 1 << 20] {
         refused(device("flags", whole(flags)), 3, &["fd 3", "type"]);
     }
     refused(device("sndbuf", whole(-1)), 3, &["fd 3", "size"]);
-    refused(device("detached", Value::Bool(true)), 3, &["fd 3", "several queues"]);
+    refused(device("detached", Value::Bool(true)), 3, &["fd 3", "not multi-queue"]);
     refused(device("filtered", Value::Bool(true)), 6, &["fd 3", "filter"]);
     refused(device("flags", whole(1 << 40)), 3, &["fd 3", "kind tun"]);
     let elsewhere = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
@@ -241,5 +241,5 @@ fn a_tunnel_with_a_forged_record_is_refused() {
             }
         }
     });
-    refused(elsewhere, 3, &["fd 3", "no tunnel"]);
+    refused(elsewhere, 3, &["fd 3", "not /dev/net/tun"]);
 }

@@ -1,5 +1,5 @@
-//! Character devices whose open does nothing but give a descriptor, named by one table. All others
-//! are opaque: to open them could start, take, or claim something.
+//! Character devices whose descriptions have no state: open(2) has no side effect. One table lists
+//! them. All others are opaque, because opening them can start, consume or claim something.
 
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
@@ -10,15 +10,16 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 
-/// The device number is that of the inode.
+/// A character device without state. Its record is empty: the inode of the file has the device
+/// number.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Chardev {}
 
-/// Some devices of the table.
+/// Devices of one major number: a row of [`STATELESS`].
 struct StatelessDevices {
     major: u32,
     minors: RangeInclusive<u32>,
-    /// The only access modes with which it is stateless.
+    /// The access modes in which a description has no state.
     access: &'static [u32],
 }
 
@@ -32,36 +33,38 @@ const fn misc(minor: u32) -> StatelessDevices {
     StatelessDevices { major: 10, minors: minor..=minor, access: ANY }
 }
 
-/// The devices, by the numbers of Documentation/admin-guide/devices.txt, and why each is here. The
-/// devices of memory are a kind of their own: `mem`.
+/// The devices, by the numbers of Documentation/admin-guide/devices.txt, and why each is listed.
+/// Memory devices are of kind `mem`.
 ///
-/// Not here, among others: watchdog (10:130, to open it starts it), rtc (one opener at a time), hpet
-/// (10:228, a timer for each opener), cpu_dma_latency (a request that lasts as long as it is open),
-/// fuse and cuse (each is one end of a connection), uinput, uhid, input, snd, dri, vhost, ppp, net/tun
-/// (what was made or attached through the descriptor is its state), kvm (of use only with the virtual
-/// machines that were made through it, which cannot come back), rfkill (its queue begins with all
-/// there is), vga_arbiter, snapshot, nvram, mcelog (who has them open is counted).
-static TABLE: &[StatelessDevices] = &[
-    // kmsg: a writer has no place in the log; that of a reader is told nowhere, so it is not here.
+/// Not listed, among others: watchdog (10:130, open(2) starts it), rtc (one opener at a time), hpet
+/// (10:228, a timer for each opener), cpu_dma_latency (a request that holds while it is open), fuse
+/// and cuse (each is one end of a connection), uinput, uhid, input, snd, dri, vhost, ppp, net/tun
+/// (objects made or attached through the descriptor are its state), kvm (of use only with the
+/// virtual machines made through it, which cannot be restored), rfkill (its queue begins with an
+/// event for each device), vga_arbiter, snapshot, nvram, mcelog (the driver counts their openers).
+static STATELESS: &[StatelessDevices] = &[
+    // kmsg: a writer has no position in the log. The position of a reader cannot be read, so
+    // readers are not listed.
     StatelessDevices { major: 1, minors: 11..=11, access: &[WRITE] },
-    // hwrng: each read takes what the generator gives then; nothing is kept for the descriptor.
+    // hwrng: each read(2) takes fresh bytes of the generator; the description keeps none.
     misc(183),
-    // btrfs-control, autofs, loop-control: ioctl(2) alone, on what it names, never on the opener.
+    // btrfs-control, autofs, loop-control: only ioctl(2), on objects that its argument names; the
+    // description keeps nothing.
     misc(234),
     misc(235),
     misc(237),
-    // mapper/control: as those, but that poll(2) tells of the events since the open.
+    // mapper/control: the same, but poll(2) reports events since the open.
     misc(236),
-    // cpu/N/msr and cpu/N/cpuid: the position is the number of the register, or the leaf.
+    // cpu/N/msr and cpu/N/cpuid: the offset is the number of the register, or the leaf.
     StatelessDevices { major: 202, minors: 0..=u32::MAX, access: ANY },
     StatelessDevices { major: 203, minors: 0..=u32::MAX, access: ANY },
 ];
 
-/// Whether this device, opened so, is of the table.
-fn is_known(inode: &Inode, flags: u32) -> bool {
+/// Reports whether [`STATELESS`] has this device, opened with these flags of open(2).
+fn is_stateless(inode: &Inode, flags: u32) -> bool {
     let Some((major, minor)) = inode.rdev else { return false };
     inode.mode & libc::S_IFMT == libc::S_IFCHR
-        && TABLE.iter().any(|row| {
+        && STATELESS.iter().any(|row| {
             row.major == major
                 && row.minors.contains(&minor)
                 && row.access.contains(&(flags & ACCESS))
@@ -73,8 +76,8 @@ impl Kind for Chardev {
     const SEEKABLE: bool = true;
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        let known = |inode: &Inode| inode.nlink > 0 && is_known(inode, it.flags());
-        !it.is_path() && it.inode.as_ref().is_some_and(known)
+        let stateless = |inode: &Inode| inode.nlink > 0 && is_stateless(inode, it.flags());
+        !it.is_path() && it.inode.as_ref().is_some_and(stateless)
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {
@@ -82,15 +85,15 @@ impl Kind for Chardev {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        if !file.inode.as_ref().is_some_and(|inode| is_known(inode, file.flags)) {
-            return Err(Error::unrestorable("no device that this version opens"));
+        if !file.inode.as_ref().is_some_and(|inode| is_stateless(inode, file.flags)) {
+            return Err(Error::unrestorable("this version restores no such device"));
         }
         cx.check_path(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Chardev {} = self;
-        cx.open_file_if(file, |found| is_known(found, file.flags))
+        cx.open_file_if(file, |found| is_stateless(found, file.flags))
     }
 }
 
@@ -108,8 +111,8 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_known_by_its_number_and_how_it_is_open() {
-        for (major, minor, flags, known) in [
+    fn a_device_is_recognised_by_its_number_and_access_mode() {
+        for (major, minor, flags, stateless) in [
             (10, 237, BOTH, true),
             (10, 130, WRITE, false),
             (203, 5, READ, true),
@@ -118,15 +121,15 @@ mod tests {
             (1, 11, BOTH, false),
             (5, 2, BOTH, false),
         ] {
-            assert_eq!(is_known(&device(major, minor), flags), known, "{major}:{minor}");
+            assert_eq!(is_stateless(&device(major, minor), flags), stateless, "{major}:{minor}");
         }
         let mut block = device(10, 237);
         block.mode = libc::S_IFBLK;
-        assert!(!is_known(&block, BOTH));
+        assert!(!is_stateless(&block, BOTH));
     }
 
     #[test]
-    fn no_device_is_of_two_kinds() {
-        assert!(TABLE.iter().all(|row| row.major != 1 || row.minors.start() == &11));
+    fn the_table_has_no_device_of_kind_mem() {
+        assert!(STATELESS.iter().all(|row| row.major != 1 || row.minors.start() == &11));
     }
 }

@@ -1,5 +1,5 @@
-//! The memory devices whose open has no side effect: null, zero, full, random, urandom (mem(4),
-//! null(4), full(4), random(4)).
+//! Memory devices whose open(2) has no side effect: null, zero, full, random, urandom (null(4),
+//! full(4), random(4)).
 
 use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
@@ -9,15 +9,17 @@ use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// The device number is that of the inode.
+/// A memory device. Its record is empty: the inode of the file has the device number.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Mem {}
 
-/// Minor numbers of major 1.
+/// Minor numbers of /dev/null, zero, full, random and urandom, under major 1:
+/// Documentation/admin-guide/devices.txt of the kernel.
 const MINORS: [u32; 5] = [3, 5, 7, 8, 9];
 
-/// Whether it is one of them, by its number, or by its name if nothing else is known.
-fn is_known(inode: Option<&Inode>, path: &[u8]) -> bool {
+/// Reports whether an inode is one of these devices. Without an inode (passive scan) the path
+/// decides.
+fn is_stateless(inode: Option<&Inode>, path: &[u8]) -> bool {
     let Some(inode) = inode else {
         let names = ["null", "zero", "full", "random", "urandom"];
         return names.iter().any(|name| path.strip_prefix(b"/dev/") == Some(name.as_bytes()));
@@ -31,7 +33,7 @@ impl Kind for Mem {
 
     fn claims(it: &Descriptor<'_>) -> bool {
         it.inode.as_ref().is_none_or(|inode| inode.nlink > 0)
-            && is_known(it.inode.as_ref(), &it.link.0)
+            && is_stateless(it.inode.as_ref(), &it.link.0)
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {
@@ -39,9 +41,9 @@ impl Kind for Mem {
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
-        match is_known(file.inode.as_ref(), &file.link.0) {
+        match is_stateless(file.inode.as_ref(), &file.link.0) {
             true => Ok(()),
-            false => Err(Error::malformed("it is no memory device")),
+            false => Err(Error::malformed("it is not a memory device")),
         }
     }
 
@@ -51,8 +53,9 @@ impl Kind for Mem {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Mem {} = self;
-        // The path could name any device by now, so its number is looked at before it is opened. A
-        // place held meanwhile would be in the way of the lowest number.
+        // The path may name another device since the scan, so `check_path` compares the device number
+        // before the open. An O_PATH descriptor kept open until then (open_file_if) would occupy the
+        // lowest free number.
         cx.check_path(file)?;
         cx.open_file(file)
     }
@@ -64,7 +67,7 @@ mod tests {
     use std::fs::File;
 
     #[test]
-    fn the_devices_of_memory_are_known_by_their_numbers() {
+    fn memory_devices_are_recognised_by_their_numbers() {
         for name in ["null", "zero", "full", "random", "urandom"] {
             let file = file_of(File::open(format!("/dev/{name}")).unwrap());
             assert_eq!(file.kind, "mem", "{name}");

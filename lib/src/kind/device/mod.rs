@@ -1,4 +1,4 @@
-//! Character devices: memory devices, plain devices, tun and tap.
+//! Character devices: memory devices, devices without state, tun and tap.
 
 pub(super) mod chardev;
 pub(super) mod mem;

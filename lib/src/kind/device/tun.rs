@@ -1,5 +1,5 @@
-//! /dev/net/tun: one queue of a network device whose packets a process reads and writes. What the
-//! descriptor does not tell of the device, rtnetlink(7) does.
+//! /dev/net/tun: a descriptor is one queue of a tun or tap device, whose packets a process reads
+//! and writes. Source: Documentation/networking/tuntap.rst. rtnetlink(7) has what no ioctl tells.
 
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, OpenFile};
@@ -18,42 +18,42 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
-/// A queue, or a descriptor that is none yet.
+/// A descriptor of /dev/net/tun.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tun {
-    /// The device that it is attached to.
+    /// The device that it is attached to; none before TUNSETIFF.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     device: Option<TunDevice>,
 }
 
-/// A device, and what this queue of it has.
+/// A device, and the state of this queue of it.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct TunDevice {
-    /// Its name.
+    /// The name of the device.
     name: Bytes,
     /// IFF_TUN 1 or IFF_TAP 2, IFF_NAPI 0x10, IFF_NAPI_FRAGS 0x20, IFF_MULTI_QUEUE 0x100, IFF_NO_PI
     /// 0x1000, IFF_VNET_HDR 0x4000, as TUNSETIFF takes them.
     flags: u32,
-    /// Whether it is off the queues of the device: IFF_DETACH_QUEUE.
+    /// The queue is detached from the device: IFF_DETACH_QUEUE.
     detached: bool,
-    /// Whether the device lives on when nobody is attached to it.
+    /// The device stays when no queue is attached to it: TUNSETPERSIST.
     persist: bool,
-    /// Whether it has a filter, which cannot be read.
+    /// A tap device has a filter (TUNSETTXFILTER), which cannot be read.
     filtered: bool,
-    /// The user that may attach to it.
+    /// The user that may attach to it: TUNSETOWNER.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     owner: Option<u32>,
-    /// The group that may attach to it.
+    /// The group that may attach to it: TUNSETGROUP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     group: Option<u32>,
-    /// TUNGETSNDBUF.
+    /// TUNGETSNDBUF, in bytes.
     sndbuf: i32,
-    /// TUNGETVNETHDRSZ and TUNGETVNETLE.
+    /// TUNGETVNETHDRSZ, in bytes, and TUNGETVNETLE.
     header: (i32, bool),
-    /// The hardware address of a tap device: its type, and 14 bytes.
+    /// The hardware address of a tap device: its type (ARPHRD_*), and 14 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hardware: Option<(u16, Bytes)>,
-    /// Whether a packet waits to be read. Those that do are lost.
+    /// A packet can be read: POLLIN. Unread packets are not kept.
     waiting: bool,
 }
 
@@ -66,16 +66,19 @@ const PERSIST: u32 = libc::IFF_PERSIST as u32;
 const NO_PI: u32 = libc::IFF_NO_PI as u32;
 const NOFILTER: u32 = libc::IFF_NOFILTER as u32;
 const VNET_HDR: u32 = libc::IFF_VNET_HDR as u32;
-/// What TUNSETIFF takes of them.
+/// The flags that TUNSETIFF takes.
 const SETTABLE: u32 = TUN | TAP | NAPI | MULTI_QUEUE | NO_PI | VNET_HDR;
 /// The device number of /dev/net/tun.
-const NUMBER: (u32, u32) = (10, 200);
+const DEV_NET_TUN: (u32, u32) = (10, 200);
 
+/// Reports whether an inode is /dev/net/tun.
 fn is_tun(inode: &Inode) -> bool {
-    inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev == Some(NUMBER)
+    inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev == Some(DEV_NET_TUN)
 }
 
 impl TunDevice {
+    /// Reads the device that a descriptor is attached to; none if it is not attached. Fails with
+    /// status 6 if the device is in another network namespace than the process.
     fn capture(it: &Descriptor<'_>, fd: BorrowedFd<'_>) -> Result<Option<TunDevice>> {
         let (name, flags) = match tun::interface(fd) {
             Err(Errno::EBADFD) => return Ok(None),
@@ -83,8 +86,10 @@ impl TunDevice {
         };
         if let Ok(netns) = tun::namespace(fd) {
             let netns = crate::proc::inode_of(netns.as_fd())?;
-            if it.process.netns_inode().is_some_and(|ours| ours != netns.ino) {
-                return Err(Error::unrestorable("its device is in another network namespace"));
+            if it.process.netns_inode().is_some_and(|own| own != netns.ino) {
+                return Err(Error::unrestorable(
+                    "its device is in another network namespace than its process",
+                ));
             }
         }
         let found = it.process.tunnel(&name)?;
@@ -117,29 +122,39 @@ impl TunDevice {
         }))
     }
 
-    /// Fails with status 3 if no device can be like this.
+    /// Fails with status 3 if a field cannot be that of a device.
     fn validate(&self) -> Result<()> {
         let name = &self.name.0;
-        let named = (1..libc::IFNAMSIZ).contains(&name.len())
+        let valid_name = (1..libc::IFNAMSIZ).contains(&name.len())
             && !name.iter().any(|&byte| matches!(byte, 0 | b'/' | b'%' | b':'));
-        let typed = matches!(self.flags & (TUN | TAP), TUN | TAP);
-        // That of struct virtio_net_hdr, and what the kernel has room for.
-        let sized = (10..=0xffff).contains(&self.header.0) && self.sndbuf > 0;
-        let hard = self.hardware.as_ref().is_none_or(|(_, bytes)| bytes.0.len() == 14);
-        if !named || !typed || !sized || !hard || self.flags & !SETTABLE != 0 {
-            return Err(Error::malformed("no tunnel has such a name, type or size"));
+        let valid_type = matches!(self.flags & (TUN | TAP), TUN | TAP);
+        // At least a struct virtio_net_hdr, at most what the kernel has room for.
+        let valid_sizes = (10..=0xffff).contains(&self.header.0) && self.sndbuf > 0;
+        let valid_hardware = self.hardware.as_ref().is_none_or(|(_, bytes)| bytes.0.len() == 14);
+        if !valid_name
+            || !valid_type
+            || !valid_sizes
+            || !valid_hardware
+            || self.flags & !SETTABLE != 0
+        {
+            return Err(Error::malformed(
+                "its name, type or a size is not valid for a tun or tap device",
+            ));
         }
         if self.detached && self.flags & MULTI_QUEUE == 0 {
-            return Err(Error::malformed("only one of several queues can be detached"));
+            return Err(Error::malformed(
+                "it is detached, but its device is not multi-queue (IFF_MULTI_QUEUE)",
+            ));
         }
         Ok(())
     }
 
-    /// Fails with status 6 if no queue of the device can be made here.
+    /// Fails with status 6 if no descriptor can be attached to the device here: it has a filter, a
+    /// device of its name is of another type, or it is in use.
     fn check(&self) -> Result<()> {
         let name = &self.name.0;
         if self.filtered {
-            return Err(Error::unrestorable("its filter cannot be read"));
+            return Err(Error::unrestorable("its packet filter (TUNSETTXFILTER) cannot be read"));
         }
         let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
         if device_index(probe.as_fd(), name).is_err() {
@@ -153,9 +168,9 @@ impl TunDevice {
             return Err(other());
         }
         if !several && found.used {
-            let why =
-                format!("the device {shown} is in use, perhaps by the process that was scanned");
-            return Err(Error::unrestorable(why));
+            return Err(Error::unrestorable(format!(
+                "the device {shown} is in use, perhaps by the process that was scanned: end it first"
+            )));
         }
         Ok(())
     }
@@ -181,7 +196,7 @@ impl Kind for Tun {
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
         if !file.inode.as_ref().is_some_and(is_tun) {
-            return Err(Error::malformed("it is no tunnel"));
+            return Err(Error::malformed("it is not /dev/net/tun (device 10:200)"));
         }
         self.device.as_ref().map_or(Ok(()), TunDevice::validate)
     }
@@ -212,20 +227,20 @@ impl Kind for Tun {
         let (flags, header) = (*flags, *header);
         let (fd, shown) = (made.fd.as_fd(), escape(&name.0).into_owned());
         let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-        let was_there = device_index(probe.as_fd(), &name.0).is_ok();
+        let exists = device_index(probe.as_fd(), &name.0).is_ok();
         drop(probe);
         tun::attach(fd, &name.0, flags).map_err(|errno| match errno {
             Errno::EBUSY => Error::unrestorable(format!("the device {shown} is in use")),
             Errno::EINVAL => Error::unrestorable(format!("the device {shown} is of another type")),
             errno => Error::from(errno).at("TUNSETIFF"),
         })?;
-        if !was_there {
+        if !exists {
             tun::set_owner(fd, *owner, *group).at(|| "TUNSETOWNER")?;
             if let Some((class, bytes)) = hardware {
                 let bytes = bytes.0.as_slice().try_into().map_err(|_| Errno::EINVAL)?;
                 tun::set_hardware(fd, *class, bytes).at(|| "SIOCSIFHWADDR")?;
             }
-            let why = "the device is made anew: it is down, and has no addresses or routes";
+            let why = "the device is created anew: it is down, and has no addresses or routes";
             cx.warnings.push(format!("{shown}: {why}"));
         }
         let wanted = [
@@ -242,7 +257,7 @@ impl Kind for Tun {
             tun::set_queue(fd, DETACH_QUEUE).at(|| "TUNSETQUEUE")?;
         }
         if *waiting {
-            cx.warnings.push(format!("{shown}: packets that were not read are lost"));
+            cx.warnings.push(format!("{shown}: unread packets are lost"));
         }
         Ok(made)
     }
@@ -251,7 +266,8 @@ impl Kind for Tun {
         self.device.as_ref().filter(|device| device.persist).map(|_| "make the device persistent")
     }
 
-    /// Nothing of it is left if what comes before this fails.
+    /// Makes the device persistent. Not before the rest of the restore has succeeded, so that a
+    /// failed restore leaves no device.
     fn finish(
         &self,
         _: &OpenFile,
@@ -273,9 +289,9 @@ mod tests {
     use crate::kind::tests::body_of;
 
     #[test]
-    fn one_that_is_attached_to_nothing_is_known() {
+    fn a_descriptor_without_a_device_is_captured() {
         let how = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
-        // Where there is none, or we may not open it.
+        // Skipped without the device, or without permission to open it.
         let Ok(fd) = how else { return };
         assert_eq!(body_of::<Tun>(&fd), Tun { device: None });
     }
@@ -297,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_device_can_be_is_malformed() {
+    fn a_device_with_an_invalid_field_is_malformed() {
         assert!(device().validate().is_ok());
         for bad in [
             TunDevice { name: Bytes(b"a/b".to_vec()), ..device() },
