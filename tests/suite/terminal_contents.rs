@@ -72,7 +72,7 @@ fn round_trip(spec: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
     for image in [&file, &second] {
         // Another test may have its number by now.
         let ran = check(&scratch, image, &[spec]).ok();
-        let others = |line: &&str| !line.contains("its number is taken");
+        let others = |line: &&str| !line.contains("its index is in use");
         assert_eq!(ran.stderr(0).lines().find(others), None, "{}", ran.whole());
     }
     contents(&file)
@@ -134,7 +134,7 @@ fn stopped_output_is_stopped_again_until_it_is_continued() {
         check(&scratch, &file, &[spec]).ok();
         // Without --freeze nothing tells whether it is stopped or is just being read.
         let ran = check(&scratch, &loose, &[on]).ok();
-        assert!(ran.stderr(0).contains("nothing could be written"), "{}", ran.whole());
+        assert!(ran.stderr(0).contains("its output was blocked"), "{}", ran.whole());
     }
 }
 
@@ -165,7 +165,7 @@ fn without_freeze_queued_bytes_are_counted_and_not_read() {
     pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]).quiet();
     drop(target);
     let ran = check(&scratch, &file, &["pty@3,4"]).ok();
-    assert!(ran.stderr(0).contains("bytes waited in it"), "{}", ran.whole());
+    assert!(ran.stderr(0).contains("its unread bytes are not in the image"), "{}", ran.whole());
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn a_process_that_gets_sigio_for_a_terminal_is_not_disturbed() {
     let spec = "pty@3,4:raw,own,async=0,sig=12,typed=hello";
     let target = Target::make(scratch.dir(), &[spec]).unwrap();
     let ran = frozen(&[&target.pid], &file);
-    let why = format!("process {} would be told", target.pid);
+    let why = format!("process {} would get a signal", target.pid);
     assert!(ran.status(0) == 1 && ran.stderr(0).contains(&why), "{}", ran.whole());
 }
 
@@ -240,14 +240,18 @@ fn impossible_contents_of_a_terminal_are_refused() {
         }
     };
     for what in [Typed::Quote, Typed::Whole] {
-        refused(with(&|data| typed(data, what)), 3, &["fd 3", "not what can wait"]);
+        refused(with(&|data| typed(data, what)), 3, &["fd 3", "cannot hold its contents"]);
     }
-    refused(with(&|data| data.bytes.0 = vec![b'x'; 4097]), 3, &["fd 3", "more waits"]);
+    refused(
+        with(&|data| data.bytes.0 = vec![b'x'; 4097]),
+        3,
+        &["fd 3", "longer than a terminal can hold"],
+    );
     // In noncanonical mode there are no lines.
     let raw = with_body(&file, "pty", |body| {
         *at(body, &["settings", "line", "lflag"]) = whole(0);
     });
-    refused(raw, 3, &["fd 3", "not what can wait"]);
+    refused(raw, 3, &["fd 3", "cannot hold its contents"]);
 }
 
 #[test]
@@ -321,7 +325,7 @@ time.sleep(1000)
     let ran = frozen(&[&target.pid], &file);
     assert_eq!(ran.status(0), 1, "{}", ran.whole());
     let said = ran.stderr(0);
-    let whys = ["a status waits", "EXTPROC", "more than its master holds", "was never open"];
+    let whys = ["a status byte is pending", "EXTPROC", "its master is full", "was never opened"];
     for why in whys {
         assert!(said.contains(why), "{why}: {}", ran.whole());
     }

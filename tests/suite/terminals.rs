@@ -304,7 +304,7 @@ fn a_terminal_gets_another_number_if_its_own_is_in_use_and_paths_follow() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[0], lines[1]);
     assert_ne!(lines[0], format!("/dev/pts/{index}"));
-    assert!(warned.contains(&format!("/dev/pts/{index}: its number is taken; it is {}", lines[0])));
+    assert!(warned.contains(&format!("/dev/pts/{index}: its index is in use; it is {}", lines[0])));
     let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
 }
 

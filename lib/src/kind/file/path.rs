@@ -26,7 +26,11 @@ impl Kind for Path {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        if pty::will_be(&file.link.0, cx) { Ok(()) } else { cx.check_path_in_dry_run(file) }
+        if pty::is_restored_slave(&file.link.0, cx) {
+            Ok(())
+        } else {
+            cx.check_path_in_dry_run(file)
+        }
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

@@ -1,4 +1,4 @@
-//! Terminals: pseudo terminals and other tty devices.
+//! Terminals: pseudo terminals and other terminal devices.
 
 pub(super) mod pty;
 pub(super) mod pty_buffer;

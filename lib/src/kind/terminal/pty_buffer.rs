@@ -1,11 +1,12 @@
-//! What waits in a pseudo terminal: what its master has not read yet, and what was typed and not
-//! read. Neither tee(2) nor MSG_PEEK knows terminals, so it is read, and put back by whoever is at
-//! the other end.
+//! Unread bytes of a pseudo terminal: output that its master has not read, and input that its slave
+//! has not read. Neither tee(2) nor MSG_PEEK works on terminals, so the bytes are read, and written
+//! again at the other end.
 //!
-//! Source: drivers/tty/n_tty.c. In canonical mode a line is marked where it ends, and what ends it
-//! cannot be asked: a read gives one line, and gives VEOF as its end without a byte. Switching the
-//! mode forgets all marks, so what was there by then is one line. So bytes go in as they came out,
-//! under settings that make nothing of them but lines, and the true settings follow.
+//! Source: drivers/tty/n_tty.c. In canonical mode the line discipline marks the end of each line. A
+//! read(2) returns one line; VEOF ends a line without being a byte of it, so that the character
+//! which ended a line is not always known. A switch of the mode drops all marks, so that the bytes
+//! before it are one line. Therefore bytes are read and written under [`TransferSettings`], which
+//! process nothing but the ends of lines, and the settings of the terminal are restored after that.
 
 use crate::error::{At, Error, Result, Status};
 use crate::image::Typed;
@@ -18,68 +19,82 @@ use nix::unistd::{read, write};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-/// What the line discipline holds, one byte of N_TTY_BUF_SIZE being left out. In canonical mode one
-/// more than that stands in a line that has no end yet.
-pub(crate) const HOLDS: usize = 4095;
-/// The most that is read at once; no line is longer.
-const LONGEST: usize = 2 * (HOLDS + 1);
-/// More than waits before the line discipline: the driver lets in 8192 bytes, rounded up.
-pub(crate) const BEFORE: usize = 64 << 10;
-/// What is written at once: a writer may do so without waiting if it may write at all.
-const PART: usize = 64;
-/// How long, and how often, it takes the kernel's worker to hand on what was written.
-const SOON: (u32, Duration) = (500, Duration::from_micros(200));
+/// The capacity of the line discipline in bytes, one less than N_TTY_BUF_SIZE. In canonical mode an
+/// unfinished line can have one byte more.
+pub(crate) const LDISC_CAPACITY: usize = 4095;
+/// The buffer size of a read(2), in bytes. No line is longer.
+const READ_SIZE: usize = 2 * (LDISC_CAPACITY + 1);
+/// An upper limit of the bytes in the flip buffer, which feeds the line discipline: the pty driver
+/// limits it to 8192 bytes, rounded up.
+pub(crate) const FLIP_BUFFER_CAPACITY: usize = 64 << 10;
+/// The length of a write(2), in bytes: at POLLOUT it does not block.
+const WRITE_SIZE: usize = 64;
+/// The number and the interval of checks whether the kernel's worker has moved written bytes
+/// to the line discipline.
+const WORKER_POLLS: (u32, Duration) = (500, Duration::from_micros(200));
 
-/// Bytes in the order in which they are read; those without a mark wait at the master.
+/// Unread bytes in the order in which they are read. Those without a [`Typed`] are unread at the
+/// master, the others at the slave.
 pub(crate) type Pieces = Vec<(Option<Typed>, Vec<u8>)>;
 
 /// Both ends of a pseudo terminal.
 #[derive(Clone, Copy)]
-pub(crate) struct Ends<'a> {
+pub(crate) struct PtyEnds<'a> {
+    /// A description of the program, which may be blocking.
     pub(crate) master: BorrowedFd<'a>,
-    /// A description of ours, which does not wait.
+    /// A description of this process, with O_NONBLOCK.
     pub(crate) slave: BorrowedFd<'a>,
 }
 
-/// What a poll(2) says now.
-pub(crate) fn ready(fd: BorrowedFd<'_>, events: PollFlags) -> nix::Result<PollFlags> {
+/// The events that poll(2) returns now.
+pub(crate) fn poll_now(fd: BorrowedFd<'_>, events: PollFlags) -> nix::Result<PollFlags> {
     let mut polled = [PollFd::new(fd, events)];
     poll(&mut polled, PollTimeout::ZERO)?;
     Ok(polled[0].revents().unwrap_or_else(PollFlags::empty))
 }
 
-/// Tries until it is so; fails with ETIME if it does not become so.
-fn until((times, apart): (u32, Duration), so: impl Fn() -> nix::Result<bool>) -> nix::Result<()> {
-    for _ in 0..times {
-        if so()? {
+/// Waits until a condition is true. Fails with ETIME if it is not after so many checks.
+fn wait_until(
+    (checks, interval): (u32, Duration),
+    condition: impl Fn() -> nix::Result<bool>,
+) -> nix::Result<()> {
+    for _ in 0..checks {
+        if condition()? {
             return Ok(());
         }
-        std::thread::sleep(apart);
+        std::thread::sleep(interval);
     }
     Err(Errno::ETIME)
 }
 
-/// The settings under which a terminal is read and filled, and the characters that mean something.
-struct Neutral {
+/// The settings under which a terminal is read and filled: no echo, signals or editing. Canonical
+/// mode has the line ends of the program's settings, and other special characters that differ from
+/// those.
+struct TransferSettings {
     canonical: tty::Termios,
     raw: tty::Termios,
+    /// VLNEXT
     quote: u8,
+    /// VEOF
     eof: u8,
+    /// VSTOP
     stop: u8,
+    /// VSTART
     start: u8,
-    /// Ends of lines.
-    ends: Vec<u8>,
+    /// The characters that end a line: newline, VEOL and VEOL2.
+    line_ends: Vec<u8>,
 }
 
-impl Neutral {
-    fn new(line: &tty::Termios) -> Neutral {
-        let mut ends = vec![b'\n', line.c_cc[libc::VEOL]];
+impl TransferSettings {
+    /// The settings to transfer the contents of a terminal whose own settings are `line`.
+    fn new(line: &tty::Termios) -> TransferSettings {
+        let mut line_ends = vec![b'\n', line.c_cc[libc::VEOL]];
         if line.c_lflag & libc::IEXTEN != 0 {
-            ends.push(line.c_cc[libc::VEOL2]);
+            line_ends.push(line.c_cc[libc::VEOL2]);
         }
         // _POSIX_VDISABLE
-        ends.retain(|&end| end != 0);
-        let mut free = (1..).filter(|byte| !ends.contains(byte));
+        line_ends.retain(|&end| end != 0);
+        let mut free = (1..).filter(|byte| !line_ends.contains(byte));
         let mut next = || free.next().unwrap_or_default();
         let (quote, eof, stop, start) = (next(), next(), next(), next());
         let mut raw = *line;
@@ -87,7 +102,8 @@ impl Neutral {
         raw.c_cc = [0; 19];
         raw.c_cc[libc::VMIN] = 1;
         let mut canonical = raw;
-        // Only START lets a stopped terminal go on, not that it cannot be stopped any more.
+        // IXON stays set: output that STOP has stopped is resumed by START, and not by clearing
+        // IXON.
         canonical.c_iflag = libc::IXON;
         canonical.c_lflag = libc::ICANON | libc::IEXTEN;
         canonical.c_cc = [0; 19];
@@ -96,30 +112,31 @@ impl Neutral {
             (libc::VEOF, eof),
             (libc::VSTOP, stop),
             (libc::VSTART, start),
-            (libc::VEOL, ends.get(1).copied().unwrap_or(0)),
-            (libc::VEOL2, ends.get(2).copied().unwrap_or(0)),
+            (libc::VEOL, line_ends.get(1).copied().unwrap_or(0)),
+            (libc::VEOL2, line_ends.get(2).copied().unwrap_or(0)),
         ] {
             canonical.c_cc[at] = byte;
         }
-        Neutral { canonical, raw, quote, eof, stop, start, ends }
+        TransferSettings { canonical, raw, quote, eof, stop, start, line_ends }
     }
 
-    fn ended(&self, line: &[u8]) -> bool {
-        line.last().is_some_and(|byte| self.ends.contains(byte))
+    /// Reports whether the last byte of a line ends it.
+    fn is_terminated(&self, line: &[u8]) -> bool {
+        line.last().is_some_and(|byte| self.line_ends.contains(byte))
     }
 
-    /// What must be typed for these bytes to be read, and none of them to mean anything.
+    /// The input by which these bytes are read as they are: special characters are quoted.
     fn quoted(&self, bytes: &[u8]) -> Vec<u8> {
-        let meant = [self.quote, self.eof, self.stop, self.start];
+        let special = [self.quote, self.eof, self.stop, self.start];
         let quote = |&byte: &u8| {
-            let quoted = meant.contains(&byte) || self.ends.contains(&byte);
+            let quoted = special.contains(&byte) || self.line_ends.contains(&byte);
             quoted.then_some(self.quote).into_iter().chain([byte])
         };
         bytes.iter().flat_map(quote).collect()
     }
 
-    /// What must be typed for this piece, in canonical mode.
-    fn typed(&self, what: Typed, bytes: &[u8]) -> Vec<u8> {
+    /// The input for a piece in canonical mode; empty for a piece that is written otherwise.
+    fn input_for(&self, what: Typed, bytes: &[u8]) -> Vec<u8> {
         match (what, bytes) {
             (Typed::Line, [line @ .., end]) => [self.quoted(line), vec![*end]].concat(),
             (Typed::Eof, line) => [self.quoted(line), vec![self.eof]].concat(),
@@ -128,28 +145,29 @@ impl Neutral {
         }
     }
 
-    /// What was typed, from lines that were read one by one, the last of which we have ended, by
-    /// so many newlines.
-    fn lines(&self, mut lines: Vec<Vec<u8>>, newlines: usize) -> Pieces {
+    /// The pieces of lines that were read one by one. The last was unfinished until
+    /// [`BufferRoundTrip`] typed so many newlines, one or two.
+    fn pieces_of_lines(&self, mut lines: Vec<Vec<u8>>, newlines: usize) -> Pieces {
         let mut open = lines.pop().unwrap_or_default();
         open.pop();
         let mut quote = false;
         if newlines > 1 {
             match (open.is_empty(), lines.is_empty()) {
-                // The first was slow.
+                // The first newline had ended the line too late to be noticed; the second is an
+                // empty line.
                 (true, false) => {
                     open = lines.pop().unwrap_or_default();
                     open.pop();
                 }
-                // It was taken as it is.
+                // The first newline was quoted: VLNEXT had been typed before it.
                 _ => quote = open.pop().is_some(),
             }
         }
         let mut all: Pieces = Vec::new();
         for (nth, line) in lines.into_iter().enumerate() {
-            let what = match (self.ended(&line), nth) {
+            let what = match (self.is_terminated(&line), nth) {
                 (true, _) => Typed::Line,
-                // Whatever was there when the mode was switched stands before all else.
+                // Bytes from before a switch to canonical mode are the first line.
                 (false, 0) if !line.is_empty() => Typed::Whole,
                 (false, _) => Typed::Eof,
             };
@@ -164,13 +182,13 @@ impl Neutral {
         all
     }
 
-    /// What was typed, from bytes that were read without regard to lines.
-    fn bytes(&self, mut bytes: Vec<u8>, canonical: bool) -> Pieces {
-        let late = bytes.split_off(bytes.len().min(HOLDS));
+    /// The pieces of bytes that were read in raw mode; `canonical` is the mode of the program.
+    fn pieces_of_bytes(&self, mut bytes: Vec<u8>, canonical: bool) -> Pieces {
+        let late = bytes.split_off(bytes.len().min(LDISC_CAPACITY));
         let mut all: Pieces = Vec::new();
         if canonical {
-            for line in bytes.split_inclusive(|byte| self.ends.contains(byte)) {
-                let what = if self.ended(line) { Typed::Line } else { Typed::Open };
+            for line in bytes.split_inclusive(|byte| self.line_ends.contains(byte)) {
+                let what = if self.is_terminated(line) { Typed::Line } else { Typed::Open };
                 all.push((Some(what), line.to_vec()));
             }
         } else if !bytes.is_empty() {
@@ -183,8 +201,8 @@ impl Neutral {
     }
 }
 
-/// How many bytes of the line discipline these take; a VEOF takes one.
-fn held(pieces: &Pieces) -> usize {
+/// The number of bytes that pieces take in the line discipline; a VEOF takes one.
+fn ldisc_len(pieces: &Pieces) -> usize {
     let len = |(what, bytes): &(Option<Typed>, Vec<u8>)| match what {
         None | Some(Typed::Late) => 0,
         Some(Typed::Eof) => bytes.len() + 1,
@@ -193,126 +211,135 @@ fn held(pieces: &Pieces) -> usize {
     pieces.iter().map(len).sum()
 }
 
-/// The stages of [`Turn::over`].
-const OUTPUT: usize = 0;
-const LINES: usize = 1;
-const BYTES: usize = 2;
-const BACK: usize = 3;
+/// The stages of [`BufferRoundTrip::run`]: the next thing to do.
+const READ_MASTER: usize = 0;
+const READ_LINES: usize = 1;
+const READ_RAW: usize = 2;
+const PUT_BACK: usize = 3;
 const DONE: usize = 4;
 
-/// The marks of entries in the log: bytes that waited at the master, a line, bytes without regard
-/// to lines; that we have typed a newline, and that something could not be taken out.
+/// The marks of entries in the log: bytes read at the master, a line read at the slave, bytes read
+/// there in raw mode; a newline was typed; reading has failed.
 const AT_MASTER: u32 = 0;
 const LINE: u32 = 1;
 const RAW: u32 = 2;
 const NEWLINE: u32 = 3;
 const FAILED: u32 = 4;
 
-/// Contents of a pseudo terminal that lives: all who have it open stand still, its output is not
-/// stopped, and what waits at its master fits the line discipline.
-pub(crate) struct Turn<'a> {
-    ends: Ends<'a>,
+/// Reads all unread bytes of a pseudo terminal in use, and puts them back.
+///
+/// All processes that have it open are frozen, its output is not stopped, and the unread bytes at
+/// its master fit the line discipline.
+pub(crate) struct BufferRoundTrip<'a> {
+    ends: PtyEnds<'a>,
+    /// The settings of the program.
     line: tty::Termios,
-    neutral: Neutral,
-    /// Whether the master reads in packets: no status waits.
+    transfer: TransferSettings,
+    /// The master is in packet mode. No status byte is pending.
     packet: bool,
 }
 
-impl<'a> Turn<'a> {
-    pub(crate) fn new(ends: Ends<'a>) -> nix::Result<Turn<'a>> {
+impl<'a> BufferRoundTrip<'a> {
+    /// Reads the settings of the terminal.
+    pub(crate) fn new(ends: PtyEnds<'a>) -> nix::Result<BufferRoundTrip<'a>> {
         let line = tty::line(ends.slave)?;
         let packet = tty::packet(ends.master)?;
-        Ok(Turn { ends, line, neutral: Neutral::new(&line), packet })
+        Ok(BufferRoundTrip { ends, line, transfer: TransferSettings::new(&line), packet })
     }
 
-    /// A log with room for all that can wait.
+    /// A log with room for all unread bytes that a terminal can have.
     pub(crate) fn log() -> Result<Journal> {
-        Journal::new(2 * LONGEST, 2 * BEFORE, LONGEST)
+        Journal::new(2 * READ_SIZE, 2 * FLIP_BUFFER_CAPACITY, READ_SIZE)
     }
 
+    /// Reports whether the program's settings have ICANON.
     fn is_canonical(&self) -> bool {
         self.line.c_lflag & libc::ICANON != 0
     }
 
-    /// Takes all out and puts it back. Goes on where another has ended.
-    pub(crate) fn over(&self, log: &mut Journal) -> Result<()> {
-        let begun = log.stage();
-        if begun < BACK {
-            if self.take(log).is_err() {
+    /// Reads all unread bytes into the log, and puts them back. Continues from the stage in the
+    /// log, where a process that was killed has left it. Fails with status 7 if not all could be
+    /// read.
+    pub(crate) fn run(&self, log: &mut Journal) -> Result<()> {
+        let first_stage = log.stage();
+        if first_stage < PUT_BACK {
+            if self.read_all(log).is_err() {
                 let _ = log.add(|_| Ok((FAILED, 0)));
             }
-            log.set_stage(BACK);
+            log.set_stage(PUT_BACK);
         }
-        if log.stage() == BACK {
-            if begun == BACK {
-                self.ends.empty(&self.neutral).at(|| "take out what was put back")?;
+        if log.stage() == PUT_BACK {
+            if first_stage == PUT_BACK {
+                self.ends.discard(&self.transfer).at(|| "discard what was put back in part")?;
             }
-            let settle = || Ok(tty::set_line(self.ends.slave, &self.line)?);
-            let back =
-                self.ends.fill(&self.neutral, self.is_canonical(), &self.pieces(log), settle);
+            let restore = || Ok(tty::set_line(self.ends.slave, &self.line)?);
+            let filled =
+                self.ends.fill(&self.transfer, self.is_canonical(), &self.pieces(log), restore);
             if self.packet {
-                tty::set_packet(self.ends.master, true).at(|| "packet mode")?;
+                tty::set_packet(self.ends.master, true).at(|| "TIOCPKT")?;
             }
-            back.at(|| "put it back")?;
+            filled.at(|| "put its contents back")?;
             log.set_stage(DONE);
         }
         match log.entries().any(|(mark, _)| mark == FAILED) {
-            true => Err(Error::new(Status::System, "not all of it could be taken out")),
+            true => Err(Error::new(Status::System, "not all of its contents could be read")),
             false => Ok(()),
         }
     }
 
-    fn take(&self, log: &mut Journal) -> Result<()> {
-        let Ends { master, slave } = self.ends;
-        let Neutral { canonical, raw, .. } = &self.neutral;
-        if log.stage() == OUTPUT {
+    /// Reads all unread bytes into the log.
+    fn read_all(&self, log: &mut Journal) -> Result<()> {
+        let PtyEnds { master, slave } = self.ends;
+        let TransferSettings { canonical, raw, .. } = &self.transfer;
+        if log.stage() == READ_MASTER {
             if self.packet {
-                // A read would begin with a byte of status, and new settings would be a status.
-                tty::set_packet(master, false).at(|| "packet mode")?;
+                // In packet mode a read(2) begins with a status byte, and new settings cause one.
+                tty::set_packet(master, false).at(|| "TIOCPKT")?;
             }
-            let neutral = if self.is_canonical() { canonical } else { raw };
-            tty::set_line(slave, neutral).at(|| "set the line")?;
-            while ready(master, PollFlags::POLLIN)?.contains(PollFlags::POLLIN) {
-                // The description is theirs, and may wait: it is read for what is there.
-                let waits = sys::readable(master)?.min(LONGEST);
-                log.add(|room| Ok((AT_MASTER, read(master, &mut room[..waits])?)))?;
+            let settings = if self.is_canonical() { canonical } else { raw };
+            tty::set_line(slave, settings).at(|| "TCSETS2")?;
+            while poll_now(master, PollFlags::POLLIN)?.contains(PollFlags::POLLIN) {
+                // The description of the program may be blocking: only available bytes are read.
+                let unread = sys::readable(master)?.min(READ_SIZE);
+                log.add(|room| Ok((AT_MASTER, read(master, &mut room[..unread])?)))?;
             }
-            log.set_stage(if self.is_canonical() { LINES } else { BYTES });
+            log.set_stage(if self.is_canonical() { READ_LINES } else { READ_RAW });
         }
-        if log.stage() == LINES {
+        if log.stage() == READ_LINES {
             if self.end_line(log)? {
-                return drain(|| log.add(|room| Ok((LINE, read(slave, room)?))).map(drop));
+                return until_empty(|| log.add(|room| Ok((LINE, read(slave, room)?))).map(drop));
             }
-            // The line discipline is full, and more waits before it. That must not be taken for a
-            // line too long, whose end is thrown away, when there is room for it.
-            tty::set_line(slave, raw).at(|| "set the line")?;
-            log.set_stage(BYTES);
+            // The line discipline is full, and the flip buffer has more. In canonical mode, reading
+            // would let it in as part of a line that is too long, whose end is discarded.
+            tty::set_line(slave, raw).at(|| "TCSETS2")?;
+            log.set_stage(READ_RAW);
         }
-        drain(|| log.add(|room| Ok((RAW, read(slave, room)?))).map(drop))
+        until_empty(|| log.add(|room| Ok((RAW, read(slave, room)?))).map(drop))
     }
 
-    /// Ends the line that was begun, if one was, so that it can be read: whether that came through.
-    /// A newline is taken as it is if VLNEXT was typed before, so there may have to be another.
+    /// Ends the unfinished line with a newline, so that it can be read. Returns false if the line
+    /// discipline does not take the newline. If VLNEXT was typed last, the newline is quoted, and a
+    /// second one is typed.
     fn end_line(&self, log: &mut Journal) -> Result<bool> {
-        let Ends { master, slave } = self.ends;
+        let PtyEnds { master, slave } = self.ends;
         if log.entries().any(|(mark, _)| mark == NEWLINE) {
             return Ok(true);
         }
         let before = sys::readable(slave)?;
         for _ in 0..2 {
-            if !ready(master, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT) {
+            if !poll_now(master, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT) {
                 return Ok(false);
             }
             log.add(|_| Ok((NEWLINE, 0)))?;
             self.ends.type_in(b"\n")?;
-            if until(SOON, || Ok(sys::readable(slave)? > before)).is_ok() {
+            if wait_until(WORKER_POLLS, || Ok(sys::readable(slave)? > before)).is_ok() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// What was taken out.
+    /// The bytes that were read, from the log.
     pub(crate) fn pieces(&self, log: &Journal) -> Pieces {
         let of = |wanted: u32| log.entries().filter(move |(mark, _)| *mark == wanted);
         let all = |mark| of(mark).flat_map(|(_, bytes)| bytes.to_vec()).collect::<Vec<u8>>();
@@ -326,22 +353,20 @@ impl<'a> Turn<'a> {
         if lines.is_empty() {
             let mut bytes = all(RAW);
             bytes.truncate(bytes.len().saturating_sub(newlines));
-            pieces.extend(self.neutral.bytes(bytes, self.is_canonical()));
+            pieces.extend(self.transfer.pieces_of_bytes(bytes, self.is_canonical()));
         } else {
-            pieces.extend(self.neutral.lines(lines, newlines));
+            pieces.extend(self.transfer.pieces_of_lines(lines, newlines));
         }
         pieces
     }
 }
 
-/// Writes all to an end whose description may be one that waits.
-fn put_in(end: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<()> {
-    for mut part in bytes.chunks(PART) {
+/// Writes bytes to an end, whose description may be blocking. Fails with ETIME if it takes no more.
+fn write_all(end: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<()> {
+    for mut part in bytes.chunks(WRITE_SIZE) {
         while !part.is_empty() {
-            until(
-                RETRY_LIMIT,
-                || Ok(ready(end, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT)),
-            )?;
+            let writable = || Ok(poll_now(end, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT));
+            wait_until(RETRY_LIMIT, writable)?;
             match write(end, part) {
                 Ok(len) => part = &part[len..],
                 Err(Errno::EAGAIN | Errno::EINTR) => (),
@@ -352,8 +377,8 @@ fn put_in(end: BorrowedFd<'_>, bytes: &[u8]) -> nix::Result<()> {
     Ok(())
 }
 
-/// Does it until there is nothing left.
-fn drain(mut take: impl FnMut() -> nix::Result<()>) -> Result<()> {
+/// Calls `take` until it fails with EAGAIN, or with EIO after a hangup.
+fn until_empty(mut take: impl FnMut() -> nix::Result<()>) -> Result<()> {
     loop {
         match take() {
             Ok(()) | Err(Errno::EINTR) => (),
@@ -363,27 +388,30 @@ fn drain(mut take: impl FnMut() -> nix::Result<()>) -> Result<()> {
     }
 }
 
-impl Ends<'_> {
-    /// Fills an empty pair, whose line `settle` then makes this.
-    pub(crate) fn put(
+impl PtyEnds<'_> {
+    /// Fills a new pair with contents. `restore` then applies the settings of the program, of which
+    /// `line` is a part.
+    pub(crate) fn fill_new(
         self,
         pieces: &Pieces,
         line: &tty::Termios,
-        settle: impl FnOnce() -> Result<()>,
+        restore: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        self.fill(&Neutral::new(line), line.c_lflag & libc::ICANON != 0, pieces, settle)
+        let canonical = line.c_lflag & libc::ICANON != 0;
+        self.fill(&TransferSettings::new(line), canonical, pieces, restore)
     }
 
-    /// Fills it, has the true settings made, and types what was not processed under them.
+    /// Fills an empty pair, calls `restore`, which applies the settings of the program, and types
+    /// the bytes that the line discipline had not processed.
     fn fill(
         self,
-        neutral: &Neutral,
+        transfer: &TransferSettings,
         canonical: bool,
         pieces: &Pieces,
-        settle: impl FnOnce() -> Result<()>,
+        restore: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let filled = self.fill_neutral(neutral, canonical, pieces);
-        settle()?;
+        let filled = self.fill_processed(transfer, canonical, pieces);
+        restore()?;
         filled?;
         for (_, bytes) in pieces.iter().filter(|(what, _)| *what == Some(Typed::Late)) {
             self.type_in(bytes)?;
@@ -391,89 +419,101 @@ impl Ends<'_> {
         Ok(())
     }
 
-    fn fill_neutral(self, neutral: &Neutral, canonical: bool, pieces: &Pieces) -> Result<()> {
-        let Ends { master, slave } = self;
-        tty::set_line(slave, &neutral.raw).at(|| "set the line")?;
+    /// Fills an empty pair with all bytes but those that the line discipline had not processed.
+    fn fill_processed(
+        self,
+        transfer: &TransferSettings,
+        canonical: bool,
+        pieces: &Pieces,
+    ) -> Result<()> {
+        let PtyEnds { master, slave } = self;
+        tty::set_line(slave, &transfer.raw).at(|| "TCSETS2")?;
         for (what, bytes) in pieces {
-            let at_once = match what {
+            let raw = match what {
                 Some(Typed::Whole) => true,
                 Some(Typed::Open) => !canonical,
                 _ => false,
             };
-            if at_once {
+            if raw {
                 self.type_in(bytes)?;
-                until(RETRY_LIMIT, || Ok(sys::readable(slave)? >= bytes.len()))?;
+                wait_until(RETRY_LIMIT, || Ok(sys::readable(slave)? >= bytes.len()))?;
             }
         }
         if canonical {
-            tty::set_line(slave, &neutral.canonical).at(|| "set the line")?;
-            self.type_lines(neutral, pieces)?;
+            tty::set_line(slave, &transfer.canonical).at(|| "TCSETS2")?;
+            self.type_lines(transfer, pieces)?;
         }
         for (_, bytes) in pieces.iter().filter(|(what, _)| what.is_none()) {
-            put_in(slave, bytes)?;
-            until(RETRY_LIMIT, || {
-                ready(master, PollFlags::POLLIN)?;
-                Ok(sys::readable(master)? >= bytes.len().min(HOLDS))
+            write_all(slave, bytes)?;
+            wait_until(RETRY_LIMIT, || {
+                poll_now(master, PollFlags::POLLIN)?;
+                Ok(sys::readable(master)? >= bytes.len().min(LDISC_CAPACITY))
             })?;
         }
         Ok(())
     }
 
-    /// Types lines, and waits until they are taken.
-    fn type_lines(self, neutral: &Neutral, pieces: &Pieces) -> Result<()> {
-        let Ends { master, slave } = self;
-        let typed = pieces.iter().filter_map(|(what, bytes)| Some(neutral.typed((*what)?, bytes)));
-        let mut typed: Vec<u8> = typed.flatten().collect();
+    /// Types lines in canonical mode, and waits until the line discipline has them.
+    fn type_lines(self, transfer: &TransferSettings, pieces: &Pieces) -> Result<()> {
+        let PtyEnds { master, slave } = self;
+        let input =
+            |(what, bytes): &(Option<Typed>, Vec<u8>)| Some(transfer.input_for((*what)?, bytes));
+        let mut typed: Vec<u8> = pieces.iter().filter_map(input).flatten().collect();
         let mut last = Vec::new();
-        if held(pieces) >= HOLDS {
-            // Once it is full, nothing that is typed can tell us that it came through.
-            let quoted = typed.len() >= 2 && typed[typed.len() - 2] == neutral.quote;
+        if ldisc_len(pieces) >= LDISC_CAPACITY {
+            // A full line discipline would not process STOP and START, so the last byte is
+            // typed after them.
+            let quoted = typed.len() >= 2 && typed[typed.len() - 2] == transfer.quote;
             last = typed.split_off(typed.len().saturating_sub(if quoted { 2 } else { 1 }));
         }
         self.type_in(&typed)?;
-        self.stop(neutral.stop)?;
-        self.type_in(&[neutral.start])?;
-        until(RETRY_LIMIT, || Ok(ready(slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT)))?;
+        // Once STOP and START take effect, all bytes before them are processed.
+        self.type_stop(transfer.stop)?;
+        self.type_in(&[transfer.start])?;
+        let writable = || Ok(poll_now(slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT));
+        wait_until(RETRY_LIMIT, writable)?;
         if !last.is_empty() {
             self.type_in(&last)?;
             std::thread::sleep(RETRY_LIMIT.1);
         }
         if pieces.iter().any(|(what, _)| *what == Some(Typed::Quote)) {
-            // It is echoed as two bytes, by which we know.
-            let mut echoing = neutral.canonical;
+            // VLNEXT is echoed as two bytes, which tell that it was processed.
+            let mut echoing = transfer.canonical;
             echoing.c_lflag |= libc::ECHO | libc::ECHOCTL;
-            tty::set_line(slave, &echoing).at(|| "set the line")?;
-            self.type_in(&[neutral.quote])?;
-            until(RETRY_LIMIT, || {
-                ready(master, PollFlags::POLLIN)?;
+            tty::set_line(slave, &echoing).at(|| "TCSETS2")?;
+            self.type_in(&[transfer.quote])?;
+            wait_until(RETRY_LIMIT, || {
+                poll_now(master, PollFlags::POLLIN)?;
                 Ok(sys::readable(master)? >= 2)
             })?;
             read(master, &mut [0; 2])?;
-            tty::set_line(slave, &neutral.canonical).at(|| "set the line")?;
+            tty::set_line(slave, &transfer.canonical).at(|| "TCSETS2")?;
         }
         Ok(())
     }
 
+    /// Writes bytes to the master, as if they were typed at the terminal.
     fn type_in(self, bytes: &[u8]) -> nix::Result<()> {
-        put_in(self.master, bytes)
+        write_all(self.master, bytes)
     }
 
-    /// Types STOP, and waits until it is heeded.
-    pub(crate) fn stop(self, character: u8) -> Result<()> {
+    /// Types the STOP character, and waits until output is stopped.
+    pub(crate) fn type_stop(self, character: u8) -> Result<()> {
         self.type_in(&[character])?;
-        let blocked = || Ok(!ready(self.slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT));
-        Ok(until(RETRY_LIMIT, blocked)?)
+        let blocked =
+            || Ok(!poll_now(self.slave, PollFlags::POLLOUT)?.contains(PollFlags::POLLOUT));
+        Ok(wait_until(RETRY_LIMIT, blocked)?)
     }
 
-    /// Takes out all, of a pair whose log has it.
-    fn empty(self, neutral: &Neutral) -> Result<()> {
-        let Ends { master, slave } = self;
-        tty::set_line(slave, &neutral.raw)?;
-        let mut room = vec![0; LONGEST];
-        drain(|| read(slave, &mut room).map(drop))?;
-        while ready(master, PollFlags::POLLIN)?.contains(PollFlags::POLLIN) {
-            let waits = sys::readable(master)?.min(LONGEST);
-            read(master, &mut room[..waits])?;
+    /// Reads and discards all unread bytes, which the log has.
+    fn discard(self, transfer: &TransferSettings) -> Result<()> {
+        let PtyEnds { master, slave } = self;
+        tty::set_line(slave, &transfer.raw)?;
+        let mut room = vec![0; READ_SIZE];
+        until_empty(|| read(slave, &mut room).map(drop))?;
+        while poll_now(master, PollFlags::POLLIN)?.contains(PollFlags::POLLIN) {
+            let unread = sys::readable(master)?.min(READ_SIZE);
+            read(master, &mut room[..unread])?;
         }
         Ok(())
     }
@@ -485,90 +525,93 @@ mod tests {
     use nix::pty::{OpenptyResult, openpty};
     use std::os::fd::{AsFd, OwnedFd};
 
-    /// A pair on which something was typed under these settings, and said.
+    /// A pseudo terminal.
     struct Pair {
         ends: OpenptyResult,
-        ours: OwnedFd,
+        /// Another description of the slave, with O_NONBLOCK.
+        slave: OwnedFd,
     }
 
     impl Pair {
+        /// A new pair with changed settings.
         fn new(change: impl Fn(&mut tty::Termios)) -> Pair {
             let ends = openpty(None, None).unwrap();
             let flags = (libc::O_RDWR | libc::O_NONBLOCK) as u32;
-            let ours = tty::peer(&ends.master, flags).unwrap();
-            let pair = Pair { ends, ours };
-            pair.set(change);
+            let slave = tty::peer(&ends.master, flags).unwrap();
+            let pair = Pair { ends, slave };
+            pair.change_settings(change);
             pair
         }
 
-        fn ends(&self) -> Ends<'_> {
-            Ends { master: self.ends.master.as_fd(), slave: self.ours.as_fd() }
+        fn ends(&self) -> PtyEnds<'_> {
+            PtyEnds { master: self.ends.master.as_fd(), slave: self.slave.as_fd() }
         }
 
-        fn set(&self, change: impl Fn(&mut tty::Termios)) {
-            let mut line = tty::line(&self.ours).unwrap();
+        fn change_settings(&self, change: impl Fn(&mut tty::Termios)) {
+            let mut line = tty::line(&self.slave).unwrap();
             change(&mut line);
-            tty::set_line(&self.ours, &line).unwrap();
+            tty::set_line(&self.slave, &line).unwrap();
         }
 
-        /// Types, and gives the kernel time.
-        fn typed(self, bytes: &[u8]) -> Pair {
+        /// Writes to the master, and gives the kernel time to process it.
+        fn with_input(self, bytes: &[u8]) -> Pair {
             self.ends().type_in(bytes).unwrap();
             std::thread::sleep(Duration::from_millis(20));
             self
         }
 
-        fn said(self, bytes: &[u8]) -> Pair {
-            put_in(self.ends.slave.as_fd(), bytes).unwrap();
+        /// Writes to the slave, and gives the kernel time to process it.
+        fn with_output(self, bytes: &[u8]) -> Pair {
+            write_all(self.ends.slave.as_fd(), bytes).unwrap();
             std::thread::sleep(Duration::from_millis(20));
             self
         }
 
-        /// Takes all out and puts it back.
-        fn turned(self) -> (Pair, Pieces) {
-            let turn = Turn::new(self.ends()).unwrap();
-            let mut log = Turn::log().unwrap();
-            turn.over(&mut log).unwrap();
-            let pieces = turn.pieces(&log);
+        /// Reads the contents, and puts them back.
+        fn round_trip(self) -> (Pair, Pieces) {
+            let round_trip = BufferRoundTrip::new(self.ends()).unwrap();
+            let mut log = BufferRoundTrip::log().unwrap();
+            round_trip.run(&mut log).unwrap();
+            let pieces = round_trip.pieces(&log);
             (self, pieces)
         }
 
-        /// Another pair with the same settings that has these.
-        fn filled(&self, pieces: &Pieces) -> Pair {
-            let line = tty::line(&self.ours).unwrap();
+        /// A new pair with the same settings, filled with these contents.
+        fn filled_copy(&self, pieces: &Pieces) -> Pair {
+            let line = tty::line(&self.slave).unwrap();
             let new = Pair::new(|_| ());
-            let settle = || Ok(tty::set_line(&new.ours, &line)?);
-            new.ends().put(pieces, &line, settle).unwrap();
+            let restore = || Ok(tty::set_line(&new.slave, &line)?);
+            new.ends().fill_new(pieces, &line, restore).unwrap();
             let packet = tty::packet(&self.ends.master).unwrap();
             tty::set_packet(&new.ends.master, packet).unwrap();
             new
         }
 
-        /// All that can be seen of it: counts, settings, what the master reads, the lines that are
-        /// read until `edit` is typed and after that, and what is left then without regard to lines.
-        fn seen(&self, edit: &[u8]) -> Observed {
-            let Ends { master, slave } = self.ends();
+        /// All that programs can observe: counts, settings, the bytes that the master reads, the
+        /// lines that the slave reads before and after `edit` is typed, and the rest in raw mode.
+        fn observe(&self, edit: &[u8]) -> Observed {
+            let PtyEnds { master, slave } = self.ends();
             let counts = [master, slave].map(|end| sys::readable(end).unwrap());
             let line = tty::line(slave).unwrap();
-            let mut said = vec![0; LONGEST];
-            let len = if counts[0] > 0 { read(master, &mut said).unwrap() } else { 0 };
-            said.truncate(len);
+            let mut output = vec![0; READ_SIZE];
+            let len = if counts[0] > 0 { read(master, &mut output).unwrap() } else { 0 };
+            output.truncate(len);
             let mut reads = self.reads();
             reads.push(b"edit:".to_vec());
             self.ends().type_in(edit).unwrap();
             std::thread::sleep(Duration::from_millis(20));
             reads.extend(self.reads());
-            self.set(|line| (line.c_lflag, line.c_cc[libc::VMIN]) = (0, 1));
+            self.change_settings(|line| (line.c_lflag, line.c_cc[libc::VMIN]) = (0, 1));
             reads.push(b"raw:".to_vec());
             reads.extend(self.reads());
             let line = (line.c_iflag, line.c_oflag, line.c_cflag, line.c_lflag, line.c_cc.to_vec());
-            Observed { counts, line, said, reads }
+            Observed { counts, line, output, reads }
         }
 
         fn reads(&self) -> Vec<Vec<u8>> {
             let mut all = Vec::new();
-            let mut room = vec![0; LONGEST];
-            while let Ok(len) = read(&self.ours, &mut room) {
+            let mut room = vec![0; READ_SIZE];
+            while let Ok(len) = read(&self.slave, &mut room) {
                 all.push(room[..len].to_vec());
             }
             all
@@ -579,18 +622,19 @@ mod tests {
     struct Observed {
         counts: [usize; 2],
         line: (u32, u32, u32, u32, Vec<u8>),
-        said: Vec<u8>,
+        output: Vec<u8>,
         reads: Vec<Vec<u8>>,
     }
 
-    /// Makes three: one is left alone, of one all is taken out and put back, one is filled with it.
+    /// Asserts that a pair after a round trip, and a new pair filled with its contents, are
+    /// observed like an untouched pair. Returns the contents.
     #[track_caller]
-    fn same(make: impl Fn() -> Pair, edit: &[u8]) -> Pieces {
-        let wanted = make().seen(edit);
-        let (turned, pieces) = make().turned();
-        let filled = turned.filled(&pieces);
-        assert_eq!(turned.seen(edit), wanted, "{pieces:?}");
-        assert_eq!(filled.seen(edit), wanted, "{pieces:?}");
+    fn assert_round_trip(make: impl Fn() -> Pair, edit: &[u8]) -> Pieces {
+        let wanted = make().observe(edit);
+        let (pair, pieces) = make().round_trip();
+        let copy = pair.filled_copy(&pieces);
+        assert_eq!(pair.observe(edit), wanted, "{pieces:?}");
+        assert_eq!(copy.observe(edit), wanted, "{pieces:?}");
         pieces
     }
 
@@ -604,83 +648,93 @@ mod tests {
         pieces.iter().map(|(what, _)| *what).collect()
     }
 
-    const MEANT: &[u8] = b"\x01\x02\x03\x04\x05\x16\x03\x16\x04\x16\n\x16\x13\x16\x16\0\xff\r";
+    /// Special characters of most settings, some of them quoted.
+    const SPECIAL: &[u8] = b"\x01\x02\x03\x04\x05\x16\x03\x16\x04\x16\n\x16\x13\x16\x16\0\xff\r";
 
     #[test]
-    fn lines_wait_again_as_they_ended_and_the_one_that_was_begun_can_still_be_edited() {
+    fn lines_keep_their_ends_and_an_unfinished_one_can_still_be_edited() {
         let typed = b"one\n\nended\x04\x04begun\x16\x03 here";
-        let make = || Pair::new(|_| ()).typed(typed).said(b"out\nput");
-        let pieces = same(make, b"\x7f\x7f!\n");
+        let make = || Pair::new(|_| ()).with_input(typed).with_output(b"out\nput");
+        let pieces = assert_round_trip(make, b"\x7f\x7f!\n");
         let all = [Typed::Line, Typed::Line, Typed::Eof, Typed::Eof, Typed::Open].map(Some);
         assert_eq!(kinds(&pieces), [&[None], &all[..]].concat());
     }
 
     #[test]
-    fn no_byte_means_anything_a_second_time() {
+    fn special_characters_are_not_processed_a_second_time() {
         let echo = |line: &mut tty::Termios| line.c_lflag &= !libc::ECHO;
-        same(|| Pair::new(echo).typed(&[MEANT, b"\n", MEANT].concat()), b"x\n");
+        assert_round_trip(
+            || Pair::new(echo).with_input(&[SPECIAL, b"\n", SPECIAL].concat()),
+            b"x\n",
+        );
         let ends = |line: &mut tty::Termios| {
             (line.c_cc[libc::VEOL], line.c_cc[libc::VEOL2]) = (1, b';');
             line.c_iflag = libc::IUTF8 | libc::IXANY;
             line.c_lflag |= libc::ISIG;
         };
-        same(|| Pair::new(ends).typed(b"a;b\x16;c\x01\x16\x01d\ne\x16\x03"), b";\n");
-        same(|| Pair::new(raw).typed(&[MEANT, b"\n"].concat()).said(MEANT), b"x\n");
+        assert_round_trip(
+            || Pair::new(ends).with_input(b"a;b\x16;c\x01\x16\x01d\ne\x16\x03"),
+            b";\n",
+        );
+        assert_round_trip(
+            || Pair::new(raw).with_input(&[SPECIAL, b"\n"].concat()).with_output(SPECIAL),
+            b"x\n",
+        );
     }
 
     #[test]
-    fn what_was_typed_before_the_mode_was_switched_is_one_line() {
+    fn input_from_before_the_switch_to_canonical_mode_is_one_line() {
         let make = || {
-            let pair = Pair::new(raw).typed(b"ls\nwhoami");
-            pair.set(|line| line.c_lflag |= libc::ICANON);
-            pair.typed(b"more\nopen")
+            let pair = Pair::new(raw).with_input(b"ls\nwhoami");
+            pair.change_settings(|line| line.c_lflag |= libc::ICANON);
+            pair.with_input(b"more\nopen")
         };
-        let pieces = same(make, b"\n");
+        let pieces = assert_round_trip(make, b"\n");
         assert_eq!(kinds(&pieces), [Typed::Whole, Typed::Line, Typed::Open].map(Some));
     }
 
     #[test]
-    fn a_character_that_will_be_taken_as_it_is_is_known() {
+    fn a_pending_vlnext_is_kept() {
         for typed in [&b"one\npart\x16"[..], b"\x16", b"one\n\x16"] {
             let echo = |line: &mut tty::Termios| line.c_lflag &= !libc::ECHO;
-            let pieces = same(|| Pair::new(echo).typed(typed), b"\x04\n");
+            let pieces = assert_round_trip(|| Pair::new(echo).with_input(typed), b"\x04\n");
             assert_eq!(pieces.last(), Some(&(Some(Typed::Quote), vec![])));
         }
     }
 
     #[test]
-    fn nothing_is_nothing() {
-        assert_eq!(same(|| Pair::new(|_| ()), b"a\n"), []);
-        assert_eq!(same(|| Pair::new(raw), b"a\n"), []);
+    fn an_empty_terminal_has_no_contents() {
+        assert_eq!(assert_round_trip(|| Pair::new(|_| ()), b"a\n"), []);
+        assert_eq!(assert_round_trip(|| Pair::new(raw), b"a\n"), []);
     }
 
     #[test]
-    fn more_than_the_line_discipline_holds_comes_back_in_its_order() {
+    fn input_beyond_the_capacity_of_the_line_discipline_keeps_its_order() {
         let silent = |line: &mut tty::Termios| line.c_lflag &= !libc::ECHO;
         let lines: Vec<u8> =
             (0..700).flat_map(|n| format!("line {n}\x16\x03\n").into_bytes()).collect();
-        let pieces = same(|| Pair::new(silent).typed(&lines), b"end\n");
+        let pieces = assert_round_trip(|| Pair::new(silent).with_input(&lines), b"end\n");
         assert_eq!(kinds(&pieces).last(), Some(&Some(Typed::Late)));
         let long = [b"short\n", &[b'x'; 4082][..], b"\n", &[b'y'; 3000], b"\nz"].concat();
-        same(|| Pair::new(silent).typed(&long), b"\n");
-        same(|| Pair::new(silent).typed(&[b'x'; 4095]), b"\n");
-        let pieces = same(|| Pair::new(raw).typed(&long), b"end\n");
+        assert_round_trip(|| Pair::new(silent).with_input(&long), b"\n");
+        assert_round_trip(|| Pair::new(silent).with_input(&[b'x'; 4095]), b"\n");
+        let pieces = assert_round_trip(|| Pair::new(raw).with_input(&long), b"end\n");
         assert_eq!(kinds(&pieces), [Typed::Open, Typed::Late].map(Some));
     }
 
     #[test]
-    fn whoever_ends_leaves_it_to_another_to_go_on() {
-        let make = || Pair::new(|_| ()).typed(b"one\ntwo\x04par").said(b"out");
-        let wanted = make().seen(b"\n");
-        let of = |stop: usize| {
+    fn a_second_process_continues_from_any_stage() {
+        let make = || Pair::new(|_| ()).with_input(b"one\ntwo\x04par").with_output(b"out");
+        let wanted = make().observe(b"\n");
+        let stopped_at = |stop: usize| {
             let pair = make();
-            let turn = Turn::new(pair.ends()).unwrap();
-            let mut log = Turn::log().unwrap();
+            let round_trip = BufferRoundTrip::new(pair.ends()).unwrap();
+            let mut log = BufferRoundTrip::log().unwrap();
             match stop {
                 0 => (),
-                // It ended when it had read a line.
+                // The first process was killed after it had read a line.
                 1 => {
-                    tty::set_line(&pair.ours, &turn.neutral.canonical).unwrap();
+                    tty::set_line(&pair.slave, &round_trip.transfer.canonical).unwrap();
                     let room = &mut [0; 100];
                     let len = read(&pair.ends.master, room).unwrap();
                     log.add(|to| {
@@ -688,38 +742,38 @@ mod tests {
                         Ok((AT_MASTER, len))
                     })
                     .unwrap();
-                    log.set_stage(LINES);
-                    assert!(turn.end_line(&mut log).unwrap());
-                    log.add(|room| Ok((LINE, read(&pair.ours, room)?))).unwrap();
+                    log.set_stage(READ_LINES);
+                    assert!(round_trip.end_line(&mut log).unwrap());
+                    log.add(|room| Ok((LINE, read(&pair.slave, room)?))).unwrap();
                 }
-                // It ended when it had put back a part.
+                // The first process was killed after it had put a part back.
                 _ => {
-                    turn.take(&mut log).unwrap();
-                    log.set_stage(BACK);
+                    round_trip.read_all(&mut log).unwrap();
+                    log.set_stage(PUT_BACK);
                     pair.ends().type_in(b"on").unwrap();
                 }
             }
-            turn.over(&mut log).unwrap();
-            turn.over(&mut log).unwrap();
-            pair.seen(b"\n")
+            round_trip.run(&mut log).unwrap();
+            round_trip.run(&mut log).unwrap();
+            pair.observe(b"\n")
         };
         for stop in 0..3 {
-            assert_eq!(of(stop), wanted, "{stop}");
+            assert_eq!(stopped_at(stop), wanted, "{stop}");
         }
     }
 
     #[test]
-    fn packets_begin_as_before() {
+    fn packet_mode_is_restored_without_a_status_byte() {
         let make = || {
-            let pair = Pair::new(|_| ()).typed(b"one\n").said(b"out");
+            let pair = Pair::new(|_| ()).with_input(b"one\n").with_output(b"out");
             tty::set_packet(&pair.ends.master, true).unwrap();
             pair
         };
-        let pieces = same(make, b"x\n");
+        let pieces = assert_round_trip(make, b"x\n");
         assert_eq!(pieces[0], (None, b"one\r\nout".to_vec()));
-        let (pair, _) = make().turned();
+        let (pair, _) = make().round_trip();
         assert!(tty::packet(&pair.ends.master).unwrap());
-        let status = ready(pair.ends.master.as_fd(), PollFlags::POLLPRI).unwrap();
+        let status = poll_now(pair.ends.master.as_fd(), PollFlags::POLLPRI).unwrap();
         assert!(!status.contains(PollFlags::POLLPRI));
     }
 }

@@ -1,5 +1,6 @@
-//! Terminals that are there without us: /dev/tty, the console, virtual consoles, serial lines
-//! (tty(4), console(4)). Opening a device does something to it, so one is opened only when asked.
+//! Terminals that a restore does not make: /dev/tty, the console, virtual consoles, serial lines
+//! (tty(4), console(4)). Opening a terminal device has side effects, so it is opened only if the
+//! user asks for it: ttyctl(1) retarget.
 
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
@@ -13,30 +14,31 @@ use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
-/// /dev/tty: whatever the controlling terminal of the opener is.
-const OWN: (u32, u32) = (5, 0);
+/// The device number of /dev/tty, the controlling terminal of the process that opens it (tty(4)).
+const DEV_TTY: (u32, u32) = (5, 0);
 
-/// A terminal.
+/// A terminal that is not a pseudo terminal, or one that an image was retargeted to.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Tty {
-    /// Major and minor number of what is really open, behind /dev/tty and /dev/console: TIOCGDEV.
+    /// Major and minor number of the terminal, also behind /dev/tty and /dev/console: TIOCGDEV.
     device: (u32, u32),
-    /// Whether it may be opened by its path: somebody asked for it by name (ttyctl(1) retarget).
+    /// A restore may open the terminal by its path: the user asked for it (ttyctl(1) retarget).
     asked: bool,
-    /// It has hung up: all that is left of it is EIO.
+    /// The terminal has hung up: system calls on it fail with EIO.
     hung: bool,
-    /// How many bytes wait to be read.
+    /// Unread bytes: FIONREAD. They are not kept.
     queued: u32,
-    /// TIOCGEXCL.
+    /// Exclusive mode: TIOCGEXCL.
     exclusive: bool,
-    /// None of one that has hung up, and in a passive scan.
+    /// Its settings; none of a terminal that has hung up, and in a passive scan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     settings: Option<Settings>,
 }
 
-fn is_own(file: &OpenFile) -> bool {
+/// Reports whether a file is /dev/tty.
+fn is_dev_tty(file: &OpenFile) -> bool {
     match &file.inode {
-        Some(inode) => inode.rdev == Some(OWN),
+        Some(inode) => inode.rdev == Some(DEV_TTY),
         None => file.link.0 == b"/dev/tty",
     }
 }
@@ -52,8 +54,9 @@ impl Kind for Tty {
             let name = it.link.0.strip_prefix(b"/dev/").unwrap_or_default();
             return name.starts_with(b"tty") || name == b"console" || name.starts_with(b"hvc");
         };
-        let is = |rdev| terminal::is_terminal(rdev) || it.copy.as_ref().is_some_and(answers);
-        inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev.is_some_and(is)
+        let is_terminal =
+            |rdev| terminal::is_terminal(rdev) || it.copy.as_ref().is_some_and(answers_tiocgdev);
+        inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev.is_some_and(is_terminal)
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {
@@ -90,83 +93,84 @@ impl Kind for Tty {
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if self.hung {
-            return Err(Error::unrestorable("it has hung up, and cannot be made to again"));
+            return Err(Error::unrestorable("it has hung up, which cannot be restored"));
         }
-        match (is_own(file), cx.ctty) {
+        match (is_dev_tty(file), cx.ctty) {
             (true, CttyPlan::Unavailable(why)) => Err(Error::unrestorable(why)),
             (true, CttyPlan::None) => {
                 Err(Error::unrestorable("COMMAND has no controlling terminal"))
             }
             (true, _) => Ok(()),
             (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
-                Err(Error::unrestorable("the device is no terminal here"))
+                Err(Error::unrestorable("its path does not name a terminal here"))
             }
             (false, _) if self.asked => cx.check_path(file),
             (false, _) => Err(Error::unrestorable(
-                "it is opened only when asked: by --inherit, or after ttyctl retarget",
+                "a terminal is opened only when asked: use --inherit, or ttyctl retarget on the image",
             )),
         }
     }
 
     fn prerequisite(&self, file: &OpenFile) -> Prerequisite {
-        if is_own(file) { Prerequisite::ControllingTerminal } else { Prerequisite::None }
+        if is_dev_tty(file) { Prerequisite::ControllingTerminal } else { Prerequisite::None }
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Tty { device, asked: _, hung: _, queued, exclusive, ref settings } = *self;
-        let own = is_own(file);
-        // A serial line without a carrier would wait for one.
-        let wait = libc::O_NONBLOCK as u32;
-        let fd = cx.open(&file.link.0, file.flags | wait).map_err(|err| match err.errno() {
+        let dev_tty = is_dev_tty(file);
+        // Without O_NONBLOCK, open(2) of a serial line blocks until there is a carrier.
+        let nonblock = libc::O_NONBLOCK as u32;
+        let fd = cx.open(&file.link.0, file.flags | nonblock).map_err(|err| match err.errno() {
             Some(Errno::ENXIO) => Error::unrestorable("COMMAND has no controlling terminal"),
-            Some(Errno::EIO) => Error::unrestorable("it has hung up, or is locked"),
+            Some(Errno::EIO) => Error::unrestorable("it has hung up, or is a slave that is locked"),
             _ => err,
         })?;
-        let is = tty::device(&fd).at(|| "TIOCGDEV")?;
-        let mut lost = Vec::new();
-        if !own {
-            if crate::proc::inode_of(fd.as_fd())?.rdev == Some(OWN) {
+        let opened = tty::device(&fd).at(|| "TIOCGDEV")?;
+        let mut warnings = Vec::new();
+        if !dev_tty {
+            if crate::proc::inode_of(fd.as_fd())?.rdev == Some(DEV_TTY) {
                 return Err(Error::unrestorable("the path now names something of another type"));
             }
-            if cx.set_terminals.insert(is) {
-                // Its window is as large as it is; the rest is what the program expects.
+            if cx.set_terminals.insert(opened) {
+                // Not the window size, which is that of the terminal here.
                 let apply = |it: &Settings| it.apply(fd.as_fd(), false);
-                lost = settings.as_ref().map(apply).transpose()?.unwrap_or_default();
+                warnings = settings.as_ref().map(apply).transpose()?.unwrap_or_default();
             }
             if exclusive {
-                tty::set_exclusive(&fd).at(|| "make it exclusive")?;
+                tty::set_exclusive(&fd).at(|| "TIOCEXCL")?;
             }
         }
-        if queued > 0 && device == is {
-            lost.push(format!("{queued} bytes waited in it; they are as they are now"));
+        if queued > 0 && device == opened {
+            warnings.push(format!("the {queued} bytes that were unread in it are not restored"));
         }
-        for line in lost {
-            cx.warnings.push(format!("{}: {line}", terminal::name(is)));
+        for line in warnings {
+            cx.warnings.push(format!("{}: {line}", terminal::name(opened)));
         }
-        Ok(Opened::new(fd, file.flags & !(libc::O_ASYNC as u32) | wait))
+        Ok(Opened::new(fd, file.flags & !(libc::O_ASYNC as u32) | nonblock))
     }
 }
 
-/// The record of a terminal outside the image, opened by the path that `to` has; none of what needs
-/// no other: masters, what has hung up, what is no terminal. /dev/tty stays.
+/// Makes the record of a terminal one of the terminal that `to` describes, which a restore opens by
+/// its path. None for a master, a terminal that has hung up, and a file that is no terminal. A
+/// record of /dev/tty keeps its path.
 pub(crate) fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
     let record = decode(file).ok()?;
     let terminal = record.terminal().filter(|terminal| !terminal.is_master)?;
     let mut new = file.clone();
-    let own = !terminal.is_pty && is_own(file);
-    if !own {
+    let dev_tty = !terminal.is_pty && is_dev_tty(file);
+    if !dev_tty {
         (new.link, new.inode, new.mnt) = (to.link.clone(), to.inode.clone(), to.mnt);
     }
     let device = to.inode.as_ref()?.rdev?;
     let settings = record.settings().cloned();
-    let body = Tty { device, asked: !own, hung: false, queued: 0, exclusive: false, settings };
+    let body = Tty { device, asked: !dev_tty, hung: false, queued: 0, exclusive: false, settings };
     (new.kind, new.object) = (Tty::NAME.to_owned(), None);
     new.body = serde_cbor::to_vec(&body).ok()?;
     Some(new)
 }
 
-/// Whether it says that it is a terminal: no other driver answers TIOCGDEV with a device, though
-/// that of btrfs-control says that any request of a size it does not know was done.
-fn answers(copy: impl AsFd) -> bool {
+/// Reports whether a device is a terminal: no other driver returns a device number for TIOCGDEV.
+/// That of btrfs-control returns success for unknown requests, and leaves the number zero.
+fn answers_tiocgdev(copy: impl AsFd) -> bool {
     tty::device(copy).is_ok_and(|device| device != (0, 0))
 }
