@@ -1,0 +1,97 @@
+//! /proc/PID/fdinfo/FD.
+
+use super::locks::lock;
+use crate::image::Lock;
+use nix::libc;
+
+/// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
+pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
+
+/// The text of an fdinfo, taken apart: proc_pid_fdinfo(5).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FdInfo {
+    /// The file position.
+    pub pos: i64,
+    /// Access mode, status flags and [`CLOEXEC`].
+    pub flags: u32,
+    /// The mount.
+    pub mnt: i32,
+    /// The inode, since 5.14.
+    pub ino: u64,
+    /// All other lines, locks included.
+    pub rest: String,
+}
+
+impl FdInfo {
+    /// Parses the text; what is not understood stays in `rest`.
+    pub fn parse(text: &[u8]) -> FdInfo {
+        let text = String::from_utf8_lossy(text);
+        let mut info = FdInfo::default();
+        for line in text.lines() {
+            let (key, value) = line.split_once(':').unwrap_or((line, ""));
+            let value = value.trim();
+            match key {
+                "pos" => info.pos = value.parse().unwrap_or(0),
+                "flags" => info.flags = u32::from_str_radix(value, 8).unwrap_or(0),
+                "mnt_id" => info.mnt = value.parse().unwrap_or(0),
+                "ino" => info.ino = value.parse().unwrap_or(0),
+                _ => {
+                    info.rest.push_str(line);
+                    info.rest.push('\n');
+                }
+            }
+        }
+        info
+    }
+
+    /// The value of a line, without blanks around it.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        let mut lines = self.rest.lines().filter_map(|line| line.split_once(':'));
+        Some(lines.find(|(each, _)| *each == key)?.1.trim())
+    }
+
+    /// The locks held; a lock that is only waited for is shown with `->` and is not among them.
+    pub fn locks(&self) -> Vec<Lock> {
+        let held = |line: &str| Some(lock(line.strip_prefix("lock:")?)?.lock);
+        self.rest.lines().filter_map(held).collect()
+    }
+}
+
+/// The value of a word in a line of fdinfo such as `tfd:  5 events:  19 data: 5  pos:0 ino:1a`.
+pub fn word<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let mut words = line.split_ascii_whitespace();
+    let value = words.by_ref().find_map(|word| word.strip_prefix(key)?.strip_prefix(':'))?;
+    if value.is_empty() { words.next() } else { Some(value) }
+}
+
+/// As [`word`], a number in base 16.
+pub fn hex_word(line: &str, key: &str) -> Option<u64> {
+    u64::from_str_radix(word(line, key)?, 16).ok()
+}
+
+/// Major and minor number of a device as the kernel keeps it, which `sdev:` shows: 12 and 20 bits.
+pub fn device(sdev: u32) -> (u32, u32) {
+    (sdev >> 20, sdev & 0xfffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_fdinfo_is_taken_apart() {
+        let text = b"pos:\t5\nflags:\t02100001\nmnt_id:\t29\nino:\t77\n\
+            lock:\t1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 10 14\n\
+            lock:\t2: -> FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF\neventfd-count:               2a\n";
+        let info = FdInfo::parse(text);
+        assert_eq!((info.pos, info.mnt, info.ino), (5, 29, 77));
+        assert_eq!(info.flags, 0o2100001);
+        assert_eq!(info.get("eventfd-count"), Some("2a"));
+        let posix =
+            Lock { class: "POSIX".into(), write: true, start: 10, end: Some(14), breaking: false };
+        assert_eq!(info.locks(), [posix]);
+        let lease = lock("3: LEASE  BREAKING  UNLCK 7 00:1f:12 0 EOF").unwrap();
+        assert!(lease.lock.breaking && !lease.lock.write && lease.lock.end.is_none());
+        assert_eq!((lease.pid, lease.inode), (7, (0, 0x1f, 12)));
+    }
+}

@@ -1,0 +1,403 @@
+//! A process, held by a pidfd and its directory in /proc.
+
+use super::descriptor::inode_of;
+use super::mounts::mounts;
+use super::read::{bracketed, directory, read_at, read_whole};
+use super::stat::Stat;
+use super::status::{StatusText, hex, open_files};
+use crate::error::{Error, Result, Status};
+use crate::image::{Bytes, Credentials, Table, Task, Terminal};
+use crate::proc::network::{Network, Networks};
+use crate::proc::sock_diag::{PacketSocket, Tunnel, UnixSocket};
+use crate::sys;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{FileStat, Mode, fstatat};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// A process, held so that its pid cannot come to mean another one.
+pub struct Process {
+    /// Its id.
+    pub pid: i32,
+    /// Field 22 of /proc/PID/stat.
+    pub start: u64,
+    /// Whether a signal had stopped it when it was first looked at.
+    stopped: bool,
+    pidfd: OwnedFd,
+    dir: OnceLock<OwnedFd>,
+    links: OnceLock<OwnedFd>,
+    infos: OnceLock<OwnedFd>,
+    networks: Arc<Networks>,
+    network: OnceLock<Arc<Network>>,
+    /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
+    others: Mutex<HashMap<u64, Option<u64>>>,
+    /// The device number of pipefs.
+    pub(super) pipes: OnceLock<(u32, u32)>,
+}
+
+/// What changes when a process execs, although its pid and start time stay: where its code and its
+/// stack begin, fields 26 and 28 of /proc/PID/stat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessIdentity {
+    start: u64,
+    program: (u64, u64),
+}
+
+impl Process {
+    /// Takes hold of a process.
+    ///
+    /// Fails with status 5 if there is none, and with 4 and the reason if its descriptors may not
+    /// be looked at.
+    pub fn open(pid: i32) -> Result<Process> {
+        Process::among(pid, &Arc::default())
+    }
+
+    /// As [`Process::open`], one of several that are looked at together.
+    pub fn among(pid: i32, networks: &Arc<Networks>) -> Result<Process> {
+        let gone = || Error::new(Status::Gone, "no such process");
+        let pidfd = sys::pidfd_open(pid).map_err(|errno| match errno {
+            Errno::ESRCH | Errno::EINVAL => gone(),
+            other => other.into(),
+        })?;
+        let dir = directory(nix::fcntl::AT_FDCWD, &format!("/proc/{pid}"))
+            .map_err(|errno| if errno == Errno::ENOENT { gone() } else { errno.into() })?;
+        let inside = |name: &str| {
+            directory(dir.as_fd(), name).map_err(|errno| match errno {
+                Errno::ENOENT | Errno::ESRCH => gone(),
+                Errno::EACCES | Errno::EPERM if is_zombie(dir.as_fd()) => ended(),
+                Errno::EACCES | Errno::EPERM => refusal(dir.as_fd(), pid),
+                other => Error::from(other),
+            })
+        };
+        let (links, infos) = (inside("fd")?, inside("fdinfo")?);
+        let stat = read_at(dir.as_fd(), "stat").map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ESRCH => gone(),
+            other => other.into(),
+        })?;
+        let stat = Stat::parse(&stat).ok_or_else(gone)?;
+        if stat.is_zombie() {
+            return Err(ended());
+        }
+        let start = stat.field(22) as u64;
+        Ok(Process {
+            pid,
+            start,
+            stopped: stat.is_stopped(),
+            pidfd,
+            dir: OnceLock::from(dir),
+            links: OnceLock::from(links),
+            infos: OnceLock::from(infos),
+            networks: networks.clone(),
+            network: OnceLock::new(),
+            others: Mutex::default(),
+            pipes: OnceLock::new(),
+        })
+    }
+
+    /// What sock_diag(7) says of a unix socket of its network namespace.
+    pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
+        self.network().unix_socket(inode)
+    }
+
+    /// What sock_diag(7) says of a packet socket of its network namespace.
+    pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
+        self.network().packet_socket(inode)
+    }
+
+    /// What rtnetlink(7) says of a tunnel of its network namespace.
+    pub fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
+        self.network().tunnel(name)
+    }
+
+    /// The inode of its network namespace.
+    pub fn netns_inode(&self) -> Option<u64> {
+        self.link("ns/net").and_then(|link| bracketed(&link.0))
+    }
+
+    /// What is known of its network namespace.
+    fn network(&self) -> &Network {
+        self.network.get_or_init(|| {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let inode = self.netns_inode();
+            let open = || openat(self.dir().ok()?, "ns/net", flags, Mode::empty()).ok();
+            self.networks.of(inode, || open().filter(|_| inode != own_netns()))
+        })
+    }
+
+    /// The inode of the network namespace of a socket of its, if that is not its own; zero if it is
+    /// not known which one it is then.
+    pub(super) fn other_netns(&self, socket: BorrowedFd<'_>) -> Option<u64> {
+        let ask = || {
+            let found = sys::socket::namespace(socket).and_then(|netns| inode_of(netns.as_fd()));
+            match found {
+                Ok(found) => Some(found.ino).filter(|&ino| self.netns_inode() != Some(ino)),
+                // Only who may configure that namespace is told which one it is.
+                Err(_) if self.network().is_ours() => {
+                    let own =
+                        sys::socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+                    let own = own.and_then(|own| sys::socket::netns_cookie(own.as_fd())).ok()?;
+                    let other = sys::socket::netns_cookie(socket).is_ok_and(|cookie| cookie != own);
+                    other.then_some(0)
+                }
+                Err(_) => None,
+            }
+        };
+        let Ok(cookie) = sys::socket::netns_cookie(socket) else { return ask() };
+        let Ok(mut others) = self.others.lock() else { return ask() };
+        *others.entry(cookie).or_insert_with(ask)
+    }
+
+    /// The multicast groups that sockets of its network namespace may have joined, with the indices
+    /// of their devices: /proc/PID/net/igmp and igmp6, without those that the kernel alone is in.
+    pub fn groups(&self) -> Arc<Vec<(IpAddr, u32)>> {
+        self.network().groups(|name| self.read(name))
+    }
+
+    /// What the socket with this inode is connected to, as a table of /proc/PID/net tells it.
+    pub fn remote(&self, table: &str, inode: u64) -> Option<(IpAddr, u16)> {
+        self.network().remotes(table, |name| self.read(name)).get(&inode).copied()
+    }
+
+    /// lstat(2) of a path as the process sees it, from its root or its working directory.
+    pub fn stat_at(&self, path: &[u8]) -> Option<FileStat> {
+        let (base, path) = match path.strip_prefix(b"/") {
+            Some(path) => ("root", path),
+            None => ("cwd", path),
+        };
+        let how = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let base = openat(self.dir().ok()?, base, how, Mode::empty()).ok()?;
+        fstatat(base.as_fd(), path, AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT).ok()
+    }
+
+    /// The pidfd.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// What tells this program in this process from any other.
+    pub fn identity(&self) -> Result<ProcessIdentity> {
+        let stat = self.stat()?;
+        let program = (stat.field(26) as u64, stat.field(28) as u64);
+        Ok(ProcessIdentity { start: stat.field(22) as u64, program })
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        let text = self.read("stat")?;
+        Stat::parse(&text).ok_or_else(|| Error::new(Status::System, "stat: not understood"))
+    }
+
+    /// The content of a file in /proc/PID.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        self.dir().and_then(|dir| read_at(dir, name)).map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ESRCH => Error::new(Status::Gone, "the process is gone"),
+            other => Error::from(other).at(name),
+        })
+    }
+
+    /// Whether a mount is one of those that the process sees, or we do: a path leads there. None if
+    /// that cannot be known.
+    pub fn sees_mount(&self, mount: i32) -> Option<bool> {
+        static OURS: OnceLock<Option<Vec<i32>>> = OnceLock::new();
+        let ours = || mounts(directory(nix::fcntl::AT_FDCWD, "/proc/self").ok()?.as_fd());
+        let has = |seen: &Vec<i32>| seen.binary_search(&mount).is_ok();
+        if OURS.get_or_init(ours).as_ref().is_some_and(has) {
+            return Some(true);
+        }
+        // It may have come since.
+        Some(has(&mounts(self.dir().ok()?)?) || has(&ours()?))
+    }
+
+    /// What readlink(2) shows of a file in /proc/PID.
+    pub fn link(&self, name: &str) -> Option<Bytes> {
+        Some(Bytes(readlinkat(self.dir().ok()?, name).ok()?.into_vec()))
+    }
+
+    /// The numbers in use, ascending.
+    pub fn numbers(&self) -> Result<Vec<RawFd>> {
+        let dir = self.dir()?;
+        let found = directory(dir, "fd").map_err(|errno| match errno {
+            Errno::ENOENT => Errno::ESRCH.into(),
+            Errno::EACCES | Errno::EPERM if is_zombie(dir) => Errno::ESRCH.into(),
+            Errno::EACCES | Errno::EPERM => refusal(dir, self.pid),
+            other => Error::from(other),
+        })?;
+        let mut dir = Dir::from_fd(found)?;
+        let mut numbers = Vec::new();
+        for entry in dir.iter() {
+            numbers.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// The threads, ascending; the children if `children`, of all threads.
+    pub fn threads(&self) -> Result<Vec<i32>> {
+        let mut dir = Dir::from_fd(directory(self.dir()?, "task")?)?;
+        let mut threads = Vec::new();
+        for entry in dir.iter() {
+            threads.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()));
+        }
+        threads.sort_unstable();
+        Ok(threads)
+    }
+
+    /// The children of all its threads, ascending: /proc/PID/task/TID/children.
+    pub fn children(&self) -> Result<Vec<i32>> {
+        let mut children = Vec::new();
+        for thread in self.threads()? {
+            // A thread may end meanwhile; its children are then those of another.
+            let Ok(text) = self.read(&format!("task/{thread}/children")) else { continue };
+            let text = String::from_utf8_lossy(&text).into_owned();
+            children.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
+        }
+        children.sort_unstable();
+        Ok(children)
+    }
+
+    /// A directory that is kept open as long as descriptors are looked at.
+    fn inside<'p>(&self, kept: &'p OnceLock<OwnedFd>, name: &str) -> nix::Result<BorrowedFd<'p>> {
+        if let Some(kept) = kept.get() {
+            return Ok(kept.as_fd());
+        }
+        let opened = directory(self.dir()?, name)?;
+        Ok(kept.get_or_init(|| opened).as_fd())
+    }
+
+    /// Its directory in /proc.
+    fn dir(&self) -> nix::Result<BorrowedFd<'_>> {
+        if let Some(dir) = self.dir.get() {
+            return Ok(dir.as_fd());
+        }
+        let opened = directory(nix::fcntl::AT_FDCWD, &format!("/proc/{}", self.pid))?;
+        // As long as it has not ended its pid is nobody else's: so it was when this was opened.
+        let mut polled = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::ZERO)? {
+            0 => Ok(self.dir.get_or_init(|| opened).as_fd()),
+            _ => Err(Errno::ESRCH),
+        }
+    }
+
+    /// Keeps no more open than it takes to hold the process: of thousands that is not little.
+    pub fn rest(&mut self) {
+        // Our own table must not change while it is looked at.
+        if self.pid != std::process::id() as i32 {
+            (self.dir, self.links, self.infos) = Default::default();
+        }
+    }
+
+    /// What readlink(2) shows of a number.
+    pub fn descriptor_link(&self, name: &str) -> nix::Result<Vec<u8>> {
+        let links = self.inside(&self.links, "fd")?;
+        Ok(readlinkat(links, name)?.into_vec())
+    }
+
+    /// The text of a number's fdinfo, in a buffer that is used again.
+    pub fn descriptor_info(&self, name: &str, into: &mut Vec<u8>) -> nix::Result<()> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let infos = self.inside(&self.infos, "fdinfo")?;
+        let file = openat(infos, name, flags, Mode::empty())?;
+        read_whole(file, into, true)
+    }
+
+    /// All that an image says of a task. `table` is the id of its table, `numbers` what is in it.
+    pub fn task(&self, table: u32, highest: Option<RawFd>) -> Result<Task> {
+        let stat = self.stat()?;
+        let status = self.read("status")?;
+        let status = StatusText(&status);
+        let limits = self.read("limits")?;
+        let number = |number: usize| stat.field(number) as i32;
+        let device = stat.field(7) as u32;
+        let cmdline = self.read("cmdline").unwrap_or_default();
+        let args = match cmdline.strip_suffix(b"\0") {
+            Some(args) => args.split(|&byte| byte == 0).map(Bytes::from).collect(),
+            None => Vec::new(),
+        };
+        let mut namespaces = BTreeMap::new();
+        for name in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
+            let inode = self.link(&format!("ns/{name}")).and_then(|link| bracketed(&link.0));
+            namespaces.extend(inode.map(|inode| (name.to_owned(), inode)));
+        }
+        Ok(Task {
+            pid: self.pid,
+            ppid: number(4),
+            pgid: number(5),
+            sid: number(6),
+            start: self.start,
+            comm: Bytes(stat.name().to_vec()),
+            exe: self.link("exe"),
+            args,
+            cwd: self.link("cwd"),
+            root: self.link("root"),
+            umask: status.octal("Umask"),
+            credentials: Credentials {
+                uids: status.four("Uid"),
+                gids: status.four("Gid"),
+                groups: status.words("Groups").filter_map(|word| word.parse().ok()).collect(),
+                caps: ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+                    .map(|key| status.words(key).next().map_or(0, hex)),
+            },
+            namespaces,
+            table: Table {
+                id: table,
+                capacity: status.words("FDSize").next().map_or(0, |n| n.parse().unwrap_or(0)),
+                highest: highest.map(|highest| highest as u32),
+                limit: open_files(&limits).unwrap_or((0, 0)),
+            },
+            terminal: (device != 0).then(|| Terminal { device, foreground: number(8), path: None }),
+            stopped: self.stopped,
+        })
+    }
+}
+
+/// The inode of the network namespace of this process.
+pub fn own_netns() -> Option<u64> {
+    bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
+}
+
+/// Whether a process has ended: its descriptors are root's to look at then, of which it has none.
+fn is_zombie(dir: BorrowedFd<'_>) -> bool {
+    read_at(dir, "stat").ok().and_then(|text| Stat::parse(&text)).is_some_and(|it| it.is_zombie())
+}
+
+fn ended() -> Error {
+    Error::new(Status::Gone, "it has ended and waits for its parent to notice (a zombie)")
+}
+
+/// Why the descriptors of a process may not be looked at, and the cure.
+fn refusal(dir: BorrowedFd<'_>, pid: i32) -> Error {
+    let status = read_at(dir, "status").unwrap_or_default();
+    let theirs = StatusText(&status).four("Uid")[0];
+    let ours = nix::unistd::geteuid().as_raw();
+    let why = if theirs != ours {
+        format!("not permitted: it runs as uid {theirs}, we as {ours}; run as that user or as root")
+    } else {
+        format!(
+            "not permitted: process {pid} is of our uid, but has capabilities that we lack or is \
+             not dumpable; run as root (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
+        )
+    };
+    Error::new(Status::Denied, why)
+}
+
+/// Why pidfd_getfd(2) was refused although /proc may be read.
+pub fn attach_refusal() -> &'static str {
+    match std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").as_deref().map(str::trim) {
+        Ok("1") => "Yama's ptrace_scope is 1 and it is no descendant; run as root",
+        Ok("2") => "Yama's ptrace_scope is 2; it takes CAP_SYS_PTRACE",
+        Ok("3") => "Yama's ptrace_scope is 3, until the next boot",
+        _ => "a security module or seccomp filter forbids it, or CAP_SYS_PTRACE is missing",
+    }
+}
+
+/// What is another after every boot: /proc/sys/kernel/random/boot_id, empty if it cannot be read.
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}

@@ -1,0 +1,55 @@
+//! Files and directories of /proc are opened and read.
+
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub(super) fn directory(at: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
+    openat(at, name, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+pub(super) fn read_at(dir: BorrowedFd<'_>, name: &str) -> nix::Result<Vec<u8>> {
+    let file = openat(dir, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut text = Vec::new();
+    read_whole(file, &mut text, false)?;
+    Ok(text)
+}
+
+/// Reads a file of /proc to its end. One that is a `single` record comes whole as far as there is
+/// room; of any other the kernel gives no more than fits a page at a time (seq_read in
+/// fs/seq_file.c), so only nothing is the end.
+pub(super) fn read_whole(file: OwnedFd, into: &mut Vec<u8>, single: bool) -> nix::Result<()> {
+    const STEP: usize = 4096;
+    let mut have = 0;
+    loop {
+        into.resize((have + STEP).max(into.capacity()), 0);
+        let count = nix::unistd::read(file.as_fd(), &mut into[have..])?;
+        have += count;
+        if count == 0 || single && have < into.len() {
+            into.truncate(have);
+            return Ok(());
+        }
+    }
+}
+
+/// The number in `name:[number]`.
+pub fn bracketed(link: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(link).ok()?;
+    text.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_many_pages_and_records_is_read_to_its_end() {
+        let dir = openat(nix::fcntl::AT_FDCWD, "/proc", OFlag::O_PATH, Mode::empty()).unwrap();
+        for name in ["kallsyms", "cpuinfo"] {
+            let Ok(text) = std::fs::read(format!("/proc/{name}")) else { continue };
+            let ours = read_at(dir.as_fd(), name).unwrap();
+            let lines = |text: &[u8]| text.iter().filter(|&&byte| byte == b'\n').count();
+            assert_eq!(lines(&ours), lines(&text), "{name}");
+        }
+    }
+}
