@@ -133,7 +133,7 @@ fn gather(
         raise_limit()?;
     }
     let ready = ready()?;
-    let networks = Arc::default();
+    let cache = Arc::default();
     let mut processes: Vec<Process> = Vec::new();
     let mut known: std::collections::HashSet<i32> = pids.iter().copied().collect();
     let mut queue: std::collections::VecDeque<(i32, bool)> = Default::default();
@@ -143,7 +143,7 @@ fn gather(
         }
     }
     while let Some((pid, asked)) = queue.pop_front() {
-        let mut process = match Process::among(pid, &networks) {
+        let mut process = match Process::open_with(pid, &cache) {
             // A child that has ended meanwhile is no longer of the tree.
             Err(err) if !asked && err.status() == Status::Gone => continue,
             other => other.map_err(named(pid))?,
@@ -159,7 +159,7 @@ fn gather(
             }
         }
         if processes.len() >= ready {
-            process.rest();
+            process.release();
         }
         processes.push(process);
         progress.add(1);
@@ -255,7 +255,7 @@ impl<W: Write> Scan<'_, W> {
             self.out.put(&Item::Task(task.into()))?;
             before.push((identity, numbers));
             if at >= ready {
-                processes[at].rest();
+                processes[at].release();
             }
             self.progress.add(1);
         }
@@ -266,7 +266,7 @@ impl<W: Write> Scan<'_, W> {
             let (identity, numbers) = &before[*at];
             self.table(table as u32, *at, process, pids, numbers)?;
             self.look_again(process, identity, numbers);
-            processes[*at].rest();
+            processes[*at].release();
         }
         Ok(())
     }

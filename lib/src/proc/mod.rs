@@ -3,7 +3,7 @@
 mod descriptor;
 mod fdinfo;
 mod locks;
-mod mounts;
+pub mod mounts;
 pub mod network;
 pub mod openers;
 mod process;
@@ -15,7 +15,7 @@ mod status;
 pub use descriptor::{Descriptor, inode_of};
 pub use fdinfo::{CLOEXEC, FdInfo, device, hex_word, word};
 pub use locks::{HeldLock, locks};
-pub use process::{Process, ProcessIdentity, attach_refusal, boot_id, own_netns};
+pub use process::{Process, ProcessIdentity, ScanCache, attach_refusal, boot_id, own_netns};
 pub use read::bracketed;
 pub use stat::{Stat, all};
 pub use status::{capacity_in, capacity_of, own_capabilities, own_capacity};

@@ -1,7 +1,8 @@
 //! A process, held by a pidfd and its directory in /proc.
 
 use super::descriptor::inode_of;
-use super::mounts::mounts;
+use super::fdinfo::FdInfo;
+use super::mounts::{self, Mount, MountView};
 use super::read::{bracketed, directory, read_at, read_whole};
 use super::stat::Stat;
 use super::status::{StatusText, hex, open_files};
@@ -18,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -34,12 +35,31 @@ pub struct Process {
     dir: OnceLock<OwnedFd>,
     links: OnceLock<OwnedFd>,
     infos: OnceLock<OwnedFd>,
-    networks: Arc<Networks>,
+    cache: Arc<ScanCache>,
     network: OnceLock<Arc<Network>>,
+    mounts: OnceLock<Option<MountView>>,
     /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
     others: Mutex<HashMap<u64, Option<u64>>>,
     /// The device number of pipefs.
     pub(super) pipes: OnceLock<(u32, u32)>,
+}
+
+/// Facts that are read once for all processes that are looked at together, as in one scan.
+#[derive(Default)]
+pub struct ScanCache {
+    networks: Networks,
+    own_mounts: OnceLock<Option<MountView>>,
+}
+
+impl ScanCache {
+    /// The mounts that this process sees itself. None if they cannot be read.
+    fn own_mounts(&self) -> Option<&MountView> {
+        let read = || {
+            let dir = directory(nix::fcntl::AT_FDCWD, "/proc/self").ok()?;
+            Some(MountView::new(read_mounts(dir.as_fd(), None)?, Vec::new(), true))
+        };
+        self.own_mounts.get_or_init(read).as_ref()
+    }
 }
 
 /// What changes when a process execs, although its pid and start time stay: where its code and its
@@ -56,11 +76,11 @@ impl Process {
     /// Fails with status 5 if there is none, and with 4 and the reason if its descriptors may not
     /// be looked at.
     pub fn open(pid: i32) -> Result<Process> {
-        Process::among(pid, &Arc::default())
+        Process::open_with(pid, &Arc::default())
     }
 
-    /// As [`Process::open`], one of several that are looked at together.
-    pub fn among(pid: i32, networks: &Arc<Networks>) -> Result<Process> {
+    /// As [`Process::open`], for one of several processes that are looked at together.
+    pub fn open_with(pid: i32, cache: &Arc<ScanCache>) -> Result<Process> {
         let gone = || Error::new(Status::Gone, "no such process");
         let pidfd = sys::pidfd_open(pid).map_err(|errno| match errno {
             Errno::ESRCH | Errno::EINVAL => gone(),
@@ -94,8 +114,9 @@ impl Process {
             dir: OnceLock::from(dir),
             links: OnceLock::from(links),
             infos: OnceLock::from(infos),
-            networks: networks.clone(),
+            cache: cache.clone(),
             network: OnceLock::new(),
+            mounts: OnceLock::new(),
             others: Mutex::default(),
             pipes: OnceLock::new(),
         })
@@ -127,7 +148,7 @@ impl Process {
             let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
             let inode = self.netns_inode();
             let open = || openat(self.dir().ok()?, "ns/net", flags, Mode::empty()).ok();
-            self.networks.of(inode, || open().filter(|_| inode != own_netns()))
+            self.cache.networks.of(inode, || open().filter(|_| inode != own_netns()))
         })
     }
 
@@ -201,17 +222,29 @@ impl Process {
         })
     }
 
-    /// Whether a mount is one of those that the process sees, or we do: a path leads there. None if
-    /// that cannot be known.
+    /// The mounts that it sees: /proc/PID/mountinfo, read once. None if it cannot be read.
+    pub fn mounts(&self) -> Option<&MountView> {
+        let read = || {
+            let mounts = read_mounts(self.dir().ok()?, self.cache.own_mounts())?;
+            let root = self.link("root").map(|root| root.0).filter(|root| root != b"/");
+            let own = readlinkat(nix::fcntl::AT_FDCWD, "/proc/self/ns/mnt").ok();
+            let is_own_namespace =
+                self.link("ns/mnt").map(|link| link.0) == own.map(OsStringExt::into_vec);
+            Some(MountView::new(mounts, root.unwrap_or_default(), is_own_namespace))
+        };
+        self.mounts.get_or_init(read).as_ref()
+    }
+
+    /// True if a path leads to this mount, in the process or in this one. None if that cannot be
+    /// known.
+    ///
+    /// Both lists are read once a scan: a mount that came later is not in them.
     pub fn sees_mount(&self, mount: i32) -> Option<bool> {
-        static OURS: OnceLock<Option<Vec<i32>>> = OnceLock::new();
-        let ours = || mounts(directory(nix::fcntl::AT_FDCWD, "/proc/self").ok()?.as_fd());
-        let has = |seen: &Vec<i32>| seen.binary_search(&mount).is_ok();
-        if OURS.get_or_init(ours).as_ref().is_some_and(has) {
+        let own = self.cache.own_mounts();
+        if own.is_some_and(|own| own.has(mount)) || self.mounts()?.has(mount) {
             return Some(true);
         }
-        // It may have come since.
-        Some(has(&mounts(self.dir().ok()?)?) || has(&ours()?))
+        own.map(|_| false)
     }
 
     /// What readlink(2) shows of a file in /proc/PID.
@@ -284,8 +317,10 @@ impl Process {
         }
     }
 
-    /// Keeps no more open than it takes to hold the process: of thousands that is not little.
-    pub fn rest(&mut self) {
+    /// Closes all but the pidfd, and forgets the mounts: the descriptors and the memory for
+    /// thousands of processes would be many. What is needed again is opened and read again.
+    pub fn release(&mut self) {
+        self.mounts = OnceLock::new();
         // Our own table must not change while it is looked at.
         if self.pid != std::process::id() as i32 {
             (self.dir, self.links, self.infos) = Default::default();
@@ -356,6 +391,31 @@ impl Process {
     }
 }
 
+/// The mounts that a process sees. `dir` is its directory in /proc, `own` what this process sees.
+///
+/// After chroot(2) into a directory that is no mount point mountinfo leaves out the mount that the
+/// directory is on; that is added.
+fn read_mounts(dir: BorrowedFd<'_>, own: Option<&MountView>) -> Option<Vec<Mount>> {
+    let mut mounts = mounts::parse(&read_at(dir, "mountinfo").ok()?);
+    if !mounts.iter().any(|mount| mount.point == b"/") {
+        mounts.extend(root_mount(dir, own));
+    }
+    Some(mounts)
+}
+
+/// The mount on which the root directory of a process is, of which this process may know more.
+fn root_mount(dir: BorrowedFd<'_>, own: Option<&MountView>) -> Option<Mount> {
+    let root = openat(dir, "root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
+    let info = format!("/proc/self/fdinfo/{}", root.as_raw_fd());
+    let id = FdInfo::parse(&read_at(nix::fcntl::AT_FDCWD, &info).ok()?).mnt as u64;
+    let known = own.and_then(|own| own.mounts.iter().find(|mount| mount.id == id));
+    let (dev, file_system) = match known {
+        Some(mount) => (mount.dev, mount.file_system.clone()),
+        None => (inode_of(root.as_fd()).ok()?.dev, Vec::new()),
+    };
+    Some(Mount { id, dev, root: Vec::new(), point: b"/".to_vec(), file_system })
+}
+
 /// The inode of the network namespace of this process.
 pub fn own_netns() -> Option<u64> {
     bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
@@ -400,4 +460,27 @@ pub fn attach_refusal() -> &'static str {
 pub fn boot_id() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn the_mounts_of_a_process_are_read_once_until_it_is_released() {
+        let mut process = Process::open(std::process::id() as i32).unwrap();
+        let file = File::open("/proc/self/status").unwrap();
+        let info = std::fs::read(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).unwrap();
+        let mount = FdInfo::parse(&info).mnt;
+        let first: *const MountView = process.mounts().unwrap();
+        assert!(process.mounts().unwrap().has(mount) && process.mounts().unwrap().is_own_namespace);
+        assert!(std::ptr::eq(first, process.mounts().unwrap()));
+        assert_eq!(
+            (process.sees_mount(mount), process.sees_mount(i32::MAX)),
+            (Some(true), Some(false))
+        );
+        process.release();
+        assert!(process.mounts.get().is_none() && process.mounts().unwrap().has(mount));
+    }
 }

@@ -4,6 +4,7 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::{Bytes, Inode};
 use crate::kind::context::{Changed, Held, Number, Numbers, RestoreContext};
+use crate::proc::mounts::Mount;
 use crate::proc::{self, Descriptor, FdInfo, Process, device, hex_word, inode_of};
 use crate::sys::{self, notify};
 use nix::fcntl::{OFlag, open};
@@ -204,68 +205,6 @@ pub(crate) fn parse_inode_id(line: &str) -> Option<InodeId> {
     })
 }
 
-/// A line of /proc/PID/mountinfo.
-#[derive(Debug, PartialEq)]
-struct Mount {
-    /// The mount id.
-    id: u64,
-    /// The major and minor number of st_dev.
-    dev: (u32, u32),
-    /// The directory of the file system that is the root of the mount; empty if it is not known.
-    root: Vec<u8>,
-    /// The mount point.
-    point: Vec<u8>,
-    /// A lookup asks a server, which may never answer.
-    remote: bool,
-}
-
-/// File systems whose lookups ask a server.
-const REMOTE: [&str; 8] = ["nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "9p", "fuse.sshfs"];
-
-/// Parses a line of proc_pid_mountinfo(5).
-fn parse_mount(line: &[u8]) -> Option<Mount> {
-    let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-    let text = |at: usize| std::str::from_utf8(words.get(at)?).ok();
-    let (major, minor) = text(2)?.split_once(':')?;
-    let dash = words.iter().position(|word| *word == b"-")?;
-    Some(Mount {
-        id: text(0)?.parse().ok()?,
-        dev: (major.parse().ok()?, minor.parse().ok()?),
-        root: unescape(words.get(3)?),
-        point: unescape(words.get(4)?),
-        remote: REMOTE.contains(&text(dash + 1)?),
-    })
-}
-
-/// The mount of the root directory of a process, which the mountinfo of the process does not list
-/// if chroot(2) has set the root to a directory below the mount point. The field `root` is empty:
-/// it is not known.
-fn mount_of_root(pid: i32) -> Option<Mount> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let root = open(format!("/proc/{pid}/root").as_str(), flags, Mode::empty()).ok()?;
-    let (id, _) = notify::mount(root.as_fd()).ok()?;
-    let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let mut listed = text.split(|&byte| byte == b'\n').filter_map(parse_mount);
-    let (dev, remote) = match listed.find(|mount| mount.id == id) {
-        Some(mount) => (mount.dev, mount.remote),
-        None => (inode_of(root.as_fd()).ok()?.dev, false),
-    };
-    Some(Mount { id, dev, root: Vec::new(), point: b"/".to_vec(), remote })
-}
-
-/// Decodes a path of mountinfo, in which `\040` is a blank: a backslash and three octal digits.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, after)) = rest.split_first() {
-        let digits = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok();
-        let byte = if first == b'\\' { after.get(..3).and_then(digits) } else { None };
-        out.push(byte.unwrap_or(first));
-        rest = if byte.is_some() { &after[3..] } else { after };
-    }
-    out
-}
-
 /// The maximum number of paths of a device that a search tries.
 const MAX_PATHS: usize = 16 << 10;
 
@@ -351,9 +290,9 @@ impl Search {
 pub(crate) struct PathFinder<'a> {
     process: &'a Process,
     /// The mounts of the process; none in a passive scan, which searches no paths.
-    mounts: Vec<Mount>,
+    mounts: &'a [Mount],
     /// The root directory of the process; empty if it is that of the mount namespace.
-    root: Vec<u8>,
+    root: &'a [u8],
     /// The process is in the mount namespace of this process.
     same_namespace: bool,
     /// The mount id of the working directory of this thread, if it was changed.
@@ -379,19 +318,12 @@ pub(crate) fn with_path_finder<T: Send>(
 
 impl<'a> PathFinder<'a> {
     fn new(process: &'a Process, passive: bool) -> PathFinder<'a> {
-        let text = if passive { None } else { process.read("mountinfo").ok() };
-        let text = text.unwrap_or_default();
-        let mut mounts: Vec<Mount> =
-            text.split(|&byte| byte == b'\n').filter_map(parse_mount).collect();
-        if !passive && !mounts.iter().any(|mount| mount.point == b"/") {
-            mounts.extend(mount_of_root(process.pid));
-        }
-        let root = process.link("root").map(|root| root.0).filter(|root| root != b"/");
-        let namespace = std::fs::read_link("/proc/self/ns/mnt").ok();
-        let same_namespace = process.link("ns/mnt").map(|link| link.0)
-            == namespace.map(|link| link.into_os_string().into_vec());
+        let view = if passive { None } else { process.mounts() };
+        let (mounts, root, same_namespace) = match view {
+            Some(it) => (&it.mounts[..], &it.root[..], it.is_own_namespace),
+            None => Default::default(),
+        };
         let (cwd_mount, searches) = Default::default();
-        let root = root.unwrap_or_default();
         PathFinder { process, mounts, root, same_namespace, cwd_mount, searches }
     }
 
@@ -455,13 +387,13 @@ impl<'a> PathFinder<'a> {
     /// The mounts of a device, unless a lookup there asks a server.
     fn mounts_of(&self, sdev: u32) -> impl Iterator<Item = &Mount> {
         let dev = device(sdev);
-        self.mounts.iter().filter(move |mount| mount.dev == dev && !mount.remote)
+        self.mounts.iter().filter(move |mount| mount.dev == dev && !mount.is_remote())
     }
 
     /// A path below the root directory of the process, as a path outside it: as readlink(2) shows
     /// it.
     fn path_outside_root(&self, path: &[u8]) -> Vec<u8> {
-        [&self.root[..], path].concat()
+        [self.root, path].concat()
     }
 
     /// Opens a path that readlink(2) has shown, in the mount namespace of the process, with O_PATH.
@@ -470,7 +402,7 @@ impl<'a> PathFinder<'a> {
         if self.same_namespace {
             return open(path, flags, Mode::empty()).ok();
         }
-        let inside = path.strip_prefix(&self.root[..])?;
+        let inside = path.strip_prefix(self.root)?;
         let root = format!("/proc/{}/root", self.process.pid);
         open(&[root.as_bytes(), inside].concat()[..], flags, Mode::empty()).ok()
     }
@@ -517,7 +449,7 @@ impl<'a> PathFinder<'a> {
         };
         let mounts = self.mounts.iter().filter(below);
         let mount = mounts.max_by_key(|mount| mount.point.len());
-        mount.is_some_and(|mount| mount.dev == device(sdev) && !mount.remote)
+        mount.is_some_and(|mount| mount.dev == device(sdev) && !mount.is_remote())
     }
 
     /// The paths of the working directory, the program, the arguments and the descriptors of the
@@ -604,28 +536,10 @@ mod tests {
         assert_eq!(parse_inode_id("inotify wd:1 ino:7 mask:2"), None);
     }
 
-    #[test]
-    fn a_mount_point_may_have_blanks() {
-        let line = b"36 35 98:0 /a\\040b /mnt\\0401 rw,noatime master:1 - nfs4 server:/x rw";
-        let (root, point) = (b"/a b".to_vec(), b"/mnt 1".to_vec());
-        assert_eq!(
-            parse_mount(line),
-            Some(Mount { id: 36, dev: (98, 0), root, point, remote: true })
-        );
-        assert_eq!(parse_mount(b"36 35 98:0 / /mnt"), None);
-        assert_eq!(unescape(b"\\134\\04\\999\\"), b"\\\\04\\999\\");
-    }
-
     proptest! {
         #[test]
         fn no_text_makes_the_inode_parser_panic(text in "(ino:|sdev:|f_handle:|fhandle-type:|[0-9a-f ]|é|\\PC){0,60}") {
             let _ = parse_inode_id(&text);
-        }
-
-        #[test]
-        fn no_line_makes_the_mount_parser_panic(line in "([0-9:/ \\\\-]|\\PC){0,80}", bytes: Vec<u8>) {
-            let _ = parse_mount(line.as_bytes());
-            let _ = parse_mount(&bytes);
         }
     }
 }
