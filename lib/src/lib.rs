@@ -13,8 +13,9 @@ pub mod image;
 pub mod operation;
 
 pub mod cli;
-pub mod proc;
 pub mod terminal;
+
+pub mod proc;
 
 pub mod kind;
 

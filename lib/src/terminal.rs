@@ -1,8 +1,7 @@
 //! Terminals: their line settings and window size, and the numbers and names of their devices.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Inode};
-use crate::proc::inode_of;
+use crate::image::{Bytes, Inode, inode_of};
 use crate::sys::tty::{self, Termios};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};

@@ -2,6 +2,7 @@
 
 mod check;
 mod file;
+mod inode;
 mod load;
 mod read;
 mod record;
@@ -13,6 +14,7 @@ mod tests;
 
 pub use check::Checker;
 pub use file::NewFile;
+pub use inode::inode_of;
 pub use load::{Chunk, Image, QueuedFds};
 pub use read::{RawItem, Reader, Record, Summary};
 pub use record::{

@@ -4,13 +4,13 @@ use super::fdinfo::{CLOEXEC, FdInfo};
 use super::process::Process;
 use super::read::read_at;
 use crate::error::{At, Result};
-use crate::image::{Bytes, Inode, Signals};
+use crate::image::{Bytes, Inode, Signals, inode_of};
 use crate::sys;
 use nix::fcntl::readlinkat;
 use nix::libc;
 use nix::sys::stat::FileStat;
 use std::cell::OnceCell;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// A descriptor of another process: what /proc tells of it, and what a copy of ours tells more.
@@ -200,24 +200,6 @@ impl<'a> Descriptor<'a> {
         // A living file may be called so; one without any name cannot live.
         self.inode.as_ref().is_none_or(|inode| inode.nlink == 0).then_some(name)
     }
-}
-
-/// The record of what is open.
-pub fn inode_of(fd: BorrowedFd<'_>) -> nix::Result<Inode> {
-    let stat = sys::stat(fd)?;
-    let mode = u32::from(stat.stx_mode);
-    let device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
-    Ok(Inode {
-        dev: (stat.stx_dev_major, stat.stx_dev_minor),
-        ino: stat.stx_ino,
-        mode,
-        nlink: stat.stx_nlink,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
-        size: stat.stx_size,
-        mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-        rdev: device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
-    })
 }
 
 /// A number as text, without allocation: it is needed thrice a descriptor.

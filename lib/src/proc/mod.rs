@@ -12,7 +12,8 @@ pub mod sock_diag;
 mod stat;
 mod status;
 
-pub use descriptor::{Descriptor, inode_of};
+pub use crate::image::inode_of;
+pub use descriptor::Descriptor;
 pub use fdinfo::{CLOEXEC, FdInfo, device, hex_word, word};
 pub use locks::{HeldLock, locks};
 pub use process::{Process, ProcessIdentity, ScanCache, attach_refusal, boot_id, own_netns};

@@ -1,13 +1,12 @@
 //! A process, held by a pidfd and its directory in /proc.
 
-use super::descriptor::inode_of;
 use super::fdinfo::FdInfo;
 use super::mounts::{self, Mount, MountView};
 use super::read::{bracketed, directory, read_at, read_whole};
 use super::stat::Stat;
 use super::status::{StatusText, hex, open_files};
 use crate::error::{Error, Result, Status};
-use crate::image::{Bytes, Credentials, Table, Task, Terminal};
+use crate::image::{Bytes, Credentials, Table, Task, Terminal, inode_of};
 use crate::proc::network::{Network, Networks};
 use crate::proc::sock_diag::{PacketSocket, Tunnel, UnixSocket};
 use crate::sys;

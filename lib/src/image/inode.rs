@@ -1,0 +1,24 @@
+//! The inode of an open file, as an image has it.
+
+use super::Inode;
+use crate::sys;
+use nix::libc;
+use std::os::fd::BorrowedFd;
+
+/// The record of the inode that a descriptor of this process has open. Fails as statx(2) does.
+pub fn inode_of(fd: BorrowedFd<'_>) -> nix::Result<Inode> {
+    let stat = sys::stat(fd)?;
+    let mode = u32::from(stat.stx_mode);
+    let device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+    Ok(Inode {
+        dev: (stat.stx_dev_major, stat.stx_dev_minor),
+        ino: stat.stx_ino,
+        mode,
+        nlink: stat.stx_nlink,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        size: stat.stx_size,
+        mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+        rdev: device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
+    })
+}
