@@ -1,25 +1,25 @@
-//! Reads the contents of objects.
+//! Reads the contents of objects, with the descriptors that wait in queues.
 
-use super::{Scan, ScanOptions, raise_limit};
+use super::{Scan, identity, raise_limit};
 use crate::cli::progress::Unit;
 use crate::error::{Error, Result, Status};
-use crate::image::{Bytes, Data, Inode, Item};
-use crate::kind::{Captured, ContentsContext, KindOps, Piece};
+use crate::image::{Bytes, Data, Inode, Item, inode_of};
+use crate::kind::{Captured, ContentsContext, KindOps, Piece, Sink};
 use crate::proc::{Descriptor, Process};
 use crate::sys;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-/// How something can be had once more.
+/// Where a copy of a description can be had.
 pub(super) enum CopySource {
-    /// A process, and its number there.
+    /// From a process, by its index, and its number there.
     Number(usize, RawFd),
-    /// It waits in a queue of a process, and this one of our copies is of it.
+    /// From our copies, by its index there. It waits in a queue of the process with the first index.
     Queued(usize, usize),
 }
 
 impl CopySource {
-    /// The process that has it.
+    /// The index of the process that has it.
     fn process(&self) -> usize {
         match self {
             CopySource::Number(process, _) | CopySource::Queued(process, _) => *process,
@@ -27,123 +27,143 @@ impl CopySource {
     }
 }
 
-/// An object whose contents are wanted, and who holds it.
+/// An object whose contents are wanted, by one of its descriptions.
 pub(super) struct ContentsSource {
+    /// Its id in the image.
     pub(super) object: u32,
-    pub(super) source: CopySource,
+    /// Where a copy of the description can be had.
+    pub(super) copy: CopySource,
+    /// The kind of the description.
     pub(super) kind: &'static KindOps,
+    /// The inode of the description.
     pub(super) inode: Inode,
-    /// What [`kind::Kind::object`] says of it.
+    /// [`kind::Kind::object`](crate::kind::Kind::object)
     pub(super) key: (u32, u32, u64),
+    /// What readlink(2) shows of the description.
     pub(super) link: Bytes,
-    /// Whether descriptors wait among them.
+    /// True if descriptors may wait in it.
     pub(super) carries: bool,
-    /// What was read already.
+    /// Its contents, if they were read already.
     pub(super) read: Option<Vec<Data>>,
 }
 
+/// All that it takes to read contents.
+struct Reading<'a> {
+    processes: &'a [Process],
+    /// The ids of the processes.
+    captured: Vec<i32>,
+    /// True if the processes are stopped.
+    frozen: bool,
+    /// The most bytes of one object.
+    limit: u64,
+}
+
 impl<W: Write> Scan<'_, W> {
-    /// Reads the queues in which descriptors wait, and writes the files that those name and no table
-    /// has; of what is found so the queues too.
-    pub(super) fn queues(&mut self, processes: &[Process]) -> Result<()> {
-        if self.holders.iter().any(|holder| holder.carries) {
-            // Each that waits is open here until it is known.
+    /// Writes the contents of all objects, if they are wanted, after all files and slots. What waits
+    /// in queues comes first: it may be files that no table has, and those may be queues.
+    pub(super) fn contents(&mut self, processes: &[Process]) -> Result<()> {
+        let Some(limit) = self.options.data else { return Ok(()) };
+        let captured = processes.iter().map(|process| process.pid).collect();
+        let reading = Reading { processes, captured, frozen: self.options.freezes(), limit };
+        self.read_queues(&reading)?;
+        self.write_contents(&reading)
+    }
+
+    /// Reads the queues in which descriptors wait, and writes the files that no table has.
+    fn read_queues(&mut self, reading: &Reading<'_>) -> Result<()> {
+        if self.sources.iter().any(|source| source.carries) {
+            // A copy of each that waits is open here.
             raise_limit()?;
         }
         let mut at = 0;
-        while at < self.holders.len() {
-            if self.holders[at].carries {
-                self.queue(at, processes)?;
+        while at < self.sources.len() {
+            if self.sources[at].carries {
+                self.read_queue(at, reading)?;
             }
             at += 1;
         }
         Ok(())
     }
 
-    fn queue(&mut self, at: usize, processes: &[Process]) -> Result<()> {
-        let Some(limit) = self.options.data else { return Ok(()) };
+    fn read_queue(&mut self, at: usize, reading: &Reading<'_>) -> Result<()> {
         let mut found: Vec<(Data, Vec<OwnedFd>)> = Vec::new();
-        let object = self.holders[at].object;
+        let source = &self.sources[at];
+        let (object, process) = (source.object, source.copy.process());
         let mut put = |piece: Piece<'_>| {
             let Piece { offset, bytes, with, fds } = piece;
             let (bytes, with) = (Bytes(bytes.to_vec()), with.map(Box::new));
             found.push((Data { object, offset, with, bytes }, fds));
             Ok(())
         };
-        let holder = &self.holders[at];
-        if let Err(err) = holder.read(processes, &self.copies, self.options, limit, &mut put) {
-            self.trouble(Status::No, err.to_string());
+        if let Err(err) = source.read(reading, &self.copies, &mut put) {
+            self.report(Status::No, err.to_string());
         }
-        let process = self.holders[at].source.process();
         let mut read = Vec::with_capacity(found.len());
         for (mut data, fds) in found {
-            let files = fds.into_iter().map(|copy| self.queued(process, &processes[process], copy));
+            let holder = &reading.processes[process];
+            let files = fds.into_iter().map(|copy| self.queued_file(process, holder, copy));
             let files = files.collect::<Result<Vec<u32>>>()?;
             if !files.is_empty() {
                 data.with.get_or_insert_default().files = files;
             }
             read.push(data);
         }
-        self.holders[at].read = Some(read);
+        self.sources[at].read = Some(read);
         Ok(())
     }
 
-    /// The file of a descriptor that waits in a queue, which is written if it is not known yet.
-    fn queued(&mut self, process: usize, holder: &Process, copy: OwnedFd) -> Result<u32> {
-        let ours = std::process::id() as i32;
-        let again = copy.try_clone()?;
-        let taken = Descriptor::queued(holder, copy).and_then(Captured::capture_or_opaque);
-        let taken = taken.unwrap_or_else(|err| {
-            let line = format!("{}: a queued descriptor: {err}", holder.pid);
-            self.trouble(Status::No, line);
-            Captured::unreadable(again.as_raw_fd(), &err)
+    /// The id of the file of a descriptor that waits in a queue of a process, which has this index.
+    /// The file is written if it is not in the image yet.
+    fn queued_file(&mut self, index: usize, process: &Process, copy: OwnedFd) -> Result<u32> {
+        let kept = copy.try_clone()?;
+        let captured = Descriptor::queued(process, copy).and_then(Captured::capture_or_opaque);
+        let captured = captured.unwrap_or_else(|err| {
+            self.report(Status::No, format!("{}: a queued descriptor: {err}", process.pid));
+            Captured::unreadable(kept.as_raw_fd(), &err)
         });
-        let (id, new) = self.identify(&taken, ours, again.as_raw_fd(), true);
+        let place = (std::process::id() as i32, kept.as_raw_fd());
+        let (id, new) = self.descriptions.identify(&identity::facts(&captured), place);
         if new {
-            self.copies.push(again);
-            let locks = taken.info.locks();
-            self.file(id, taken, &locks, CopySource::Queued(process, self.copies.len() - 1))?;
+            self.copies.push(kept);
+            let locks = captured.info.locks();
+            self.file(id, captured, &locks, CopySource::Queued(index, self.copies.len() - 1))?;
         }
         Ok(id)
     }
 
-    /// Writes the contents of all objects, after all files and slots.
-    pub(super) fn contents(&mut self, processes: &[Process]) -> Result<()> {
-        let Some(limit) = self.options.data else { return Ok(()) };
+    /// Writes the contents of all objects, those that were read already as they are.
+    fn write_contents(&mut self, reading: &Reading<'_>) -> Result<()> {
         self.progress.turn(Unit::Bytes, None);
-        for at in 0..self.holders.len() {
-            let object = self.holders[at].object;
-            if let Some(read) = self.holders[at].read.take() {
-                for data in read {
-                    let count = data.bytes.0.len() as u64;
-                    self.summary.contents += count;
-                    self.progress.add(count);
-                    self.out.put(&Item::Data(data))?;
-                }
+        for source in &mut self.sources {
+            let object = source.object;
+            let (out, summary, progress) = (&mut self.out, &mut self.summary, &mut self.progress);
+            let mut write = |data: Data| {
+                summary.contents += data.bytes.0.len() as u64;
+                progress.add(data.bytes.0.len() as u64);
+                out.put(&Item::Data(data))
+            };
+            if let Some(read) = source.read.take() {
+                read.into_iter().try_for_each(write)?;
                 continue;
             }
             let mut failed = None;
-            let (out, summary) = (&mut self.out, &mut self.summary);
-            let progress = &mut self.progress;
             let mut put = |piece: Piece<'_>| {
                 let Piece { offset, bytes, with, fds } = piece;
                 if !fds.is_empty() {
                     let why = "descriptors were queued in it during the scan; --freeze stops it";
                     return Err(Error::new(Status::Gone, why));
                 }
-                summary.contents += bytes.len() as u64;
-                progress.add(bytes.len() as u64);
-                let bytes = Bytes(bytes.to_vec());
-                let data = Data { object, offset, with: with.map(Box::new), bytes };
-                out.put(&Item::Data(data)).inspect_err(|err| failed = Some(err.clone()))
+                let (bytes, with) = (Bytes(bytes.to_vec()), with.map(Box::new));
+                let written = write(Data { object, offset, with, bytes });
+                written.inspect_err(|err| failed = Some(err.clone()))
             };
-            let read =
-                self.holders[at].read(processes, &self.copies, self.options, limit, &mut put);
+            let read = source.read(reading, &self.copies, &mut put);
             if let Some(err) = failed {
                 return Err(err);
             }
             if let Err(err) = read {
-                self.trouble(Status::No, err.to_string());
+                self.status = self.status.max(Status::No);
+                (self.say)(err.to_string());
             }
         }
         Ok(())
@@ -151,17 +171,11 @@ impl<W: Write> Scan<'_, W> {
 }
 
 impl ContentsSource {
-    /// Hands on its contents.
-    fn read(
-        &self,
-        processes: &[Process],
-        copies: &[OwnedFd],
-        options: &ScanOptions,
-        limit: u64,
-        to: &mut dyn FnMut(Piece<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let process = &processes[self.source.process()];
-        let (copy, what) = match self.source {
+    /// Hands on its contents. Fails with status 5 if its number names another file by now, as its
+    /// kind does, and as `to` does.
+    fn read(&self, reading: &Reading<'_>, copies: &[OwnedFd], to: Sink<'_>) -> Result<()> {
+        let process = &reading.processes[self.copy.process()];
+        let (copy, what) = match self.copy {
             CopySource::Number(_, fd) => {
                 (sys::pidfd_getfd(process.pidfd(), fd).map_err(Error::from), format!("fd {fd}"))
             }
@@ -170,15 +184,18 @@ impl ContentsSource {
             }
         };
         let read = copy.and_then(|copy| {
-            let found = crate::proc::inode_of(copy.as_fd())?;
+            let found = inode_of(copy.as_fd())?;
             if (found.dev, found.ino) != (self.inode.dev, self.inode.ino) {
                 return Err(Error::new(Status::Gone, "the number names another file by now"));
             }
-            let captured: Vec<i32> = processes.iter().map(|process| process.pid).collect();
-            let (link, frozen) = (self.link.0.as_slice(), options.freezes());
-            let (inode, object) = (&found, self.key);
-            let cx = ContentsContext { inode, object, link, captured: &captured, frozen };
-            (self.kind.contents)(copy.as_fd(), &cx, limit, to)
+            let cx = ContentsContext {
+                inode: &found,
+                object: self.key,
+                link: &self.link.0,
+                captured: &reading.captured,
+                frozen: reading.frozen,
+            };
+            (self.kind.contents)(copy.as_fd(), &cx, reading.limit, to)
         });
         read.map_err(|err| err.at("its contents").at(what).at(process.pid.to_string()))
     }

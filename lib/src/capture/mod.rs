@@ -1,25 +1,27 @@
-//! Walks the tables of processes, finds what dup(2) and fork(2) share, and writes the image.
+//! A scan: the descriptor tables of processes become an image.
 
 mod contents;
 pub mod freeze;
+mod identity;
+mod tables;
 mod threads;
 
 use crate::capture::contents::{ContentsSource, CopySource};
 use crate::capture::freeze::Frozen;
+use crate::capture::identity::{Descriptions, Place};
+use crate::capture::tables::{Snapshot, Table, Tables};
 use crate::capture::threads::look;
 use crate::cli::progress::{Progress, Unit};
 use crate::error::{Error, Result, Status};
 use crate::filter::{Filter, Subject};
 use crate::image::{Bytes, Head, Item, Lock, OpenFile, Slot, Summary, VERSION, Writer};
 use crate::kind::Captured;
-use crate::proc::{CLOEXEC, FdInfo, Process, ProcessIdentity, attach_refusal, boot_id};
+use crate::proc::{CLOEXEC, FdInfo, Process, attach_refusal, boot_id};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::cmp::Ordering;
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Write;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
@@ -49,14 +51,6 @@ impl ScanOptions {
     }
 }
 
-/// Where a description was seen, to compare others with.
-#[derive(Clone, Copy)]
-struct KnownFile {
-    file: u32,
-    pid: i32,
-    fd: RawFd,
-}
-
 /// Captures processes into an image. `say` gets what could not be taken, a line each.
 ///
 /// Gives `out` back with the status: 1 if some descriptors could not be taken, 5 if a process changed meanwhile.
@@ -76,12 +70,11 @@ pub fn capture<W: Write>(
         status: Status::Done,
         progress,
         out: Writer::new(out),
-        seen: HashMap::new(),
+        descriptions: Descriptions::new(sys::compare_files),
         objects: HashMap::new(),
         locks: HashSet::new(),
-        holders: Vec::new(),
+        sources: Vec::new(),
         copies: Vec::new(),
-        files: 0,
         summary: Summary::default(),
     };
     scan.out.put(&Item::Head(Head {
@@ -91,7 +84,6 @@ pub fn capture<W: Write>(
         ..head(TOOL)
     }))?;
     scan.tables(&mut processes)?;
-    scan.queues(&processes)?;
     scan.contents(&processes)?;
     if options.stop {
         for process in &processes {
@@ -106,22 +98,21 @@ fn named(pid: i32) -> impl Fn(Error) -> Error {
     move |err| err.at(pid.to_string())
 }
 
-/// Our limit of open files is as high as it can be.
+/// Raises our own limit of open files as far as it goes.
 fn raise_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
-/// So many processes stay ready to be looked at, which takes four descriptors of each; the others
-/// are only held.
-fn ready() -> Result<usize> {
+/// The count of processes of which more than a pidfd stays open, which is four descriptors of each.
+fn open_processes() -> Result<usize> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0 as usize / 16)
 }
 
-/// Who makes images of processes.
+/// The tool that makes images of processes.
 const TOOL: &str = "fdscan";
 
-/// Takes hold of all processes, parents before children, and stops them if that is asked.
+/// Opens all processes, parents before children, and stops them if that is asked.
 fn gather(
     pids: &[i32],
     options: &ScanOptions,
@@ -129,19 +120,14 @@ fn gather(
     progress: &mut Progress,
 ) -> Result<Vec<Process>> {
     if options.tree || pids.len() > 1 {
-        // Each takes a few descriptors.
         raise_limit()?;
     }
-    let ready = ready()?;
+    let most_open = open_processes()?;
     let cache = Arc::default();
     let mut processes: Vec<Process> = Vec::new();
-    let mut known: std::collections::HashSet<i32> = pids.iter().copied().collect();
-    let mut queue: std::collections::VecDeque<(i32, bool)> = Default::default();
-    for (at, &pid) in pids.iter().enumerate() {
-        if !pids[..at].contains(&pid) {
-            queue.push_back((pid, true));
-        }
-    }
+    let mut known: HashSet<i32> = HashSet::new();
+    let mut queue: VecDeque<(i32, bool)> = VecDeque::new();
+    queue.extend(pids.iter().filter(|pid| known.insert(**pid)).map(|pid| (*pid, true)));
     while let Some((pid, asked)) = queue.pop_front() {
         let mut process = match Process::open_with(pid, &cache) {
             // A child that has ended meanwhile is no longer of the tree.
@@ -152,13 +138,10 @@ fn gather(
             frozen.add(&process).map_err(named(pid))?;
         }
         if options.tree {
-            for child in process.children().map_err(named(pid))? {
-                if known.insert(child) {
-                    queue.push_back((child, false));
-                }
-            }
+            let children = process.children().map_err(named(pid))?.into_iter();
+            queue.extend(children.filter(|child| known.insert(*child)).map(|child| (child, false)));
         }
-        if processes.len() >= ready {
+        if processes.len() >= most_open {
             process.release();
         }
         processes.push(process);
@@ -190,115 +173,79 @@ pub fn head(tool: &str) -> Head {
     }
 }
 
+/// Orders two open file descriptions: kcmp(2).
+type CompareFiles = fn(Place, Place) -> nix::Result<Ordering>;
+
+/// A scan that goes on.
 struct Scan<'a, W: Write> {
     options: &'a ScanOptions,
     say: &'a mut dyn FnMut(String),
     status: Status,
     progress: Progress,
     out: Writer<W>,
-    /// Files by what /proc tells of them; those of one key are ordered by kcmp(2).
-    seen: HashMap<u64, Vec<KnownFile>>,
+    descriptions: Descriptions<CompareFiles>,
+    /// Ids of objects by [`crate::kind::Kind::object`].
     objects: HashMap<(u32, u32, u64), u32>,
     /// Locks that are in the image already: the table if it is a table's, link and mount.
     locks: HashSet<(Option<u32>, Bytes, i32, Lock)>,
-    holders: Vec<ContentsSource>,
+    /// Objects whose contents are wanted.
+    sources: Vec<ContentsSource>,
     /// Of what waits in queues, one of each description that no table has.
     copies: Vec<OwnedFd>,
-    files: u32,
     summary: Summary,
 }
 
 impl<W: Write> Scan<'_, W> {
-    fn trouble(&mut self, status: Status, line: String) {
+    /// Says what could not be taken. The scan ends with this status or a worse one.
+    fn report(&mut self, status: Status, line: String) {
         self.status = self.status.max(status);
         (self.say)(line);
     }
 
     /// Writes all tasks, then the descriptors of each table once.
     fn tables(&mut self, processes: &mut [Process]) -> Result<()> {
-        // The first process of each table, and all its pids.
-        let mut tables: Vec<(usize, Vec<i32>)> = Vec::new();
-        let mut before: Vec<(ProcessIdentity, Vec<RawFd>)> = Vec::new();
-        // Only tables of as many numbers can be one; the first tables of each, as kcmp(2) orders them.
-        let mut alike: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut tables = Tables::default();
+        let mut before: Vec<Snapshot> = Vec::new();
         self.progress.turn(Unit::Of("tasks"), Some(processes.len() as u64));
-        let ready = ready()?;
-        for at in 0..processes.len() {
-            let process = &processes[at];
+        let most_open = open_processes()?;
+        let compare: fn(i32, i32) -> nix::Result<Ordering> = match self.options.passive {
+            true => |_, _| Err(Errno::ENOSYS),
+            false => sys::compare_tables,
+        };
+        for (at, process) in processes.iter_mut().enumerate() {
             let pid = process.pid;
-            let identity = process.identity().map_err(named(pid))?;
-            let numbers = process.numbers().map_err(named(pid))?;
-            let candidates = alike.entry(numbers.len()).or_default();
-            // One that kcmp(2) may not look at is shared with nobody, as far as we can know.
-            let known = !self.options.passive && sys::compare_tables(pid, pid).is_ok();
-            let place = match known {
-                true => candidates.binary_search_by(|&table| {
-                    let first = processes[tables[table].0].pid;
-                    sys::compare_tables(first, pid).unwrap_or(Ordering::Less)
-                }),
-                false => Err(candidates.len()),
-            };
-            let table = match place {
-                Ok(place) => candidates[place],
-                Err(place) => {
-                    if known {
-                        candidates.insert(place, tables.len());
-                    }
-                    tables.push((at, Vec::new()));
-                    tables.len() - 1
-                }
-            };
-            tables[table].1.push(pid);
-            let highest = numbers.last().copied();
+            let snapshot = Snapshot::take(process).map_err(named(pid))?;
+            let table = tables.add(at, pid, snapshot.numbers.len(), compare);
+            let highest = snapshot.numbers.last().copied();
             let task = process.task(table as u32, highest).map_err(named(pid))?;
             self.summary.tasks += 1;
             self.out.put(&Item::Task(task.into()))?;
-            before.push((identity, numbers));
-            if at >= ready {
-                processes[at].release();
+            before.push(snapshot);
+            if at >= most_open {
+                process.release();
             }
             self.progress.add(1);
         }
-        let all = tables.iter().map(|(at, _)| before[*at].1.len() as u64).sum();
+        let tables = tables.into_vec();
+        let all = tables.iter().map(|table| before[table.first].numbers.len() as u64).sum();
         self.progress.turn(Unit::Of("descriptors"), Some(all));
-        for (table, (at, pids)) in tables.iter().enumerate() {
-            let process = &processes[*at];
-            let (identity, numbers) = &before[*at];
-            self.table(table as u32, *at, process, pids, numbers)?;
-            self.look_again(process, identity, numbers);
-            processes[*at].release();
+        for (id, table) in tables.iter().enumerate() {
+            let (process, before) = (&processes[table.first], &before[table.first]);
+            self.table(id as u32, table, process, &before.numbers)?;
+            if let Some(change) = before.change(Snapshot::take(process)) {
+                self.report(Status::Gone, format!("{}: {change}", process.pid));
+            }
+            processes[table.first].release();
         }
         Ok(())
     }
 
-    /// Says if a table, or the program that has it, is not what it was.
-    fn look_again(&mut self, process: &Process, identity: &ProcessIdentity, numbers: &[RawFd]) {
-        let pid = process.pid;
-        let line = match (process.identity(), process.numbers()) {
-            (Ok(now), Ok(_)) if now != *identity => {
-                "it became another program during the scan".to_owned()
-            }
-            (Ok(_), Ok(now)) if now != numbers => {
-                let only = |a: &[RawFd], b: &[RawFd]| {
-                    a.iter().filter(|fd| b.binary_search(fd).is_err()).count()
-                };
-                let (new, old) = (only(&now, numbers), only(numbers, &now));
-                format!(
-                    "it opened {new} and closed {old} descriptors during the scan; --freeze stops it"
-                )
-            }
-            (Ok(_), Ok(_)) => return,
-            _ => "it ended during the scan".to_owned(),
-        };
-        self.trouble(Status::Gone, format!("{pid}: {line}"));
-    }
-
+    /// Writes the descriptors of a table that pass the filters. `process` is the first that has it.
     fn table(
         &mut self,
-        table: u32,
-        at: usize,
+        id: u32,
+        table: &Table,
         process: &Process,
-        pids: &[i32],
         numbers: &[RawFd],
     ) -> Result<()> {
         let filters = &self.options.filters;
@@ -312,122 +259,272 @@ impl<W: Write> Scan<'_, W> {
             fetch = false;
             let why = attach_refusal();
             let lost = "sharing, owners and sizes are not in the image";
-            self.trouble(Status::No, format!("{}: {lost}: {why}", process.pid));
+            self.report(Status::No, format!("{}: {lost}: {why}", process.pid));
         }
         look(process, &numbers, fetch, &mut |looked| {
-            // What the clock takes is nothing beside a look.
+            // A call for the time is little beside a look.
             self.progress.add(1);
             match looked {
-                Ok(taken) => self.write(table, at, process, pids, taken, fetch),
-                // A number closed since it was listed is a change, which is told below.
+                Ok(captured) => self.slot(id, table, process, captured, fetch),
+                // A number closed since it was listed is a change, which is told at the end.
                 Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => {
                     Ok(())
                 }
                 Err((fd, err)) => {
-                    self.trouble(Status::No, format!("{}: fd {fd}: {err}", process.pid));
-                    self.write(table, at, process, pids, Captured::unreadable(fd, &err), false)
+                    self.report(Status::No, format!("{}: fd {fd}: {err}", process.pid));
+                    self.slot(id, table, process, Captured::unreadable(fd, &err), false)
                 }
             }
         })
     }
 
-    /// Writes a slot, and its file if that is not in the image yet.
-    fn write(
+    /// Writes a slot, and its file if that is not in the image yet. `fetched` is true if there was a
+    /// copy of it: then it can be compared with others.
+    fn slot(
         &mut self,
-        table: u32,
-        process: usize,
-        holder: &Process,
-        pids: &[i32],
-        taken: Captured,
-        known: bool,
+        id: u32,
+        table: &Table,
+        process: &Process,
+        captured: Captured,
+        fetched: bool,
     ) -> Result<()> {
-        let Captured { fd, ref link, ref info, kind, .. } = taken;
-        let subject = Subject { fd: fd as u32, pids, kind: kind.name, link: &link.0 };
+        let Captured { fd, ref link, ref info, kind, .. } = captured;
+        let subject = Subject { fd: fd as u32, pids: &table.pids, kind: kind.name, link: &link.0 };
         if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
             return Ok(());
         }
-        let locks = self.locks(table, link, info, known);
+        let locks = self.locks(id, link, info, fetched);
         let cloexec = info.flags & CLOEXEC != 0;
-        let (id, new) = self.identify(&taken, holder.pid, fd, known);
+        let (file, new) = match fetched {
+            true => self.descriptions.identify(&identity::facts(&captured), (process.pid, fd)),
+            false => (self.descriptions.add(), true),
+        };
         if new {
-            self.file(id, taken, &locks, CopySource::Number(process, fd))?;
+            self.file(file, captured, &locks, CopySource::Number(table.first, fd))?;
         }
         self.summary.slots += 1;
         self.out.put(&Item::Slot(Slot {
-            table,
+            table: id,
             fd: fd as u32,
             cloexec,
-            file: id,
+            file,
             locks: locks.into_iter().filter(|lock| lock.class == "POSIX").collect(),
         }))
     }
 
     /// The locks of a number that are not in the image yet.
-    fn locks(&mut self, table: u32, link: &Bytes, info: &FdInfo, known: bool) -> Vec<Lock> {
+    fn locks(&mut self, table: u32, link: &Bytes, info: &FdInfo, fetched: bool) -> Vec<Lock> {
         let mut locks = info.locks();
         locks.retain(|lock| {
             let owner = (lock.class == "POSIX").then_some(table);
-            // Every dup shows what belongs to the table. What belongs to a description stands with
-            // that; where dups look like descriptions of their own, an exclusive lock is of one.
-            let once = owner.is_some() || !known && lock.write;
+            // Each dup shows the locks of the table. Those of a description stand with that; where
+            // dups look like descriptions of their own, an exclusive lock can be of one alone.
+            let once = owner.is_some() || !fetched && lock.write;
             !once || self.locks.insert((owner, link.clone(), info.mnt, lock.clone()))
         });
         locks
     }
 
     /// Writes a file that is not in the image yet.
-    fn file(&mut self, id: u32, taken: Captured, locks: &[Lock], source: CopySource) -> Result<()> {
-        let object = match (&taken.inode, taken.object) {
+    fn file(
+        &mut self,
+        id: u32,
+        captured: Captured,
+        locks: &[Lock],
+        copy: CopySource,
+    ) -> Result<()> {
+        let object = match (&captured.inode, captured.object) {
             (Some(inode), Some(key)) => {
                 let next = self.objects.len() as u32;
                 let object = *self.objects.entry(key).or_insert(next);
                 if object == next && self.options.data.is_some() {
-                    let (kind, inode, link) = (taken.kind, inode.clone(), taken.link.clone());
+                    let kind = captured.kind;
                     // fdinfo counts them, since Linux 5.13.
                     let carries =
-                        kind.carries_descriptors && taken.info.get("scm_fds") != Some("0");
-                    let read = None;
-                    let holder =
-                        ContentsSource { object, source, kind, inode, key, link, carries, read };
-                    self.holders.push(holder);
+                        kind.carries_descriptors && captured.info.get("scm_fds") != Some("0");
+                    self.sources.push(ContentsSource {
+                        object,
+                        copy,
+                        kind,
+                        inode: inode.clone(),
+                        key,
+                        link: captured.link.clone(),
+                        carries,
+                        read: None,
+                    });
                 }
                 Some(object)
             }
             _ => None,
         };
         self.summary.files += 1;
-        self.summary.opaque += u64::from(taken.is_opaque());
+        self.summary.opaque += u64::from(captured.is_opaque());
         let locks = locks.iter().filter(|lock| lock.class != "POSIX").cloned().collect();
-        let file = OpenFile { object, locks, ..taken.into_file(id) };
+        let file = OpenFile { object, locks, ..captured.into_file(id) };
         self.out.put(&Item::File(file.into()))
     }
+}
 
-    /// The id of the description behind a number, and whether it is new.
-    ///
-    /// Only descriptions that /proc cannot tell apart are compared, and since kcmp(2) orders them
-    /// a search among n takes log n comparisons. Positions are no part of the key: they move.
-    fn identify(&mut self, taken: &Captured, pid: i32, fd: RawFd, known: bool) -> (u32, bool) {
-        let next = self.files;
-        if !known {
-            self.files += 1;
-            return (next, true);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proc::Stat;
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::fs::FileExt;
+    use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+    /// A shell that does what it is told: its table changes when a test wants it to.
+    struct Shell {
+        child: Child,
+        stdin: ChildStdin,
+        stdout: BufReader<ChildStdout>,
+    }
+
+    impl Shell {
+        /// One with an argument of this length, which is in the record of its task.
+        fn new(argument: usize) -> Shell {
+            let script = "while read -r line; do eval \"$line\"; echo; done";
+            let mut child = Command::new("sh")
+                .args(["-c", script, "sh", &"x".repeat(argument)])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+            Shell { child, stdin, stdout: BufReader::new(stdout) }
         }
-        let mut hasher = DefaultHasher::new();
-        let Captured { link, info, .. } = taken;
-        // Two eventfds have one inode; only this number is their own.
-        (link, info.ino, info.mnt, taken.flags(), info.get("eventfd-id")).hash(&mut hasher);
-        let seen = self.seen.entry(hasher.finish()).or_default();
-        let place = seen.binary_search_by(|other| {
-            // A process that ends meanwhile cannot be compared; what it had is then its own.
-            sys::compare_files((other.pid, other.fd), (pid, fd)).unwrap_or(Ordering::Less)
-        });
-        match place {
-            Ok(at) => (seen[at].file, false),
-            Err(at) => {
-                seen.insert(at, KnownFile { file: next, pid, fd });
-                self.files += 1;
-                (next, true)
+
+        fn pid(&self) -> i32 {
+            self.child.id() as i32
+        }
+
+        fn tell(&mut self, line: &str) {
+            writeln!(self.stdin, "{line}").unwrap();
+        }
+
+        /// Waits until a line is done.
+        fn run(&mut self, line: &str) {
+            self.tell(line);
+            self.stdout.read_line(&mut String::new()).unwrap();
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    /// An image, and something that is done when the first of it is written.
+    struct Interrupted<'a> {
+        image: Vec<u8>,
+        act: Option<&'a mut dyn FnMut()>,
+    }
+
+    impl Write for Interrupted<'_> {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if let Some(act) = self.act.take() {
+                act();
             }
+            self.image.write(bytes)
         }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Scans a shell, which `act` changes once the first 64 KiB are written: image, status, and what
+    /// was said.
+    fn scan(
+        shell: &mut Shell,
+        options: &ScanOptions,
+        act: impl Fn(&mut Shell),
+    ) -> (Vec<u8>, Status, Vec<String>) {
+        let mut said = Vec::new();
+        let pid = shell.pid();
+        let mut act = || act(shell);
+        let out = Interrupted { image: Vec::new(), act: Some(&mut act) };
+        let mut say = |line| said.push(line);
+        let (out, status, _) = capture(&[pid], options, out, &mut say).unwrap();
+        assert!(out.act.is_none());
+        (out.image, status, said)
+    }
+
+    /// Says that this machine allows no copies of descriptors, and gives true.
+    fn skips(said: &[String]) -> bool {
+        let skips = said.iter().any(|line| line.contains(attach_refusal()));
+        if skips {
+            eprintln!("SKIP: pidfd_getfd(2) is not permitted here");
+        }
+        skips
+    }
+
+    /// A scan of a shell that changes between the list of its numbers and the last look at them.
+    fn changed(act: impl Fn(&mut Shell)) -> (Status, String) {
+        let mut shell = Shell::new(100 << 10);
+        shell.run("exec 4</dev/null");
+        let (_, status, said) = scan(&mut shell, &ScanOptions::default(), act);
+        (status, said.last().cloned().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_table_that_changes_during_the_scan_is_said() {
+        let (status, said) = changed(|shell| shell.run("exec 5</dev/null 6</dev/null 4<&-"));
+        assert!(said.contains("it opened 2 and closed 1 descriptors"), "{said}");
+        assert_eq!(status, Status::Gone);
+        let (status, said) = changed(|shell| shell.run(":"));
+        assert_eq!((status, said.as_str()), (Status::Done, ""));
+    }
+
+    #[test]
+    fn a_process_that_execs_or_ends_during_the_scan_is_said() {
+        let until = |pid, holds: fn(&Stat) -> bool| {
+            while !Stat::of(pid).is_none_or(|stat| holds(&stat)) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let (status, said) = changed(|shell| {
+            shell.tell("exec sleep 600");
+            until(shell.pid(), |stat| stat.name() == b"sleep");
+        });
+        assert!(said.ends_with(": it became another program during the scan"), "{said}");
+        assert_eq!(status, Status::Gone);
+        let (status, said) = changed(|shell| {
+            shell.tell("exit");
+            until(shell.pid(), Stat::is_zombie);
+        });
+        assert!(said.ends_with(": it ended during the scan"), "{said}");
+        assert_eq!(status, Status::Gone);
+    }
+
+    #[test]
+    fn contents_of_a_number_that_names_another_file_by_now_are_not_taken() {
+        let dir = std::env::temp_dir();
+        let path = |name: &str| {
+            let path = dir.join(format!("fdkit-scan-{name}-{}", std::process::id()));
+            path.to_str().unwrap().to_owned()
+        };
+        let (large, small, other) = (path("large"), path("small"), path("other"));
+        // More than is written at once, so that there is a moment between the two.
+        std::fs::File::create(&large).unwrap().write_all_at(&[b'l'; 192 << 10], 0).unwrap();
+        std::fs::write(&small, "the text of the small file").unwrap();
+        std::fs::write(&other, "the text of the other file").unwrap();
+        let mut shell = Shell::new(0);
+        shell.run(&format!("exec 3<{large} 4<{small}; rm {large} {small}"));
+        let options = ScanOptions { data: Some(1 << 20), ..ScanOptions::default() };
+        let line = format!("exec 4<{other}");
+        let (image, status, said) = scan(&mut shell, &options, |shell| shell.run(&line));
+        std::fs::remove_file(&other).unwrap();
+        if skips(&said) {
+            return;
+        }
+        let has = |text: &str| image.windows(text.len()).any(|part| part == text.as_bytes());
+        assert!(has(&"l".repeat(1000)) && !has("the text of"));
+        let line =
+            format!("{}: fd 4: its contents: the number names another file by now", shell.pid());
+        // Of what the shell has inherited, more may be said.
+        assert!(status == Status::No && said.contains(&line), "{said:?}");
     }
 }

@@ -69,6 +69,21 @@ pub struct ProcessIdentity {
     program: (u64, u64),
 }
 
+impl From<&Stat> for ProcessIdentity {
+    fn from(stat: &Stat) -> Self {
+        let program = (stat.field(26) as u64, stat.field(28) as u64);
+        ProcessIdentity { start: stat.field(22) as u64, program }
+    }
+}
+
+impl ProcessIdentity {
+    /// True if there is no program: a process that has ended and is not waited for yet, or a thread
+    /// of the kernel.
+    pub fn is_without_program(&self) -> bool {
+        self.program == (0, 0)
+    }
+}
+
 impl Process {
     /// Takes hold of a process.
     ///
@@ -203,9 +218,7 @@ impl Process {
 
     /// What tells this program in this process from any other.
     pub fn identity(&self) -> Result<ProcessIdentity> {
-        let stat = self.stat()?;
-        let program = (stat.field(26) as u64, stat.field(28) as u64);
-        Ok(ProcessIdentity { start: stat.field(22) as u64, program })
+        Ok(ProcessIdentity::from(&self.stat()?))
     }
 
     fn stat(&self) -> Result<Stat> {
