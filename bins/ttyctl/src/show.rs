@@ -77,7 +77,7 @@ fn view(
     node: Option<&Inode>,
     terminal: Option<&NamedTerminal>,
 ) -> View {
-    let holders = openers::of(device, node.map(|it| it.dev));
+    let holders = openers::of_terminal(device, node.map(|it| it.dev));
     let mut settings = openers::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
     // If nobody else has a slave open, opening and closing it would show at its master as a hang-up.
     let safe = terminal::slave_index(device).is_none() || holders.iter().any(|it| it.member);

@@ -5,6 +5,7 @@ use crate::cli::progress::Unit;
 use crate::error::{Error, Result, Status};
 use crate::image::{Bytes, Data, Inode, Item, inode_of};
 use crate::kind::{Captured, ContentsContext, KindOps, Piece, Sink};
+use crate::proc::openers::Openers;
 use crate::proc::{Descriptor, Process};
 use crate::sys;
 use std::io::Write;
@@ -50,8 +51,8 @@ pub(super) struct ContentsSource {
 /// All that it takes to read contents.
 struct Reading<'a> {
     processes: &'a [Process],
-    /// The ids of the processes.
-    captured: Vec<i32>,
+    /// Asked only while the processes are stopped, if they are to be stopped at all.
+    openers: Openers,
     /// True if the processes are stopped.
     frozen: bool,
     /// The most bytes of one object.
@@ -63,10 +64,21 @@ impl<W: Write> Scan<'_, W> {
     /// in queues comes first: it may be files that no table has, and those may be queues.
     pub(super) fn contents(&mut self, processes: &[Process]) -> Result<()> {
         let Some(limit) = self.options.data else { return Ok(()) };
-        let captured = processes.iter().map(|process| process.pid).collect();
-        let reading = Reading { processes, captured, frozen: self.options.freezes(), limit };
+        let (openers, frozen) = (self.openers(processes), self.options.freezes());
+        let mut reading = Reading { processes, openers, frozen, limit };
+        let known = self.sources.len();
         self.read_queues(&reading)?;
+        if self.sources.len() > known {
+            // Descriptors of ours are all that some of those are open by.
+            reading.openers = self.openers(processes);
+        }
         self.write_contents(&reading)
+    }
+
+    /// The openers of the objects that are known by now.
+    fn openers(&self, processes: &[Process]) -> Openers {
+        let pids = processes.iter().map(|process| process.pid);
+        Openers::new(pids, self.sources.iter().map(|it| (&it.inode, it.link.0.as_slice())))
     }
 
     /// Reads the queues in which descriptors wait, and writes the files that no table has.
@@ -192,7 +204,7 @@ impl ContentsSource {
                 inode: &found,
                 object: self.key,
                 link: &self.link.0,
-                captured: &reading.captured,
+                openers: &reading.openers,
                 frozen: reading.frozen,
             };
             (self.kind.contents)(copy.as_fd(), &cx, reading.limit, to)

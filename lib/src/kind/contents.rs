@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::{Inode, MessageMeta};
-use crate::proc::openers;
+use crate::proc::openers::Openers;
 use std::os::fd::OwnedFd;
 
 /// A piece of the contents of an object, as a scan reads it.
@@ -27,8 +27,8 @@ pub struct ContentsContext<'a> {
     pub object: (u32, u32, u64),
     /// The link text of a descriptor of it, by readlink(2).
     pub link: &'a [u8],
-    /// The ids of the scanned processes.
-    pub captured: &'a [i32],
+    /// The scanned processes, and the other openers of their objects.
+    pub openers: &'a Openers,
     /// The scanned processes are frozen: `--freeze`.
     pub frozen: bool,
 }
@@ -37,22 +37,17 @@ impl ContentsContext<'_> {
     /// Fails unless every process that has the inode open is frozen. For contents that can be read
     /// only by removing them from a queue for a moment.
     pub fn require_frozen(&self) -> Result<()> {
-        let name = self.link.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        self.require_frozen_by(|captured| openers::another(self.inode, name, captured))
+        self.require_frozen_with(|| self.openers.other_opener(self.inode, self.link))
     }
 
     /// [`ContentsContext::require_frozen`] for an object that several inodes lead to.
-    /// `other_opener` finds a process that has it open, or may have it open, and is not among the
-    /// given ones.
-    pub fn require_frozen_by(
-        &self,
-        other_opener: impl FnOnce(&[i32]) -> Option<i32>,
-    ) -> Result<()> {
+    /// `other_opener` finds a process that has it open, or may have it open, and is not scanned.
+    pub fn require_frozen_with(&self, other_opener: impl FnOnce() -> Option<i32>) -> Result<()> {
         if !self.frozen {
             let why = "reading them would disturb its users; scan with --freeze";
             return Err(Error::unrestorable(why));
         }
-        match other_opener(self.captured) {
+        match other_opener() {
             None => Ok(()),
             Some(pid) if std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok() => {
                 Err(Error::unrestorable(format!(

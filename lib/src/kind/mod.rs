@@ -374,6 +374,7 @@ pub fn claimed_by(it: &Descriptor<'_>) -> &'static KindOps {
 pub(crate) mod tests {
     use super::*;
     use crate::kind::record::decode_body;
+    use crate::proc::openers::Openers;
     use crate::proc::{Process, inode_of};
     use std::os::fd::{AsFd, AsRawFd};
 
@@ -399,7 +400,8 @@ pub(crate) mod tests {
     ) -> Result<()> {
         let inode = &inode_of(fd.as_fd()).unwrap();
         let object = (0, 0, 0);
-        let cx = ContentsContext { inode, object, link: b"", captured: &[], frozen: false };
+        let openers = &Openers::new([], []);
+        let cx = ContentsContext { inode, object, link: b"", openers, frozen: false };
         K::contents(fd.as_fd(), &cx, limit, &mut |piece| {
             take(piece);
             Ok(())

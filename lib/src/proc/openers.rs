@@ -1,17 +1,35 @@
-//! Who has a terminal: the members of its session, and whoever has a descriptor of either end. And
-//! who else has an object open.
+//! The processes that have an object open: a socket, a file, or a terminal.
+//!
+//! The kernel keeps no such list. One walk of /proc finds the openers of all objects that are asked
+//! about: two calls for each descriptor of the system, and a few more for each that may be one.
 
+use super::fdinfo::FdInfo;
+use super::read::{bracketed, read_at};
+use super::stat::{self, Stat};
 use crate::image::{Bytes, Inode};
-use crate::proc::{self, FdInfo};
 use crate::sys::{self, tty};
 use crate::terminal;
+use nix::dir::Dir;
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat};
 use nix::libc;
-use nix::sys::stat::{major, minor, stat};
-use std::fs::ReadDir;
+use nix::sys::stat::{Mode, fstatat, major, minor};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 
-/// A process that has to do with a terminal.
+/// Major and minor number of a device.
+type Device = (u32, u32);
+
+/// /dev/tty: the controlling terminal of whoever opens it.
+const DEV_TTY: Device = (5, 0);
+/// /dev/ptmx, and the node `ptmx` of a devpts.
+const PTMX: Device = (5, 2);
+/// Flags of a directory that is read.
+const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
+
+/// A process that has a terminal open, or is of its session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opener {
     /// Its id.
@@ -20,142 +38,546 @@ pub struct Opener {
     pub sid: i32,
     /// Its process group.
     pub pgid: i32,
-    /// The foreground group of its session.
+    /// The foreground process group of its controlling terminal; -1 if it has none.
     pub foreground: i32,
     /// The name of its program.
     pub comm: Bytes,
-    /// Whether the terminal is its controlling terminal.
+    /// True if the terminal is its controlling terminal.
     pub member: bool,
-    /// Its descriptors of the terminal; none if we may not look.
+    /// Its descriptors of the terminal, ascending; none if they may not be looked at.
     pub fds: Option<Vec<RawFd>>,
-    /// Its descriptors of the master of the terminal.
+    /// Its descriptors of the master of the terminal, ascending.
     pub masters: Vec<RawFd>,
 }
 
-/// All that have to do with a terminal, ascending. `devpts` is the device of its file system, where
-/// there may be another with its device number in another one (a container).
+/// The openers of one terminal, by pid. `devpts` is the device of its file system: each mount of
+/// devpts (each container) has terminals of the same numbers.
 ///
-/// Only links below /dev are looked at closer: a dead network file system cannot hang this.
-pub fn of(device: (u32, u32), devpts: Option<(u32, u32)>) -> Vec<Opener> {
-    let wanted = i64::from(tty::encoded(device) as i32);
-    let known = |pid: i32, stat: proc::Stat| {
-        let member = stat.field(7) == wanted;
-        let found = descriptors(pid, device, devpts, member);
-        let has = |(fds, masters): &(Vec<_>, Vec<_>)| fds.len() + masters.len() > 0;
-        if !member && !found.as_ref().is_some_and(has) {
-            return None;
-        }
-        let (fds, masters) = found.map_or((None, Vec::new()), |(fds, m)| (Some(fds), m));
-        Some(Opener {
-            pid,
-            sid: stat.field(6) as i32,
-            pgid: stat.field(5) as i32,
-            foreground: stat.field(8) as i32,
-            comm: stat.name().into(),
-            member,
-            fds,
-            masters,
-        })
-    };
-    proc::all().filter_map(|(pid, stat)| known(pid, stat)).collect()
+/// Only links below /dev are followed: a network file system whose server is gone cannot hang this.
+pub fn of_terminal(device: Device, devpts: Option<Device>) -> Vec<Opener> {
+    let wanted = Wanted { terminals: Terminals::One(device), ..Wanted::default() };
+    Walk::new(&wanted, &HashSet::new()).of_terminal(device, devpts)
 }
 
-/// The numbers of a process that are the terminal, and its master.
-fn descriptors(
-    pid: i32,
-    device: (u32, u32),
-    devpts: Option<(u32, u32)>,
-    member: bool,
-) -> Option<(Vec<RawFd>, Vec<RawFd>)> {
-    let (mut fds, mut masters) = (Vec::new(), Vec::new());
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-        let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
-        let Ok(link) = std::fs::read_link(entry.path()) else { continue };
-        if !link.starts_with("/dev") {
-            continue;
-        }
-        let Ok(is) = stat(&entry.path()) else { continue };
-        let rdev = (major(is.st_rdev) as u32, minor(is.st_rdev) as u32);
-        let info =
-            || std::fs::read(format!("/proc/{pid}/fdinfo/{fd}")).map(|it| FdInfo::parse(&it));
-        if is.st_mode & libc::S_IFMT != libc::S_IFCHR
-            || info().is_ok_and(|it| it.flags & libc::O_PATH as u32 != 0)
-        {
-            continue;
-        }
-        let here = devpts.is_none_or(|it| it == (major(is.st_dev) as u32, minor(is.st_dev) as u32));
-        match rdev {
-            (5, 0) if member => fds.push(fd),
-            (5, 2) => {
-                let index = info().ok().and_then(|it| it.get("tty-index")?.parse().ok());
-                let at =
-                    |index| terminal::slave_node(pid, link.as_os_str().as_encoded_bytes(), index);
-                let same = |index| match (devpts, at(index)) {
-                    (Some(devpts), Some(found)) => devpts == found.dev,
-                    _ => true,
-                };
-                if index.is_some()
-                    && index == terminal::slave_index(device)
-                    && index.is_some_and(same)
-                {
-                    masters.push(fd);
-                }
-            }
-            _ if rdev == device && here => fds.push(fd),
-            _ => (),
-        }
-    }
-    fds.sort_unstable();
-    masters.sort_unstable();
-    Some((fds, masters))
-}
-
-/// A descriptor of ours for the terminal, or for its master, from one of those that have it: to
-/// open it could wait, and would show at the other end.
-pub fn copy(holders: &[Opener]) -> Option<OwnedFd> {
+/// A descriptor of this process for the terminal, or for its master, from one of its openers: to
+/// open the terminal could wait, and would show at the other end. None if no opener gives one.
+pub fn copy(openers: &[Opener]) -> Option<OwnedFd> {
     let ends =
         |it: &Opener| it.fds.iter().flatten().chain(&it.masters).copied().collect::<Vec<_>>();
-    holders.iter().find_map(|holder| {
-        let pidfd = sys::pidfd_open(holder.pid).ok()?;
-        let alive = |fd: &OwnedFd| tty::winsize(fd) != Err(Errno::EIO);
+    openers.iter().find_map(|opener| {
+        let pidfd = sys::pidfd_open(opener.pid).ok()?;
+        let has_not_hung_up = |fd: &OwnedFd| tty::winsize(fd) != Err(Errno::EIO);
         let fetch = |fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok();
-        ends(holder).into_iter().filter_map(fetch).find(alive)
+        ends(opener).into_iter().filter_map(fetch).find(has_not_hung_up)
     })
 }
 
-/// A process that is neither us nor one of these and has an object open, or may have, since it may
-/// not be looked at. `name` is the last part of what readlink(2) shows of the object: only what is
-/// called so is looked at closer.
-pub fn another(inode: &Inode, name: &[u8], known: &[i32]) -> Option<i32> {
-    stranger(known, |dir| {
-        dir.flatten().any(|entry| {
-            let link = std::fs::read_link(entry.path()).unwrap_or_default();
-            link.as_os_str().as_encoded_bytes().ends_with(name)
-                && stat(&entry.path()).is_ok_and(|it| {
-                    let dev = (major(it.st_dev) as u32, minor(it.st_dev) as u32);
-                    (dev, it.st_ino) == (inode.dev, inode.ino)
-                })
-        })
-    })
+/// The openers of the objects of a scan. /proc is walked at the first question, and what was found
+/// is the answer to all others.
+///
+/// A scan that stops its processes must ask only after it has stopped all: what they do later is not
+/// seen here. Other processes may still open an object after the walk, as they may after any look.
+#[derive(Debug)]
+pub struct Openers {
+    captured: HashSet<i32>,
+    state: RefCell<(Wanted, Option<Walk>)>,
 }
 
-/// A process that is neither us nor one of these and may not be looked at.
-pub fn hidden(known: &[i32]) -> Option<i32> {
-    stranger(known, |_| false)
-}
-
-/// A process that is neither us nor one of these, and whose numbers are such, or may not be known.
-fn stranger(known: &[i32], has: impl Fn(ReadDir) -> bool) -> Option<i32> {
-    let us = std::process::id() as i32;
-    let others = proc::all().map(|(pid, _)| pid).filter(|pid| *pid != us && !known.contains(pid));
-    others.into_iter().find(|pid| match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(dir) => has(dir),
-        // One that has ended has nothing open.
-        Err(err) => {
-            err.kind() != std::io::ErrorKind::NotFound
-                && !proc::Stat::of(*pid).is_none_or(|stat| stat.is_zombie())
+impl Openers {
+    /// Those of `objects`, each with its inode and what readlink(2) shows of it. An object that is
+    /// not among them takes a walk of its own. `captured` are the processes of the scan.
+    pub fn new<'o>(
+        captured: impl IntoIterator<Item = i32>,
+        objects: impl IntoIterator<Item = (&'o Inode, &'o [u8])>,
+    ) -> Openers {
+        let mut wanted = Wanted::default();
+        for (inode, link) in objects {
+            wanted.add(inode, link);
         }
-    })
+        let captured = captured.into_iter().collect();
+        Openers { captured, state: RefCell::new((wanted, None)) }
+    }
+
+    /// True if a process is of the scan.
+    pub fn is_captured(&self, pid: i32) -> bool {
+        self.captured.contains(&pid)
+    }
+
+    /// The lowest pid of the processes that have an object open, or may have, since they may not be
+    /// looked at; the captured processes and this one are left out. `link` is what readlink(2) shows
+    /// of the object: a file that has another last name elsewhere (a bind mount) is not found there.
+    pub fn other_opener(&self, inode: &Inode, link: &[u8]) -> Option<i32> {
+        let has = |walk: &Walk| [walk.other_opener(inode, link), walk.unreadable];
+        let found = self.ask(|wanted| wanted.add(inode, link), has);
+        found.into_iter().flatten().min()
+    }
+
+    /// The lowest pid of the processes that may not be looked at.
+    pub fn unreadable(&self) -> Option<i32> {
+        self.ask(|_| false, |walk| walk.unreadable)
+    }
+
+    /// As the function [`of_terminal`], for a pseudo terminal: captured processes and this one are
+    /// among them.
+    pub fn of_terminal(&self, device: Device, devpts: Option<Device>) -> Vec<Opener> {
+        self.ask(Wanted::add_terminals, |walk| walk.of_terminal(device, devpts))
+    }
+
+    /// Answers from the walk, which is made if there is none, or if `add` says that it did not look
+    /// for this.
+    fn ask<T>(&self, add: impl FnOnce(&mut Wanted) -> bool, answer: impl FnOnce(&Walk) -> T) -> T {
+        let (wanted, walk) = &mut *self.state.borrow_mut();
+        if add(wanted) {
+            *walk = None;
+        }
+        answer(walk.get_or_insert_with(|| Walk::new(wanted, &self.captured)))
+    }
+}
+
+/// The objects whose openers are looked for.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// All sockets.
+    sockets: bool,
+    /// Files by their last name, each with the inode numbers of those that are called so.
+    files: HashMap<Vec<u8>, HashSet<u64>>,
+    terminals: Terminals,
+}
+
+/// The terminals whose openers are looked for.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Terminals {
+    #[default]
+    None,
+    /// That of this device.
+    One(Device),
+    /// All pseudo terminals.
+    Pseudo,
+}
+
+impl Wanted {
+    /// Adds an object. True if it was not wanted before.
+    fn add(&mut self, inode: &Inode, link: &[u8]) -> bool {
+        if socket(link).is_some() {
+            return !std::mem::replace(&mut self.sockets, true);
+        }
+        match inode.rdev {
+            Some(device) if device == PTMX || terminal::slave_index(device).is_some() => {
+                self.add_terminals()
+            }
+            _ => self.files.entry(last_name(link).to_vec()).or_default().insert(inode.ino),
+        }
+    }
+
+    /// Adds all pseudo terminals. True if they were not wanted before.
+    fn add_terminals(&mut self) -> bool {
+        std::mem::replace(&mut self.terminals, Terminals::Pseudo) != Terminals::Pseudo
+    }
+}
+
+impl Terminals {
+    /// True if a node of this device number may be an end of one of them.
+    fn may_have(&self, rdev: Device) -> bool {
+        match self {
+            Terminals::None => false,
+            Terminals::One(device) => [*device, DEV_TTY, PTMX].contains(&rdev),
+            Terminals::Pseudo => {
+                [DEV_TTY, PTMX].contains(&rdev) || terminal::slave_index(rdev).is_some()
+            }
+        }
+    }
+}
+
+/// The inode number of `socket:[7]`.
+fn socket(link: &[u8]) -> Option<u64> {
+    bracketed(link).filter(|_| link.starts_with(b"socket:["))
+}
+
+/// The part of a link behind its last slash. The name may have gone between two looks.
+fn last_name(link: &[u8]) -> &[u8] {
+    let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    link.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
+}
+
+/// The findings of one walk of /proc.
+#[derive(Debug, Default)]
+struct Walk {
+    /// Inode numbers of sockets, each with the lowest pid that has it open.
+    sockets: HashMap<u64, i32>,
+    /// Device and inode numbers of files, each with the lowest pid that has it open.
+    files: HashMap<(Device, u64), i32>,
+    /// The lowest pid of the processes that may not be looked at.
+    unreadable: Option<i32>,
+    /// Processes with a controlling terminal or an open end of a terminal, ascending.
+    users: Vec<TerminalUser>,
+    /// Terminals, each with the indices of its users.
+    terminals: HashMap<Device, BTreeSet<usize>>,
+}
+
+/// A process that has to do with terminals.
+#[derive(Debug)]
+struct TerminalUser {
+    pid: i32,
+    stat: Stat,
+    /// Its descriptors of terminals, ascending; none if they may not be looked at.
+    ends: Option<Vec<(RawFd, End)>>,
+}
+
+/// An end of a terminal.
+#[derive(Debug)]
+enum End {
+    /// A node with this device number, on a file system with the other one.
+    Slave { device: Device, devpts: Device },
+    /// /dev/tty.
+    Controlling,
+    /// The master of the terminal with this index, by the path that readlink(2) shows.
+    Master { index: u32, link: Vec<u8> },
+}
+
+impl Walk {
+    /// Looks at all processes. Captured ones and this one matter as users of terminals alone.
+    fn new(wanted: &Wanted, captured: &HashSet<i32>) -> Walk {
+        let mut walk = Walk::default();
+        let us = std::process::id() as i32;
+        for (pid, stat) in stat::all() {
+            let is_other = pid != us && !captured.contains(&pid);
+            if !is_other && wanted.terminals == Terminals::None {
+                continue;
+            }
+            let ends = match Dir::open(format!("/proc/{pid}/fd").as_str(), DIRECTORY, Mode::empty())
+            {
+                Ok(dir) => Some(walk.look(pid, dir, wanted, is_other)),
+                // One that has ended meanwhile has nothing open.
+                Err(Errno::ENOENT | Errno::ESRCH) => continue,
+                // Of others than root a zombie may not be looked at.
+                Err(_) if stat.is_zombie() => Some(Vec::new()),
+                Err(_) => {
+                    walk.unreadable = walk.unreadable.or(is_other.then_some(pid));
+                    None
+                }
+            };
+            if wanted.terminals != Terminals::None {
+                walk.add_user(TerminalUser { pid, stat, ends });
+            }
+        }
+        walk
+    }
+
+    /// Looks at the descriptors of a process, and gives those of terminals.
+    fn look(
+        &mut self,
+        pid: i32,
+        mut dir: Dir,
+        wanted: &Wanted,
+        is_other: bool,
+    ) -> Vec<(RawFd, End)> {
+        let mut numbers: Vec<RawFd> = Vec::new();
+        for entry in dir.iter().flatten() {
+            numbers.extend(entry.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
+        }
+        numbers.sort_unstable();
+        let mut ends = Vec::new();
+        for fd in numbers {
+            let name = fd.to_string();
+            let Ok(link) = readlinkat(&dir, name.as_str()) else { continue };
+            let link = link.into_vec();
+            let at = Place { pid, dir: &dir, name: &name };
+            if is_other {
+                match socket(&link) {
+                    Some(inode) if wanted.sockets => {
+                        self.sockets.entry(inode).or_insert(pid);
+                    }
+                    Some(_) => (),
+                    None => {
+                        let inodes = wanted.files.get(last_name(&link));
+                        if let Some(key) = inodes.and_then(|inodes| at.file(inodes)) {
+                            self.files.entry(key).or_insert(pid);
+                        }
+                    }
+                }
+            }
+            if wanted.terminals != Terminals::None && link.starts_with(b"/dev/") {
+                ends.extend(at.end(link, &wanted.terminals).map(|end| (fd, end)));
+            }
+        }
+        ends
+    }
+
+    fn add_user(&mut self, user: TerminalUser) {
+        let mut devices: Vec<Device> = Vec::new();
+        devices.extend(user.controlling_terminal());
+        for (_, end) in user.ends.iter().flatten() {
+            match end {
+                End::Slave { device, .. } => devices.push(*device),
+                End::Controlling => (),
+                End::Master { index, .. } => devices.push(terminal::slave_device(*index)),
+            }
+        }
+        if devices.is_empty() {
+            return;
+        }
+        for device in devices {
+            self.terminals.entry(device).or_default().insert(self.users.len());
+        }
+        self.users.push(user);
+    }
+
+    fn other_opener(&self, inode: &Inode, link: &[u8]) -> Option<i32> {
+        match socket(link) {
+            Some(inode) => self.sockets.get(&inode).copied(),
+            None => self.files.get(&(inode.dev, inode.ino)).copied(),
+        }
+    }
+
+    fn of_terminal(&self, device: Device, devpts: Option<Device>) -> Vec<Opener> {
+        let users = self.terminals.get(&device).into_iter().flatten();
+        users.filter_map(|&at| self.users[at].opener(device, devpts)).collect()
+    }
+}
+
+impl TerminalUser {
+    /// The device of its controlling terminal.
+    fn controlling_terminal(&self) -> Option<Device> {
+        let device = self.stat.field(7) as u32;
+        (device != 0).then(|| tty::numbers(device))
+    }
+
+    /// Its descriptors of one terminal. None if it is not of its session and has none.
+    fn opener(&self, device: Device, devpts: Option<Device>) -> Option<Opener> {
+        let member = self.controlling_terminal() == Some(device);
+        let (mut fds, mut masters) = (Vec::new(), Vec::new());
+        for (fd, end) in self.ends.iter().flatten() {
+            match end {
+                End::Slave { device: has, devpts: on } => {
+                    let is = *has == device && devpts.is_none_or(|devpts| devpts == *on);
+                    fds.extend(is.then_some(*fd));
+                }
+                End::Controlling => fds.extend(member.then_some(*fd)),
+                End::Master { index, link } => {
+                    let node = || terminal::slave_node(self.pid, link, *index);
+                    let is = terminal::slave_device(*index) == device
+                        && devpts.is_none_or(|devpts| node().is_none_or(|it| it.dev == devpts));
+                    masters.extend(is.then_some(*fd));
+                }
+            }
+        }
+        if !member && fds.is_empty() && masters.is_empty() {
+            return None;
+        }
+        Some(Opener {
+            pid: self.pid,
+            sid: self.stat.field(6) as i32,
+            pgid: self.stat.field(5) as i32,
+            foreground: self.stat.field(8) as i32,
+            comm: self.stat.name().into(),
+            member,
+            fds: self.ends.is_some().then_some(fds),
+            masters,
+        })
+    }
+}
+
+/// A descriptor of another process.
+struct Place<'a> {
+    pid: i32,
+    /// Its /proc/PID/fd.
+    dir: &'a Dir,
+    /// Its number there.
+    name: &'a str,
+}
+
+impl Place<'_> {
+    fn info(&self) -> Option<FdInfo> {
+        let path = format!("/proc/{}/fdinfo/{}", self.pid, self.name);
+        Some(FdInfo::parse(&read_at(AT_FDCWD, &path).ok()?))
+    }
+
+    /// Device and inode number of a file whose inode number is among these. No other is asked for
+    /// its device, which could wait for a server (FUSE, NFS).
+    fn file(&self, inodes: &HashSet<u64>) -> Option<(Device, u64)> {
+        // Before Linux 5.14 fdinfo does not tell.
+        let ino = self.info()?.ino;
+        if ino != 0 && !inodes.contains(&ino) {
+            return None;
+        }
+        let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
+        Some(((major(found.st_dev) as u32, minor(found.st_dev) as u32), found.st_ino))
+    }
+
+    /// The end of a terminal that it is, if it is open and no mere place (O_PATH).
+    fn end(&self, link: Vec<u8>, terminals: &Terminals) -> Option<End> {
+        let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
+        let device = |device| (major(device) as u32, minor(device) as u32);
+        let rdev = device(found.st_rdev);
+        if found.st_mode & libc::S_IFMT != libc::S_IFCHR || !terminals.may_have(rdev) {
+            return None;
+        }
+        let info = self.info();
+        if info.as_ref().is_some_and(|it| it.flags & libc::O_PATH as u32 != 0) {
+            return None;
+        }
+        match rdev {
+            DEV_TTY => Some(End::Controlling),
+            PTMX => {
+                let index = info?.get("tty-index")?.parse().ok()?;
+                Some(End::Master { index, link })
+            }
+            _ => Some(End::Slave { device: rdev, devpts: device(found.st_dev) }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::inode_of;
+    use nix::fcntl::readlink;
+    use nix::pty::{posix_openpt, unlockpt};
+    use nix::sys::stat::fstat;
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+    use std::process::{Child, Command};
+
+    /// A child that has only this open, at 0, until it is dropped.
+    struct Holder(Child);
+
+    impl Holder {
+        fn new(of: impl Into<OwnedFd>) -> Holder {
+            Holder(Command::new("sleep").arg("600").stdin(of.into()).spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+    }
+
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// Inode and link of a descriptor of ours.
+    fn object(fd: impl AsFd) -> (Inode, Vec<u8>) {
+        let link = readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).as_str());
+        (inode_of(fd.as_fd()).unwrap(), link.unwrap().into_vec())
+    }
+
+    /// The pid that has an object open, those aside that may not be looked at. A child of another
+    /// test has copies of all that is open here, until it executes a program.
+    fn opener(captured: &[i32], (inode, link): &(Inode, Vec<u8>)) -> Option<i32> {
+        let find = || {
+            let openers = Openers::new(captured.iter().copied(), []);
+            let add = |wanted: &mut Wanted| wanted.add(inode, link);
+            openers.ask(add, |walk| walk.other_opener(inode, link))
+        };
+        let same = |_: &i32| {
+            let found = find();
+            (found == find()).then_some(found)
+        };
+        (0..100).find_map(|at| same(&at)).unwrap()
+    }
+
+    #[test]
+    fn a_socket_is_found_by_its_inode_unless_its_opener_is_captured() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mine, other) = (object(&ours), object(&theirs));
+        let child = Holder::new(theirs);
+        assert_eq!(opener(&[], &other), Some(child.pid()));
+        assert_eq!(opener(&[child.pid()], &other), None);
+        // We have it, and are no other.
+        assert_eq!(opener(&[], &mine), None);
+    }
+
+    #[test]
+    fn a_file_is_found_by_name_and_inode_even_when_its_name_is_gone() {
+        let path = std::env::temp_dir().join(format!("fdkit-openers-{}", std::process::id()));
+        let of = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            File::open(&path).unwrap()
+        };
+        let first = of("first");
+        let wanted = object(&first);
+        let child = Holder::new(first);
+        std::fs::remove_file(&path).unwrap();
+        // Another of the same name.
+        let second = of("second");
+        let _child = Holder::new(second.try_clone().unwrap());
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(opener(&[], &wanted), Some(child.pid()));
+        assert_eq!(opener(&[child.pid()], &wanted), None);
+    }
+
+    #[test]
+    fn one_walk_answers_for_all_objects() {
+        let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+        let objects: Vec<_> = pairs.iter().map(|(_, theirs)| object(theirs)).collect();
+        let _children: Vec<_> =
+            pairs[..2].iter().map(|(_, theirs)| Holder::new(theirs.try_clone().unwrap())).collect();
+        let all = objects.iter().map(|(inode, link)| (inode, link.as_slice()));
+        let openers = Openers::new([], all);
+        assert!(openers.state.borrow().1.is_none(), "nobody has asked yet");
+        let ask = |at: usize| {
+            let (inode, link) = &objects[at];
+            openers.ask(|wanted| wanted.add(inode, link), |walk| walk.other_opener(inode, link))
+        };
+        assert!(ask(0).is_some() && ask(1).is_some());
+        // What came after the walk is not seen, so there was no other.
+        let _late = Holder::new(pairs[2].1.try_clone().unwrap());
+        assert_eq!(ask(2), None);
+        // An object that is not known takes another.
+        let (inode, link) = object(File::open("/dev/zero").unwrap());
+        openers.other_opener(&inode, &link);
+        assert!(ask(2).is_some());
+    }
+
+    #[test]
+    fn processes_of_others_may_not_be_looked_at() {
+        let openers = Openers::new([], []);
+        match nix::unistd::geteuid().is_root() {
+            true => assert_eq!(openers.unreadable(), None),
+            false => {
+                let (inode, link) = object(File::open("/dev/zero").unwrap());
+                assert!(openers.unreadable().is_some());
+                assert!(openers.other_opener(&inode, &link).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_found_by_either_end() {
+        let close_on_exec = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master_end = posix_openpt(close_on_exec).unwrap();
+        unlockpt(&master_end).unwrap();
+        let slave_end = tty::peer(&master_end, close_on_exec.bits() as u32).unwrap();
+        let found = fstat(&slave_end).unwrap();
+        let device = (major(found.st_rdev) as u32, minor(found.st_rdev) as u32);
+        let devpts = (major(found.st_dev) as u32, minor(found.st_dev) as u32);
+        let slave = Holder::new(slave_end.try_clone().unwrap());
+        let master = Holder::new(master_end.as_fd().try_clone_to_owned().unwrap());
+        let openers = Openers::new([slave.pid()], []);
+        let ends = |devpts| {
+            let found = openers.of_terminal(device, Some(devpts));
+            let of = |pid| found.iter().find(|it| it.pid == pid).cloned();
+            (of(slave.pid()), of(master.pid()))
+        };
+        let (Some(slave_found), Some(master_found)) = ends(devpts) else { panic!() };
+        assert_eq!(
+            (slave_found.fds.as_deref(), &slave_found.masters[..]),
+            (Some(&[0][..]), &[][..])
+        );
+        assert_eq!(
+            (master_found.fds.as_deref(), &master_found.masters[..]),
+            (Some(&[][..]), &[0][..])
+        );
+        assert!(!slave_found.member && slave_found.comm.0 == b"sleep");
+        assert!(openers.is_captured(slave.pid()) && !openers.is_captured(master.pid()));
+        // That of the same number in another devpts.
+        assert_eq!(ends((devpts.0, devpts.1 + 1)), (None, None));
+        let alone = of_terminal(device, Some(devpts));
+        assert!(alone.iter().any(|it| it == &slave_found));
+        assert!(copy(&alone).is_some_and(|fd| tty::winsize(&fd).is_ok()));
+    }
 }

@@ -12,7 +12,7 @@ use crate::kind::terminal::pty_buffer::{
     BufferRoundTrip, FLIP_BUFFER_CAPACITY, LDISC_CAPACITY, Pieces, PtyEnds, poll_now,
 };
 use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink};
-use crate::proc::openers::{self, Opener};
+use crate::proc::openers::Opener;
 use crate::proc::{Descriptor, FdInfo};
 use crate::sys::flags::O_LARGEFILE;
 use crate::sys::{self, tty};
@@ -183,8 +183,8 @@ impl Kind for Pty {
             return Ok(());
         }
         let device = terminal::slave_device(index as u32);
-        let openers = openers::of(device, Some((major, minor)));
-        let captured = |it: &&Opener| cx.captured.contains(&it.pid);
+        let openers = cx.openers.of_terminal(device, Some((major, minor)));
+        let captured = |it: &&Opener| cx.openers.is_captured(it.pid);
         let mut masters = openers.iter().filter(captured);
         let Some((pid, fd)) = masters.find_map(|it| Some((it.pid, *it.masters.first()?))) else {
             // Without its master the pair is not restored.
@@ -194,15 +194,15 @@ impl Kind for Pty {
         if tty::index(&master) != Ok(index as u32) {
             return Err(Error::unrestorable("its master was closed during the scan"));
         }
-        let input = unread_input(&openers, cx.captured);
+        let input = unread_input(&openers, cx);
         let counted = sys::readable(copy)? + sys::readable(master.as_fd())? + input;
-        let uncaptured = uncaptured_opener(&openers, cx.captured);
-        let hidden = uncaptured.is_none().then(|| openers::hidden(cx.captured)).flatten();
-        if counted == 0 && hidden.is_some() {
+        let uncaptured = uncaptured_opener(&openers, cx);
+        let unreadable = uncaptured.is_none().then(|| cx.openers.unreadable()).flatten();
+        if counted == 0 && unreadable.is_some() {
             // Without root some process is always hidden: no error where FIONREAD counts no bytes.
             return Ok(());
         }
-        cx.require_frozen_by(|_| uncaptured.or(hidden))?;
+        cx.require_frozen_with(|| uncaptured.or(unreadable))?;
         let has_slave = |it: &Opener| it.fds.iter().any(|fds| !fds.is_empty());
         if !is_hung_up(master.as_fd())? && !openers.iter().any(has_slave) {
             // Opening and closing the slave would make the master hang up.
@@ -434,7 +434,7 @@ fn is_hung_up(copy: BorrowedFd<'_>) -> Result<bool> {
 
 /// The first process outside the scan that has a descriptor of a pseudo terminal; or is of its
 /// session, and has descriptors that cannot be read.
-fn uncaptured_opener(openers: &[Opener], captured: &[i32]) -> Option<i32> {
+fn uncaptured_opener(openers: &[Opener], cx: &ContentsContext<'_>) -> Option<i32> {
     let own_pid = std::process::id() as i32;
     // The descriptors of this process are copies, unless the terminal is its controlling terminal.
     let has_copies = |it: &Opener| it.pid == own_pid && !it.member;
@@ -442,14 +442,14 @@ fn uncaptured_opener(openers: &[Opener], captured: &[i32]) -> Option<i32> {
         |it: &Opener| !it.masters.is_empty() || it.fds.as_ref().is_none_or(|it| !it.is_empty());
     let mut others = openers
         .iter()
-        .filter(|it| !captured.contains(&it.pid) && !has_copies(it) && has_terminal(it));
+        .filter(|it| !cx.openers.is_captured(it.pid) && !has_copies(it) && has_terminal(it));
     others.next().map(|it| it.pid)
 }
 
 /// The unread bytes of input (FIONREAD), read through a slave that a captured process has open;
 /// zero if there is none.
-fn unread_input(openers: &[Opener], captured: &[i32]) -> usize {
-    let mut captured = openers.iter().filter(|it| captured.contains(&it.pid));
+fn unread_input(openers: &[Opener], cx: &ContentsContext<'_>) -> usize {
+    let mut captured = openers.iter().filter(|it| cx.openers.is_captured(it.pid));
     let unread = captured.find_map(|it| {
         let pidfd = sys::pidfd_open(it.pid).ok()?;
         let mut slaves = it.fds.iter().flatten();
