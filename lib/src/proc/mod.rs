@@ -11,12 +11,14 @@ mod read;
 pub mod sock_diag;
 mod stat;
 mod status;
+mod task;
 
 pub use crate::image::inode_of;
 pub use descriptor::Descriptor;
 pub use fdinfo::{CLOEXEC, FdInfo, device, hex_word, word};
 pub use locks::{HeldLock, locks};
-pub use process::{Process, ProcessIdentity, ScanCache, attach_refusal, boot_id, own_netns};
+pub use network::own_netns;
+pub use process::{Process, ProcessIdentity, ScanCache, attach_refusal, boot_id};
 pub use read::bracketed;
 pub use stat::{Stat, all};
 pub use status::{capacity_in, capacity_of, own_capabilities, own_capacity};

@@ -1,10 +1,18 @@
 //! What is known of network namespaces, once for all processes that are in them.
 
+use super::process::Process;
+use super::read::bracketed;
 use crate::error::Result;
+use crate::image::inode_of;
 use crate::proc::sock_diag::{self, Diag, PacketSocket, Recent, Tunnel, UnixSocket};
+use crate::sys;
+use nix::fcntl::{OFlag, openat};
+use nix::libc;
+use nix::sys::stat::Mode;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
 /// Address and port of the other end of each socket, by inode.
@@ -99,6 +107,77 @@ impl Network {
             Err(_) => read(),
         }
     }
+}
+
+impl Process {
+    /// What sock_diag(7) says of a unix socket of its network namespace.
+    pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
+        self.network().unix_socket(inode)
+    }
+
+    /// What sock_diag(7) says of a packet socket of its network namespace.
+    pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
+        self.network().packet_socket(inode)
+    }
+
+    /// What rtnetlink(7) says of a tunnel of its network namespace.
+    pub fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
+        self.network().tunnel(name)
+    }
+
+    /// The inode of its network namespace.
+    pub fn netns_inode(&self) -> Option<u64> {
+        self.link("ns/net").and_then(|link| bracketed(&link.0))
+    }
+
+    /// What is known of its network namespace.
+    fn network(&self) -> &Network {
+        self.network.get_or_init(|| {
+            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+            let inode = self.netns_inode();
+            let open = || openat(self.dir().ok()?, "ns/net", flags, Mode::empty()).ok();
+            self.cache.networks.of(inode, || open().filter(|_| inode != own_netns()))
+        })
+    }
+
+    /// The inode of the network namespace of a socket of its, if that is not its own; zero if it is
+    /// not known which one it is then.
+    pub(super) fn other_netns(&self, socket: BorrowedFd<'_>) -> Option<u64> {
+        let ask = || {
+            let found = sys::socket::namespace(socket).and_then(|netns| inode_of(netns.as_fd()));
+            match found {
+                Ok(found) => Some(found.ino).filter(|&ino| self.netns_inode() != Some(ino)),
+                // Only who may configure that namespace is told which one it is.
+                Err(_) if self.network().is_ours() => {
+                    let own =
+                        sys::socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+                    let own = own.and_then(|own| sys::socket::netns_cookie(own.as_fd())).ok()?;
+                    let other = sys::socket::netns_cookie(socket).is_ok_and(|cookie| cookie != own);
+                    other.then_some(0)
+                }
+                Err(_) => None,
+            }
+        };
+        let Ok(cookie) = sys::socket::netns_cookie(socket) else { return ask() };
+        let Ok(mut others) = self.others.lock() else { return ask() };
+        *others.entry(cookie).or_insert_with(ask)
+    }
+
+    /// The multicast groups that sockets of its network namespace may have joined, with the indices
+    /// of their devices: /proc/PID/net/igmp and igmp6, without those that the kernel alone is in.
+    pub fn groups(&self) -> Arc<Vec<(IpAddr, u32)>> {
+        self.network().groups(|name| self.read(name))
+    }
+
+    /// What the socket with this inode is connected to, as a table of /proc/PID/net tells it.
+    pub fn remote(&self, table: &str, inode: u64) -> Option<(IpAddr, u16)> {
+        self.network().remotes(table, |name| self.read(name)).get(&inode).copied()
+    }
+}
+
+/// The inode of the network namespace of this process.
+pub fn own_netns() -> Option<u64> {
+    bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
 }
 
 /// Words of an address as the kernel prints them, of the bytes in their order.

@@ -2,24 +2,21 @@
 
 use super::fdinfo::FdInfo;
 use super::mounts::{self, Mount, MountView};
-use super::read::{bracketed, directory, read_at, read_whole};
+use super::read::{directory, read_at, read_whole};
 use super::stat::Stat;
-use super::status::{StatusText, hex, open_files};
+use super::status::StatusText;
 use crate::error::{Error, Result, Status};
-use crate::image::{Bytes, Credentials, Table, Task, Terminal, inode_of};
+use crate::image::{Bytes, inode_of};
 use crate::proc::network::{Network, Networks};
-use crate::proc::sock_diag::{PacketSocket, Tunnel, UnixSocket};
 use crate::sys;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{FileStat, Mode, fstatat};
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// A process, held so that its pid cannot come to mean another one.
@@ -29,16 +26,16 @@ pub struct Process {
     /// Field 22 of /proc/PID/stat.
     pub start: u64,
     /// Whether a signal had stopped it when it was first looked at.
-    stopped: bool,
+    pub(super) stopped: bool,
     pidfd: OwnedFd,
     dir: OnceLock<OwnedFd>,
     links: OnceLock<OwnedFd>,
     infos: OnceLock<OwnedFd>,
-    cache: Arc<ScanCache>,
-    network: OnceLock<Arc<Network>>,
+    pub(super) cache: Arc<ScanCache>,
+    pub(super) network: OnceLock<Arc<Network>>,
     mounts: OnceLock<Option<MountView>>,
     /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
-    others: Mutex<HashMap<u64, Option<u64>>>,
+    pub(super) others: Mutex<HashMap<u64, Option<u64>>>,
     /// The device number of pipefs.
     pub(super) pipes: OnceLock<(u32, u32)>,
 }
@@ -46,7 +43,7 @@ pub struct Process {
 /// Facts that are read once for all processes that are looked at together, as in one scan.
 #[derive(Default)]
 pub struct ScanCache {
-    networks: Networks,
+    pub(super) networks: Networks,
     own_mounts: OnceLock<Option<MountView>>,
 }
 
@@ -136,70 +133,6 @@ impl Process {
         })
     }
 
-    /// What sock_diag(7) says of a unix socket of its network namespace.
-    pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
-        self.network().unix_socket(inode)
-    }
-
-    /// What sock_diag(7) says of a packet socket of its network namespace.
-    pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
-        self.network().packet_socket(inode)
-    }
-
-    /// What rtnetlink(7) says of a tunnel of its network namespace.
-    pub fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
-        self.network().tunnel(name)
-    }
-
-    /// The inode of its network namespace.
-    pub fn netns_inode(&self) -> Option<u64> {
-        self.link("ns/net").and_then(|link| bracketed(&link.0))
-    }
-
-    /// What is known of its network namespace.
-    fn network(&self) -> &Network {
-        self.network.get_or_init(|| {
-            let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-            let inode = self.netns_inode();
-            let open = || openat(self.dir().ok()?, "ns/net", flags, Mode::empty()).ok();
-            self.cache.networks.of(inode, || open().filter(|_| inode != own_netns()))
-        })
-    }
-
-    /// The inode of the network namespace of a socket of its, if that is not its own; zero if it is
-    /// not known which one it is then.
-    pub(super) fn other_netns(&self, socket: BorrowedFd<'_>) -> Option<u64> {
-        let ask = || {
-            let found = sys::socket::namespace(socket).and_then(|netns| inode_of(netns.as_fd()));
-            match found {
-                Ok(found) => Some(found.ino).filter(|&ino| self.netns_inode() != Some(ino)),
-                // Only who may configure that namespace is told which one it is.
-                Err(_) if self.network().is_ours() => {
-                    let own =
-                        sys::socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-                    let own = own.and_then(|own| sys::socket::netns_cookie(own.as_fd())).ok()?;
-                    let other = sys::socket::netns_cookie(socket).is_ok_and(|cookie| cookie != own);
-                    other.then_some(0)
-                }
-                Err(_) => None,
-            }
-        };
-        let Ok(cookie) = sys::socket::netns_cookie(socket) else { return ask() };
-        let Ok(mut others) = self.others.lock() else { return ask() };
-        *others.entry(cookie).or_insert_with(ask)
-    }
-
-    /// The multicast groups that sockets of its network namespace may have joined, with the indices
-    /// of their devices: /proc/PID/net/igmp and igmp6, without those that the kernel alone is in.
-    pub fn groups(&self) -> Arc<Vec<(IpAddr, u32)>> {
-        self.network().groups(|name| self.read(name))
-    }
-
-    /// What the socket with this inode is connected to, as a table of /proc/PID/net tells it.
-    pub fn remote(&self, table: &str, inode: u64) -> Option<(IpAddr, u16)> {
-        self.network().remotes(table, |name| self.read(name)).get(&inode).copied()
-    }
-
     /// lstat(2) of a path as the process sees it, from its root or its working directory.
     pub fn stat_at(&self, path: &[u8]) -> Option<FileStat> {
         let (base, path) = match path.strip_prefix(b"/") {
@@ -221,7 +154,7 @@ impl Process {
         Ok(ProcessIdentity::from(&self.stat()?))
     }
 
-    fn stat(&self) -> Result<Stat> {
+    pub(super) fn stat(&self) -> Result<Stat> {
         let text = self.read("stat")?;
         Stat::parse(&text).ok_or_else(|| Error::new(Status::System, "stat: not understood"))
     }
@@ -316,7 +249,7 @@ impl Process {
     }
 
     /// Its directory in /proc.
-    fn dir(&self) -> nix::Result<BorrowedFd<'_>> {
+    pub(super) fn dir(&self) -> nix::Result<BorrowedFd<'_>> {
         if let Some(dir) = self.dir.get() {
             return Ok(dir.as_fd());
         }
@@ -352,55 +285,6 @@ impl Process {
         let file = openat(infos, name, flags, Mode::empty())?;
         read_whole(file, into, true)
     }
-
-    /// All that an image says of a task. `table` is the id of its table, `numbers` what is in it.
-    pub fn task(&self, table: u32, highest: Option<RawFd>) -> Result<Task> {
-        let stat = self.stat()?;
-        let status = self.read("status")?;
-        let status = StatusText(&status);
-        let limits = self.read("limits")?;
-        let number = |number: usize| stat.field(number) as i32;
-        let device = stat.field(7) as u32;
-        let cmdline = self.read("cmdline").unwrap_or_default();
-        let args = match cmdline.strip_suffix(b"\0") {
-            Some(args) => args.split(|&byte| byte == 0).map(Bytes::from).collect(),
-            None => Vec::new(),
-        };
-        let mut namespaces = BTreeMap::new();
-        for name in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
-            let inode = self.link(&format!("ns/{name}")).and_then(|link| bracketed(&link.0));
-            namespaces.extend(inode.map(|inode| (name.to_owned(), inode)));
-        }
-        Ok(Task {
-            pid: self.pid,
-            ppid: number(4),
-            pgid: number(5),
-            sid: number(6),
-            start: self.start,
-            comm: Bytes(stat.name().to_vec()),
-            exe: self.link("exe"),
-            args,
-            cwd: self.link("cwd"),
-            root: self.link("root"),
-            umask: status.octal("Umask"),
-            credentials: Credentials {
-                uids: status.four("Uid"),
-                gids: status.four("Gid"),
-                groups: status.words("Groups").filter_map(|word| word.parse().ok()).collect(),
-                caps: ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
-                    .map(|key| status.words(key).next().map_or(0, hex)),
-            },
-            namespaces,
-            table: Table {
-                id: table,
-                capacity: status.words("FDSize").next().map_or(0, |n| n.parse().unwrap_or(0)),
-                highest: highest.map(|highest| highest as u32),
-                limit: open_files(&limits).unwrap_or((0, 0)),
-            },
-            terminal: (device != 0).then(|| Terminal { device, foreground: number(8), path: None }),
-            stopped: self.stopped,
-        })
-    }
 }
 
 /// The mounts that a process sees. `dir` is its directory in /proc, `own` what this process sees.
@@ -426,11 +310,6 @@ fn root_mount(dir: BorrowedFd<'_>, own: Option<&MountView>) -> Option<Mount> {
         None => (inode_of(root.as_fd()).ok()?.dev, Vec::new()),
     };
     Some(Mount { id, dev, root: Vec::new(), point: b"/".to_vec(), file_system })
-}
-
-/// The inode of the network namespace of this process.
-pub fn own_netns() -> Option<u64> {
-    bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
 }
 
 /// Whether a process has ended: its descriptors are root's to look at then, of which it has none.

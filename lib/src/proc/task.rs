@@ -1,0 +1,60 @@
+//! The record of a task.
+
+use super::process::Process;
+use super::read::bracketed;
+use super::status::{StatusText, hex, open_files};
+use crate::error::Result;
+use crate::image::{Bytes, Credentials, Table, Task, Terminal};
+use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+
+impl Process {
+    /// All that an image says of a task. `table` is the id of its table, `numbers` what is in it.
+    pub fn task(&self, table: u32, highest: Option<RawFd>) -> Result<Task> {
+        let stat = self.stat()?;
+        let status = self.read("status")?;
+        let status = StatusText(&status);
+        let limits = self.read("limits")?;
+        let number = |number: usize| stat.field(number) as i32;
+        let device = stat.field(7) as u32;
+        let cmdline = self.read("cmdline").unwrap_or_default();
+        let args = match cmdline.strip_suffix(b"\0") {
+            Some(args) => args.split(|&byte| byte == 0).map(Bytes::from).collect(),
+            None => Vec::new(),
+        };
+        let mut namespaces = BTreeMap::new();
+        for name in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
+            let inode = self.link(&format!("ns/{name}")).and_then(|link| bracketed(&link.0));
+            namespaces.extend(inode.map(|inode| (name.to_owned(), inode)));
+        }
+        Ok(Task {
+            pid: self.pid,
+            ppid: number(4),
+            pgid: number(5),
+            sid: number(6),
+            start: self.start,
+            comm: Bytes(stat.name().to_vec()),
+            exe: self.link("exe"),
+            args,
+            cwd: self.link("cwd"),
+            root: self.link("root"),
+            umask: status.octal("Umask"),
+            credentials: Credentials {
+                uids: status.four("Uid"),
+                gids: status.four("Gid"),
+                groups: status.words("Groups").filter_map(|word| word.parse().ok()).collect(),
+                caps: ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+                    .map(|key| status.words(key).next().map_or(0, hex)),
+            },
+            namespaces,
+            table: Table {
+                id: table,
+                capacity: status.words("FDSize").next().map_or(0, |n| n.parse().unwrap_or(0)),
+                highest: highest.map(|highest| highest as u32),
+                limit: open_files(&limits).unwrap_or((0, 0)),
+            },
+            terminal: (device != 0).then(|| Terminal { device, foreground: number(8), path: None }),
+            stopped: self.stopped,
+        })
+    }
+}
