@@ -1,8 +1,8 @@
-//! Stops tasks while they are looked at: PTRACE_SEIZE and PTRACE_INTERRUPT (ptrace(2)).
+//! Stops processes during a scan: PTRACE_SEIZE and PTRACE_INTERRUPT (ptrace(2)).
 //!
-//! The kernel lets a task go when its tracer ends, however it ends, and a task that a signal had
-//! stopped before stays stopped. What is blocked in epoll_wait(2) and the like may see EINTR, as it
-//! may after SIGCONT (signal(7)).
+//! The kernel lets a thread go when its tracer ends, however it ends. A thread that a signal had
+//! stopped before stays stopped. A blocked epoll_wait(2) and the like may fail with EINTR, as after
+//! SIGCONT (signal(7)).
 
 use crate::error::{At, Result};
 use crate::proc::Process;
@@ -11,15 +11,20 @@ use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use std::collections::HashSet;
 
-/// Tasks that stand still until this is dropped.
+/// Processes that are stopped until this is dropped.
 #[derive(Default)]
 pub struct Frozen {
-    threads: Vec<Pid>,
+    threads: HashSet<Pid>,
 }
 
 impl Frozen {
-    /// Stops all threads of a process, those too that are born meanwhile.
+    /// Stops all threads of a process, with those that they start meanwhile. A thread that ends
+    /// meanwhile is left out.
+    ///
+    /// Fails with EPERM if they may not be traced, or another tracer has them. Those that are stopped
+    /// by then stay so until this is dropped.
     pub fn add(&mut self, process: &Process) -> Result<()> {
         loop {
             let threads = process.threads()?.into_iter().map(Pid::from_raw);
@@ -36,14 +41,15 @@ impl Frozen {
         }
     }
 
+    /// Stops a thread. Fails with ESRCH if it has ended.
     fn stop(&mut self, thread: Pid) -> nix::Result<()> {
         ptrace::seize(thread, ptrace::Options::empty())?;
-        self.threads.push(thread);
+        self.threads.insert(thread);
         ptrace::interrupt(thread)?;
         loop {
             match waitpid(thread, Some(WaitPidFlag::__WALL))? {
                 WaitStatus::PtraceEvent(..) => return Ok(()),
-                // A signal came first: the task gets it, and stops before it runs anything.
+                // A signal came first. The thread gets it, and stops before it runs an instruction.
                 WaitStatus::Stopped(_, signal) => match ptrace::getsiginfo(thread) {
                     Ok(_) => ptrace::cont(thread, signal)?,
                     Err(_) => return Ok(()),
@@ -54,7 +60,8 @@ impl Frozen {
         }
     }
 
-    /// Leaves a process stopped by SIGSTOP: it runs no instruction between now and then.
+    /// Sends a stopped process SIGSTOP, so that it stays stopped when this is dropped: it runs no
+    /// instruction in between.
     pub fn leave_stopped(&self, process: &Process) -> Result<()> {
         kill(Pid::from_raw(process.pid), Signal::SIGSTOP).at(|| "SIGSTOP")
     }
@@ -63,7 +70,7 @@ impl Frozen {
 impl Drop for Frozen {
     fn drop(&mut self) {
         for &thread in &self.threads {
-            // A thread that is gone needs no letting go.
+            // Fails of a thread that has ended.
             let _ = ptrace::detach(thread, None);
         }
     }
@@ -148,7 +155,7 @@ mod tests {
         let child = Counter::new();
         assert!(child.runs());
         let Some(frozen) = freeze(&child.process()) else { return };
-        assert_eq!(frozen.threads, [Pid::from_raw(child.pid())]);
+        assert_eq!(frozen.threads, HashSet::from([Pid::from_raw(child.pid())]));
         // t: stopped by a tracer. It runs nothing.
         let ran = child.ran();
         std::thread::sleep(Duration::from_millis(50));

@@ -27,34 +27,35 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// What to take.
+/// Options of a scan.
 #[derive(Clone, Debug, Default)]
 pub struct ScanOptions {
-    /// The descendants too.
+    /// The descendants of the processes too.
     pub tree: bool,
-    /// Only what passes all of these.
+    /// Only descriptors that pass all of these.
     pub filters: Vec<Filter>,
-    /// The most bytes of contents of one object; none takes no contents.
+    /// The most bytes of contents of one object. None: no contents.
     pub data: Option<u64>,
-    /// Only the text of /proc.
+    /// Only the text of /proc: no descriptor is copied or opened.
     pub passive: bool,
-    /// Stop the tasks meanwhile.
+    /// Stop the tasks during the scan.
     pub freeze: bool,
-    /// Leave them stopped.
+    /// Stop the tasks, and leave them stopped by SIGSTOP.
     pub stop: bool,
 }
 
 impl ScanOptions {
-    /// Whether the tasks stand still while they are looked at.
+    /// True if the tasks are stopped during the scan.
     fn freezes(&self) -> bool {
         self.freeze || self.stop
     }
 }
 
-/// Captures processes into an image. `say` gets what could not be taken, a line each.
+/// Writes an image of processes to `out`. `say` gets a line for each thing that could not be taken.
 ///
-/// Gives `out` back with the status: 1 if some descriptors could not be taken, 5 if a process changed meanwhile.
-/// Fails, before anything is written, if a process cannot be looked at.
+/// Gives `out` back, with the status (1 if some descriptors could not be taken, 5 if a process changed
+/// during the scan) and the counts of records. Fails, before anything is written, if a process cannot
+/// be opened or stopped.
 pub fn capture<W: Write>(
     pids: &[i32],
     options: &ScanOptions,
@@ -94,6 +95,7 @@ pub fn capture<W: Write>(
     Ok((scan.out.end()?, status, summary))
 }
 
+/// Says in an error which process it is about.
 fn named(pid: i32) -> impl Fn(Error) -> Error {
     move |err| err.at(pid.to_string())
 }

@@ -1,4 +1,4 @@
-//! A descriptor of another process.
+//! A descriptor of another process: the facts of it that all kinds use.
 
 use super::fdinfo::{CLOEXEC, FdInfo};
 use super::process::Process;
@@ -13,11 +13,11 @@ use std::cell::OnceCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 
-/// A descriptor of another process: what /proc tells of it, and what a copy of ours tells more.
+/// A descriptor of another process: what /proc tells of it, and what a copy in this process tells.
 pub struct Descriptor<'a> {
-    /// Whose it is.
+    /// The process that has it.
     pub process: &'a Process,
-    /// Its number there; that of our copy if it is in no table.
+    /// Its number there; that of the copy, if it waits in a queue and has none.
     pub fd: RawFd,
     /// The process that has it at that number, and the number.
     pub place: (i32, RawFd),
@@ -25,11 +25,13 @@ pub struct Descriptor<'a> {
     pub link: Bytes,
     /// Its fdinfo.
     pub info: FdInfo,
-    /// What stat(2) says.
+    /// Its inode. None in a passive scan.
     pub inode: Option<Inode>,
-    /// Owner and signal.
+    /// Owner and signal: F_GETOWN_EX and F_GETSIG of fcntl(2). None if neither is set, of an O_PATH
+    /// descriptor, and in a passive scan.
     pub signals: Option<Signals>,
-    /// A descriptor of ours for the same description; not for a passive scan.
+    /// A descriptor of this process for the same description (pidfd_getfd(2)). None in a passive
+    /// scan.
     pub copy: Option<OwnedFd>,
     /// [`Descriptor::family`], asked once.
     family: OnceCell<Option<i32>>,
@@ -38,7 +40,11 @@ pub struct Descriptor<'a> {
 }
 
 impl<'a> Descriptor<'a> {
-    /// Looks at a number. `fetch` asks for a copy.
+    /// Looks at a number of a process. `fetch` asks for a copy; `text` is a buffer that may have been
+    /// used before.
+    ///
+    /// Fails with ENOENT or EBADF if the number is closed by now, with EPERM if no copy may be had,
+    /// and as the calls that look at the copy do.
     pub fn read(
         process: &'a Process,
         fd: RawFd,
@@ -57,7 +63,7 @@ impl<'a> Descriptor<'a> {
         Descriptor::of(process, (process.pid, fd), info, copy, &link)
     }
 
-    /// Looks at what is in no table: a copy of ours of what waits in a queue of this process.
+    /// Looks at a descriptor that waits in a queue of a process, by a copy in this process.
     pub fn queued(process: &'a Process, copy: OwnedFd) -> Result<Descriptor<'a>> {
         let fd = copy.as_raw_fd();
         let text = read_at(nix::fcntl::AT_FDCWD, &format!("/proc/self/fdinfo/{fd}"));
@@ -79,7 +85,7 @@ impl<'a> Descriptor<'a> {
         let (mut inode, mut signals) = (None, None);
         if let Some(copy) = &copy {
             inode = Some(inode_of(copy.as_fd()).at(|| "stat")?);
-            // An O_PATH descriptor has neither.
+            // An O_PATH descriptor has none of both: EBADF.
             if info.flags & libc::O_PATH as u32 == 0 {
                 let owner = sys::owner(copy.as_fd()).at(|| "F_GETOWN_EX")?;
                 let signal = sys::signal(copy.as_fd()).at(|| "F_GETSIG")?;
@@ -91,21 +97,21 @@ impl<'a> Descriptor<'a> {
             }
         }
         let link = match &inode {
-            // On sockfs every inode is a socket and its link is this text.
+            // Every socket has this link (sockfs), so that it need not be read.
             Some(inode)
                 if inode.mode & libc::S_IFMT == libc::S_IFSOCK
                     && info.flags & libc::O_PATH as u32 == 0 =>
             {
                 format!("socket:[{}]", inode.ino).into_bytes()
             }
-            // So it is on pipefs, which is known by the first of its pipes.
-            Some(inode) if process.pipes.get() == Some(&inode.dev) => {
+            // So has every pipe (pipefs): the first one tells the device of all.
+            Some(inode) if process.pipefs.get() == Some(&inode.dev) => {
                 format!("pipe:[{}]", inode.ino).into_bytes()
             }
             _ => read_link().at(|| "readlink")?,
         };
         if let Some(inode) = inode.as_ref().filter(|_| link.starts_with(b"pipe:[")) {
-            let _ = process.pipes.set(inode.dev);
+            let _ = process.pipefs.set(inode.dev);
         }
         Ok(Descriptor {
             process,
@@ -121,8 +127,8 @@ impl<'a> Descriptor<'a> {
         })
     }
 
-    /// Its fdinfo once more, for what changes by itself: of the copy, if there is one, since the
-    /// number may name another description by now.
+    /// Reads its fdinfo again, for facts that change by themselves. If there is a copy, it is that of
+    /// the copy: the number may name another description by now.
     pub fn info_now(&self) -> Result<FdInfo> {
         let mut text = Vec::new();
         match &self.copy {
@@ -143,19 +149,20 @@ impl<'a> Descriptor<'a> {
         self.info.flags & !CLOEXEC
     }
 
-    /// Whether it is a socket, and not only the place of one.
+    /// True if it is a socket; false of an O_PATH descriptor of the file that a socket is bound to.
     pub fn is_socket(&self) -> bool {
         self.link.0.starts_with(b"socket:[")
     }
 
-    /// The address family of a socket: SO_DOMAIN.
+    /// The address family of a socket: SO_DOMAIN. None of anything else, and without a copy.
     pub fn family(&self) -> Option<i32> {
         let copy = self.copy.as_ref().filter(|_| self.is_socket())?;
         let ask = || sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).ok();
         *self.family.get_or_init(ask)
     }
 
-    /// Family, type and protocol of a socket: SO_DOMAIN, SO_TYPE, SO_PROTOCOL.
+    /// Family, type and protocol of a socket: SO_DOMAIN, SO_TYPE, SO_PROTOCOL. None as for
+    /// [`Descriptor::family`].
     pub fn class(&self) -> Option<(i32, i32, i32)> {
         *self.class.get_or_init(|| {
             let (family, copy) = (self.family()?, self.copy.as_ref()?);
@@ -164,21 +171,21 @@ impl<'a> Descriptor<'a> {
         })
     }
 
-    /// The inode of the network namespace of a socket, if that is not its process's; zero if it is
-    /// not known which one it is then.
+    /// The inode number of the network namespace of a socket, if it is not that of its process; zero
+    /// if it is another, and unknown which.
     pub fn other_netns(&self) -> Option<u64> {
         self.process.other_netns(self.copy.as_ref()?.as_fd())
     }
 
-    /// Whether it is only a place in the file system: O_PATH.
+    /// True if it is only a place in the file system: O_PATH.
     pub fn is_path(&self) -> bool {
         self.info.flags & libc::O_PATH as u32 != 0
     }
 
-    /// Whether it is on a mount to which no path leads: one that is detached (open_tree(2),
-    /// fsmount(2)), or of another mount namespace. What its link says is then the name of something
-    /// else, unless it leads to the same by another mount.
-    pub fn is_nowhere(&self) -> bool {
+    /// True if no path leads to its mount: it is detached (open_tree(2), fsmount(2)), or of a mount
+    /// namespace that neither its process nor this one is in. Its link then names something else,
+    /// unless it leads to the same inode by another mount.
+    pub fn on_detached_mount(&self) -> bool {
         use nix::sys::stat::{major, minor};
         let Some(inode) = &self.inode else { return false };
         let is = |it: FileStat| {
@@ -189,20 +196,20 @@ impl<'a> Descriptor<'a> {
             && !self.process.stat_at(&self.link.0).is_some_and(is)
     }
 
-    /// The file type bits of its mode, if stat(2) was asked.
+    /// The S_IFMT bits of its mode. None in a passive scan.
     pub fn file_type(&self) -> Option<u32> {
         self.inode.as_ref().map(|inode| inode.mode & libc::S_IFMT)
     }
 
-    /// The name without ` (deleted)`, if the kernel says that the name is gone.
+    /// Its name without ` (deleted)`, if the kernel says that the name is gone. None otherwise.
     pub fn deleted(&self) -> Option<&[u8]> {
         let name = self.link.0.strip_suffix(b" (deleted)")?;
-        // A living file may be called so; one without any name cannot live.
+        // A file that is there may be called so, too.
         self.inode.as_ref().is_none_or(|inode| inode.nlink == 0).then_some(name)
     }
 }
 
-/// A number as text, without allocation: it is needed thrice a descriptor.
+/// A number as text, in a buffer: each descriptor takes three of it.
 fn decimal(number: RawFd, into: &mut [u8; 12]) -> &str {
     let mut at = into.len();
     let mut rest = number.unsigned_abs();

@@ -1,29 +1,29 @@
-//! /proc/PID/fdinfo/FD.
+//! The text of /proc/PID/fdinfo/FD: proc_pid_fdinfo(5).
 
-use super::locks::lock;
+use super::locks;
 use crate::image::Lock;
 use nix::libc;
 
-/// FD_CLOEXEC as fdinfo shows it among the flags; for other processes it is shown nowhere else.
+/// FD_CLOEXEC, which fdinfo shows among the flags. Of another process nothing else tells it.
 pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
 
-/// The text of an fdinfo, taken apart: proc_pid_fdinfo(5).
+/// Facts of a descriptor that fdinfo tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FdInfo {
     /// The file position.
     pub pos: i64,
     /// Access mode, status flags and [`CLOEXEC`].
     pub flags: u32,
-    /// The mount.
+    /// The id of the mount.
     pub mnt: i32,
-    /// The inode, since 5.14.
+    /// The number of the inode, since Linux 5.14; zero before.
     pub ino: u64,
-    /// All other lines, locks included.
+    /// All other lines, those of locks included.
     pub rest: String,
 }
 
 impl FdInfo {
-    /// Parses the text; what is not understood stays in `rest`.
+    /// Parses the text. Lines that are not understood stay in `rest`.
     pub fn parse(text: &[u8]) -> FdInfo {
         let text = String::from_utf8_lossy(text);
         let mut info = FdInfo::default();
@@ -44,32 +44,32 @@ impl FdInfo {
         info
     }
 
-    /// The value of a line, without blanks around it.
+    /// The value of the first line with this key, without blanks around it.
     pub fn get(&self, key: &str) -> Option<&str> {
         let mut lines = self.rest.lines().filter_map(|line| line.split_once(':'));
         Some(lines.find(|(each, _)| *each == key)?.1.trim())
     }
 
-    /// The locks held; a lock that is only waited for is shown with `->` and is not among them.
+    /// The locks held. A lock that is only waited for is not among them.
     pub fn locks(&self) -> Vec<Lock> {
-        let held = |line: &str| Some(lock(line.strip_prefix("lock:")?)?.lock);
+        let held = |line: &str| Some(locks::parse(line.strip_prefix("lock:")?)?.lock);
         self.rest.lines().filter_map(held).collect()
     }
 }
 
-/// The value of a word in a line of fdinfo such as `tfd:  5 events:  19 data: 5  pos:0 ino:1a`.
+/// The value of a key in a line of fdinfo such as `tfd:  5 events:  19 data: 5  pos:0 ino:1a`.
 pub fn word<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let mut words = line.split_ascii_whitespace();
     let value = words.by_ref().find_map(|word| word.strip_prefix(key)?.strip_prefix(':'))?;
     if value.is_empty() { words.next() } else { Some(value) }
 }
 
-/// As [`word`], a number in base 16.
+/// The value of a key as [`word`] finds it, a number in base 16.
 pub fn hex_word(line: &str, key: &str) -> Option<u64> {
     u64::from_str_radix(word(line, key)?, 16).ok()
 }
 
-/// Major and minor number of a device as the kernel keeps it, which `sdev:` shows: 12 and 20 bits.
+/// Major and minor number of a device as the kernel keeps it and `sdev:` shows it: 12 and 20 bits.
 pub fn device(sdev: u32) -> (u32, u32) {
     (sdev >> 20, sdev & 0xfffff)
 }
@@ -90,8 +90,28 @@ mod tests {
         let posix =
             Lock { class: "POSIX".into(), write: true, start: 10, end: Some(14), breaking: false };
         assert_eq!(info.locks(), [posix]);
-        let lease = lock("3: LEASE  BREAKING  UNLCK 7 00:1f:12 0 EOF").unwrap();
-        assert!(lease.lock.breaking && !lease.lock.write && lease.lock.end.is_none());
-        assert_eq!((lease.pid, lease.inode), (7, (0, 0x1f, 12)));
+    }
+
+    #[test]
+    fn a_word_is_found_by_its_key() {
+        let line =
+            "tfd:        5 events:       19 data:                5  pos:0 ino:1a sdev:fe00001";
+        assert_eq!(
+            (word(line, "tfd"), word(line, "pos"), word(line, "os")),
+            (Some("5"), Some("0"), None)
+        );
+        assert_eq!((hex_word(line, "ino"), hex_word(line, "events")), (Some(0x1a), Some(0x19)));
+        assert_eq!((word("wd:", "wd"), hex_word("ino:x", "ino")), (None, None));
+        assert_eq!(device(0xfe00001), (0xfe, 1));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_an_fdinfo(text in "((pos|flags|mnt_id|ino|lock):|[0-9: \n\t]|\\PC){0,80}", bytes: Vec<u8>) {
+            for text in [text.as_bytes(), &bytes] {
+                let info = FdInfo::parse(text);
+                let _ = (info.locks(), info.get("ino"));
+            }
+        }
     }
 }

@@ -1,26 +1,30 @@
-//! /proc/locks.
+//! Locks on files: proc_locks(5), and the `lock:` lines of fdinfo, which are alike.
 
 use crate::image::Lock;
 
-/// A lock that somebody has.
+/// A lock that a process or an open file description has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeldLock {
     /// The lock.
     pub lock: Lock,
-    /// The process that took it; -1 if it belongs to a description, but for flock(2).
+    /// The process that took it. Locks of an open file description (F_OFD_SETLK) have -1; those of
+    /// flock(2) have the process although they are of a description too.
     pub pid: i32,
-    /// Device and inode number, as the file system has them: stat(2) may show another device.
+    /// Major and minor device number, and inode number, as the file system has them: stat(2) may
+    /// show another device.
     pub inode: (u32, u32, u64),
 }
 
-/// All locks of the system that this pid namespace may know of: /proc/locks.
+/// All locks of the system of which this pid namespace is told: /proc/locks. Empty if it cannot be
+/// read.
 pub fn locks() -> Vec<HeldLock> {
     let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    text.lines().filter_map(lock).collect()
+    text.lines().filter_map(parse).collect()
 }
 
-/// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`.
-pub(super) fn lock(line: &str) -> Option<HeldLock> {
+/// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`. None if it is not understood, as a
+/// lock that is only waited for (`1: -> POSIX ...`).
+pub(super) fn parse(line: &str) -> Option<HeldLock> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [_, class, state, access, pid, inode, start, end] = words[..] else { return None };
     let mut inode = inode.split(':');
@@ -37,4 +41,39 @@ pub(super) fn lock(line: &str) -> Option<HeldLock> {
         pid: pid.parse().ok()?,
         inode: (major, minor, inode.next()?.parse().ok()?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_is_broken_has_no_end_and_no_access() {
+        let lease = parse("3: LEASE  BREAKING  UNLCK 7 00:1f:12 0 EOF").unwrap();
+        assert!(lease.lock.breaking && !lease.lock.write && lease.lock.end.is_none());
+        assert_eq!((lease.pid, lease.inode), (7, (0, 0x1f, 12)));
+    }
+
+    #[test]
+    fn a_lock_of_a_description_has_no_process() {
+        let held = parse("1: OFDLCK  ADVISORY  READ -1 fe:00:7 10 14").unwrap();
+        assert_eq!((held.pid, held.lock.start, held.lock.end), (-1, 10, Some(14)));
+        assert!(!held.lock.write && !held.lock.breaking && held.lock.class == "OFDLCK");
+    }
+
+    #[test]
+    fn what_is_waited_for_is_no_lock() {
+        for line in
+            ["2: -> FLOCK  ADVISORY  WRITE 1 fe:00:1 0 EOF", "", "1: POSIX ADVISORY WRITE x"]
+        {
+            assert_eq!(parse(line), None, "{line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_line_is_a_lock_or_not(line in "([0-9a-f: ]|EOF|\\PC){0,60}") {
+            let _ = parse(&line);
+        }
+    }
 }

@@ -1,4 +1,6 @@
-//! What /proc says of a process and of its descriptors. Parsing is apart from reading.
+//! Processes and descriptors as /proc, sock_diag(7) and rtnetlink(7) tell them from outside.
+//!
+//! Parsers take bytes, so that they can be tested without a process; what opens files is apart.
 
 mod descriptor;
 mod fdinfo;

@@ -1,4 +1,4 @@
-//! What is known of network namespaces, once for all processes that are in them.
+//! Facts about network namespaces, read once for all processes that are in them.
 
 use super::process::Process;
 use super::read::bracketed;
@@ -15,20 +15,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
-/// Address and port of the other end of each socket, by inode.
+/// Address and port of the other end of each connected socket, by its inode number.
 type Remotes = HashMap<u64, (IpAddr, u16)>;
 
-/// Multicast groups with the indices of their devices.
+/// Multicast groups, each with the index of its network device.
 type Groups = Vec<(IpAddr, u32)>;
 
-/// The network namespaces of a scan, by their inodes.
+/// The network namespaces of a scan, by their inode numbers.
 #[derive(Default)]
 pub struct Networks(Mutex<HashMap<u64, Arc<Network>>>);
 
 /// A network namespace.
 #[derive(Default)]
 pub(crate) struct Network {
-    /// If it is not ours.
+    /// A descriptor of it, if it is not the one of this process.
     netns: Option<OwnedFd>,
     diag: Diag,
     groups: Mutex<Recent<Arc<Groups>>>,
@@ -36,8 +36,8 @@ pub(crate) struct Network {
 }
 
 impl Networks {
-    /// The one with this inode, which `open` opens if it is not ours. What is not known by an inode
-    /// is shared with nobody.
+    /// The namespace with this inode number. `open` opens it, unless it is the one of this process.
+    /// One of unknown number is shared with no other process.
     pub(crate) fn of(
         &self,
         inode: Option<u64>,
@@ -56,28 +56,29 @@ impl Network {
         self.netns.as_ref().map(AsFd::as_fd)
     }
 
-    /// Whether it is that of this process, as far as we know.
+    /// True if it is the one of this process, or is taken for that.
     pub(crate) fn is_ours(&self) -> bool {
         self.netns.is_none()
     }
 
-    /// What sock_diag(7) says of a unix socket.
+    /// The unix socket with this inode number, as sock_diag(7) tells it.
     pub(crate) fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
         self.diag.unix(inode, self.netns())
     }
 
-    /// What sock_diag(7) says of a packet socket.
+    /// The packet socket with this inode number, as sock_diag(7) tells it.
     pub(crate) fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
         self.diag.packet(inode, self.netns())
     }
 
-    /// What rtnetlink(7) says of a tunnel.
+    /// The tunnel of this name, as rtnetlink(7) tells it.
     pub(crate) fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
         sock_diag::tunnel(name, self.netns())
     }
 
-    /// The groups of igmp and igmp6, without those that the kernel alone is in. `read` reads a file
-    /// in /proc/PID of a process that is here.
+    /// The multicast groups that sockets may have joined: those of net/igmp and net/igmp6, without
+    /// those that only the kernel is in. `read` reads a file in /proc/PID of a process of the
+    /// namespace.
     pub(crate) fn groups(&self, read: impl Fn(&str) -> Result<Vec<u8>>) -> Arc<Groups> {
         let read = || {
             let text = |name| read(name).map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -87,12 +88,13 @@ impl Network {
             Arc::new(groups)
         };
         match self.groups.lock() {
-            Ok(mut kept) => kept.or_take(read).clone(),
+            Ok(mut kept) => kept.get_or_read(read).clone(),
             Err(_) => read(),
         }
     }
 
-    /// What the sockets of a table of /proc/PID/net are connected to. `read` as above.
+    /// The other ends of the sockets of a table of /proc/PID/net, such as `udp`. `read` as for
+    /// [`Network::groups`].
     pub(crate) fn remotes(
         &self,
         table: &str,
@@ -103,34 +105,34 @@ impl Network {
             Arc::new(connected(&String::from_utf8_lossy(&text)))
         };
         match self.remotes.lock() {
-            Ok(mut tables) => tables.entry(table.to_owned()).or_default().or_take(read).clone(),
+            Ok(mut tables) => tables.entry(table.to_owned()).or_default().get_or_read(read).clone(),
             Err(_) => read(),
         }
     }
 }
 
 impl Process {
-    /// What sock_diag(7) says of a unix socket of its network namespace.
+    /// A unix socket of its network namespace, by its inode number: sock_diag(7).
     pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
         self.network().unix_socket(inode)
     }
 
-    /// What sock_diag(7) says of a packet socket of its network namespace.
+    /// A packet socket of its network namespace, by its inode number: sock_diag(7).
     pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
         self.network().packet_socket(inode)
     }
 
-    /// What rtnetlink(7) says of a tunnel of its network namespace.
+    /// A tunnel of its network namespace, by its name: rtnetlink(7).
     pub fn tunnel(&self, name: &[u8]) -> Result<Tunnel> {
         self.network().tunnel(name)
     }
 
-    /// The inode of its network namespace.
+    /// The inode number of its network namespace. None if it cannot be read.
     pub fn netns_inode(&self) -> Option<u64> {
         self.link("ns/net").and_then(|link| bracketed(&link.0))
     }
 
-    /// What is known of its network namespace.
+    /// Its network namespace.
     fn network(&self) -> &Network {
         self.network.get_or_init(|| {
             let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -140,14 +142,14 @@ impl Process {
         })
     }
 
-    /// The inode of the network namespace of a socket of its, if that is not its own; zero if it is
-    /// not known which one it is then.
+    /// The inode number of the network namespace of one of its sockets, if it is not that of the
+    /// process; zero if it is another, and unknown which.
     pub(super) fn other_netns(&self, socket: BorrowedFd<'_>) -> Option<u64> {
         let ask = || {
             let found = sys::socket::namespace(socket).and_then(|netns| inode_of(netns.as_fd()));
             match found {
                 Ok(found) => Some(found.ino).filter(|&ino| self.netns_inode() != Some(ino)),
-                // Only who may configure that namespace is told which one it is.
+                // SIOCGSKNS takes CAP_NET_ADMIN in that namespace.
                 Err(_) if self.network().is_ours() => {
                     let own =
                         sys::socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
@@ -159,28 +161,30 @@ impl Process {
             }
         };
         let Ok(cookie) = sys::socket::netns_cookie(socket) else { return ask() };
-        let Ok(mut others) = self.others.lock() else { return ask() };
-        *others.entry(cookie).or_insert_with(ask)
+        let Ok(mut known) = self.socket_netns.lock() else { return ask() };
+        *known.entry(cookie).or_insert_with(ask)
     }
 
-    /// The multicast groups that sockets of its network namespace may have joined, with the indices
-    /// of their devices: /proc/PID/net/igmp and igmp6, without those that the kernel alone is in.
+    /// The multicast groups that sockets of its network namespace may have joined, each with the
+    /// index of its network device.
     pub fn groups(&self) -> Arc<Vec<(IpAddr, u32)>> {
         self.network().groups(|name| self.read(name))
     }
 
-    /// What the socket with this inode is connected to, as a table of /proc/PID/net tells it.
+    /// Address and port of the other end of the socket with this inode number, as a table of
+    /// /proc/PID/net such as `udp` tells them. None if it is not connected.
     pub fn remote(&self, table: &str, inode: u64) -> Option<(IpAddr, u16)> {
         self.network().remotes(table, |name| self.read(name)).get(&inode).copied()
     }
 }
 
-/// The inode of the network namespace of this process.
+/// The inode number of the network namespace of this process. None if it cannot be read.
 pub fn own_netns() -> Option<u64> {
     bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
 }
 
-/// Words of an address as the kernel prints them, of the bytes in their order.
+/// Parses an address as the kernel prints it: words of 32 bits in base 16, whose bytes in memory are
+/// the address.
 fn address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
     match hex.len() {
@@ -193,7 +197,7 @@ fn address(hex: &str) -> Option<IpAddr> {
     }
 }
 
-/// Groups in the text of /proc/net/igmp: a line a device, then a line a group of it.
+/// Parses /proc/net/igmp: a line for each device, then a line for each of its groups.
 fn igmp(text: &str) -> Vec<(IpAddr, u32)> {
     let mut groups = Vec::new();
     let mut device = None;
@@ -213,7 +217,7 @@ fn igmp(text: &str) -> Vec<(IpAddr, u32)> {
     groups
 }
 
-/// Groups in the text of /proc/net/igmp6, where each line has all.
+/// Parses /proc/net/igmp6: a line for each device and group.
 fn igmp6(text: &str) -> Vec<(IpAddr, u32)> {
     let group = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -227,7 +231,7 @@ fn igmp6(text: &str) -> Vec<(IpAddr, u32)> {
     text.lines().filter_map(group).collect()
 }
 
-/// The other ends in the text of a table of sockets, by inode; those that have none left out.
+/// Parses a table of sockets of /proc/net. Those that are not connected are left out.
 fn connected(text: &str) -> Remotes {
     let socket = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();

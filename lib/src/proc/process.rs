@@ -1,4 +1,4 @@
-//! A process, held by a pidfd and its directory in /proc.
+//! A process, held by a pidfd and by its directory in /proc.
 
 use super::fdinfo::FdInfo;
 use super::mounts::{self, Mount, MountView};
@@ -19,28 +19,30 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// A process, held so that its pid cannot come to mean another one.
+/// A process, held by a pidfd: it is never mixed up with a later one of the same pid.
 pub struct Process {
     /// Its id.
     pub pid: i32,
-    /// Field 22 of /proc/PID/stat.
+    /// Its start time in clock ticks since boot: field 22 of /proc/PID/stat.
     pub start: u64,
-    /// Whether a signal had stopped it when it was first looked at.
+    /// True if a signal had stopped it when it was opened.
     pub(super) stopped: bool,
     pidfd: OwnedFd,
+    /// /proc/PID, and in it fd and fdinfo: open until [`Process::release`], and when needed again.
     dir: OnceLock<OwnedFd>,
     links: OnceLock<OwnedFd>,
     infos: OnceLock<OwnedFd>,
     pub(super) cache: Arc<ScanCache>,
     pub(super) network: OnceLock<Arc<Network>>,
     mounts: OnceLock<Option<MountView>>,
-    /// The network namespaces of its sockets by their cookies: the inode of each that is not its own.
-    pub(super) others: Mutex<HashMap<u64, Option<u64>>>,
-    /// The device number of pipefs.
-    pub(super) pipes: OnceLock<(u32, u32)>,
+    /// Network namespaces of its sockets by their cookies (SO_NETNS_COOKIE): the inode of each that is
+    /// not its own, as [`Process::other_netns`] gives it.
+    pub(super) socket_netns: Mutex<HashMap<u64, Option<u64>>>,
+    /// The device number of pipefs, once a pipe has told it.
+    pub(super) pipefs: OnceLock<(u32, u32)>,
 }
 
-/// Facts that are read once for all processes that are looked at together, as in one scan.
+/// Facts that are read once for all processes of a scan.
 #[derive(Default)]
 pub struct ScanCache {
     pub(super) networks: Networks,
@@ -52,17 +54,17 @@ impl ScanCache {
     fn own_mounts(&self) -> Option<&MountView> {
         let read = || {
             let dir = directory(nix::fcntl::AT_FDCWD, "/proc/self").ok()?;
-            Some(MountView::new(read_mounts(dir.as_fd(), None)?, Vec::new(), true))
+            Some(MountView::new(read_mounts(dir.as_fd(), || None)?, Vec::new(), true))
         };
         self.own_mounts.get_or_init(read).as_ref()
     }
 }
 
-/// What changes when a process execs, although its pid and start time stay: where its code and its
-/// stack begin, fields 26 and 28 of /proc/PID/stat.
+/// The identity of a program in a process. execve(2) changes it, although pid and start time stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProcessIdentity {
     start: u64,
+    /// Where its code and its stack begin: fields 26 and 28 of /proc/PID/stat.
     program: (u64, u64),
 }
 
@@ -74,7 +76,7 @@ impl From<&Stat> for ProcessIdentity {
 }
 
 impl ProcessIdentity {
-    /// True if there is no program: a process that has ended and is not waited for yet, or a thread
+    /// True if there is no program: the process has ended and is not waited for yet, or is a thread
     /// of the kernel.
     pub fn is_without_program(&self) -> bool {
         self.program == (0, 0)
@@ -82,15 +84,15 @@ impl ProcessIdentity {
 }
 
 impl Process {
-    /// Takes hold of a process.
+    /// Opens a process.
     ///
-    /// Fails with status 5 if there is none, and with 4 and the reason if its descriptors may not
-    /// be looked at.
+    /// Fails with status 5 if there is none or it has ended, and with 4 and the reason if its
+    /// descriptors may not be looked at.
     pub fn open(pid: i32) -> Result<Process> {
         Process::open_with(pid, &Arc::default())
     }
 
-    /// As [`Process::open`], for one of several processes that are looked at together.
+    /// As [`Process::open`], for one of the processes of a scan.
     pub fn open_with(pid: i32, cache: &Arc<ScanCache>) -> Result<Process> {
         let gone = || Error::new(Status::Gone, "no such process");
         let pidfd = sys::pidfd_open(pid).map_err(|errno| match errno {
@@ -99,7 +101,7 @@ impl Process {
         })?;
         let dir = directory(nix::fcntl::AT_FDCWD, &format!("/proc/{pid}"))
             .map_err(|errno| if errno == Errno::ENOENT { gone() } else { errno.into() })?;
-        let inside = |name: &str| {
+        let open = |name: &str| {
             directory(dir.as_fd(), name).map_err(|errno| match errno {
                 Errno::ENOENT | Errno::ESRCH => gone(),
                 Errno::EACCES | Errno::EPERM if is_zombie(dir.as_fd()) => ended(),
@@ -107,7 +109,7 @@ impl Process {
                 other => Error::from(other),
             })
         };
-        let (links, infos) = (inside("fd")?, inside("fdinfo")?);
+        let (links, infos) = (open("fd")?, open("fdinfo")?);
         let stat = read_at(dir.as_fd(), "stat").map_err(|errno| match errno {
             Errno::ENOENT | Errno::ESRCH => gone(),
             other => other.into(),
@@ -128,12 +130,13 @@ impl Process {
             cache: cache.clone(),
             network: OnceLock::new(),
             mounts: OnceLock::new(),
-            others: Mutex::default(),
-            pipes: OnceLock::new(),
+            socket_netns: Mutex::default(),
+            pipefs: OnceLock::new(),
         })
     }
 
-    /// lstat(2) of a path as the process sees it, from its root or its working directory.
+    /// lstat(2) of a path as the process sees it: from its root directory, or from its working
+    /// directory if it is relative. None if it fails.
     pub fn stat_at(&self, path: &[u8]) -> Option<FileStat> {
         let (base, path) = match path.strip_prefix(b"/") {
             Some(path) => ("root", path),
@@ -149,7 +152,7 @@ impl Process {
         self.pidfd.as_fd()
     }
 
-    /// What tells this program in this process from any other.
+    /// The identity of its program. Fails with status 5 if the process has ended.
     pub fn identity(&self) -> Result<ProcessIdentity> {
         Ok(ProcessIdentity::from(&self.stat()?))
     }
@@ -159,7 +162,7 @@ impl Process {
         Stat::parse(&text).ok_or_else(|| Error::new(Status::System, "stat: not understood"))
     }
 
-    /// The content of a file in /proc/PID.
+    /// The contents of a file in /proc/PID. Fails with status 5 if the process has ended.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         self.dir().and_then(|dir| read_at(dir, name)).map_err(|errno| match errno {
             Errno::ENOENT | Errno::ESRCH => Error::new(Status::Gone, "the process is gone"),
@@ -170,7 +173,7 @@ impl Process {
     /// The mounts that it sees: /proc/PID/mountinfo, read once. None if it cannot be read.
     pub fn mounts(&self) -> Option<&MountView> {
         let read = || {
-            let mounts = read_mounts(self.dir().ok()?, self.cache.own_mounts())?;
+            let mounts = read_mounts(self.dir().ok()?, || self.cache.own_mounts())?;
             let root = self.link("root").map(|root| root.0).filter(|root| root != b"/");
             let own = readlinkat(nix::fcntl::AT_FDCWD, "/proc/self/ns/mnt").ok();
             let is_own_namespace =
@@ -192,12 +195,13 @@ impl Process {
         own.map(|_| false)
     }
 
-    /// What readlink(2) shows of a file in /proc/PID.
+    /// The link that a file in /proc/PID is, as readlink(2) shows it. None if that fails.
     pub fn link(&self, name: &str) -> Option<Bytes> {
         Some(Bytes(readlinkat(self.dir().ok()?, name).ok()?.into_vec()))
     }
 
-    /// The numbers in use, ascending.
+    /// The numbers in use in its descriptor table, ascending. Fails with status 5 if the process has
+    /// ended, and with 4 if they may not be looked at.
     pub fn numbers(&self) -> Result<Vec<RawFd>> {
         let dir = self.dir()?;
         let found = directory(dir, "fd").map_err(|errno| match errno {
@@ -206,31 +210,20 @@ impl Process {
             Errno::EACCES | Errno::EPERM => refusal(dir, self.pid),
             other => Error::from(other),
         })?;
-        let mut dir = Dir::from_fd(found)?;
-        let mut numbers = Vec::new();
-        for entry in dir.iter() {
-            numbers.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
-        }
-        numbers.sort_unstable();
-        Ok(numbers)
+        Ok(numbered(found)?)
     }
 
-    /// The threads, ascending; the children if `children`, of all threads.
+    /// The ids of its threads, ascending. Fails if it has ended.
     pub fn threads(&self) -> Result<Vec<i32>> {
-        let mut dir = Dir::from_fd(directory(self.dir()?, "task")?)?;
-        let mut threads = Vec::new();
-        for entry in dir.iter() {
-            threads.extend(entry?.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()));
-        }
-        threads.sort_unstable();
-        Ok(threads)
+        Ok(numbered(directory(self.dir()?, "task")?)?)
     }
 
-    /// The children of all its threads, ascending: /proc/PID/task/TID/children.
+    /// The ids of the children of all its threads, ascending: /proc/PID/task/TID/children. Fails if
+    /// it has ended.
     pub fn children(&self) -> Result<Vec<i32>> {
         let mut children = Vec::new();
         for thread in self.threads()? {
-            // A thread may end meanwhile; its children are then those of another.
+            // A thread may end meanwhile: another of the process is then the parent of its children.
             let Ok(text) = self.read(&format!("task/{thread}/children")) else { continue };
             let text = String::from_utf8_lossy(&text).into_owned();
             children.extend(text.split_whitespace().filter_map(|word| word.parse::<i32>().ok()));
@@ -239,8 +232,12 @@ impl Process {
         Ok(children)
     }
 
-    /// A directory that is kept open as long as descriptors are looked at.
-    fn inside<'p>(&self, kept: &'p OnceLock<OwnedFd>, name: &str) -> nix::Result<BorrowedFd<'p>> {
+    /// A directory in /proc/PID, which is kept open from its first use on.
+    fn kept_directory<'p>(
+        &self,
+        kept: &'p OnceLock<OwnedFd>,
+        name: &str,
+    ) -> nix::Result<BorrowedFd<'p>> {
         if let Some(kept) = kept.get() {
             return Ok(kept.as_fd());
         }
@@ -248,13 +245,14 @@ impl Process {
         Ok(kept.get_or_init(|| opened).as_fd())
     }
 
-    /// Its directory in /proc.
+    /// Its directory in /proc. Fails with ESRCH if it has ended.
     pub(super) fn dir(&self) -> nix::Result<BorrowedFd<'_>> {
         if let Some(dir) = self.dir.get() {
             return Ok(dir.as_fd());
         }
         let opened = directory(nix::fcntl::AT_FDCWD, &format!("/proc/{}", self.pid))?;
-        // As long as it has not ended its pid is nobody else's: so it was when this was opened.
+        // A pid is not used again before its process has ended. If it has not ended now, this
+        // directory was its own when it was opened.
         let mut polled = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
         match poll(&mut polled, PollTimeout::ZERO)? {
             0 => Ok(self.dir.get_or_init(|| opened).as_fd()),
@@ -262,8 +260,8 @@ impl Process {
         }
     }
 
-    /// Closes all but the pidfd, and forgets the mounts: the descriptors and the memory for
-    /// thousands of processes would be many. What is needed again is opened and read again.
+    /// Closes all but the pidfd and forgets the mounts, which would be much for thousands of
+    /// processes. They are opened and read again when they are needed.
     pub fn release(&mut self) {
         self.mounts = OnceLock::new();
         // Our own table must not change while it is looked at.
@@ -272,34 +270,39 @@ impl Process {
         }
     }
 
-    /// What readlink(2) shows of a number.
+    /// What readlink(2) shows of a descriptor. `name` is its number.
     pub fn descriptor_link(&self, name: &str) -> nix::Result<Vec<u8>> {
-        let links = self.inside(&self.links, "fd")?;
+        let links = self.kept_directory(&self.links, "fd")?;
         Ok(readlinkat(links, name)?.into_vec())
     }
 
-    /// The text of a number's fdinfo, in a buffer that is used again.
+    /// Reads the fdinfo of a descriptor into a buffer that may have been used before. `name` is its
+    /// number.
     pub fn descriptor_info(&self, name: &str, into: &mut Vec<u8>) -> nix::Result<()> {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let infos = self.inside(&self.infos, "fdinfo")?;
+        let infos = self.kept_directory(&self.infos, "fdinfo")?;
         let file = openat(infos, name, flags, Mode::empty())?;
         read_whole(file, into, true)
     }
 }
 
-/// The mounts that a process sees. `dir` is its directory in /proc, `own` what this process sees.
+/// The mounts that a process sees. `dir` is its directory in /proc, `own` gives the mounts that this
+/// process sees.
 ///
-/// After chroot(2) into a directory that is no mount point mountinfo leaves out the mount that the
-/// directory is on; that is added.
-fn read_mounts(dir: BorrowedFd<'_>, own: Option<&MountView>) -> Option<Vec<Mount>> {
+/// After chroot(2) into a directory that is no mount point, mountinfo leaves out the mount that the
+/// directory is on. That is added.
+fn read_mounts<'a>(
+    dir: BorrowedFd<'_>,
+    own: impl FnOnce() -> Option<&'a MountView>,
+) -> Option<Vec<Mount>> {
     let mut mounts = mounts::parse(&read_at(dir, "mountinfo").ok()?);
     if !mounts.iter().any(|mount| mount.point == b"/") {
-        mounts.extend(root_mount(dir, own));
+        mounts.extend(root_mount(dir, own()));
     }
     Some(mounts)
 }
 
-/// The mount on which the root directory of a process is, of which this process may know more.
+/// The mount that the root directory of a process is on. Its file system is looked up in `own`.
 fn root_mount(dir: BorrowedFd<'_>, own: Option<&MountView>) -> Option<Mount> {
     let root = openat(dir, "root", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
     let info = format!("/proc/self/fdinfo/{}", root.as_raw_fd());
@@ -312,16 +315,28 @@ fn root_mount(dir: BorrowedFd<'_>, own: Option<&MountView>) -> Option<Mount> {
     Some(Mount { id, dev, root: Vec::new(), point: b"/".to_vec(), file_system })
 }
 
-/// Whether a process has ended: its descriptors are root's to look at then, of which it has none.
+/// True if a process has ended. It has no descriptors then, and root alone may look at them.
 fn is_zombie(dir: BorrowedFd<'_>) -> bool {
     read_at(dir, "stat").ok().and_then(|text| Stat::parse(&text)).is_some_and(|it| it.is_zombie())
 }
 
+/// The error for a process that has ended and is not waited for yet.
 fn ended() -> Error {
     Error::new(Status::Gone, "it has ended and waits for its parent to notice (a zombie)")
 }
 
-/// Why the descriptors of a process may not be looked at, and the cure.
+/// The entries of a directory that are numbers, ascending.
+fn numbered(dir: OwnedFd) -> nix::Result<Vec<i32>> {
+    let mut numbers = Vec::new();
+    for entry in Dir::from_fd(dir)?.iter() {
+        numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The error for a process whose descriptors may not be looked at: why, and the cure. `dir` is its
+/// directory in /proc.
 fn refusal(dir: BorrowedFd<'_>, pid: i32) -> Error {
     let status = read_at(dir, "status").unwrap_or_default();
     let theirs = StatusText(&status).four("Uid")[0];
@@ -337,7 +352,7 @@ fn refusal(dir: BorrowedFd<'_>, pid: i32) -> Error {
     Error::new(Status::Denied, why)
 }
 
-/// Why pidfd_getfd(2) was refused although /proc may be read.
+/// The reason why pidfd_getfd(2) is refused where /proc may be read: ptrace(2), Yama.
 pub fn attach_refusal() -> &'static str {
     match std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").as_deref().map(str::trim) {
         Ok("1") => "Yama's ptrace_scope is 1 and it is no descendant; run as root",
@@ -347,7 +362,7 @@ pub fn attach_refusal() -> &'static str {
     }
 }
 
-/// What is another after every boot: /proc/sys/kernel/random/boot_id, empty if it cannot be read.
+/// The id of this boot: /proc/sys/kernel/random/boot_id. Empty if it cannot be read.
 pub fn boot_id() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()

@@ -1,5 +1,4 @@
-//! What the kernel says of sockets, and of tunnels, that no descriptor of theirs can be asked:
-//! sock_diag(7), rtnetlink(7).
+//! Facts about sockets and tunnels that no descriptor of them tells: sock_diag(7), rtnetlink(7).
 
 use crate::error::{At, Error, Result, Status};
 use netlink_packet_core::{
@@ -20,31 +19,31 @@ use std::time::{Duration, Instant};
 pub struct UnixSocket {
     /// SOCK_STREAM, SOCK_DGRAM or SOCK_SEQPACKET.
     pub class: u8,
-    /// Whether it waits for connections.
+    /// True if it listens for connections.
     pub listens: bool,
     /// The address it is bound to, without the family: a path, or an abstract name after a NUL.
     pub name: Option<Vec<u8>>,
-    /// The inode of the socket it is connected to; zero if that is closed.
+    /// The inode number of the socket it is connected to; zero if that is closed.
     pub peer: Option<u32>,
-    /// Connections that wait to be accepted.
+    /// The count of connections that wait to be accepted.
     pub pending: u32,
-    /// The two numbers of UNIX_DIAG_RQLEN: bytes that can be read or pending connections, and bytes
-    /// that are written and not read or the backlog.
+    /// The two numbers of UNIX_DIAG_RQLEN: of a listener pending connections and backlog, of others
+    /// the bytes that can be read, and those that were written and are not read.
     pub queue: (u32, u32),
-    /// SO_SNDBUF and SO_RCVBUF.
+    /// SO_SNDBUF and SO_RCVBUF, in bytes.
     pub buffers: (u32, u32),
-    /// RCV_SHUTDOWN 1, SEND_SHUTDOWN 2.
+    /// Bits: RCV_SHUTDOWN 1, SEND_SHUTDOWN 2.
     pub shutdown: u8,
 }
 
-/// What a packet socket has that getsockopt(2) does not tell.
+/// The state of a packet socket that getsockopt(2) does not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PacketSocket {
-    /// What it has joined: PACKET_ADD_MEMBERSHIP of packet(7).
+    /// Its memberships, in the order in which they were joined: PACKET_ADD_MEMBERSHIP of packet(7).
     pub members: Vec<PacketMembership>,
-    /// Whether it has a ring to receive into, and one to send from.
+    /// True if it has a ring to receive into, and true if it has one to send from.
     pub rings: (bool, bool),
-    /// Whether it is one of several that share their packets: PACKET_FANOUT.
+    /// True if it shares its packets with others: PACKET_FANOUT.
     pub fans: bool,
 }
 
@@ -53,7 +52,7 @@ pub struct PacketSocket {
 pub struct PacketMembership {
     /// The index of the device.
     pub device: u32,
-    /// How often it was joined.
+    /// The times that it was joined.
     pub count: u32,
     /// PACKET_MR_MULTICAST 0, PROMISC 1, ALLMULTI 2 or UNICAST 3.
     pub class: u16,
@@ -64,14 +63,14 @@ pub struct PacketMembership {
 /// A device of /dev/net/tun.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tunnel {
-    /// IFF_TAP, and not IFF_TUN.
+    /// True if it is IFF_TAP, false if it is IFF_TUN.
     pub tap: bool,
-    /// Whether there is something before each packet: no IFF_NO_PI.
+    /// True if a header stands before each packet: no IFF_NO_PI.
     pub pi: bool,
     /// IFF_MULTI_QUEUE.
     pub several: bool,
-    /// Whether somebody is attached to it, as far as the carrier tells: the kernel takes that away
-    /// when the last one leaves.
+    /// True if a descriptor is attached to it, as far as the carrier tells: the kernel takes the
+    /// carrier away with the last one.
     pub used: bool,
     /// The user that may attach.
     pub owner: Option<u32>,
@@ -79,14 +78,14 @@ pub struct Tunnel {
     pub group: Option<u32>,
 }
 
-/// From so many questions on it is cheaper to ask for all sockets at once.
-const MANY: usize = 64;
+/// The count of questions from which on all sockets are asked for at once.
+const DUMP_FROM: usize = 64;
 
-/// How long what was said of all sockets is taken for true: each process that asked anew would hear
-/// of the sockets of all others, and a scan may take minutes.
-const HOLDS: Duration = Duration::from_secs(1);
+/// The time for which an answer for all sockets is used. A scan takes minutes at most, and each
+/// process that asked again would be told of the sockets of all others.
+const VALID_FOR: Duration = Duration::from_secs(1);
 
-/// A way to ask the kernel about the sockets of a network namespace.
+/// Asks the kernel about the sockets of a network namespace.
 #[derive(Default)]
 pub struct Diag(Mutex<State>);
 
@@ -98,7 +97,7 @@ struct State {
     packets: Recent<HashMap<u32, PacketSocket>>,
 }
 
-/// Something that was read, and when.
+/// A value and the time at which it was read.
 pub(crate) struct Recent<T>(Option<(Instant, T)>);
 
 impl<T> Default for Recent<T> {
@@ -112,13 +111,13 @@ impl<T> Recent<T> {
         Recent(Some((Instant::now(), now)))
     }
 
-    /// It, while it is taken for true.
+    /// The value, unless it is too old.
     fn known(&self) -> Option<&T> {
-        self.0.as_ref().filter(|(since, _)| since.elapsed() < HOLDS).map(|(_, known)| known)
+        self.0.as_ref().filter(|(since, _)| since.elapsed() < VALID_FOR).map(|(_, known)| known)
     }
 
-    /// It, read anew if it must be.
-    pub(crate) fn or_take(&mut self, read: impl FnOnce() -> T) -> &T {
+    /// The value, read again if it is too old.
+    pub(crate) fn get_or_read(&mut self, read: impl FnOnce() -> T) -> &T {
         if self.known().is_none() {
             self.0 = None;
         }
@@ -127,8 +126,11 @@ impl<T> Recent<T> {
 }
 
 impl Diag {
-    /// What is known of the unix socket with this inode. `netns` is its namespace if that is not
-    /// ours; entering it takes CAP_SYS_ADMIN.
+    /// The unix socket with this inode number. `netns` is its network namespace, if that is not the
+    /// one of this process.
+    ///
+    /// Fails if the kernel does not know it, or if the namespace may not be entered, which takes
+    /// CAP_SYS_ADMIN.
     pub fn unix(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<UnixSocket> {
         let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
         let known = state.all.known();
@@ -142,11 +144,11 @@ impl Diag {
             None => socket.insert(open(NETLINK_SOCK_DIAG, netns).at(|| "sock_diag")?),
         };
         *asked += 1;
-        // One that came later than all that are known is asked for alone.
-        let whole = *asked >= MANY && stale;
+        // A socket that came after all were asked for is asked for alone.
+        let whole = *asked >= DUMP_FROM && stale;
         let mut found = HashMap::new();
         let request = unix_request((!whole).then_some(inode));
-        ask(socket, &request, whole, &mut |message| found.extend(understood(message)))
+        ask(socket, &request, whole, &mut |message| found.extend(parse_unix(message)))
             .at(|| "sock_diag")?;
         let socket = found.get(&inode).cloned();
         if whole {
@@ -155,8 +157,8 @@ impl Diag {
         socket.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
     }
 
-    /// What is known of the packet socket with this inode; `netns` as above. The kernel tells of
-    /// all of them or of none.
+    /// The packet socket with this inode number. `netns` and failures as for [`Diag::unix`]. The
+    /// kernel tells of all of them or of none.
     pub fn packet(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<PacketSocket> {
         let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
         if let Some(known) = state.packets.known().and_then(|all| all.get(&inode)) {
@@ -167,7 +169,7 @@ impl Diag {
             none => none.insert(open(NETLINK_SOCK_DIAG, netns).at(|| "sock_diag")?),
         };
         let mut all = HashMap::new();
-        ask(socket, &packet_request(), true, &mut |message| all.extend(packet(message)))
+        ask(socket, &packet_request(), true, &mut |message| all.extend(parse_packet(message)))
             .at(|| "sock_diag")?;
         let found = all.get(&inode).cloned();
         state.packets = Recent::new(all);
@@ -175,16 +177,17 @@ impl Diag {
     }
 }
 
-/// What is known of a device of /dev/net/tun; `netns` as for [`Diag::unix`]. Fails if there is none
-/// of this name, or it is another device.
+/// The tunnel of this name. `netns` and failures as for [`Diag::unix`]; fails also if the name is that
+/// of another device.
 pub fn tunnel(name: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<Tunnel> {
     let socket = open(NETLINK_ROUTE, netns).at(|| "rtnetlink")?;
     let mut found = None;
-    ask(&socket, &link_request(name), false, &mut |message| found = understood_tunnel(message))
+    ask(&socket, &link_request(name), false, &mut |message| found = parse_tunnel(message))
         .at(|| "rtnetlink")?;
     found.ok_or_else(|| Error::unrestorable("rtnetlink knows no such tunnel"))
 }
 
+/// Opens a netlink socket in a network namespace.
 fn open(protocol: isize, netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
     let open = || -> Result<Socket> {
         let mut socket = Socket::new(protocol)?;
@@ -193,7 +196,7 @@ fn open(protocol: isize, netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
         Ok(socket)
     };
     let Some(netns) = netns else { return open() };
-    // A socket stays in the namespace in which it was made; a thread of its own goes there and ends.
+    // A socket stays in the namespace in which it was made. setns(2) moves one thread, which ends.
     let inside = std::thread::scope(|scope| {
         let there = scope.spawn(|| {
             setns(netns, CloneFlags::CLONE_NEWNET).at(|| "its network namespace")?;
@@ -214,7 +217,7 @@ const ICONS: u16 = 3;
 const RQLEN: u16 = 4;
 const MEMINFO: u16 = 5;
 const SHUTDOWN: u16 = 6;
-/// What unix sockets are asked for: linux/unix_diag.h.
+/// The facts that are asked of unix sockets: linux/unix_diag.h.
 const SHOW: u32 =
     UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_MEMINFO;
 const UDIAG_SHOW_NAME: u32 = 0x01;
@@ -222,12 +225,12 @@ const UDIAG_SHOW_PEER: u32 = 0x04;
 const UDIAG_SHOW_ICONS: u32 = 0x08;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
 const UDIAG_SHOW_MEMINFO: u32 = 0x20;
-/// What packet sockets are asked for: linux/packet_diag.h.
+/// The facts that are asked of packet sockets: linux/packet_diag.h.
 const PACKET_SHOW_MCLIST: u32 = 0x02;
 const PACKET_SHOW_RING_CFG: u32 = 0x04;
 const PACKET_SHOW_FANOUT: u32 = 0x08;
 
-/// A request: a struct of the family after its netlink header.
+/// A request: `body` after its netlink header. `dump` asks for all objects.
 fn request(kind: u16, body: &[u8], dump: bool) -> Vec<u8> {
     let mut bytes = vec![0; 16 + body.len()];
     let mut packet = NetlinkBuffer::new(&mut bytes);
@@ -238,7 +241,7 @@ fn request(kind: u16, body: &[u8], dump: bool) -> Vec<u8> {
     bytes
 }
 
-/// A struct unix_diag_req: one socket, or all.
+/// A request with a struct unix_diag_req (linux/unix_diag.h), for one socket or for all.
 fn unix_request(inode: Option<u32>) -> Vec<u8> {
     let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0];
     for word in [u32::MAX, inode.unwrap_or(0), SHOW, u32::MAX, u32::MAX] {
@@ -247,7 +250,7 @@ fn unix_request(inode: Option<u32>) -> Vec<u8> {
     request(BY_FAMILY, &body, inode.is_none())
 }
 
-/// A struct packet_diag_req for all packet sockets.
+/// A request with a struct packet_diag_req (linux/packet_diag.h) for all packet sockets.
 fn packet_request() -> Vec<u8> {
     let mut body = vec![libc::AF_PACKET as u8, 0, 0, 0];
     let show = PACKET_SHOW_MCLIST | PACKET_SHOW_RING_CFG | PACKET_SHOW_FANOUT;
@@ -257,7 +260,7 @@ fn packet_request() -> Vec<u8> {
     request(BY_FAMILY, &body, true)
 }
 
-/// A struct ifinfomsg of nothing but a name: IFLA_IFNAME.
+/// A request with a struct ifinfomsg (linux/rtnetlink.h) for the device of this name: IFLA_IFNAME.
 fn link_request(name: &[u8]) -> Vec<u8> {
     const IFNAME: u16 = libc::IFLA_IFNAME;
     let len = 4 + name.len() as u16 + 1;
@@ -269,7 +272,7 @@ fn link_request(name: &[u8]) -> Vec<u8> {
     request(GETLINK, &body, false)
 }
 
-/// Asks, and hands on each answer; if it is no dump there is one.
+/// Sends a request and hands on the payload of each answer: of one, unless it is a `dump`.
 fn ask(socket: &Socket, request: &[u8], dump: bool, take: &mut dyn FnMut(&[u8])) -> Result<()> {
     socket.send(request, 0)?;
     let mut buffer = vec![0; 64 << 10];
@@ -304,8 +307,8 @@ fn word(bytes: &[u8]) -> Option<u32> {
     bytes.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }
 
-/// A struct unix_diag_msg with its attributes: the inode, and what is said of it.
-fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
+/// Parses a struct unix_diag_msg with its attributes: the inode number and the socket.
+fn parse_unix(message: &[u8]) -> Option<(u32, UnixSocket)> {
     // TCP_LISTEN of include/net/tcp_states.h
     const LISTEN: u8 = 10;
     let (head, attributes) = message.split_at_checked(16)?;
@@ -327,8 +330,8 @@ fn understood(message: &[u8]) -> Option<(u32, UnixSocket)> {
     Some((word(&head[4..])?, socket))
 }
 
-/// A struct ifinfomsg with its attributes (linux/if_link.h); none if it is no tunnel.
-fn understood_tunnel(message: &[u8]) -> Option<Tunnel> {
+/// Parses a struct ifinfomsg with its attributes (linux/if_link.h). None if it is no tunnel.
+fn parse_tunnel(message: &[u8]) -> Option<Tunnel> {
     const LINKINFO: u16 = libc::IFLA_LINKINFO;
     const CARRIER: u16 = libc::IFLA_CARRIER;
     /// Attributes within attributes have this bit.
@@ -360,8 +363,8 @@ fn understood_tunnel(message: &[u8]) -> Option<Tunnel> {
     Some(tunnel)
 }
 
-/// A struct packet_diag_msg with its attributes (linux/packet_diag.h): the inode, and what is said.
-fn packet(message: &[u8]) -> Option<(u32, PacketSocket)> {
+/// Parses a struct packet_diag_msg with its attributes: the inode number and the socket.
+fn parse_packet(message: &[u8]) -> Option<(u32, PacketSocket)> {
     const MCLIST: u16 = 1;
     const RX_RING: u16 = 2;
     const TX_RING: u16 = 3;
@@ -391,12 +394,13 @@ fn packet(message: &[u8]) -> Option<(u32, PacketSocket)> {
             _ => (),
         }
     }
-    // Those that were joined last come first.
+    // The kernel tells the last one first.
     socket.members.reverse();
     Some((word(&head[4..])?, socket))
 }
 
-/// A path ends with a NUL that is not part of it; an abstract name begins with one.
+/// The name in a unix address. A path ends with a NUL that is not part of it; an abstract name begins
+/// with one.
 fn name(address: &[u8]) -> Vec<u8> {
     match address.first() {
         Some(0) | None => address.to_vec(),
@@ -419,7 +423,7 @@ mod tests {
     #[test]
     fn a_pair_is_known_by_its_peers_and_queue_one_by_one_and_all_at_once() {
         let diag = Diag::default();
-        for _ in 0..2 * MANY {
+        for _ in 0..2 * DUMP_FROM {
             let (mut a, b) = UnixStream::pair().unwrap();
             a.write_all(b"hello").unwrap();
             let of = |socket: &UnixStream| diag.unix(inode(socket), None).unwrap();
@@ -443,7 +447,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_answer_makes_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..80)) {
-            let _ = (understood(&bytes), packet(&bytes), understood_tunnel(&bytes));
+            let _ = (parse_unix(&bytes), parse_packet(&bytes), parse_tunnel(&bytes));
         }
     }
 
@@ -451,9 +455,9 @@ mod tests {
     fn what_was_read_is_read_again_after_a_while() {
         let mut recent = Recent::new(1);
         let begun = Instant::now();
-        assert!(*recent.or_take(|| 2) == 1 || begun.elapsed() >= HOLDS);
-        recent.0 = Some((begun - HOLDS, 1));
-        assert!(recent.known().is_none() && *recent.or_take(|| 3) == 3);
+        assert!(*recent.get_or_read(|| 2) == 1 || begun.elapsed() >= VALID_FOR);
+        recent.0 = Some((begun - VALID_FOR, 1));
+        assert!(recent.known().is_none() && *recent.get_or_read(|| 3) == 3);
     }
 
     #[test]

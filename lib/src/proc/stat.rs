@@ -1,6 +1,6 @@
-//! /proc/PID/stat.
+//! The line of /proc/PID/stat: proc_pid_stat(5).
 
-/// A parsed /proc/PID/stat, by the names of proc_pid_stat(5).
+/// State and numbers of a process or thread, by the names of proc_pid_stat(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
     comm: Vec<u8>,
@@ -9,9 +9,10 @@ pub struct Stat {
 }
 
 impl Stat {
-    /// Parses the line. The name may hold blanks and parentheses, so its end is the last one.
+    /// Parses the line. None if it is not understood.
     pub fn parse(text: &[u8]) -> Option<Stat> {
         let open = text.iter().position(|&byte| byte == b'(')?;
+        // The name may contain blanks and parentheses.
         let close = text.iter().rposition(|&byte| byte == b')')?;
         let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
         let field = |word: &str| word.parse().or_else(|_| word.parse::<u64>().map(|n| n as i64));
@@ -21,41 +22,45 @@ impl Stat {
         (fields.len() > 25).then_some(Stat { comm, state, fields })
     }
 
-    /// The name of the program.
+    /// The name of the program: comm, at most 15 bytes.
     pub fn name(&self) -> &[u8] {
         &self.comm
     }
 
-    /// That of a process or thread, if there is one with this id.
+    /// Reads the line of a process or thread. None if there is none with this id.
     pub fn of(pid: i32) -> Option<Stat> {
         Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// Whether it has ended.
+    /// True if it has ended, and its parent has not waited for it yet.
     pub fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
 
-    /// Whether a signal has stopped it, and no tracer.
+    /// True if a signal has stopped it (T); false if a tracer has (t).
     pub fn is_stopped(&self) -> bool {
         self.state == b'T'
     }
 
-    /// A field by its number in proc_pid_stat(5), which counts from 1.
+    /// A field by its number in proc_pid_stat(5), which counts from 1; from 3 on. Zero if the kernel
+    /// does not tell it.
     pub fn field(&self, number: usize) -> i64 {
         self.fields.get(number - 3).copied().unwrap_or(0)
     }
 }
 
-/// All processes that /proc shows, ascending, with their stat; what ends meanwhile is left out.
-pub fn all() -> impl Iterator<Item = (i32, Stat)> {
+/// The ids of all processes that /proc shows, ascending.
+pub(super) fn pids() -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let mut pids: Vec<i32> = pids.collect();
     pids.sort_unstable();
-    pids.into_iter().filter_map(|pid| {
-        Some((pid, Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?))
-    })
+    pids
+}
+
+/// All processes that /proc shows, ascending, with their stat. One that ends meanwhile is left out.
+pub fn all() -> impl Iterator<Item = (i32, Stat)> {
+    pids().into_iter().filter_map(|pid| Some((pid, Stat::of(pid)?)))
 }
 
 #[cfg(test)]
@@ -70,5 +75,34 @@ mod tests {
         assert_eq!((stat.field(4), stat.field(7), stat.field(22)), (1, 34816, 4711));
         let back = [b"7 )(".as_slice(), &b" S 1".repeat(20)].concat();
         assert_eq!(Stat::parse(&back), None);
+    }
+
+    #[test]
+    fn states_are_told_apart() {
+        let of = |state: char| {
+            let line = format!("7 (a) {state}{}", " 0".repeat(26));
+            let stat = Stat::parse(line.as_bytes()).unwrap();
+            (stat.is_zombie(), stat.is_stopped())
+        };
+        assert_eq!(
+            ['Z', 'X', 'T', 't', 'R'].map(of),
+            [(true, false), (true, false), (false, true), (false, false), (false, false)]
+        );
+    }
+
+    #[test]
+    fn numbers_of_64_bits_are_kept_and_missing_ones_are_zero() {
+        let line = format!("7 (a) S{} 18446744073709551615 0 0", " 0".repeat(22));
+        let stat = Stat::parse(line.as_bytes()).unwrap();
+        assert_eq!((stat.field(26) as u64, stat.field(52)), (u64::MAX, 0));
+        // A kernel tells at least so many.
+        assert_eq!(Stat::parse(b"7 (a) S 1 2 3"), None);
+    }
+
+    #[test]
+    fn this_process_is_among_all() {
+        let us = std::process::id() as i32;
+        assert!(all().any(|(pid, stat)| pid == us && stat == Stat::of(us).unwrap()));
+        assert_eq!(Stat::of(-1), None);
     }
 }

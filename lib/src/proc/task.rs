@@ -1,4 +1,4 @@
-//! The record of a task.
+//! The record of a task, from stat, status, limits and links in /proc/PID.
 
 use super::process::Process;
 use super::read::bracketed;
@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
 impl Process {
-    /// All that an image says of a task. `table` is the id of its table, `numbers` what is in it.
+    /// The record of a task in an image. `table` is the id of its descriptor table, `highest` the
+    /// highest number in it. Fails with status 5 if the process has ended.
     pub fn task(&self, table: u32, highest: Option<RawFd>) -> Result<Task> {
         let stat = self.stat()?;
         let status = self.read("status")?;

@@ -22,7 +22,7 @@ impl Kind for Directory {
                 Some(kind) => kind == libc::S_IFDIR,
                 None => it.info.flags & (libc::O_DIRECTORY as u32) != 0,
             }
-            && !it.is_nowhere()
+            && !it.on_detached_mount()
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {

@@ -18,7 +18,10 @@ impl Kind for Path {
     const NAME: &'static str = "path";
 
     fn claims(it: &Descriptor<'_>) -> bool {
-        it.is_path() && it.link.0.starts_with(b"/") && it.deleted().is_none() && !it.is_nowhere()
+        it.is_path()
+            && it.link.0.starts_with(b"/")
+            && it.deleted().is_none()
+            && !it.on_detached_mount()
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {

@@ -37,7 +37,7 @@ impl Kind for Regular {
                         && !it.is_path()
                 }
             }
-            && !it.is_nowhere()
+            && !it.on_detached_mount()
     }
 
     fn capture(it: &Descriptor<'_>) -> Result<Self> {

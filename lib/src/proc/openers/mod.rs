@@ -1,57 +1,31 @@
-//! The processes that have an object open: a socket, a file, or a terminal.
+//! The processes that have an object open: a socket, a file or a terminal.
 //!
-//! The kernel keeps no such list. One walk of /proc finds the openers of all objects that are asked
-//! about: two calls for each descriptor of the system, and a few more for each that may be one.
+//! The kernel keeps no such list. One walk of /proc finds the openers of many objects: it takes a
+//! readlink(2) for each descriptor of the system, and a few calls more for each that may be of one.
+
+mod terminal;
+
+pub use terminal::{Opener, copy};
 
 use super::fdinfo::FdInfo;
 use super::read::{bracketed, read_at};
 use super::stat::{self, Stat};
-use crate::image::{Bytes, Inode};
-use crate::sys::{self, tty};
-use crate::terminal;
+use crate::image::Inode;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat};
-use nix::libc;
 use nix::sys::stat::{Mode, fstatat, major, minor};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
+use terminal::{Device, End, PTMX, TerminalUser, Terminals};
 
-/// Major and minor number of a device.
-type Device = (u32, u32);
-
-/// /dev/tty: the controlling terminal of whoever opens it.
-const DEV_TTY: Device = (5, 0);
-/// /dev/ptmx, and the node `ptmx` of a devpts.
-const PTMX: Device = (5, 2);
 /// Flags of a directory that is read.
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
-/// A process that has a terminal open, or is of its session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Opener {
-    /// Its id.
-    pub pid: i32,
-    /// Its session.
-    pub sid: i32,
-    /// Its process group.
-    pub pgid: i32,
-    /// The foreground process group of its controlling terminal; -1 if it has none.
-    pub foreground: i32,
-    /// The name of its program.
-    pub comm: Bytes,
-    /// True if the terminal is its controlling terminal.
-    pub member: bool,
-    /// Its descriptors of the terminal, ascending; none if they may not be looked at.
-    pub fds: Option<Vec<RawFd>>,
-    /// Its descriptors of the master of the terminal, ascending.
-    pub masters: Vec<RawFd>,
-}
-
-/// The openers of one terminal, by pid. `devpts` is the device of its file system: each mount of
-/// devpts (each container) has terminals of the same numbers.
+/// The openers of one terminal and the members of its session, by pid. `devpts` is the device of its
+/// file system: each instance of devpts (each container) has terminals of the same device numbers.
 ///
 /// Only links below /dev are followed: a network file system whose server is gone cannot hang this.
 pub fn of_terminal(device: Device, devpts: Option<Device>) -> Vec<Opener> {
@@ -59,24 +33,11 @@ pub fn of_terminal(device: Device, devpts: Option<Device>) -> Vec<Opener> {
     Walk::new(&wanted, &HashSet::new()).of_terminal(device, devpts)
 }
 
-/// A descriptor of this process for the terminal, or for its master, from one of its openers: to
-/// open the terminal could wait, and would show at the other end. None if no opener gives one.
-pub fn copy(openers: &[Opener]) -> Option<OwnedFd> {
-    let ends =
-        |it: &Opener| it.fds.iter().flatten().chain(&it.masters).copied().collect::<Vec<_>>();
-    openers.iter().find_map(|opener| {
-        let pidfd = sys::pidfd_open(opener.pid).ok()?;
-        let has_not_hung_up = |fd: &OwnedFd| tty::winsize(fd) != Err(Errno::EIO);
-        let fetch = |fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok();
-        ends(opener).into_iter().filter_map(fetch).find(has_not_hung_up)
-    })
-}
-
-/// The openers of the objects of a scan. /proc is walked at the first question, and what was found
-/// is the answer to all others.
+/// The openers of the objects of a scan. The first question walks /proc, and the findings answer all
+/// others.
 ///
-/// A scan that stops its processes must ask only after it has stopped all: what they do later is not
-/// seen here. Other processes may still open an object after the walk, as they may after any look.
+/// A scan that stops its processes asks only when all are stopped: the findings do not change with
+/// what a process opens later. A process outside the scan may open an object after the walk.
 #[derive(Debug)]
 pub struct Openers {
     captured: HashSet<i32>,
@@ -84,8 +45,8 @@ pub struct Openers {
 }
 
 impl Openers {
-    /// Those of `objects`, each with its inode and what readlink(2) shows of it. An object that is
-    /// not among them takes a walk of its own. `captured` are the processes of the scan.
+    /// The openers of `objects`, each given by its inode and what readlink(2) shows of it. A question
+    /// about any other object walks again. `captured` are the processes of the scan.
     pub fn new<'o>(
         captured: impl IntoIterator<Item = i32>,
         objects: impl IntoIterator<Item = (&'o Inode, &'o [u8])>,
@@ -98,33 +59,35 @@ impl Openers {
         Openers { captured, state: RefCell::new((wanted, None)) }
     }
 
-    /// True if a process is of the scan.
+    /// True if a process is one of the scan.
     pub fn is_captured(&self, pid: i32) -> bool {
         self.captured.contains(&pid)
     }
 
-    /// The lowest pid of the processes that have an object open, or may have, since they may not be
-    /// looked at; the captured processes and this one are left out. `link` is what readlink(2) shows
-    /// of the object: a file that has another last name elsewhere (a bind mount) is not found there.
+    /// A process outside the scan that has an object open, or may have, since it may not be looked
+    /// at: the one with the lowest pid, this process left out. None if there is none.
+    ///
+    /// `link` is what readlink(2) shows of the object. A process that has a file open by another
+    /// last name (a hard link, a bind mount) is not found.
     pub fn other_opener(&self, inode: &Inode, link: &[u8]) -> Option<i32> {
         let has = |walk: &Walk| [walk.other_opener(inode, link), walk.unreadable];
         let found = self.ask(|wanted| wanted.add(inode, link), has);
         found.into_iter().flatten().min()
     }
 
-    /// The lowest pid of the processes that may not be looked at.
+    /// A process outside the scan that may not be looked at: the one with the lowest pid.
     pub fn unreadable(&self) -> Option<i32> {
         self.ask(|_| false, |walk| walk.unreadable)
     }
 
-    /// As the function [`of_terminal`], for a pseudo terminal: captured processes and this one are
+    /// As the function [`of_terminal`], for a pseudo terminal. Captured processes, and this one, are
     /// among them.
     pub fn of_terminal(&self, device: Device, devpts: Option<Device>) -> Vec<Opener> {
         self.ask(Wanted::add_terminals, |walk| walk.of_terminal(device, devpts))
     }
 
-    /// Answers from the walk, which is made if there is none, or if `add` says that it did not look
-    /// for this.
+    /// Answers from the findings of the walk. It is made first if there was none, or if `add` says
+    /// that it did not look for this.
     fn ask<T>(&self, add: impl FnOnce(&mut Wanted) -> bool, answer: impl FnOnce(&Walk) -> T) -> T {
         let (wanted, walk) = &mut *self.state.borrow_mut();
         if add(wanted) {
@@ -139,20 +102,9 @@ impl Openers {
 struct Wanted {
     /// All sockets.
     sockets: bool,
-    /// Files by their last name, each with the inode numbers of those that are called so.
+    /// Files by their last name, with the inode numbers of all that are called so.
     files: HashMap<Vec<u8>, HashSet<u64>>,
     terminals: Terminals,
-}
-
-/// The terminals whose openers are looked for.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Terminals {
-    #[default]
-    None,
-    /// That of this device.
-    One(Device),
-    /// All pseudo terminals.
-    Pseudo,
 }
 
 impl Wanted {
@@ -162,7 +114,7 @@ impl Wanted {
             return !std::mem::replace(&mut self.sockets, true);
         }
         match inode.rdev {
-            Some(device) if device == PTMX || terminal::slave_index(device).is_some() => {
+            Some(device) if device == PTMX || crate::terminal::slave_index(device).is_some() => {
                 self.add_terminals()
             }
             _ => self.files.entry(last_name(link).to_vec()).or_default().insert(inode.ino),
@@ -175,25 +127,13 @@ impl Wanted {
     }
 }
 
-impl Terminals {
-    /// True if a node of this device number may be an end of one of them.
-    fn may_have(&self, rdev: Device) -> bool {
-        match self {
-            Terminals::None => false,
-            Terminals::One(device) => [*device, DEV_TTY, PTMX].contains(&rdev),
-            Terminals::Pseudo => {
-                [DEV_TTY, PTMX].contains(&rdev) || terminal::slave_index(rdev).is_some()
-            }
-        }
-    }
-}
-
 /// The inode number of `socket:[7]`.
 fn socket(link: &[u8]) -> Option<u64> {
     bracketed(link).filter(|_| link.starts_with(b"socket:["))
 }
 
-/// The part of a link behind its last slash. The name may have gone between two looks.
+/// The part of a link behind its last slash, without the mark of a name that is gone: it may go
+/// between two looks.
 fn last_name(link: &[u8]) -> &[u8] {
     let link = link.strip_suffix(b" (deleted)").unwrap_or(link);
     link.rsplit(|&byte| byte == b'/').next().unwrap_or_default()
@@ -214,34 +154,15 @@ struct Walk {
     terminals: HashMap<Device, BTreeSet<usize>>,
 }
 
-/// A process that has to do with terminals.
-#[derive(Debug)]
-struct TerminalUser {
-    pid: i32,
-    stat: Stat,
-    /// Its descriptors of terminals, ascending; none if they may not be looked at.
-    ends: Option<Vec<(RawFd, End)>>,
-}
-
-/// An end of a terminal.
-#[derive(Debug)]
-enum End {
-    /// A node with this device number, on a file system with the other one.
-    Slave { device: Device, devpts: Device },
-    /// /dev/tty.
-    Controlling,
-    /// The master of the terminal with this index, by the path that readlink(2) shows.
-    Master { index: u32, link: Vec<u8> },
-}
-
 impl Walk {
-    /// Looks at all processes. Captured ones and this one matter as users of terminals alone.
+    /// Looks at all processes. Captured ones, and this one, count as users of terminals only.
     fn new(wanted: &Wanted, captured: &HashSet<i32>) -> Walk {
         let mut walk = Walk::default();
         let us = std::process::id() as i32;
-        for (pid, stat) in stat::all() {
+        let terminals = wanted.terminals != Terminals::None;
+        for pid in stat::pids() {
             let is_other = pid != us && !captured.contains(&pid);
-            if !is_other && wanted.terminals == Terminals::None {
+            if !is_other && !terminals {
                 continue;
             }
             let ends = match Dir::open(format!("/proc/{pid}/fd").as_str(), DIRECTORY, Mode::empty())
@@ -249,21 +170,22 @@ impl Walk {
                 Ok(dir) => Some(walk.look(pid, dir, wanted, is_other)),
                 // One that has ended meanwhile has nothing open.
                 Err(Errno::ENOENT | Errno::ESRCH) => continue,
-                // Of others than root a zombie may not be looked at.
-                Err(_) if stat.is_zombie() => Some(Vec::new()),
+                // Root alone may look at one that is not waited for yet.
+                Err(_) if Stat::of(pid).is_none_or(|stat| stat.is_zombie()) => Some(Vec::new()),
                 Err(_) => {
                     walk.unreadable = walk.unreadable.or(is_other.then_some(pid));
                     None
                 }
             };
-            if wanted.terminals != Terminals::None {
+            // None of one that has ended meanwhile.
+            if let Some(stat) = terminals.then(|| Stat::of(pid)).flatten() {
                 walk.add_user(TerminalUser { pid, stat, ends });
             }
         }
         walk
     }
 
-    /// Looks at the descriptors of a process, and gives those of terminals.
+    /// Looks at the descriptors of a process. Gives those of terminals.
     fn look(
         &mut self,
         pid: i32,
@@ -310,7 +232,7 @@ impl Walk {
             match end {
                 End::Slave { device, .. } => devices.push(*device),
                 End::Controlling => (),
-                End::Master { index, .. } => devices.push(terminal::slave_device(*index)),
+                End::Master { index, .. } => devices.push(crate::terminal::slave_device(*index)),
             }
         }
         if devices.is_empty() {
@@ -335,50 +257,9 @@ impl Walk {
     }
 }
 
-impl TerminalUser {
-    /// The device of its controlling terminal.
-    fn controlling_terminal(&self) -> Option<Device> {
-        let device = self.stat.field(7) as u32;
-        (device != 0).then(|| tty::numbers(device))
-    }
-
-    /// Its descriptors of one terminal. None if it is not of its session and has none.
-    fn opener(&self, device: Device, devpts: Option<Device>) -> Option<Opener> {
-        let member = self.controlling_terminal() == Some(device);
-        let (mut fds, mut masters) = (Vec::new(), Vec::new());
-        for (fd, end) in self.ends.iter().flatten() {
-            match end {
-                End::Slave { device: has, devpts: on } => {
-                    let is = *has == device && devpts.is_none_or(|devpts| devpts == *on);
-                    fds.extend(is.then_some(*fd));
-                }
-                End::Controlling => fds.extend(member.then_some(*fd)),
-                End::Master { index, link } => {
-                    let node = || terminal::slave_node(self.pid, link, *index);
-                    let is = terminal::slave_device(*index) == device
-                        && devpts.is_none_or(|devpts| node().is_none_or(|it| it.dev == devpts));
-                    masters.extend(is.then_some(*fd));
-                }
-            }
-        }
-        if !member && fds.is_empty() && masters.is_empty() {
-            return None;
-        }
-        Some(Opener {
-            pid: self.pid,
-            sid: self.stat.field(6) as i32,
-            pgid: self.stat.field(5) as i32,
-            foreground: self.stat.field(8) as i32,
-            comm: self.stat.name().into(),
-            member,
-            fds: self.ends.is_some().then_some(fds),
-            masters,
-        })
-    }
-}
-
 /// A descriptor of another process.
 struct Place<'a> {
+    /// The process.
     pid: i32,
     /// Its /proc/PID/fd.
     dir: &'a Dir,
@@ -387,6 +268,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Its fdinfo. None if it is closed meanwhile.
     fn info(&self) -> Option<FdInfo> {
         let path = format!("/proc/{}/fdinfo/{}", self.pid, self.name);
         Some(FdInfo::parse(&read_at(AT_FDCWD, &path).ok()?))
@@ -403,39 +285,18 @@ impl Place<'_> {
         let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
         Some(((major(found.st_dev) as u32, minor(found.st_dev) as u32), found.st_ino))
     }
-
-    /// The end of a terminal that it is, if it is open and no mere place (O_PATH).
-    fn end(&self, link: Vec<u8>, terminals: &Terminals) -> Option<End> {
-        let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
-        let device = |device| (major(device) as u32, minor(device) as u32);
-        let rdev = device(found.st_rdev);
-        if found.st_mode & libc::S_IFMT != libc::S_IFCHR || !terminals.may_have(rdev) {
-            return None;
-        }
-        let info = self.info();
-        if info.as_ref().is_some_and(|it| it.flags & libc::O_PATH as u32 != 0) {
-            return None;
-        }
-        match rdev {
-            DEV_TTY => Some(End::Controlling),
-            PTMX => {
-                let index = info?.get("tty-index")?.parse().ok()?;
-                Some(End::Master { index, link })
-            }
-            _ => Some(End::Slave { device: rdev, devpts: device(found.st_dev) }),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::image::inode_of;
+    use crate::sys::tty;
     use nix::fcntl::readlink;
     use nix::pty::{posix_openpt, unlockpt};
     use nix::sys::stat::fstat;
     use std::fs::File;
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
     use std::os::unix::net::UnixStream;
     use std::process::{Child, Command};
 
