@@ -1,6 +1,6 @@
 //! The cost of a restore: --stats shows what strace shows, and the numbers are within bounds.
 
-use crate::harness::{Pipeline, Scratch, Target, pipeline, tool, which};
+use crate::harness::{Pipeline, Scratch, Target, pipeline, root, tool, which};
 use serde_json::Value;
 use std::fs;
 
@@ -306,4 +306,56 @@ signal.pause()";
     let of = |call: &str| calls.lines().filter(|line| line.contains(call)).count();
     assert!((1..10).contains(&of("socket(")), "{} sockets", of("socket("));
     assert!((1..150).contains(&of("sendto(")), "{} questions", of("sendto("));
+}
+
+/// The lines of an strace of `fdscan OPTIONS`, which may be of these calls only, for a target with
+/// these SPECs.
+fn scan_calls(options: &[&str], calls: &str, specs: &[String]) -> Result<Vec<String>, String> {
+    let scratch = Scratch::new();
+    let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+    let target = Target::make(scratch.dir(), &specs)?;
+    let (log, tool) = (scratch.file("calls"), tool("fdscan").to_string_lossy().into_owned());
+    let calls = format!("trace={calls}");
+    let words = ["strace", "-f", "-e", &calls, "-o", &log, &tool];
+    pipeline(&[&[&words, options, &[&target.pid]].concat(), &["fdimg", "verify"]]).ok();
+    let text = fs::read_to_string(&log).expect("a trace");
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn the_openers_of_many_objects_are_found_by_one_walk_of_proc() {
+    needs!(which("strace").is_some(), "strace is missing");
+    needs!(root(), "who is not root may not look at all processes");
+    for spec in ["mqueue@N:data=0.a,maxmsg=1,msgsize=8", "pty@N,M:raw,said=ab,typed=cd"] {
+        let numbered = |at: u32| {
+            let (first, second) = (3 + 2 * at, 4 + 2 * at);
+            spec.replace('N', &first.to_string()).replace('M', &second.to_string())
+        };
+        let specs: Vec<String> = (0..50).map(numbered).collect();
+        let calls = match scan_calls(&["--data", "--freeze"], "openat,open", &specs) {
+            Ok(calls) => calls,
+            Err(reason) => skip!("{reason}"),
+        };
+        let opened = |path: &str| {
+            let path = format!("\"{path}\", O_");
+            calls.iter().filter(|call| call.contains(&path)).count()
+        };
+        assert_eq!((opened("/proc"), opened("/proc/1/fd")), (1, 1), "{spec}: {calls:#?}");
+    }
+}
+
+#[test]
+fn mountinfo_is_read_once_a_process() {
+    needs!(which("strace").is_some(), "strace is missing");
+    let specs: Vec<String> = (3..43)
+        .map(|fd| format!("inotify@{fd}"))
+        .chain((43..53).map(|fd| format!("regular@{fd}")))
+        .collect();
+    let calls = match scan_calls(&[], "openat,open", &specs) {
+        Ok(calls) => calls,
+        Err(reason) => skip!("{reason}"),
+    };
+    let reads = calls.iter().filter(|call| call.contains("mountinfo"));
+    // That of the process, and our own.
+    assert!((1..=2).contains(&reads.clone().count()), "{:#?}", reads.collect::<Vec<_>>());
 }
