@@ -4,13 +4,14 @@
 
 use fdkit::filter::{Filter, Subject};
 use fdkit::kind;
-use fdkit::proc::{FdInfo, Stat};
+use fdkit::proc::{FdInfo, Stat, mounts};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let info = FdInfo::parse(bytes);
     let _ = info.locks();
     let _ = Stat::parse(bytes).map(|stat| stat.field(22));
+    let _ = mounts::parse(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         if let Ok(filter) = Filter::parse(text, &kind::names()) {
             let subject = Subject { fd: 3, pids: &[1], kind: "pipe", link: b"pipe:[1]" };
