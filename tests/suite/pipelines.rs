@@ -286,20 +286,27 @@ fn two_processes_and_a_tree_are_in_one_image() {
 fn an_image_can_be_made_with_passive_and_with_freeze() {
     let scratch = Scratch::new();
     let target = target!(scratch.dir(), &["regular@3:pos=5", "pipe@4,5:data=hello"]);
+    // A task that is let go has to be run once before it sleeps or stops.
+    let becomes = |state: &str| {
+        let mut status = String::new();
+        for _ in 0..3000 {
+            status = fs::read_to_string(format!("/proc/{}/status", target.pid)).unwrap();
+            if status.contains(&format!("State:\t{state}")) && status.contains("TracerPid:\t0") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it is not {state}\n{status}");
+    };
     for option in ["--passive", "--freeze"] {
         let ran = pipeline(&[&["fdscan", option, &target.pid], &["fdimg", "show", "-J"]]).ok();
         let shown: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
         assert_eq!(shown["descriptors"].as_array().unwrap().len(), 3, "{option}");
         assert_eq!(shown["head"]["frozen"], option == "--freeze");
-        let state = fs::read_to_string(format!("/proc/{}/status", target.pid)).unwrap();
-        assert!(
-            state.contains("State:\tS") && state.contains("TracerPid:\t0"),
-            "{option}\n{state}"
-        );
+        becomes("S");
     }
     pipeline(&[&["fdscan", "--stop", &target.pid], &["fdimg", "verify"]]).ok();
-    let state = fs::read_to_string(format!("/proc/{}/status", target.pid)).unwrap();
-    assert!(state.contains("State:\tT (stopped)") && state.contains("TracerPid:\t0"), "{state}");
+    becomes("T (stopped)");
 }
 
 #[test]
