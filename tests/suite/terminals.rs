@@ -747,6 +747,8 @@ fn a_shell_runs_after_its_foreground_job_has_ended_or_stopped() {
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(&busy("cat | cat"))]);
+    // The emulator names its shell before it has opened all of its descriptors.
+    crate::harness::settled(&target.pid);
     let (file, shell) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
     pipeline(&[&["fdscan", "-t", &target.said], &["fdimg", "write", &shell]]).quiet();
@@ -771,6 +773,8 @@ fn a_shell_runs_after_its_foreground_job_without_a_leader_has_ended_or_stopped()
     needs!(which("python3").is_some() && which("bash").is_some(), "python3 or bash is missing");
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(&busy("true | cat 0<&2 | cat"))]);
+    // The emulator names its shell before it has opened all of its descriptors.
+    crate::harness::settled(&target.pid);
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
     for pid in descendants(target.pid.parse().unwrap()) {
