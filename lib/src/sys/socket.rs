@@ -290,6 +290,9 @@ const CONTROL: usize = 4096;
 /// linux/socket.h
 const SCM_PIDFD: i32 = 4;
 
+/// The maximum number of descriptors of one message: SCM_MAX_FD of include/net/scm.h.
+pub const MAX_FDS: usize = 253;
+
 /// A buffer for ancillary data, aligned as struct cmsghdr must be.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);

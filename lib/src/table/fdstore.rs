@@ -14,9 +14,6 @@ use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 
-/// The maximum number of descriptors of one message: SCM_MAX_FD of include/net/scm.h.
-pub const MAX_FDS: usize = 253;
-
 /// The fdstore in one process.
 pub struct Store<'b> {
     socket: Socket<'b>,
@@ -64,7 +61,7 @@ impl<'b> Store<'b> {
         sys::socket::set_option(self.socket.as_fd(), libc::SOL_SOCKET, option, value)
     }
 
-    /// Sends a message of at most [`MAX_FDS`] descriptors. Returns its index.
+    /// Sends a message of at most [`MAX_FDS`](sys::socket::MAX_FDS) descriptors. Returns its index.
     pub fn put(&mut self, fds: &[BorrowedFd<'_>]) -> Result<u32> {
         match sys::socket::send(self.socket.as_fd(), &[], &[0], fds, None) {
             Err(Errno::EAGAIN) => {

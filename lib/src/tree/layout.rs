@@ -8,7 +8,7 @@ use crate::kind::context::{CttyPlan, Number};
 use crate::kind::{DecodedImage, Prerequisite};
 use crate::placement::TableNeeds;
 use crate::plan::{self, Action, OwnerTask, Plan, Step};
-use crate::table::fdstore::MAX_FDS;
+use crate::sys::socket::MAX_FDS;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
