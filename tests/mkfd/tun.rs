@@ -3,7 +3,7 @@
 use crate::driver::{Bad, Fixture, link, open_device, ready, stat};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
-use fdkit::sys::tun::{self, Number};
+use fdkit::sys::tun::{self, TunParameter};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
@@ -61,11 +61,11 @@ impl Fixture for Tun {
         }
         let fd = made[0].as_fd();
         if let Some(size) = spec.number("vnet")? {
-            tun::set_number(fd, Number::Header, size as i32).at("TUNSETVNETHDRSZ")?;
-            tun::set_number(fd, Number::Little, 1).at("TUNSETVNETLE")?;
+            tun::set_number(fd, TunParameter::Header, size as i32).at("TUNSETVNETHDRSZ")?;
+            tun::set_number(fd, TunParameter::Little, 1).at("TUNSETVNETLE")?;
         }
         if let Some(size) = spec.number("sndbuf")? {
-            tun::set_number(fd, Number::Sndbuf, size as i32).at("TUNSETSNDBUF")?;
+            tun::set_number(fd, TunParameter::Sndbuf, size as i32).at("TUNSETSNDBUF")?;
         }
         if let Some(owner) = spec.number("owner")? {
             let owner = Some(owner as u32);
@@ -103,11 +103,11 @@ impl Fixture for Tun {
             bad.same("device of the second", is, (name(spec), wanted | detached));
         }
         let header = spec.known_number("vnet").unwrap_or(10) as i32;
-        bad.same("header", tun::number(fd, Number::Header)?, header);
+        bad.same("header", tun::number(fd, TunParameter::Header)?, header);
         let little = i32::from(spec.has("vnet"));
-        bad.same("little-endian", tun::number(fd, Number::Little)?, little);
+        bad.same("little-endian", tun::number(fd, TunParameter::Little)?, little);
         let sndbuf = spec.known_number("sndbuf").unwrap_or(i32::MAX as u64);
-        bad.same("sndbuf", tun::number(fd, Number::Sndbuf)? as u64, sndbuf);
+        bad.same("sndbuf", tun::number(fd, TunParameter::Sndbuf)? as u64, sndbuf);
         if spec.has("address") {
             bad.same("hardware address", &tun::hardware(fd)?.1[..6], &ADDRESS);
         }

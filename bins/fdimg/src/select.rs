@@ -6,7 +6,7 @@
 use crate::records::Records;
 use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::progress::Reading;
+use fdkit::cli::progress::ProgressReader;
 use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::filter::Filter;
@@ -110,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
 /// Finds the records to keep. A file is kept if a descriptor that passes names it, or if it waits in
 /// the queue of a kept file. `name` is the name of the image.
 fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
-    let mut reader = Reader::new(Reading::new(TOOL.name(), &mut *from));
+    let mut reader = Reader::new(ProgressReader::new(TOOL.name(), &mut *from));
     reader.head()?;
     let mut kept = Bits::default();
     let mut with_object = Bits::default();
@@ -209,7 +209,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
 /// The ordinals of the files that have objects, ascending, each with the ordinal of its object.
 fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(usize, usize)>> {
     from.rewind()?;
-    let mut reader = Reader::new(Reading::new(TOOL.name(), from));
+    let mut reader = Reader::new(ProgressReader::new(TOOL.name(), from));
     let mut owners = Vec::new();
     while let Some(RawItem { item, .. }) = reader.next()? {
         if let Item::File(file) = item {
@@ -221,7 +221,7 @@ fn owners(from: &mut File, files: &Ordinals, objects: &Ordinals) -> Result<Vec<(
 }
 
 fn second_pass(from: &mut File, kept: &Kept, out: impl Write) -> Result<()> {
-    let mut reader = Reader::new(Reading::new(TOOL.name(), from));
+    let mut reader = Reader::new(ProgressReader::new(TOOL.name(), from));
     let mut writer = Writer::new(out);
     if let Some((_, _, head)) = reader.next_again()? {
         writer.pass(head)?;

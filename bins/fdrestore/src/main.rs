@@ -6,8 +6,8 @@ mod stats;
 mod tree;
 
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::progress::Reading;
-use fdkit::cli::{self, Arg, FAILED_BEFORE_COMMAND, ImageInput, Outcome, Tool, units};
+use fdkit::cli::progress::ProgressReader;
+use fdkit::cli::{self, Arg, Exit, FAILED_BEFORE_COMMAND, ImageInput, Tool, units};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
 use fdkit::kind::context::Changed;
@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     TOOL.main(run)
 }
 
-fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Exit> {
     if !args.tree && (args.respawn || args.same_pids) {
         return Err(Error::misuse("--respawn and --same-pids need --tree"));
     }
@@ -109,7 +109,7 @@ fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
     let input = ImageInput::new(args.image.as_ref());
     let name = || input.to_string();
     let mut spool = input.spool_sealed(tool, "use a pipe or -i IMAGE")?;
-    let image = DecodedImage::load(Reading::new(tool.name(), &mut spool)).at(name)?;
+    let image = DecodedImage::load(ProgressReader::new(tool.name(), &mut spool)).at(name)?;
     if image.head.passive {
         tool.warn(
             "the image was made with --passive: what descriptors shared, they no longer share; \

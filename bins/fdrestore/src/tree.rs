@@ -1,7 +1,7 @@
 //! fdrestore --tree: recreates the processes of an image with their descriptors.
 
 use crate::Args;
-use fdkit::cli::{self, ImageInput, Outcome, Tool};
+use fdkit::cli::{self, Exit, ImageInput, Tool};
 use fdkit::ctty::SessionRole;
 use fdkit::error::{At, Result, Status};
 use fdkit::kind::DecodedImage;
@@ -23,7 +23,7 @@ pub(crate) fn restore(
     spool: File,
     root: Option<OwnedFd>,
     command: Vec<OsString>,
-) -> Result<Outcome> {
+) -> Result<Exit> {
     let mode = Mode {
         respawn: args.respawn,
         same_pids: args.same_pids,

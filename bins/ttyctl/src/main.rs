@@ -11,7 +11,7 @@ mod show;
 mod terminal;
 
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{Outcome, Tool};
+use fdkit::cli::{Exit, Tool};
 use fdkit::error::Result;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     TOOL.main(run)
 }
 
-fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Outcome> {
+fn run(tool: &Tool, args: Args, command: Vec<OsString>) -> Result<Exit> {
     Ok(match args.command {
         Command::Show(args) => show::run(&args)?.into(),
         Command::Save(args) => save::run(&args)?.into(),

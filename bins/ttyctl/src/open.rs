@@ -3,7 +3,7 @@
 use crate::relay;
 use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
-use fdkit::cli::{Arg, Outcome, Tool};
+use fdkit::cli::{Arg, Exit, Tool};
 use fdkit::ctty;
 use fdkit::error::{At, Error, Result};
 use fdkit::sys::fork::fork;
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 pub(crate) const FORWARDED: [Signal; 4] =
     [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT];
 
-pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<Outcome> {
+pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<Exit> {
     if command.is_empty() {
         return Err(Error::misuse("COMMAND is not given; put it after --"));
     }
@@ -59,12 +59,12 @@ pub(crate) fn run(tool: &Tool, args: &Args, command: &[OsString]) -> Result<Outc
         let before = signals.thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)?;
         if let Some(child) = fork().at(|| "fork")? {
             drop(terminal);
-            return wait_and_forward(child, &signals).map(Outcome::from);
+            return wait_and_forward(child, &signals).map(Exit::from);
         }
         before.thread_set_mask()?;
     }
     let code = begin_session(tool, terminal, args.steal, command, true);
-    code.at(|| named.shown()).map(Outcome::from)
+    code.at(|| named.shown()).map(Exit::from)
 }
 
 /// Begins the session and becomes COMMAND; returns only if that failed.

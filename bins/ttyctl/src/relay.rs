@@ -4,7 +4,7 @@
 //! restored whether COMMAND ends, a signal ends ttyctl or SIGTSTP stops it.
 
 use crate::open::{FORWARDED, begin_session, exit_code};
-use fdkit::cli::{self, Outcome, Tool};
+use fdkit::cli::{self, Exit, Tool};
 use fdkit::error::{At, Error, Result};
 use fdkit::sys::fork::fork;
 use fdkit::sys::tty::{self, Termios};
@@ -30,7 +30,7 @@ const BUFFER_FULL: usize = 64 << 10;
 const POLL_INTERVAL: u16 = 100;
 
 /// Runs COMMAND on a new pseudo terminal and relays until it ends.
-pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<Outcome> {
+pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<Exit> {
     cli::text_stdout()?;
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let master = open("/dev/ptmx", flags, Mode::empty()).at(|| "/dev/ptmx")?;
@@ -56,7 +56,7 @@ pub(crate) fn run(tool: &Tool, command: &[OsString]) -> Result<Outcome> {
         let slave = tty::peer(&master, (libc::O_RDWR | libc::O_CLOEXEC) as u32);
         let slave = slave.at(|| "open the new terminal")?;
         drop(master);
-        return begin_session(tool, slave, false, command, caller.is_none()).map(Outcome::from);
+        return begin_session(tool, slave, false, command, caller.is_none()).map(Exit::from);
     };
     let raw = caller.map(Raw::new).transpose();
     let relayed = raw.and_then(|raw| {

@@ -8,7 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::os::fd::RawFd;
 
 /// A process, and the number of a descriptor in it.
-pub(super) type Place = (i32, RawFd);
+pub(super) type TaskFd = (i32, RawFd);
 
 /// Members in the order of a comparison, which can fail: kcmp(2) does for a process that has ended.
 #[derive(Debug)]
@@ -56,11 +56,11 @@ impl<T> Ordered<T> {
 pub(super) struct Descriptions<C> {
     compare: C,
     /// Those that /proc cannot tell apart, by the hash of what it says of them.
-    alike: HashMap<u64, Ordered<(Place, u32)>>,
+    alike: HashMap<u64, Ordered<(TaskFd, u32)>>,
     count: u32,
 }
 
-impl<C: Fn(Place, Place) -> nix::Result<Ordering>> Descriptions<C> {
+impl<C: Fn(TaskFd, TaskFd) -> nix::Result<Ordering>> Descriptions<C> {
     /// None yet. `compare` orders the descriptions behind two descriptors, as kcmp(2) does.
     pub(super) fn new(compare: C) -> Self {
         Descriptions { compare, alike: HashMap::new(), count: 0 }
@@ -68,7 +68,7 @@ impl<C: Fn(Place, Place) -> nix::Result<Ordering>> Descriptions<C> {
 
     /// The id of the description of a descriptor, and true if it is new. `facts` are those that all
     /// its descriptors have in common: only descriptors with the same facts are compared.
-    pub(super) fn identify(&mut self, facts: &impl Hash, place: Place) -> (u32, bool) {
+    pub(super) fn identify(&mut self, facts: &impl Hash, place: TaskFd) -> (u32, bool) {
         let mut hasher = DefaultHasher::new();
         facts.hash(&mut hasher);
         let alike = self.alike.entry(hasher.finish()).or_default();
@@ -109,18 +109,18 @@ mod tests {
     /// Stands for the kernel: the address of the description at each place.
     #[derive(Default)]
     struct Kernel {
-        addresses: RefCell<HashMap<Place, u64>>,
+        addresses: RefCell<HashMap<TaskFd, u64>>,
         ended: RefCell<HashSet<i32>>,
         calls: Cell<usize>,
     }
 
     impl Kernel {
-        fn with(places: &[(Place, u64)]) -> Kernel {
+        fn with(places: &[(TaskFd, u64)]) -> Kernel {
             let addresses = RefCell::new(places.iter().copied().collect());
             Kernel { addresses, ..Kernel::default() }
         }
 
-        fn compare(&self, a: Place, b: Place) -> nix::Result<Ordering> {
+        fn compare(&self, a: TaskFd, b: TaskFd) -> nix::Result<Ordering> {
             self.calls.set(self.calls.get() + 1);
             let ended = self.ended.borrow();
             if ended.contains(&a.0) || ended.contains(&b.0) {
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn n_descriptions_take_n_log_n_comparisons() {
         // In an order that is not theirs.
-        let places: Vec<(Place, u64)> =
+        let places: Vec<(TaskFd, u64)> =
             (0..1000).map(|at| ((1, at), at as u64 * 607 % 1009)).collect();
         let kernel = Kernel::with(&places);
         let mut files = Descriptions::new(|a, b| kernel.compare(a, b));

@@ -8,8 +8,8 @@ mod threads;
 
 use crate::capture::contents::{ContentsSource, CopySource};
 use crate::capture::freeze::Frozen;
-use crate::capture::identity::{Descriptions, Place};
-use crate::capture::tables::{Snapshot, Table, Tables};
+use crate::capture::identity::{Descriptions, TaskFd};
+use crate::capture::tables::{ScannedTable, Snapshot, Tables};
 use crate::capture::threads::look;
 use crate::cli::progress::{Progress, Unit};
 use crate::error::{Error, Result, Status};
@@ -176,7 +176,7 @@ pub fn head(tool: &str) -> Head {
 }
 
 /// Orders two open file descriptions: kcmp(2).
-type CompareFiles = fn(Place, Place) -> nix::Result<Ordering>;
+type CompareFiles = fn(TaskFd, TaskFd) -> nix::Result<Ordering>;
 
 /// A scan that goes on.
 struct Scan<'a, W: Write> {
@@ -246,7 +246,7 @@ impl<W: Write> Scan<'_, W> {
     fn table(
         &mut self,
         id: u32,
-        table: &Table,
+        table: &ScannedTable,
         process: &Process,
         numbers: &[RawFd],
     ) -> Result<()> {
@@ -285,7 +285,7 @@ impl<W: Write> Scan<'_, W> {
     fn slot(
         &mut self,
         id: u32,
-        table: &Table,
+        table: &ScannedTable,
         process: &Process,
         captured: Captured,
         fetched: bool,

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 
 /// A descriptor table.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Table {
+pub(super) struct ScannedTable {
     /// The first process that has it, as its index in the scan.
     pub(super) first: usize,
     /// The ids of all that have it, in the order of the scan.
@@ -19,7 +19,7 @@ pub(super) struct Table {
 /// The tables of a scan.
 #[derive(Default)]
 pub(super) struct Tables {
-    tables: Vec<Table>,
+    tables: Vec<ScannedTable>,
     /// Indices of tables by the count of their descriptors: only those of one count can be one.
     alike: HashMap<usize, Ordered<usize>>,
 }
@@ -47,13 +47,13 @@ impl Tables {
         };
         match known {
             Some(table) => self.tables[table].pids.push(pid),
-            None => self.tables.push(Table { first: process, pids: vec![pid] }),
+            None => self.tables.push(ScannedTable { first: process, pids: vec![pid] }),
         }
         known.unwrap_or(new)
     }
 
     /// All tables, in the order of their indices.
-    pub(super) fn into_vec(self) -> Vec<Table> {
+    pub(super) fn into_vec(self) -> Vec<ScannedTable> {
         self.tables
     }
 }
@@ -115,7 +115,7 @@ mod tests {
         let mut tables = Tables::default();
         let found = [0, 1, 2, 3, 4].map(|pid| tables.add(pid as usize, pid, 3, &compare));
         assert_eq!(found, [0, 1, 0, 2, 1]);
-        let table = |first, pids: &[i32]| Table { first, pids: pids.to_vec() };
+        let table = |first, pids: &[i32]| ScannedTable { first, pids: pids.to_vec() };
         assert_eq!(tables.into_vec(), [table(0, &[0, 2]), table(1, &[1, 4]), table(3, &[3])]);
     }
 

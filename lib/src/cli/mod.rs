@@ -34,22 +34,22 @@ pub struct Tool(Syntax);
 
 /// The end of a tool's run that is not an [`Error`]. A [`Status`] and an [`ExitCode`] convert to it.
 #[derive(Clone, Copy, Debug)]
-pub enum Outcome {
+pub enum Exit {
     /// The tool did its own work, with this status.
     Status(Status),
     /// The exit status of COMMAND, or of the exec of it that failed; its message is written.
     Command(ExitCode),
 }
 
-impl From<Status> for Outcome {
-    fn from(status: Status) -> Outcome {
-        Outcome::Status(status)
+impl From<Status> for Exit {
+    fn from(status: Status) -> Exit {
+        Exit::Status(status)
     }
 }
 
-impl From<ExitCode> for Outcome {
-    fn from(code: ExitCode) -> Outcome {
-        Outcome::Command(code)
+impl From<ExitCode> for Exit {
+    fn from(code: ExitCode) -> Exit {
+        Exit::Command(code)
     }
 }
 
@@ -101,7 +101,7 @@ impl Tool {
     pub fn main<A, E>(&self, run: fn(&Tool, A, Vec<OsString>) -> Result<E>) -> ExitCode
     where
         A: FromArgs + ArgsInfo,
-        E: Into<Outcome>,
+        E: Into<Exit>,
     {
         start::sigpipe_default();
         let (ended, chained) = match parse::<A>(&self.0, std::env::args_os().skip(1).collect()) {
@@ -109,20 +109,20 @@ impl Tool {
                 let chained = !command.is_empty();
                 (run(self, args, command).map(E::into), chained)
             }
-            Ok(Parsed::Print(text)) => (streams::print(&text).map(Outcome::Status), false),
+            Ok(Parsed::Print(text)) => (streams::print(&text).map(Exit::Status), false),
             Err(misuse) => (Err(Error::misuse(misuse.reason)), misuse.chained),
         };
         self.exit_code(ended, chained)
     }
 
     /// The exit status; `chained` is true where a COMMAND was given.
-    fn exit_code(&self, ended: Result<Outcome>, chained: bool) -> ExitCode {
+    fn exit_code(&self, ended: Result<Exit>, chained: bool) -> ExitCode {
         let failure = match ended {
-            Ok(Outcome::Command(code)) => return code,
-            Ok(Outcome::Status(status)) if !chained || status == Status::Done => {
+            Ok(Exit::Command(code)) => return code,
+            Ok(Exit::Status(status)) if !chained || status == Status::Done => {
                 return ExitCode::from(status as u8);
             }
-            Ok(Outcome::Status(status)) => Error::new(status, "COMMAND was not run"),
+            Ok(Exit::Status(status)) => Error::new(status, "COMMAND was not run"),
             Err(failure) => failure,
         };
         if chained {
@@ -168,8 +168,7 @@ mod tests {
 
     #[test]
     fn failures_before_a_command_exit_125() {
-        let code =
-            |ended: Result<Outcome>, chained| format!("{:?}", TOOL.exit_code(ended, chained));
+        let code = |ended: Result<Exit>, chained| format!("{:?}", TOOL.exit_code(ended, chained));
         let want = |code: u8| format!("{:?}", ExitCode::from(code));
         let gone = || Err(Error::from(Errno::ESRCH));
         assert_eq!(code(gone(), false), want(5));

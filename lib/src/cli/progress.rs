@@ -105,22 +105,22 @@ impl Count {
 
 /// A reader that shows its progress, for a regular file out of its size. The end of the file erases
 /// the line.
-pub struct Reading<R> {
+pub struct ProgressReader<R> {
     from: R,
     progress: Progress,
 }
 
-impl<R: Read + AsFd> Reading<R> {
+impl<R: Read + AsFd> ProgressReader<R> {
     /// Wraps a reader; `tool` stands before the line.
-    pub fn new(tool: &'static str, from: R) -> Reading<R> {
+    pub fn new(tool: &'static str, from: R) -> ProgressReader<R> {
         let is_file = |mode| SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFREG;
         let found = fstat(from.as_fd()).ok().filter(|found| is_file(found.st_mode));
         let all = found.map(|found| found.st_size as u64);
-        Reading { from, progress: Progress::new(tool, Unit::Bytes, all) }
+        ProgressReader { from, progress: Progress::new(tool, Unit::Bytes, all) }
     }
 }
 
-impl<R: Read + AsFd> Read for Reading<R> {
+impl<R: Read + AsFd> Read for ProgressReader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(counter) = &mut self.progress.0 {
             // One line is drawn even if the first bytes of a pipe take long.

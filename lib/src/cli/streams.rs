@@ -1,6 +1,6 @@
 //! stdin and stdout for images and for text. An image is neither read from nor written to a terminal.
 
-use super::progress::Reading;
+use super::progress::ProgressReader;
 use super::{Arg, Tool};
 use crate::error::{At, Error, Result, Status};
 use crate::sys::start;
@@ -100,9 +100,9 @@ impl<'a> ImageInput<'a> {
         Ok(match self.path {
             Some(path) => {
                 let file = File::open(path).at(|| self.to_string())?;
-                Box::new(Reading::new(tool.name(), file))
+                Box::new(ProgressReader::new(tool.name(), file))
             }
-            None => Box::new(Reading::new(tool.name(), binary_stdin(cure)?)),
+            None => Box::new(ProgressReader::new(tool.name(), binary_stdin(cure)?)),
         })
     }
 

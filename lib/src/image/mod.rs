@@ -16,7 +16,7 @@ pub use check::Checker;
 pub use file::NewFile;
 pub use inode::inode_of;
 pub use load::{Chunk, Image, QueuedFds};
-pub use read::{RawItem, Reader, Record, Summary};
+pub use read::{RawItem, RawRecord, Reader, Summary};
 pub use record::{
     Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, MessageMeta, OPAQUE,
     OpenFile, Signals, Slot, Table, Task, Terminal, Typed, VERSION,

@@ -35,7 +35,7 @@ pub struct RawItem<'a> {
 }
 
 /// The key of a record, its encoded value, and all its bytes.
-pub type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+pub type RawRecord<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
 /// The numbers of records of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next record, neither decoded nor checked: for a stream that was read to its end before.
-    pub fn next_again(&mut self) -> Result<Option<Record<'_>>> {
+    pub fn next_again(&mut self) -> Result<Option<RawRecord<'_>>> {
         if self.ended {
             return Ok(None);
         }

@@ -75,7 +75,7 @@ pub fn set_hardware(fd: BorrowedFd<'_>, class: u16, address: [u8; 14]) -> nix::R
 
 /// The settings of a device that are one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Number {
+pub enum TunParameter {
     /// The most bytes that wait to be sent: TUNGETSNDBUF.
     Sndbuf,
     /// The bytes of the header before each packet: TUNGETVNETHDRSZ.
@@ -85,11 +85,11 @@ pub enum Number {
 }
 
 /// Reads one of the settings.
-pub fn number(fd: BorrowedFd<'_>, which: Number) -> nix::Result<i32> {
+pub fn number(fd: BorrowedFd<'_>, which: TunParameter) -> nix::Result<i32> {
     let asked = match which {
-        Number::Sndbuf => TUNGETSNDBUF,
-        Number::Header => TUNGETVNETHDRSZ,
-        Number::Little => TUNGETVNETLE,
+        TunParameter::Sndbuf => TUNGETSNDBUF,
+        TunParameter::Header => TUNGETVNETHDRSZ,
+        TunParameter::Little => TUNGETVNETLE,
     };
     let mut value: libc::c_int = 0;
     // SAFETY: each of them fills one int, which is ours.
@@ -98,11 +98,11 @@ pub fn number(fd: BorrowedFd<'_>, which: Number) -> nix::Result<i32> {
 }
 
 /// Sets one of the settings: TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE.
-pub fn set_number(fd: BorrowedFd<'_>, which: Number, value: i32) -> nix::Result<()> {
+pub fn set_number(fd: BorrowedFd<'_>, which: TunParameter, value: i32) -> nix::Result<()> {
     let asked = match which {
-        Number::Sndbuf => TUNSETSNDBUF,
-        Number::Header => TUNSETVNETHDRSZ,
-        Number::Little => TUNSETVNETLE,
+        TunParameter::Sndbuf => TUNSETSNDBUF,
+        TunParameter::Header => TUNSETVNETHDRSZ,
+        TunParameter::Little => TUNSETVNETLE,
     };
     // SAFETY: each of them reads one int, which is ours.
     Errno::result(unsafe { libc::ioctl(fd.as_raw_fd(), asked, &raw const value) }).map(drop)

@@ -1,7 +1,7 @@
 //! A forked task, from the fork until it has a table of its own to restore, or shares one.
 
 use super::barrier::Stage;
-use super::state::{Services, TableAtFork, TreeRestore};
+use super::state::{ServiceFds, TableAtFork, TreeRestore};
 use crate::error::{At, Result};
 use crate::sys::{credentials, fork};
 use crate::table::fdstore::Store;
@@ -33,7 +33,7 @@ impl TreeRestore<'_> {
     fn share_table(&self, task: usize, at_fork: TableAtFork<'_>) -> Result<Infallible> {
         let meter = self.meter();
         let socket = at_fork.services.store.map(|number| self.table.known(number));
-        let services = Services { store: socket, root: None };
+        let services = ServiceFds { store: socket, root: None };
         let store = services.fdstore(self.state);
         self.fork_children(task, at_fork.services, store.as_ref(), &mut |_| Ok(()))?;
         self.state.arrive(task, Stage::Forked);

@@ -219,12 +219,12 @@ impl ServiceNumbers {
 
 /// The service descriptors of a task.
 #[derive(Debug, Default)]
-pub(super) struct Services {
+pub(super) struct ServiceFds {
     pub(super) store: Option<PlacedFd>,
     pub(super) root: Option<PlacedFd>,
 }
 
-impl Services {
+impl ServiceFds {
     pub(super) fn numbers(&self) -> ServiceNumbers {
         let number = |placed: &Option<PlacedFd>| placed.as_ref().map(PlacedFd::number);
         ServiceNumbers { store: number(&self.store), root: number(&self.root) }

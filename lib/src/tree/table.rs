@@ -3,7 +3,7 @@
 use super::barrier::Stage;
 use super::exec::{LOCKS_LOST, loses_locks};
 use super::layout::{placement_request, ranges, table_numbers};
-use super::state::{ServiceNumbers, Services, TableAtFork, TreeRestore};
+use super::state::{ServiceFds, ServiceNumbers, TableAtFork, TreeRestore};
 use crate::error::{At, Result};
 use crate::kind::context::Held;
 use crate::operation::Operation;
@@ -131,14 +131,14 @@ impl TreeRestore<'_> {
         plan: &Plan<'_>,
         at_fork: TableAtFork<'_>,
         meter: &mut Meter<'_>,
-    ) -> Result<Services> {
+    ) -> Result<ServiceFds> {
         let numbers = table_numbers(plan);
         let table = placement_request(&numbers, self.tree.sharers[task], self.limits.1);
         let known = |number: Option<RawFd>| number.map(|number| self.table.known(number));
         let mut placed = [known(at_fork.services.store), known(at_fork.services.root)];
         move_services(&self.table, &mut placed, self.options.placement, &table)?;
         let [store, root] = placed;
-        let services = Services { store, root };
+        let services = ServiceFds { store, root };
         let service_numbers = services.numbers();
         let stays = |fd: &RawFd| {
             let step = plan.steps.binary_search_by_key(fd, |step| step.fd);

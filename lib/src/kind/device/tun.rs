@@ -10,7 +10,7 @@ use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
 use crate::sys::socket::{self, device_index};
-use crate::sys::tun::{self, Number};
+use crate::sys::tun::{self, TunParameter};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
@@ -109,10 +109,10 @@ impl TunDevice {
             filtered: tap && flags & NOFILTER == 0,
             owner: found.owner,
             group: found.group,
-            sndbuf: number(Number::Sndbuf).at(|| "TUNGETSNDBUF")?,
+            sndbuf: number(TunParameter::Sndbuf).at(|| "TUNGETSNDBUF")?,
             header: (
-                number(Number::Header).at(|| "TUNGETVNETHDRSZ")?,
-                number(Number::Little).at(|| "TUNGETVNETLE")? != 0,
+                number(TunParameter::Header).at(|| "TUNGETVNETHDRSZ")?,
+                number(TunParameter::Little).at(|| "TUNGETVNETLE")? != 0,
             ),
             hardware: tap
                 .then(|| tun::hardware(fd).map(|(class, bytes)| (class, Bytes(bytes.to_vec()))))
@@ -244,9 +244,9 @@ impl Kind for Tun {
             cx.warnings.push(format!("{shown}: {why}"));
         }
         let wanted = [
-            (Number::Sndbuf, *sndbuf, "TUNSETSNDBUF"),
-            (Number::Header, header.0, "TUNSETVNETHDRSZ"),
-            (Number::Little, i32::from(header.1), "TUNSETVNETLE"),
+            (TunParameter::Sndbuf, *sndbuf, "TUNSETSNDBUF"),
+            (TunParameter::Header, header.0, "TUNSETVNETHDRSZ"),
+            (TunParameter::Little, i32::from(header.1), "TUNSETVNETLE"),
         ];
         for (which, value, name) in wanted {
             if tun::number(fd, which).at(|| name)? != value {

@@ -19,7 +19,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
-use terminal::{Device, End, PTMX, TerminalUser, Terminals};
+use terminal::{Device, PTMX, TerminalEnd, TerminalUser, Terminals};
 
 /// Flags of a directory that is read.
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
@@ -192,7 +192,7 @@ impl Walk {
         mut dir: Dir,
         wanted: &Wanted,
         is_other: bool,
-    ) -> Vec<(RawFd, End)> {
+    ) -> Vec<(RawFd, TerminalEnd)> {
         let mut numbers: Vec<RawFd> = Vec::new();
         for entry in dir.iter().flatten() {
             numbers.extend(entry.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
@@ -203,7 +203,7 @@ impl Walk {
             let name = fd.to_string();
             let Ok(link) = readlinkat(&dir, name.as_str()) else { continue };
             let link = link.into_vec();
-            let at = Place { pid, dir: &dir, name: &name };
+            let at = OpenerFd { pid, dir: &dir, name: &name };
             if is_other {
                 match socket(&link) {
                     Some(inode) if wanted.sockets => {
@@ -230,9 +230,11 @@ impl Walk {
         devices.extend(user.controlling_terminal());
         for (_, end) in user.ends.iter().flatten() {
             match end {
-                End::Slave { device, .. } => devices.push(*device),
-                End::Controlling => (),
-                End::Master { index, .. } => devices.push(crate::terminal::slave_device(*index)),
+                TerminalEnd::Slave { device, .. } => devices.push(*device),
+                TerminalEnd::Controlling => (),
+                TerminalEnd::Master { index, .. } => {
+                    devices.push(crate::terminal::slave_device(*index))
+                }
             }
         }
         if devices.is_empty() {
@@ -258,7 +260,7 @@ impl Walk {
 }
 
 /// A descriptor of another process.
-struct Place<'a> {
+struct OpenerFd<'a> {
     /// The process.
     pid: i32,
     /// Its /proc/PID/fd.
@@ -267,7 +269,7 @@ struct Place<'a> {
     name: &'a str,
 }
 
-impl Place<'_> {
+impl OpenerFd<'_> {
     /// Its fdinfo. None if it is closed meanwhile.
     fn info(&self) -> Option<FdInfo> {
         let path = format!("/proc/{}/fdinfo/{}", self.pid, self.name);

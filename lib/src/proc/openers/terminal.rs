@@ -1,7 +1,7 @@
 //! The processes that have to do with a terminal: the members of its session, and those that have
 //! either end open.
 
-use super::Place;
+use super::OpenerFd;
 use crate::image::Bytes;
 use crate::proc::stat::Stat;
 use crate::sys::{self, tty};
@@ -86,12 +86,12 @@ pub(super) struct TerminalUser {
     pub(super) pid: i32,
     pub(super) stat: Stat,
     /// Its descriptors of terminals, ascending; none if they may not be looked at.
-    pub(super) ends: Option<Vec<(RawFd, End)>>,
+    pub(super) ends: Option<Vec<(RawFd, TerminalEnd)>>,
 }
 
 /// An end of a terminal.
 #[derive(Debug)]
-pub(super) enum End {
+pub(super) enum TerminalEnd {
     /// A node with this device number, on a file system with the other one.
     Slave { device: Device, devpts: Device },
     /// /dev/tty.
@@ -113,12 +113,12 @@ impl TerminalUser {
         let (mut fds, mut masters) = (Vec::new(), Vec::new());
         for (fd, end) in self.ends.iter().flatten() {
             match end {
-                End::Slave { device: has, devpts: on } => {
+                TerminalEnd::Slave { device: has, devpts: on } => {
                     let is = *has == device && devpts.is_none_or(|devpts| devpts == *on);
                     fds.extend(is.then_some(*fd));
                 }
-                End::Controlling => fds.extend(member.then_some(*fd)),
-                End::Master { index, link } => {
+                TerminalEnd::Controlling => fds.extend(member.then_some(*fd)),
+                TerminalEnd::Master { index, link } => {
                     let node = || terminal::slave_node(self.pid, link, *index);
                     let is = terminal::slave_device(*index) == device
                         && devpts.is_none_or(|devpts| node().is_none_or(|it| it.dev == devpts));
@@ -142,9 +142,9 @@ impl TerminalUser {
     }
 }
 
-impl Place<'_> {
+impl OpenerFd<'_> {
     /// The end of a terminal that it is. None of another file, and of a mere path (O_PATH).
-    pub(super) fn end(&self, link: Vec<u8>, terminals: &Terminals) -> Option<End> {
+    pub(super) fn end(&self, link: Vec<u8>, terminals: &Terminals) -> Option<TerminalEnd> {
         let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
         let device = |device| (major(device) as u32, minor(device) as u32);
         let rdev = device(found.st_rdev);
@@ -156,12 +156,12 @@ impl Place<'_> {
             return None;
         }
         match rdev {
-            DEV_TTY => Some(End::Controlling),
+            DEV_TTY => Some(TerminalEnd::Controlling),
             PTMX => {
                 let index = info?.get("tty-index")?.parse().ok()?;
-                Some(End::Master { index, link })
+                Some(TerminalEnd::Master { index, link })
             }
-            _ => Some(End::Slave { device: rdev, devpts: device(found.st_dev) }),
+            _ => Some(TerminalEnd::Slave { device: rdev, devpts: device(found.st_dev) }),
         }
     }
 }
