@@ -1020,7 +1020,7 @@ while True: signal.pause()";
             let ran = Pipeline::new(stages).stdin(&image[..]).run();
             // There is no room for the range of this policy above the highest number.
             match policy {
-                "task" => drop(ran.refuses(125, &["no room", "(status 6)"]).in_one_line()),
+                "task" => drop(ran.refuses(125, &["too few numbers", "(status 6)"]).in_one_line()),
                 _ => drop(ran.ok()),
             }
         }
