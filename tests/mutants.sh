@@ -18,7 +18,7 @@ done
 [ $# -gt 0 ] || set -- placement filter image/scan
 
 mkdir -p "$crate/src/image" "$crate/src/sys" "$crate/.cargo"
-for file in placement filter image/scan sys/fnmatch; do
+for file in placement filter image/scan sys/fnmatch word_enum; do
     cp "lib/src/$file.rs" "$crate/src/$file.rs"
 done
 cat >"$crate/src/lib.rs" <<'END'
@@ -30,6 +30,7 @@ pub mod placement;
 pub mod sys {
     pub mod fnmatch;
 }
+pub mod word_enum;
 END
 cat >"$crate/Cargo.toml" <<'END'
 [package]
@@ -38,6 +39,7 @@ version = "0.0.0"
 edition = "2024"
 
 [dependencies]
+argh = "0.1"
 nix = { version = ">=0.30, <0.32" }
 
 [dev-dependencies]
