@@ -525,6 +525,10 @@ mod tests {
     use nix::pty::{OpenptyResult, openpty};
     use std::os::fd::{AsFd, OwnedFd};
 
+    /// The time in which the kernel hands written bytes to the line discipline, also under load: a
+    /// worker does it, and no call waits for that while a line can be read.
+    const SETTLE: Duration = Duration::from_millis(200);
+
     /// A pseudo terminal.
     struct Pair {
         ends: OpenptyResult,
@@ -556,14 +560,14 @@ mod tests {
         /// Writes to the master, and gives the kernel time to process it.
         fn with_input(self, bytes: &[u8]) -> Pair {
             self.ends().type_in(bytes).unwrap();
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(SETTLE);
             self
         }
 
         /// Writes to the slave, and gives the kernel time to process it.
         fn with_output(self, bytes: &[u8]) -> Pair {
             write_all(self.ends.slave.as_fd(), bytes).unwrap();
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(SETTLE);
             self
         }
 
@@ -599,7 +603,7 @@ mod tests {
             let mut reads = self.reads();
             reads.push(b"edit:".to_vec());
             self.ends().type_in(edit).unwrap();
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(SETTLE);
             reads.extend(self.reads());
             self.change_settings(|line| (line.c_lflag, line.c_cc[libc::VMIN]) = (0, 1));
             reads.push(b"raw:".to_vec());
