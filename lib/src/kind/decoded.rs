@@ -4,7 +4,6 @@ use crate::error::Result;
 use crate::image::{Image, OpenFile};
 use crate::kind::validate::Validator;
 use crate::kind::{Kind, Record};
-use std::any::Any;
 use std::io::Read;
 use std::ops::Deref;
 
@@ -50,8 +49,7 @@ impl DecodedImage {
 
     /// The record of a file, if it is of kind K.
     pub(crate) fn record_as<K: Kind>(&self, id: u32) -> Option<&K> {
-        let record: &dyn Any = self.record(id)?;
-        record.downcast_ref()
+        self.record(id)?.as_any().downcast_ref()
     }
 
     /// All files with their records, by ascending id.
@@ -61,10 +59,8 @@ impl DecodedImage {
 
     /// The files of kind K with their records, by ascending id.
     pub(crate) fn of_kind<K: Kind>(&self) -> impl Iterator<Item = (&OpenFile, &K)> {
-        self.files_and_records().filter_map(|(file, record)| {
-            let record: &dyn Any = record;
-            Some((file, record.downcast_ref()?))
-        })
+        self.files_and_records()
+            .filter_map(|(file, record)| Some((file, record.as_any().downcast_ref()?)))
     }
 }
 

@@ -12,6 +12,8 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// A record whose body was decoded and validated: [`Kind`] without its type.
 pub trait Record: Any {
+    /// The record as a value whose type can be asked for. A cast to it takes Rust 1.86.
+    fn as_any(&self) -> &dyn Any;
     /// [`Kind::SEEKABLE`]
     fn is_seekable(&self) -> bool;
     /// [`Kind::EARLY`]
@@ -63,6 +65,10 @@ pub trait Record: Any {
 }
 
 impl<K: Kind> Record for K {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
     fn is_seekable(&self) -> bool {
         K::SEEKABLE
     }
@@ -159,6 +165,10 @@ impl UnknownKind {
 }
 
 impl Record for UnknownKind {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
     fn is_seekable(&self) -> bool {
         false
     }

@@ -9,7 +9,6 @@ use crate::image::{Lock, MessageMeta, OpenFile, Slot, Task};
 use crate::kind::{ContentsPiece, ImageCheck, Kind, ObjectCheck, Record, decode, named};
 use crate::text::escape;
 use nix::libc;
-use std::any::Any;
 use std::collections::{BTreeMap, HashMap};
 
 /// [`ObjectCheck`] without its type.
@@ -30,8 +29,7 @@ pub(crate) trait ErasedImageCheck {
 pub(crate) struct OfKind<T: ?Sized>(pub(crate) Box<T>);
 
 fn of_kind<K: Kind>(record: &dyn Record) -> Option<&K> {
-    let record: &dyn Any = record;
-    record.downcast_ref()
+    record.as_any().downcast_ref()
 }
 
 impl<K: Kind> ErasedObjectCheck for OfKind<dyn ObjectCheck<K>> {
