@@ -3,7 +3,8 @@
 #![no_main]
 
 use fdkit::error::Status;
-use fdkit::image::{Bytes, Head, Image, Item, VERSION, Writer, scan};
+use fdkit::image::{Bytes, Head, Item, VERSION, Writer, scan};
+use fdkit::kind::DecodedImage;
 use fdkit::plan::{Plan, RestoreOptions};
 use libfuzzer_sys::fuzz_target;
 
@@ -34,7 +35,7 @@ fn whole(records: &[u8]) -> Vec<u8> {
 fuzz_target!(|bytes: &[u8]| {
     let _ = scan::tokens(bytes).count();
     for stream in [bytes, &whole(bytes)] {
-        match Image::load(stream) {
+        match DecodedImage::load(stream) {
             Ok(image) => drop(Plan::new(&image, &RestoreOptions::default(), None, false)),
             Err(err) => assert_eq!(err.status(), Status::Malformed, "{err}"),
         }
