@@ -39,6 +39,13 @@ mutants *files:
 fuzz target:
     cd tests && cargo +nightly fuzz run {{target}}
 
+# Every system call of the tools fails once (the suite fails one of each shape), which takes hours; the
+# daemons answer under 50 scans each, the owner of a folder has 5,000 tries, and 2,000,000 images with
+# contradictory records are planned.
+soak:
+    FDKIT_SOAK=1 cargo test -p fdkit-tests --test suite -- sweep daemons hostile_folders --nocapture
+    FDKIT_MUTANTS=500000 cargo test --release -p fdkit-tests --test suite -- mutants --nocapture
+
 demo:
     sh tests/demo.sh
 

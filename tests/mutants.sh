@@ -6,7 +6,8 @@
 #
 #     tests/mutants.sh [-o OPTION-OF-CARGO-MUTANTS]... [FILE...]
 #
-# FILE is one of those below, all without; as: tests/mutants.sh -o --list filter
+# FILE is one of the files listed below; without FILE, all of them are tested. Example:
+#     tests/mutants.sh -o --list filter
 # Status: 0 if each mutant is noticed, 1 if some are missed. The lists are in target/mutants/FILE.out.
 cd "$(dirname "$0")/.."
 crate=${CARGO_TARGET_DIR:-target}/mutants

@@ -25,7 +25,7 @@ pub struct SessionRole {
 }
 
 impl SessionRole {
-    /// That of this process: fields 6 and 7 of proc_pid_stat(5). Fails where /proc is not mounted.
+    /// The role of this process: fields 6 and 7 of proc_pid_stat(5). Fails where /proc is not mounted.
     pub fn myself() -> Result<SessionRole> {
         let stat = std::fs::read("/proc/self/stat").at(|| "/proc/self/stat")?;
         let stat = Stat::parse(&stat).ok_or_else(|| Error::new(Status::System, "stat"))?;
@@ -77,16 +77,17 @@ pub fn plan(
         Some(CttyPlan::FromImage(_)) if role.has_ctty => {
             let cure = "run it without a terminal of its own, by setsid(1)";
             CttyPlan::Unavailable(format!(
-                "{name}, restored, cannot control COMMAND, which has another: {cure}"
+                "{name} is restored, but COMMAND has another controlling terminal: {cure}"
             ))
         }
         _ if role.has_ctty => CttyPlan::Kept,
         Some(_) if !role.leader => CttyPlan::Unavailable(format!(
-            "{name} cannot control COMMAND, which leads no session: setsid(1)"
+            "{name} cannot control COMMAND, which leads no session: run it by setsid(1)"
         )),
         Some(ctty_plan) => ctty_plan,
         None => CttyPlan::Unavailable(format!(
-            "its controlling terminal {name} is outside the image: COMMAND has none"
+            "its controlling terminal {name} is outside the image, and COMMAND has none; name one \
+             by ttyctl retarget, or use --inherit"
         )),
     }
 }
@@ -103,13 +104,19 @@ pub fn take(terminal: BorrowedFd<'_>, steal: bool) -> Result<()> {
             let device = tty::device(terminal).unwrap_or_default();
             let why = match (owner(device), steal) {
                 (Some((sid, comm)), false) => {
-                    format!("it is the controlling terminal of session {sid} ({comm})")
+                    format!(
+                        "it is the controlling terminal of session {sid} ({comm}); end that session, \
+                             or use --steal"
+                    )
                 }
                 (Some((sid, comm)), true) => {
-                    format!("it takes CAP_SYS_ADMIN to steal it from session {sid} ({comm})")
+                    format!(
+                        "taking it from session {sid} ({comm}) needs CAP_SYS_ADMIN: run it as root"
+                    )
                 }
-                (None, _) => "this process leads no session or has a terminal already (setsid(1) \
-                              helps), or a session in another pid namespace has the terminal"
+                (None, _) => "this process leads no session or has a terminal already; start it \
+                              by setsid(1), unless a session in another pid namespace has the \
+                              terminal"
                     .to_owned(),
             };
             Err(Error::new(Status::Denied, why))
@@ -146,10 +153,10 @@ fn slave(master: BorrowedFd<'_>) -> Result<OwnedFd> {
 pub(crate) fn open(path: &[u8], device: u32, cx: &RestoreContext<'_>) -> Result<OwnedFd> {
     let place = cx.open(path, libc::O_PATH as u32)?;
     let node = crate::proc::inode_of(place.as_fd())?;
-    if !terminal::is_node(&node) || node.rdev != Some(tty::numbers(device)) {
-        return Err(Error::unrestorable("the path now names something else"));
+    if !terminal::is_terminal_inode(&node) || node.rdev != Some(tty::numbers(device)) {
+        return Err(Error::unrestorable("the path is now that of another file"));
     }
-    cx.open(path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)
+    Ok(cx.reopen_descriptor(place.as_fd(), (libc::O_RDWR | libc::O_NONBLOCK) as u32)?.fd)
 }
 
 /// Puts a process group of this session into the foreground of its controlling terminal:
@@ -166,7 +173,7 @@ pub fn set_foreground(group: Pid) -> Result<()> {
     set
 }
 
-/// Says whether a process group of this session is in the foreground of its controlling terminal:
+/// Reports whether a process group of this session is in the foreground of its controlling terminal:
 /// tcgetpgrp(3).
 pub fn is_foreground(group: Pid) -> bool {
     let terminal = std::fs::File::open("/dev/tty");
@@ -264,10 +271,13 @@ mod tests {
         made: &[u32],
         inherited: &[(u32, RawFd)],
     ) -> CttyPlan {
-        let myself = Process::open(std::process::id() as i32).unwrap().task(0, None).unwrap();
+        let myself = Process::open(std::process::id() as i32).unwrap();
+        let myself = myself.task(0, None, &mut crate::messages::Messages::kept()).unwrap();
         let task = Task { terminal: old, ..myself };
         let mut writer = Writer::new(Vec::new());
-        writer.put(&Item::Head(crate::capture::head("test"))).unwrap();
+        writer
+            .put(&Item::Head(crate::capture::head("test", &mut crate::messages::Messages::kept())))
+            .unwrap();
         writer.put(&Item::Task(task.clone().into())).unwrap();
         files.into_iter().for_each(|file| writer.put(&Item::File(file.into())).unwrap());
         let image = Image::load(&writer.end().unwrap()[..]).unwrap();
@@ -303,19 +313,20 @@ mod tests {
         let of = |role| planned(role, pair(), &[1, 2], &[], None);
         assert_eq!(
             why(of(MEMBER)),
-            "/dev/pts/5 cannot control COMMAND, which leads no session: setsid(1)"
+            "/dev/pts/5 cannot control COMMAND, which leads no session: run it by setsid(1)"
         );
-        // Who has a terminal cannot get another.
+        // A session has one terminal at most.
         assert_eq!(
             why(of(WITH_CTTY)),
-            "/dev/pts/5, restored, cannot control COMMAND, which has another: run it without a \
+            "/dev/pts/5 is restored, but COMMAND has another controlling terminal: run it without a \
              terminal of its own, by setsid(1)"
         );
     }
 
     #[test]
     fn what_has_hung_up_or_is_another_terminal_controls_nothing() {
-        let outside = "its controlling terminal /dev/pts/5 is outside the image: COMMAND has none";
+        let outside = "its controlling terminal /dev/pts/5 is outside the image, and COMMAND has \
+                       none; name one by ttyctl retarget, or use --inherit";
         for files in [
             vec![],
             vec![pty(0, 5, false, true)],
@@ -391,9 +402,7 @@ mod tests {
         let err = take(pair.slave.as_fd(), false).unwrap_err();
         assert_eq!(err.status(), Status::Denied);
         let sid = child.0.id();
-        assert_eq!(
-            err.to_string(),
-            format!("it is the controlling terminal of session {sid} (sleep)")
-        );
+        let session = format!("it is the controlling terminal of session {sid} (sleep)");
+        assert_eq!(err.to_string(), format!("{session}; end that session, or use --steal"));
     }
 }

@@ -80,6 +80,17 @@ impl Error {
         Self::new(Status::Unrestorable, reason)
     }
 
+    /// A failure to make a process: fork(2) and clone(2).
+    pub fn no_process(errno: Errno) -> Self {
+        let mut failed = Error::from(errno).at("fork");
+        if errno == Errno::EAGAIN {
+            failed.reason =
+                "the limit of processes is reached (ulimit -u, or pids.max of the cgroup)"
+                    .to_owned();
+        }
+        failed
+    }
+
     /// The exit status.
     pub fn status(&self) -> Status {
         self.status
@@ -134,6 +145,14 @@ impl From<std::io::Error> for Error {
     }
 }
 
+impl From<memfd::Error> for Error {
+    fn from(err: memfd::Error) -> Self {
+        let (memfd::Error::Create(err) | memfd::Error::AddSeals(err) | memfd::Error::GetSeals(err)) =
+            err;
+        err.into()
+    }
+}
+
 /// `.at(|| …)` on a result, which adds the operation to a failure. It is called where the operation
 /// is known.
 pub trait At<T> {
@@ -150,6 +169,16 @@ impl<T, E: Into<Error>> At<T> for std::result::Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_beyond_the_limit_is_told_the_limit() {
+        let limit = Error::no_process(Errno::EAGAIN);
+        assert!(
+            limit.to_string().starts_with("fork: the limit of processes is reached (ulimit -u")
+        );
+        assert_eq!(limit.status(), Status::System);
+        assert_eq!(Error::no_process(Errno::ENOMEM).to_string(), "fork: Out of memory");
+    }
 
     #[test]
     fn the_outermost_operation_is_named_first() {

@@ -4,7 +4,10 @@
 
 pub mod error;
 pub mod filter;
+pub mod messages;
+pub mod names;
 pub mod placement;
+pub mod seccomp;
 pub mod sys;
 pub mod text;
 pub mod word_enum;

@@ -49,12 +49,12 @@ fn held_on_path<'h>(
     cx: &RestoreContext<'_>,
 ) -> Vec<&'h HeldLock> {
     let Some(inode) = &file.inode else { return Vec::new() };
-    let key = (inode.dev.0, inode.dev.1, inode.ino);
+    let key = inode.key();
     let mut found: Vec<&HeldLock> = held.iter().filter(|held| held.inode == key).collect();
     if !found.is_empty() {
         let now = cx.open(&file.link.0, libc::O_PATH as u32).ok();
         let now = now.and_then(|fd| inode_of(fd.as_fd()).ok());
-        if now.is_none_or(|now| (now.dev.0, now.dev.1, now.ino) != key) {
+        if now.is_none_or(|now| now.key() != key) {
             found.clear();
         }
     }
@@ -143,8 +143,7 @@ pub(crate) fn take(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
         }
         ("LEASE", Errno::EINVAL) => Error::unrestorable("this file system has no leases"),
         ("FLOCK", Errno::EWOULDBLOCK) => {
-            let inode = inode_of(fd)?;
-            let key = (inode.dev.0, inode.dev.1, inode.ino);
+            let key = inode_of(fd)?.key();
             let held = proc::locks().into_iter();
             let mut held = held.filter(|it| it.inode == key && conflict(lock, &it.lock));
             locked_by(held.next().map_or(0, |held| held.pid))
@@ -154,10 +153,10 @@ pub(crate) fn take(fd: BorrowedFd<'_>, lock: &Lock) -> Result<()> {
     })
 }
 
-/// Reports whether a descriptor is of the type of a file, and not a substitute such as /dev/null.
-pub(crate) fn is_not_substitute(file: &OpenFile, fd: BorrowedFd<'_>) -> bool {
-    let (Some(old), Ok(new)) = (&file.inode, inode_of(fd)) else { return true };
-    old.mode & libc::S_IFMT == new.mode & libc::S_IFMT && old.rdev == new.rdev
+/// Reports whether a descriptor is a substitute of a file, such as /dev/null: its type is another.
+pub(crate) fn is_substitute(file: &OpenFile, fd: BorrowedFd<'_>) -> bool {
+    let (Some(old), Ok(new)) = (&file.inode, inode_of(fd)) else { return false };
+    old.mode & libc::S_IFMT != new.mode & libc::S_IFMT || old.rdev != new.rdev
 }
 
 #[cfg(test)]

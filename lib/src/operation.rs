@@ -20,7 +20,7 @@ pub enum Origin {
     Null,
     /// The description is the other end of the file, which is closed when the queue of the file is
     /// filled.
-    Parked,
+    ClosedEnd,
 }
 
 /// An operation on a table. Numbers are final: an executor may keep a descriptor at another number

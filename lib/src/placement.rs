@@ -177,16 +177,16 @@ pub fn moves(wanted: &[(u32, u32)], spare: u32) -> Vec<(u32, u32)> {
 /// The table of a task of a tree, for [`forecast`].
 #[derive(Clone, Debug, Default)]
 pub struct TablePlan {
-    /// The index of its parent, if that is in the tree.
-    pub parent: Option<usize>,
+    /// The index of the task that forks it, if that is in the tree.
+    pub forker: Option<usize>,
     /// The index of the task whose table it shares, if it shares one.
     pub owner: Option<usize>,
     /// The numbers of the table, ascending.
     pub numbers: Vec<u32>,
-    /// Further numbers that the table has for a while only, for what is sent into queues, ascending.
-    pub waits: Vec<u32>,
-    /// The highest number of the parent's own that the parent has when it makes the task.
-    pub passed: Option<u32>,
+    /// Further numbers that are open until all queues are filled, ascending.
+    pub temporary: Vec<u32>,
+    /// The highest number of its forker's table at the fork, service descriptors aside.
+    pub highest_at_fork: Option<u32>,
     /// How many tasks share the table.
     pub sharers: u32,
     /// How many service descriptors the task has.
@@ -215,13 +215,13 @@ pub fn forecast(policy: Placement, tasks: &[TablePlan], limit: u32) -> Vec<Optio
             sizes.push(sizes[owner]);
             continue;
         }
-        let mut all = [&task.numbers[..], &task.waits].concat();
+        let mut all = [&task.numbers[..], &task.temporary].concat();
         all.sort_unstable();
         let sharers = task.sharers;
         let table = TableNeeds { numbers: &all, sharers, limit, ..TableNeeds::default() };
         let placed = service_numbers(policy, &table, task.services);
         let top = placed.as_ref().and_then(|numbers| numbers.first().copied());
-        let inherited = task.parent.and_then(|parent| tops[parent]).max(task.passed);
+        let inherited = task.forker.and_then(|forker| tops[forker]).max(task.highest_at_fork);
         let peak = capacity(inherited.max(top).max(all.last().copied()));
         // A table that is shared cannot be made smaller by one of those who share it.
         let shrinks = policy == Placement::Tight && task.sharers <= 1;
@@ -345,9 +345,9 @@ mod tests {
         let parent =
             TablePlan { numbers: vec![0, 1, 2, 19000], services: 2, ..TablePlan::default() };
         let child = TablePlan {
-            parent: Some(0),
+            forker: Some(0),
             numbers: vec![0, 1, 2],
-            passed: Some(2),
+            highest_at_fork: Some(2),
             services: 2,
             ..TablePlan::default()
         };
@@ -362,7 +362,8 @@ mod tests {
     #[test]
     fn what_waits_for_a_queue_takes_room_and_gives_it_back() {
         let numbers: Vec<u32> = (0..64).collect();
-        let task = TablePlan { numbers, waits: vec![64, 65], services: 1, ..TablePlan::default() };
+        let task =
+            TablePlan { numbers, temporary: vec![64, 65], services: 1, ..TablePlan::default() };
         let of = |policy| forecast(policy, std::slice::from_ref(&task), 1024)[0].unwrap();
         assert_eq!(of(Placement::Tight), Size { peak: 128, end: 64 });
         assert_eq!(of(Placement::Late), Size { peak: 128, end: 128 });
@@ -387,7 +388,7 @@ mod tests {
         let owner =
             TablePlan { numbers: vec![200], sharers: 2, services: 1, ..TablePlan::default() };
         let sharer = TablePlan { owner: Some(0), ..TablePlan::default() };
-        let child = TablePlan { parent: Some(1), ..TablePlan::default() };
+        let child = TablePlan { forker: Some(1), ..TablePlan::default() };
         let sizes = forecast(Placement::Rlimit, &[owner.clone(), sharer.clone(), child], 1024);
         let shared = Some(Size { peak: 1024, end: 1024 });
         assert_eq!(sizes, [shared, shared, shared]);
@@ -397,7 +398,7 @@ mod tests {
         assert_eq!(sizes, [Some(Size { peak: 128, end: 128 }); 2]);
         // Nobody who shares a table makes it smaller.
         let mut high = owner;
-        high.waits = vec![300];
+        high.temporary = vec![300];
         let sizes = forecast(Placement::Tight, &[high, sharer], 1024);
         assert_eq!(sizes, [Some(Size { peak: 512, end: 512 }); 2]);
     }
@@ -463,7 +464,7 @@ mod tests {
             limit in 1000u32..3000,
         ) {
             let tasks: Vec<TablePlan> = sets.iter().enumerate().map(|(at, set)| TablePlan {
-                parent: at.checked_sub(1),
+                forker: at.checked_sub(1),
                 numbers: set.iter().copied().collect(),
                 sharers: 1,
                 services: 2,

@@ -66,9 +66,9 @@ impl Line {
         Ok(to)
     }
 
-    /// Those of a new pseudo terminal: tty_std_termios of the kernel, with the flags of the pty
-    /// driver.
-    pub fn usual() -> Line {
+    /// The settings of a new pseudo terminal: tty_std_termios of the kernel, with the flags of the
+    /// pty driver.
+    pub fn of_new_pty() -> Line {
         let cc = [3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0];
         Line {
             iflag: libc::ICRNL | libc::IXON,
@@ -88,23 +88,22 @@ impl Line {
         }
     }
 
-    /// The settings that differ from [`Line::usual`], each as an argument of stty(1).
-    pub fn unusual(&self) -> Vec<String> {
-        let usual = Line::usual();
+    /// The settings that differ from [`Line::of_new_pty`], each as an argument of stty(1).
+    pub fn stty_arguments(&self) -> Vec<String> {
+        let new = Line::of_new_pty();
         let mut said = Vec::new();
         if self.ispeed != self.ospeed {
             said.push(format!("ispeed {} ospeed {}", self.ispeed, self.ospeed));
-        } else if self.ospeed != usual.ospeed {
+        } else if self.ospeed != new.ospeed {
             said.push(format!("speed {}", self.ospeed));
         }
-        let pairs =
-            [(self.cflag, usual.cflag), (self.iflag, usual.iflag), (self.oflag, usual.oflag)];
-        let pairs = pairs.into_iter().chain([(self.lflag, usual.lflag)]);
+        let pairs = [(self.cflag, new.cflag), (self.iflag, new.iflag), (self.oflag, new.oflag)];
+        let pairs = pairs.into_iter().chain([(self.lflag, new.lflag)]);
         for ((is, was), names) in pairs.zip([CFLAGS, IFLAGS, OFLAGS, LFLAGS]) {
             for &(mask, bits, name) in names {
                 match (is & mask == bits, was & mask == bits) {
                     (true, false) => said.push(name.to_owned()),
-                    // A usual setting that is one of several is cs8, and another cs* says so.
+                    // The setting of a new one that is one of several is cs8, and another cs* says so.
                     (false, true) => said.push(format!("-{name}")),
                     _ => (),
                 }
@@ -114,7 +113,7 @@ impl Line {
         for (at, name) in CC.iter().enumerate() {
             let Some(&is) = self.cc.0.get(at).filter(|_| !name.is_empty()) else { continue };
             let counted = matches!(*name, "min" | "time");
-            if Some(&is) != usual.cc.0.get(at) && !(counted && canonical) {
+            if Some(&is) != new.cc.0.get(at) && !(counted && canonical) {
                 let shown = if counted { is.to_string() } else { character(is) };
                 said.push(format!("{name} {shown}"));
             }
@@ -230,7 +229,7 @@ pub struct Settings {
     pub locked: Option<Line>,
     /// The line discipline; zero is N_TTY.
     pub discipline: i32,
-    /// The window: rows, columns, and its width and height in pixels; zeroes if nobody has set
+    /// The window: rows, columns, and its width and height in pixels; zeroes if no process has set
     /// them.
     pub size: [u16; 4],
 }
@@ -253,15 +252,21 @@ impl Settings {
         })
     }
 
+    /// Fails with status 3 if these are no settings.
+    pub fn validate(&self) -> Result<()> {
+        self.line.termios(0)?;
+        self.locked.as_ref().map(|it| it.termios(0)).transpose()?;
+        Ok(())
+    }
+
     /// Fails with status 3 if these are no settings, and with status 6 if the line discipline is
     /// one whose state cannot be read.
     pub fn check(&self) -> Result<()> {
-        self.line.termios(0)?;
-        self.locked.as_ref().map(|it| it.termios(0)).transpose()?;
+        self.validate()?;
         match self.discipline {
             N_TTY => Ok(()),
             other => Err(Error::unrestorable(format!(
-                "line discipline {other} keeps a state in the kernel that nobody can read"
+                "line discipline {other} keeps a state in the kernel that cannot be read"
             ))),
         }
     }
@@ -308,8 +313,8 @@ pub fn slave_device(index: u32) -> (u32, u32) {
     (SLAVE_MAJOR + (index >> 20 & 7), index & 0xf_ffff)
 }
 
-/// Says whether a major and minor number are always those of a terminal, so that the device need
-/// not be asked: /dev/tty and /dev/console, virtual consoles, serial lines, slaves of pseudo
+/// Reports whether a major and minor number are always those of a terminal, so that no ioctl is
+/// needed to tell: /dev/tty and /dev/console, virtual consoles, serial lines, slaves of pseudo
 /// terminals (devices.txt of the kernel).
 pub fn is_terminal((major, minor): (u32, u32)) -> bool {
     match major {
@@ -319,9 +324,9 @@ pub fn is_terminal((major, minor): (u32, u32)) -> bool {
     }
 }
 
-/// Says whether an inode is the node of a terminal, from its numbers and /sys/dev/char: nothing is
-/// opened, since an open does something to some devices.
-pub fn is_node(node: &Inode) -> bool {
+/// Reports whether an inode is that of a terminal device, by its numbers and /sys/dev/char. The
+/// device is not opened, since open(2) has side effects on some devices.
+pub fn is_terminal_inode(node: &Inode) -> bool {
     let is = |(major, minor)| {
         let class = || std::fs::read_link(format!("/sys/dev/char/{major}:{minor}/subsystem"));
         // /dev/ptmx, 5:2, is of this class too, but an open of it makes a new pseudo terminal.
@@ -331,8 +336,9 @@ pub fn is_node(node: &Inode) -> bool {
     node.mode & libc::S_IFMT == libc::S_IFCHR && node.rdev.is_some_and(is)
 }
 
-/// The usual path of a terminal device, by its major and minor number; none if it has no usual one.
-pub fn usual_path(device: (u32, u32)) -> Option<String> {
+/// The path that udev and devpts give a terminal device, by its major and minor number; none if that
+/// is not known.
+pub fn default_path(device: (u32, u32)) -> Option<String> {
     if let Some(index) = slave_index(device) {
         return Some(format!("/dev/pts/{index}"));
     }
@@ -346,9 +352,9 @@ pub fn usual_path(device: (u32, u32)) -> Option<String> {
     }
 }
 
-/// The name of a terminal device in messages: its usual path, or its numbers.
+/// The name of a terminal device in messages: its [`default_path`], or its numbers.
 pub fn name(device: (u32, u32)) -> String {
-    usual_path(device).unwrap_or_else(|| format!("char {}:{}", device.0, device.1))
+    default_path(device).unwrap_or_else(|| format!("char {}:{}", device.0, device.1))
 }
 
 /// The node of the slave with this index whose master a process has opened by the path `master`.
@@ -357,15 +363,24 @@ pub fn name(device: (u32, u32)) -> String {
 /// The kernel finds the file system of the slaves (devpts) beside the node of the master, and so
 /// does this. None if it is not there.
 pub fn slave_node(pid: i32, master: &[u8], index: u32) -> Option<Inode> {
+    slave_path_and_node(pid, master, index).map(|(_, node)| node)
+}
+
+/// The path of that node, as the process sees it.
+pub fn slave_path(pid: i32, master: &[u8], index: u32) -> Option<String> {
+    slave_path_and_node(pid, master, index).map(|(path, _)| path)
+}
+
+fn slave_path_and_node(pid: i32, master: &[u8], index: u32) -> Option<(String, Inode)> {
     let slash = master.iter().rposition(|&byte| byte == b'/')?;
     let dir = std::str::from_utf8(&master[..slash]).ok()?;
     let places = [format!("{dir}/pts/{index}"), format!("{dir}/{index}")];
-    places.iter().find_map(|place| {
+    places.into_iter().find_map(|place| {
         let path = format!("/proc/{pid}/root{place}");
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let node = open(path.as_str(), flags, Mode::empty()).ok()?;
         let node = inode_of(node.as_fd()).ok()?;
-        (node.rdev == Some(slave_device(index))).then_some(node)
+        (node.rdev == Some(slave_device(index))).then_some((place, node))
     })
 }
 
@@ -375,24 +390,24 @@ mod tests {
     use nix::pty::openpty;
 
     #[test]
-    fn a_new_pseudo_terminal_has_nothing_unusual() {
+    fn a_new_pseudo_terminal_has_no_arguments_of_stty() {
         let pair = openpty(None, None).unwrap();
         let settings = Settings::read(&pair.slave).unwrap();
-        assert_eq!(settings.line, Line::usual());
-        assert_eq!(settings.line.unusual(), Vec::<String>::new());
+        assert_eq!(settings.line, Line::of_new_pty());
+        assert_eq!(settings.line.stty_arguments(), Vec::<String>::new());
         assert_eq!((settings.locked, settings.discipline), (None, 0));
     }
 
     #[test]
-    fn what_is_unusual_has_the_names_of_stty() {
-        let mut line = Line::usual();
+    fn changed_settings_have_the_names_of_stty() {
+        let mut line = Line::of_new_pty();
         line.lflag &= !(libc::ICANON | libc::ECHO);
         line.iflag |= libc::IUTF8;
         line.oflag |= libc::TAB3;
         line.cflag = line.cflag & !libc::CSIZE | libc::CS7;
         (line.cc.0[0], line.cc.0[6]) = (0, 4);
         (line.ispeed, line.ospeed) = (9600, 9600);
-        let said = line.unusual();
+        let said = line.stty_arguments();
         let names = ["speed 9600", "cs7", "iutf8", "tab3", "-icanon", "-echo"];
         assert_eq!(said[..6], names);
         assert_eq!(said[6..], ["intr undef", "min 4"]);
@@ -476,7 +491,7 @@ mod tests {
             ((204, 64), "char 204:64"),
         ] {
             assert_eq!(name(device), shown);
-            assert_eq!(usual_path(device).is_some(), !shown.starts_with("char"), "{shown}");
+            assert_eq!(default_path(device).is_some(), !shown.starts_with("char"), "{shown}");
         }
         for (device, is) in [
             ((4, 0), true),
@@ -495,13 +510,13 @@ mod tests {
     fn a_node_is_that_of_a_terminal_by_its_numbers() {
         let pair = openpty(None, None).unwrap();
         let slave = inode_of(pair.slave.as_fd()).unwrap();
-        assert!(is_node(&slave));
+        assert!(is_terminal_inode(&slave));
         // A new pseudo terminal, and no terminal that is there.
-        assert!(!is_node(&inode_of(pair.master.as_fd()).unwrap()));
+        assert!(!is_terminal_inode(&inode_of(pair.master.as_fd()).unwrap()));
         let null = std::fs::File::open("/dev/null").unwrap();
-        assert!(!is_node(&inode_of(null.as_fd()).unwrap()));
-        assert!(!is_node(&Inode { mode: libc::S_IFREG | 0o600, ..slave.clone() }));
-        assert!(!is_node(&Inode { rdev: None, ..slave }));
+        assert!(!is_terminal_inode(&inode_of(null.as_fd()).unwrap()));
+        assert!(!is_terminal_inode(&Inode { mode: libc::S_IFREG | 0o600, ..slave.clone() }));
+        assert!(!is_terminal_inode(&Inode { rdev: None, ..slave }));
     }
 
     #[test]

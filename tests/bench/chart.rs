@@ -2,28 +2,62 @@
 //! its highest number, and the kernel memory of the tree with a large parent. Plain SVG, for light
 //! and dark pages.
 
+use fdkit::placement::Placement;
 use serde_json::Value;
 use std::fmt::Write as _;
 
-/// The policies, in the order in which they are drawn, and what they mean.
-const POLICIES: [(&str, &str); 4] = [
-    ("rlimit", "below the limit of open files"),
-    ("task", "above the task's own numbers"),
-    ("late", "low, all else is moved at the end"),
-    ("tight", "in the holes of the smallest table"),
+/// The meaning of a policy in the legend. One that is not here is drawn with its name alone.
+const MEANINGS: [(Placement, &str); 4] = [
+    (Placement::Rlimit, "below the limit of open files"),
+    (Placement::Task, "above the task's own numbers"),
+    (Placement::Late, "low, all else is moved at the end"),
+    (Placement::Tight, "in the holes of the smallest table"),
 ];
 
-const STYLE: &str = "\
-text{font:13px system-ui,sans-serif;fill:#1f2328}.soft{fill:#59636e}.head{font-weight:600}\
-.right{text-anchor:end}.mid{text-anchor:middle}.grid{stroke:#d1d9e0;stroke-width:1}\
-.line{fill:none;stroke-width:3;stroke-linecap:round;stroke-linejoin:round}\
-.rlimit{stroke:#cf222e}.task{stroke:#bc6c00}.late{stroke:#54aeff}.tight{stroke:#1a7f37}\
-.bar{stroke:none}.bar.before{fill:#8c959f}.bar.rlimit{fill:#cf222e}.bar.task{fill:#bc6c00}\
-.bar.late{fill:#54aeff}.bar.tight{fill:#1a7f37}.wide{stroke-width:8}\
-@media(prefers-color-scheme:dark){text{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}\
-.rlimit{stroke:#ff7b72}.task{stroke:#e3b341}.late{stroke:#1f6feb}.tight{stroke:#56d364}\
-.bar{stroke:none}.bar.before{fill:#656c76}.bar.rlimit{fill:#ff7b72}.bar.task{fill:#e3b341}\
-.bar.late{fill:#1f6feb}.bar.tight{fill:#56d364}}";
+/// The colours of the policies, in the order of [`Placement::ALL`], on light and on dark pages. The
+/// last two are for policies to come.
+const COLOURS: [(&str, &str); 6] = [
+    ("#cf222e", "#ff7b72"),
+    ("#bc6c00", "#e3b341"),
+    ("#54aeff", "#1f6feb"),
+    ("#1a7f37", "#56d364"),
+    ("#8250df", "#d2a8ff"),
+    ("#bf3989", "#ff9bce"),
+];
+
+/// The names of the policies, in the order in which they are drawn.
+fn policies() -> impl Iterator<Item = &'static str> + Clone {
+    Placement::ALL.into_iter().map(Placement::name)
+}
+
+/// The style sheet, with a colour for each policy.
+fn style() -> String {
+    let lines = |dark: bool| -> String {
+        let rule = |(name, (on_light, on_dark)): (&str, &(&str, &str))| {
+            format!(".{name}{{stroke:{}}}", if dark { on_dark } else { on_light })
+        };
+        policies().zip(&COLOURS).map(rule).collect()
+    };
+    let bars = |dark: bool| -> String {
+        let rule = |(name, (on_light, on_dark)): (&str, &(&str, &str))| {
+            format!(".bar.{name}{{fill:{}}}", if dark { on_dark } else { on_light })
+        };
+        policies().zip(&COLOURS).map(rule).collect()
+    };
+    format!(
+        "text{{font:13px system-ui,sans-serif;fill:#1f2328}}.soft{{fill:#59636e}}\
+         .head{{font-weight:600}}.right{{text-anchor:end}}.mid{{text-anchor:middle}}\
+         .grid{{stroke:#d1d9e0;stroke-width:1}}\
+         .line{{fill:none;stroke-width:3;stroke-linecap:round;stroke-linejoin:round}}\
+         {}.bar{{stroke:none}}.bar.before{{fill:#8c959f}}{}.wide{{stroke-width:8}}\
+         @media(prefers-color-scheme:dark){{text{{fill:#e6edf3}}.soft{{fill:#9198a1}}\
+         .grid{{stroke:#3d444d}}{}.bar{{stroke:none}}.bar.before{{fill:#656c76}}{}}}",
+        lines(false),
+        bars(false),
+        lines(true),
+        bars(true)
+    )
+}
 
 /// The coordinates of the left panel, and of the bars.
 const LEFT: f64 = 62.0;
@@ -55,11 +89,12 @@ fn big(figures: &Value) -> Option<&Value> {
 /// The numbers of the benchmark as SVG.
 pub(crate) fn draw(figures: &Value) -> String {
     let mut out = String::new();
+    let style = style();
     let _ = write!(
         out,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 920 420\" role=\"img\">\n\
          <title>What the tables of a restored tree take, by the place of the restorer's own \
-         descriptors</title>\n<style>{STYLE}</style>\n"
+         descriptors</title>\n<style>{style}</style>\n"
     );
     slots(&mut out, &sweep(figures));
     if let Some(tree) = big(figures) {
@@ -95,7 +130,7 @@ fn slots(out: &mut String, trees: &[&Value]) {
             text(out, x, TOP + HEIGHT + 20.0, "soft mid", &highest.to_string());
         }
     }
-    for (policy, _) in POLICIES {
+    for policy in policies() {
         let mut path = String::new();
         for (at, tree) in trees.iter().enumerate() {
             let x = LEFT + step * at as f64;
@@ -126,7 +161,7 @@ fn bars(out: &mut String, tree: &Value) {
         "before" => number(&tree["before"][what]),
         policy => number(&tree["restored"][policy][what]),
     };
-    let names = ["before"].into_iter().chain(POLICIES.map(|(policy, _)| policy));
+    let names = ["before"].into_iter().chain(policies());
     let most = names.clone().map(value).fold(1.0, f64::max);
     for (at, name) in names.enumerate() {
         let top = TOP + 8.0 + 52.0 * at as f64;
@@ -143,7 +178,8 @@ fn bars(out: &mut String, tree: &Value) {
 }
 
 fn legend(out: &mut String) {
-    for (at, (policy, words)) in POLICIES.iter().enumerate() {
+    for (at, policy) in Placement::ALL.into_iter().enumerate() {
+        let meaning = MEANINGS.iter().find(|(each, _)| *each == policy).map(|(_, words)| *words);
         let (x, y) = (LEFT + 240.0 * (at % 2) as f64, 380.0 + 22.0 * (at / 2) as f64);
         let x = if at % 2 == 1 { x + 70.0 } else { x };
         let _ = writeln!(
@@ -152,6 +188,7 @@ fn legend(out: &mut String) {
             x - 40.0,
             y - 4.0
         );
-        text(out, x - 14.0, y, "", &format!("{policy}: <tspan class=\"soft\">{words}</tspan>"));
+        let words = meaning.map(|words| format!(": <tspan class=\"soft\">{words}</tspan>"));
+        text(out, x - 14.0, y, "", &format!("{policy}{}", words.unwrap_or_default()));
     }
 }

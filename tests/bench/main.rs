@@ -1,11 +1,15 @@
 //! `just bench`: the time, memory and system calls of the tools and of lsfd and lsof, in one run.
 //! It prints ratios of medians and does not judge them.
 
+mod mounts;
+mod stop;
+
 use fdkit::image::{Bytes, Credentials, Head, Item, OpenFile, Slot, Table, Task, VERSION, Writer};
+use serde_cbor::Value;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 15;
@@ -38,19 +42,54 @@ fn side_by_side(commands: &[Vec<&str>]) -> Vec<Option<f64>> {
     times.into_iter().map(median).collect()
 }
 
+/// A process that prints its id, and waits. It is ended at the end.
+struct Held {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    pid: String,
+}
+
+impl Held {
+    /// Starts a program with no other descriptors than the standard ones. None if it prints no id.
+    fn start(words: &[&str]) -> Option<Held> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mkfd"))
+            .args(["exec", "--"])
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("mkfd");
+        let stdin = child.stdin.take().expect("piped");
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut pid = String::new();
+        stdout.read_line(&mut pid).expect("a pid");
+        std::thread::sleep(Duration::from_millis(100));
+        let pid = pid.trim().to_owned();
+        (!pid.is_empty()).then_some(Held { child, stdin, stdout, pid })
+    }
+
+    /// Writes a line, and reads the number that answers it.
+    fn ask(&mut self) -> u64 {
+        let mut answer = String::new();
+        self.stdin.write_all(b"\n").expect("a reader");
+        self.stdout.read_line(&mut answer).expect("an answer");
+        answer.trim().parse().expect("a number")
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A process with this many mixed descriptors.
-fn holder(count: usize, dir: &str) -> (Child, String) {
+fn holder(count: usize, dir: &str) -> Held {
+    let count = count.to_string();
     let mkfd = env!("CARGO_BIN_EXE_mkfd");
-    let mut child = Command::new(mkfd)
-        .args(["exec", "--", mkfd, "many", &count.to_string(), "--dir", dir, "--close-std"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("mkfd");
-    let mut pid = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut pid).expect("a pid");
-    std::thread::sleep(Duration::from_millis(100));
-    (child, pid.trim().to_owned())
+    Held::start(&[mkfd, "many", &count, "--dir", dir, "--close-std"]).expect("a process")
 }
 
 /// An image of this many slots, each with a file of its own.
@@ -63,6 +102,7 @@ fn image(slots: u32, path: &Path) {
         release: "0".into(),
         kernel: Bytes::default(),
         boot: String::new(),
+        host: None,
         time: (0, 0),
         contents: false,
         frozen: false,
@@ -70,6 +110,7 @@ fn image(slots: u32, path: &Path) {
     };
     let task = Task {
         pid: 1,
+        tgid: None,
         ppid: 0,
         pgid: 1,
         sid: 1,
@@ -82,26 +123,33 @@ fn image(slots: u32, path: &Path) {
         umask: 0,
         credentials: Credentials { uids: [0; 4], gids: [0; 4], groups: Vec::new(), caps: [0; 5] },
         namespaces: BTreeMap::new(),
+        cgroup: None,
         table: Table { id: 0, capacity: 64, highest: None, limit: (0, 0) },
         terminal: None,
         stopped: false,
     };
     writer.put(&Item::Head(head)).expect("written");
     writer.put(&Item::Task(task.into())).expect("written");
+    let fields = [("count", Value::Integer(0)), ("semaphore", Value::Bool(false))];
+    let eventfd = serde_cbor::to_vec(&BTreeMap::from(fields)).expect("a body");
     for fd in 0..slots {
-        let kind = if fd % 2 == 0 { "eventfd" } else { "pipe" };
+        let (kind, link, body) = match fd % 2 == 0 {
+            true => ("eventfd", "anon_inode:[eventfd]", eventfd.clone()),
+            // The empty map.
+            false => ("mem", "/dev/null", vec![0xa0]),
+        };
         let file = OpenFile {
             id: fd,
             kind: kind.into(),
             flags: 2,
             pos: 0,
-            link: Bytes(b"anon_inode:[eventfd]".to_vec()),
+            link: Bytes(link.into()),
             mnt: 15,
             inode: None,
             signals: None,
             object: None,
             locks: Vec::new(),
-            body: vec![0xa0],
+            body,
         };
         writer.put(&Item::File(file.into())).expect("written");
         let slot = Slot { table: 0, fd, cloexec: true, file: fd, locks: Vec::new() };
@@ -148,8 +196,12 @@ fn system_calls(command: &[&str]) -> Option<BTreeMap<String, u64>> {
 }
 
 fn main() {
-    if std::env::args().any(|arg| arg == "--test") {
-        return;
+    let words: Vec<String> = std::env::args().collect();
+    match words.get(1).map(String::as_str) {
+        Some("--test") => return,
+        Some(mounts::OPEN) => mounts::open(&words[2]),
+        Some(stop::WATCH) => stop::watch(),
+        _ => (),
     }
     let dir = std::env::temp_dir().join(format!("fdkit-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a folder");
@@ -160,11 +212,12 @@ fn main() {
     for count in [10, 1000, 10_000] {
         let files = at(&format!("files{count}"));
         std::fs::create_dir_all(&files).expect("a folder");
-        let (mut child, pid) = holder(count, &files);
+        let held = holder(count, &files);
+        let pid = held.pid.as_str();
         let commands = [
-            vec![&scan, "-o", "/dev/null", &pid],
-            vec!["lsfd", "-p", &pid],
-            vec!["lsof", "-n", "-P", "-p", &pid],
+            vec![&scan, "-o", "/dev/null", pid],
+            vec!["lsfd", "-p", pid],
+            vec!["lsof", "-n", "-P", "-p", pid],
             vec![mkfd, "list"],
         ];
         let times = side_by_side(&commands);
@@ -174,11 +227,10 @@ fn main() {
             println!("{:<34} {:8.2} ms over a Rust program's whole run", "fdscan", ours - floor);
         }
         let (all, some) = (at("all.fdi"), at("some.fdi"));
-        run(&[&scan, "-o", &all, &pid]);
+        run(&[&scan, "-o", &all, pid]);
         // The program's own descriptors 0, 1 and 2 are left out.
         run(&["sh", "-c", &format!("'{img}' select -F '!0-2' '{all}' >'{some}'")]);
-        let _ = child.kill();
-        let _ = child.wait();
+        drop(held);
         let restoring = [&restore, "-i", &some, "--", "true"];
         let times =
             side_by_side(&[restoring.to_vec(), vec!["env", "true"], vec![&img, "verify", &all]]);
@@ -200,9 +252,15 @@ fn main() {
             None => println!("strace is not installed: system calls are not counted"),
         }
     }
+    let files = at("files19000");
+    std::fs::create_dir_all(&files).expect("a folder");
+    let many = holder(19_000, &files);
+    stop::measure(&scan, &at("stop.fdi"), "a process with 19,000 descriptors");
+    drop(many);
+    mounts::compare(&scan, &at("mounts"));
     let million = at("million.fdi");
     image(1_000_000, Path::new(&million));
-    let select = [&img, "select", "-F", "0-499999,pipe", &million];
+    let select = [&img, "select", "-F", "0-499999,mem", &million];
     if let [Some(time)] = side_by_side(&[select.to_vec()])[..] {
         let peak = peak(&select);
         println!(

@@ -1,26 +1,45 @@
 //! fdchild: restores the table of an image in a child process, by an executor that sends each
 //! operation over a socket. It proves that the driver and the kinds need no table of their own.
 //!
-//! Usage: fdchild IMAGE -- COMMAND [ARG...]. COMMAND has the 0, 1 and 2 of the caller. It ends with the status of COMMAND, or with 125.
+//! Usage: fdchild [--log FILE] [--highest N] [--skip] IMAGE [-- COMMAND [ARG...]]
+//!
+//! The child becomes COMMAND, with the 0, 1 and 2 of the caller, and fdchild exits with the status of
+//! COMMAND, or with 125. Without COMMAND the child holds the descriptors with their close-on-exec
+//! flags; fdchild prints its process id and waits for its end.
+//!
+//! `--log FILE` writes a line of JSON for each operation that the child has run: `operation`,
+//! `outcome`, and `capacity`, the slots of the child's table after it. `--highest N`: the table of the
+//! child has had this number open. `--skip` is `--missing skip` of fdrestore.
 
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::kind::DecodedImage;
-use fdkit::kind::context::{Held, PidMap};
+use fdkit::kind::context::{CttyPlan, Held, PidMap};
+use fdkit::kind::effect::AllowList;
+use fdkit::messages::Messages;
 use fdkit::operation::{Operation, Outcome};
 use fdkit::placement::{self, Placement, TableNeeds};
-use fdkit::plan::{Inherit, Plan, RestoreOptions};
+use fdkit::plan::{Inherit, Missing, Plan, RestoreOptions};
+use fdkit::proc;
 use fdkit::sys::own_table::OwnTable;
 use fdkit::sys::{fork, socket};
+use fdkit::table::command::set_controlling_terminal;
 use fdkit::table::direct::DirectExecutor;
 use fdkit::table::driver::TableRestore;
 use fdkit::table::executor::Executor;
 use fdkit::table::source::KindSource;
 use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Pid, pause, setsid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::cell::RefCell;
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -43,6 +62,8 @@ enum Request {
     Held(RawFd),
     /// Becomes COMMAND. There is no reply.
     Exec(Vec<String>, Vec<RawFd>),
+    /// Closes the socket and holds the descriptors until the child is killed. There is no reply.
+    Hold,
 }
 
 /// The answer of the child.
@@ -78,6 +99,8 @@ fn system(why: impl Into<String>) -> Error {
 /// The executor: the child that it speaks to has the table.
 struct Child {
     socket: OwnedFd,
+    pid: Pid,
+    log: Option<RefCell<File>>,
 }
 
 impl Child {
@@ -88,12 +111,21 @@ impl Child {
             other => Ok(other),
         }
     }
+
+    /// Writes the line of an operation to the log.
+    fn log(&self, operation: &Operation, outcome: &Outcome) -> Result<()> {
+        let Some(log) = &self.log else { return Ok(()) };
+        let capacity = proc::capacity_of(self.pid.as_raw())?;
+        let line = json!({"operation": operation, "outcome": outcome, "capacity": capacity});
+        Ok(writeln!(log.borrow_mut(), "{line}")?)
+    }
 }
 
 impl Executor for Child {
     fn place(&mut self, fds: Vec<OwnedFd>, operations: &[Operation]) -> Result<Vec<Held>> {
         let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
         self.ask(&Request::Place(operations.to_vec()), &borrowed)?;
+        operations.iter().try_for_each(|operation| self.log(operation, &Outcome::Done))?;
         Ok(fds.into_iter().map(Held::Owned).collect())
     }
 
@@ -107,12 +139,16 @@ impl Executor for Child {
     }
 
     fn control(&mut self, terminal: BorrowedFd<'_>, operation: &Operation) -> Result<()> {
-        self.ask(&Request::Control(operation.clone()), &[terminal]).map(drop)
+        self.ask(&Request::Control(operation.clone()), &[terminal])?;
+        self.log(operation, &Outcome::Done)
     }
 
     fn run(&mut self, operation: &Operation) -> Result<Outcome> {
         match self.ask(&Request::Run(operation.clone()), &[])?.0 {
-            Reply::Outcome(outcome) => Ok(outcome),
+            Reply::Outcome(outcome) => {
+                self.log(operation, &outcome)?;
+                Ok(outcome)
+            }
             _ => Err(system("an answer to another question")),
         }
     }
@@ -126,11 +162,15 @@ impl Executor for Child {
     }
 }
 
-/// The child: it runs what it is asked to on its own table.
-fn serve(socket: OwnedFd, number: RawFd) -> Result<()> {
+/// The child: it runs what it is asked to on its own table. `highest` is a number that is opened and
+/// closed before, so that the table is larger.
+fn serve(socket: OwnedFd, number: RawFd, highest: Option<RawFd>) -> Result<()> {
     let table = OwnTable::take().ok_or(Errno::EBUSY)?;
-    let placed = table.adopt(socket);
-    let socket = table.replace(placed, number).at(|| "place the socket")?;
+    let mut socket = table.adopt(socket);
+    if let Some(highest) = highest {
+        table.close(table.dup(socket.as_fd(), highest).at(|| "--highest")?);
+    }
+    table.replace(&mut socket, number).at(|| "place the socket")?;
     for (first, last) in [(3, number - 1), (number + 1, RawFd::MAX)] {
         if first <= last {
             table.close_range(first, last).at(|| "close_range")?;
@@ -168,6 +208,12 @@ fn serve(socket: OwnedFd, number: RawFd) -> Result<()> {
                 }
                 return Err(command.exec().into());
             }
+            Request::Hold => {
+                table.close(socket);
+                loop {
+                    pause();
+                }
+            }
         };
         let reply = reply.unwrap_or_else(|err| Reply::Failed(err.to_string()));
         send(socket.as_fd(), &reply, &[])?;
@@ -190,58 +236,139 @@ impl PidMap for Pids {
     }
 }
 
-fn run(words: &[OsString]) -> Result<i32> {
-    let [path, _, command @ ..] = words else { return Err(Error::misuse("IMAGE -- COMMAND")) };
-    let bytes = std::fs::read(path)?;
+/// The command line.
+#[derive(Default)]
+struct Args {
+    image: OsString,
+    command: Vec<String>,
+    log: Option<OsString>,
+    highest: Option<RawFd>,
+    skip: bool,
+}
+
+impl Args {
+    fn parse(words: &[OsString]) -> Result<Args> {
+        let mut args = Args::default();
+        let mut words = words.iter();
+        let value = |word: Option<&OsString>| word.cloned().ok_or(Error::misuse("no value"));
+        while let Some(word) = words.next() {
+            match word.to_str() {
+                Some("--log") => args.log = Some(value(words.next())?),
+                Some("--highest") => {
+                    let number = value(words.next())?;
+                    let number = number.to_str().and_then(|number| number.parse().ok());
+                    args.highest = Some(number.ok_or(Error::misuse("--highest: no number"))?);
+                }
+                Some("--skip") => args.skip = true,
+                Some("--") => {
+                    args.command = words.map(|word| word.to_string_lossy().into_owned()).collect();
+                    break;
+                }
+                _ => args.image = word.clone(),
+            }
+        }
+        Ok(args)
+    }
+}
+
+fn run(args: &Args) -> Result<i32> {
+    let bytes = std::fs::read(&args.image)?;
     let image = DecodedImage::load(&bytes[..])?;
-    let own = (0..3).map(Inherit::SameNumber).collect();
-    let options = RestoreOptions { inherit: own, ..RestoreOptions::default() };
+    let own = vec![Inherit::SameNumbers(vec![0, 1, 2])];
+    let missing = if args.skip { Missing::Skip } else { Missing::Fail };
+    let allow = vec![AllowList::all()];
+    let options = RestoreOptions { inherit: own, missing, allow, ..RestoreOptions::default() };
     let plan = Plan::new(&image, &options, None, false)?;
-    plan.refuse(&mut |line| eprintln!("fdchild: {line}"))?;
+    plan.refuse(&mut messages())?;
     let numbers: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?.0;
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     let wanted = TableNeeds { numbers: &numbers, sharers: 1, limit, ..TableNeeds::default() };
     let service = placement::service_numbers(Placement::Tight, &wanted, 1).ok_or(Errno::EMFILE)?[0];
+    let log = args.log.as_ref().map(File::create).transpose()?.map(RefCell::new);
     let (ours, theirs) =
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    let Some(child) = fork::fork()? else {
-        drop(ours);
-        let why = serve(theirs, service as RawFd);
-        if let Err(why) = why {
+    let Some(pid) = fork::fork()? else {
+        drop((ours, log));
+        let served =
+            start_child(&plan).and_then(|()| serve(theirs, service as RawFd, args.highest));
+        if let Err(why) = served {
             eprintln!("fdchild: {why}");
         }
         fork::end(125)
     };
     drop(theirs);
-    let pids = Pids { task: (plan.task.pid, plan.task.pgid), child: child.as_raw() };
-    let mut executor = Child { socket: ours };
-    let cx = plan.context(&bytes, &pids, None, options.changed);
-    let mut anew = KindSource;
-    let mut restore = TableRestore::new(&plan, &options, cx, &mut anew, None);
-    let mut say = |line: &str| eprintln!("fdchild: {line}");
-    restore.make_early(&mut executor);
-    restore.make(|_| true, &mut executor)?;
-    restore.end_making(&mut executor, &mut say)?;
-    restore.move_to_final(&mut executor)?;
-    let mut unlocked = restore.finish(&mut executor)?;
-    restore.cx.warnings.iter().for_each(|line| say(line));
-    let restored = restore.end(&plan);
-    unlocked.extend(restored.take_table_locks(&mut executor)?);
-    unlocked.iter().for_each(|line| say(line));
-    let command = command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let exec = Request::Exec(command, restored.close_on_exec());
-    send(executor.socket.as_fd(), &exec, &[])?;
+    let mut executor = Child { socket: ours, pid, log };
+    let restored = restore(&plan, &options, &bytes, args, &mut executor);
     drop(executor);
-    match waitpid(child, None)? {
+    let ended = waitpid(pid, None)?;
+    restored?;
+    match ended {
         WaitStatus::Exited(_, status) => Ok(status),
         other => Err(system(format!("the child ended: {other:?}"))),
     }
 }
 
+/// The first steps of the child: it ends with fdchild, and leads a session if it gets a terminal.
+fn start_child(plan: &Plan<'_>) -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    let takes_terminal = matches!(plan.terminal, CttyPlan::FromImage(_) | CttyPlan::FromPath(_));
+    if takes_terminal {
+        setsid()?;
+    }
+    Ok(())
+}
+
+/// Restores the table of the child, and lets it become COMMAND or hold its descriptors.
+fn restore(
+    plan: &Plan<'_>,
+    options: &RestoreOptions,
+    image: &[u8],
+    args: &Args,
+    executor: &mut Child,
+) -> Result<()> {
+    let pids = Pids { task: (plan.task.pid, plan.task.pgid), child: executor.pid.as_raw() };
+    let cx = plan.context(image, &pids, None, options);
+    let mut anew = KindSource;
+    let mut restore = TableRestore::new(plan, options, cx, &mut anew, None);
+    let mut messages = messages();
+    restore.make_early(executor);
+    set_controlling_terminal(plan, options, &mut restore, executor)?;
+    restore.make(|_| true, executor)?;
+    restore.end_making(executor, &mut messages)?;
+    restore.move_to_final(executor)?;
+    let mut unlocked = restore.finish(executor)?;
+    unlocked.extend(restore.test_table_locks(executor)?);
+    messages.extend(restore.cx.warnings.take());
+    let restored = restore.end(plan);
+    executor.run(&Operation::Shrink { capacity: placement::capacity(plan.highest()) })?;
+    unlocked.extend(restored.take_table_locks(executor)?);
+    messages.extend(unlocked);
+    let cloexec = restored.close_on_exec();
+    let end = match args.command.is_empty() {
+        false => Request::Exec(args.command.clone(), cloexec),
+        true => {
+            for number in cloexec {
+                executor.run(&Operation::CloseOnExec { first: number, last: number })?;
+            }
+            Request::Hold
+        }
+    };
+    send(executor.socket.as_fd(), &end, &[])?;
+    if args.command.is_empty() {
+        println!("{}", executor.pid);
+    }
+    Ok(())
+}
+
+/// Messages that are written to stderr at once.
+fn messages() -> Messages<'static> {
+    Messages::passed(|line| eprintln!("fdchild: {line}"))
+}
+
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match run(&words) {
+    match Args::parse(&words).and_then(|args| run(&args)) {
         Ok(status) => ExitCode::from(status as u8),
         Err(why) => {
             eprintln!("fdchild: {why}");

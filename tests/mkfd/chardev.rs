@@ -1,6 +1,6 @@
 //! Character devices that can be opened without side effects.
 
-use crate::driver::{Bad, Fixture, link, open_device, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open_device, stat};
 use crate::regular::access;
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
@@ -33,6 +33,11 @@ impl Fixture for Chardev {
         ("read", "O_RDONLY (neither or both of read and write: O_RDWR)"),
         ("write", "O_WRONLY"),
         ("pos", "the position"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("chardev@3", "chardev@3:dev=autofs", "device"),
+        ("chardev@3:dev=cpu/0/cpuid,read,pos=1", "chardev@3:dev=cpu/0/cpuid,read", "position is 1"),
+        ("chardev@3:read", "chardev@3", "F_GETFL"),
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {

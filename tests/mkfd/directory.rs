@@ -1,6 +1,6 @@
 //! A directory that has been read up to some entry.
 
-use crate::driver::{Bad, Fixture, link, open, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open, stat};
 use crate::lock;
 use crate::spec::{At, Result, Spec};
 use crate::sys;
@@ -28,6 +28,10 @@ impl Fixture for Directory {
         ("opath", "O_PATH|O_DIRECTORY"),
         ("plain", "opened without O_DIRECTORY"),
         lock::KEY,
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("directory@3", "directory@3:lock=flock-w", "locks is"),
+        ("directory@3:steps=2", "directory@3", "position"),
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {

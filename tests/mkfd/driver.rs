@@ -22,6 +22,9 @@ pub(crate) const CLOEXEC: &str = "FDRESTORE_CLOEXEC";
 /// O_LARGEFILE as F_GETFL tells it.
 const O_LARGEFILE: OFlag = OFlag::from_bits_retain(fdkit::sys::flags::O_LARGEFILE as i32);
 
+/// What a check must notice: a SPEC to make, a SPEC to check in its place, and a text of the report.
+pub(crate) type Difference = (&'static str, &'static str, &'static str);
+
 /// One kind of fixture.
 pub(crate) trait Fixture {
     const NAME: &'static str;
@@ -29,6 +32,8 @@ pub(crate) trait Fixture {
     const ABOUT: &'static str;
     /// The keys of this kind, each with its meaning.
     const KEYS: &'static [(&'static str, &'static str)];
+    /// What the check of this kind must notice. The suite makes each and checks for it.
+    const DIFFERENCES: &'static [Difference];
 
     /// The number of descriptions that `make` makes, and of numbers that a SPEC needs.
     fn arity(_: &Spec) -> usize {
@@ -54,6 +59,7 @@ pub(crate) struct Entry {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) keys: &'static [(&'static str, &'static str)],
+    pub(crate) differences: &'static [Difference],
     arity: fn(&Spec) -> usize,
     make: fn(&Spec) -> Result<Vec<OwnedFd>>,
     finish: fn(&Spec) -> Result<()>,
@@ -67,6 +73,7 @@ pub(crate) const fn entry<F: Fixture>() -> Entry {
         name: F::NAME,
         about: F::ABOUT,
         keys: F::KEYS,
+        differences: F::DIFFERENCES,
         arity: F::arity,
         make: F::make,
         finish: F::finish,
@@ -114,7 +121,7 @@ impl Bad {
         }
     }
 
-    /// As `same` for contents, of which only the beginning is printed.
+    /// Adds a failed expectation unless the contents are equal; it prints only their beginning.
     pub(crate) fn same_bytes(&mut self, what: impl Display, got: &[u8], made: &[u8]) {
         if got != made {
             let at = got.iter().zip(made).take_while(|(a, b)| a == b).count();
@@ -138,7 +145,7 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// Whether a SPEC has 2.
+/// Reports whether the number 2 belongs to a SPEC.
 pub(crate) fn stderr_is_aside() -> bool {
     STDERR.load(Ordering::Relaxed) != 2
 }

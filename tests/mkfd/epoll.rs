@@ -1,7 +1,7 @@
 //! epoll(7): members with the numbers with which they were added, and with what these numbers refer
 //! to now.
 
-use crate::driver::{Bad, Fixture};
+use crate::driver::{Bad, Difference, Fixture};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -10,7 +10,7 @@ use nix::libc;
 use nix::sys::epoll::EpollCreateFlags;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{read, write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 pub(crate) struct Epoll;
 
@@ -61,6 +61,15 @@ impl Fixture for Epoll {
         ("reused", "the member was added by the third number, another eventfd's since"),
         ("twice", "as reused, and that one is a member too"),
         ("swapped", "two members, each was added by the number of the other"),
+        ("replaced", "the member was added by the number that the epoll has now"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("epoll@3,4:et", "epoll@3,4", "members of 3"),
+        ("epoll@3,4:value=7", "epoll@3,4", "members of 3"),
+        ("epoll@3,4:moved=9", "epoll@3,4", "members of 3"),
+        ("epoll@3,4:replaced", "epoll@3,4", "members of 3"),
+        ("epoll@3,4", "epoll@3,4:busy", "busy polling"),
+        ("epoll@3,4,5:reused", "epoll@3,4,5:twice", "members of 3"),
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -102,6 +111,10 @@ impl Fixture for Epoll {
             let aside = match sys::at(it.by) {
                 Ok(there) if it.by != it.at => Some(sys::dup_above(there, 300).at("F_DUPFD")?),
                 _ => None,
+            };
+            let epoll = match &aside {
+                Some(aside) if it.by == it.of => aside.as_fd(),
+                _ => epoll,
             };
             let file = sys::at(it.at).at("fcntl")?;
             if it.by != it.at {
@@ -187,6 +200,7 @@ fn members(spec: &Spec) -> Vec<Member> {
     let third = spec.fds.get(2).copied().unwrap_or(-1);
     match spec.known_number("moved") {
         Some(number) => vec![member(e, number as RawFd, t)],
+        None if spec.has("replaced") => vec![member(e, e, t)],
         None if spec.has("two") => vec![member(e, t, t), member(e, spec.fds[3], spec.fds[3])],
         None if spec.has("pair") => vec![member(e, third, third), member(t, third, third)],
         None if spec.has("nested") => vec![member(e, t, t), member(t, third, third)],

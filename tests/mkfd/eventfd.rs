@@ -1,6 +1,6 @@
 //! eventfd(2): a counter in the kernel, of which a read takes all or one.
 
-use crate::driver::{Bad, Fixture, ready};
+use crate::driver::{Bad, Difference, Fixture, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -19,6 +19,14 @@ impl Fixture for Eventfd {
     const ABOUT: &'static str = "an event counter";
     const KEYS: &'static [(&'static str, &'static str)] =
         &[("count", "its count, up to 2^64-2"), ("semaphore", "EFD_SEMAPHORE: a read takes one")];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("eventfd@3,4:dup", "eventfd@4", "3 is open"),
+        ("eventfd@3", "eventfd@3:cloexec", "FDRESTORE_CLOEXEC"),
+        ("eventfd@3", "eventfd@3:own", "owner"),
+        ("eventfd@3", "eventfd@3:sig=10", "F_GETSIG"),
+        ("eventfd@3:count=3,semaphore", "eventfd@3:count=3", "a read is Some(1)"),
+        ("eventfd@3:count=4", "eventfd@3:count=3", "count is Some(4)"),
+    ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let mut flags = EfdFlags::EFD_CLOEXEC;

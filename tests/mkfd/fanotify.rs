@@ -1,6 +1,6 @@
 //! fanotify(7): marks on an inode, a mount and a file system.
 
-use crate::driver::{Bad, Fixture, open, ready};
+use crate::driver::{Bad, Difference, Fixture, open, ready};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use fdkit::sys::flags::O_LARGEFILE;
@@ -40,6 +40,11 @@ impl Fixture for Fanotify {
         ("mount", "the mark is on the mount at /dev/shm"),
         ("filesystem", "the mark is on the file system at /dev/shm"),
         ("gone", "the mark is on an unlinked file, open at the second number"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("fanotify@3:flags=4", "fanotify@3", "group"),
+        ("fanotify@3:mount", "fanotify@3", "mark"),
+        ("fanotify@3:ignored=2", "fanotify@3", "mark"),
     ];
 
     fn arity(spec: &Spec) -> usize {

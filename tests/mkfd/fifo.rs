@@ -1,6 +1,8 @@
 //! A fifo: a pipe with a name.
 
-use crate::driver::{Bad, Fixture, drain, link, open, signal_comes, stat, status, write_all};
+use crate::driver::{
+    Bad, Difference, Fixture, drain, link, open, signal_comes, stat, status, write_all,
+};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use nix::errno::Errno;
@@ -22,6 +24,7 @@ impl Fixture for Fifo {
         ("rdwr", "one description, O_RDWR, at the one number"),
         ("unlinked", "its name is removed"),
     ];
+    const DIFFERENCES: &'static [Difference] = &[("fifo@3,4:unlinked", "fifo@3,4", "link count")];
 
     fn arity(spec: &Spec) -> usize {
         if spec.has("rdwr") { 1 } else { 2 }

@@ -1,6 +1,6 @@
 //! Ping sockets.
 
-use crate::driver::{Bad, Fixture};
+use crate::driver::{Bad, Difference, Fixture};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{Result, Spec};
 use crate::sys;
@@ -27,6 +27,8 @@ impl Fixture for Icmp {
         ("bound", "to the host, with an identifier of the kernel's choice"),
         ("connected", "to the host"),
     ];
+    const DIFFERENCES: &'static [Difference] =
+        &[("icmp@3:connected", "icmp@3", "connected is true")];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         inet::lone(spec, libc::SOCK_DGRAM, protocol(spec))
@@ -43,7 +45,7 @@ impl Fixture for Icmp {
             let to = inet::host(spec, 0).map_err(|_| Errno::EINVAL)?;
             socket::send_to(fd, &request, &inet::encode(to))?;
         }
-        bad.same("an answer comes", sys::comes(fd, 5000)?, true);
+        bad.same("an answer comes", sys::becomes_readable(fd, 5000)?, true);
         let mut answer = [0; 64];
         let len = nix::unistd::read(fd, &mut answer)?;
         bad.same_bytes("the answer", &answer[6..len], &request[6..]);

@@ -1,6 +1,6 @@
 //! inotify(7): watches, each with a number of its own.
 
-use crate::driver::{Bad, Fixture, open, ready};
+use crate::driver::{Bad, Difference, Fixture, open, ready};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use nix::errno::Errno;
@@ -29,6 +29,12 @@ impl Fixture for Inotify {
         ("both", "another watch, seven numbers higher, on a file in the folder"),
         ("gone", "the watch is on an unlinked file, open at the second number"),
         ("queued", "an event waits"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("inotify@3:wd=2", "inotify@3", "watches"),
+        ("inotify@3:oneshot", "inotify@3", "watches"),
+        ("inotify@3:file", "inotify@3", "watches"),
+        ("inotify@3:queued", "inotify@3", "events"),
     ];
 
     fn arity(spec: &Spec) -> usize {

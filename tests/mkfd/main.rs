@@ -1,7 +1,7 @@
 //! mkfd, the fixture: makes descriptors of any kind at any numbers in a process that waits, and
 //! checks them from inside after a restore.
 //!
-//! To add a kind: one file with a `Fixture`, its `mod` line, and its line in `FIXTURES`.
+//! To add a kind: a file with a `Fixture`, its `mod` line, and its line in `FIXTURES`.
 
 #![cfg_attr(not(test), no_main)]
 #![deny(unsafe_code)]
@@ -108,13 +108,15 @@ mkfd show                print what is open, FDSize and FDRESTORE_CLOEXEC
 mkfd exec [--close LIST] [--leak LIST] [--nofile N] -- COMMAND...
                          close all from 3 up, leave /dev/null at the leaked numbers, run COMMAND
 mkfd list                the kinds and their keys
+mkfd differences         what check must notice, a line each: a kind, what is made, for what it is
+                         checked, and what check says then, with a tab between them
 
 SPEC is NAME@FD[,FD...][:KEY[=VALUE][,...]]; %HH in a value is a byte. Keys of every kind:
   dup             the numbers beyond the kind's own are dups of its descriptions, in turn
   cloexec         close-on-exec (after a restore: named in FDRESTORE_CLOEXEC instead)
   nonblock[=N] async[=N]   O_NONBLOCK, O_ASYNC on all descriptions or the Nth (from 0)
   own[=pid|tid|pgrp] sig=N   F_SETOWN_EX to itself, F_SETSIG
---std LIST: of 0, 1, 2 exactly these are open beside the SPECs (default: any may be).
+--std LIST: exactly these of 0, 1, 2 are open besides the SPECs (default: any may be).
 Exit status: 0 done, 1 failed or not as made, 2 misuse, 77 this kernel cannot make it.
 ";
 
@@ -194,13 +196,22 @@ fn command(args: &[OsString]) -> Result<i32> {
             }
             print(text.as_bytes())
         }
+        "differences" => {
+            let mut text = String::new();
+            for entry in FIXTURES {
+                for (made, wanted, said) in entry.differences {
+                    text += &format!("{}\t{made}\t{wanted}\t{said}\n", entry.name);
+                }
+            }
+            print(text.as_bytes())
+        }
         "exec" => exec(&args),
         "--help" | "-h" => print(USAGE.as_bytes()),
         _ => Err(Stop::Misuse(format!("usage:\n{USAGE}"))),
     }
 }
 
-/// Options may stand anywhere before `--`.
+/// The command line after the program: options may stand anywhere before `--`.
 #[derive(Default)]
 struct Args {
     words: Vec<OsString>,
@@ -351,7 +362,7 @@ fn exec(args: &Args) -> Result<i32> {
         driver::set_limit(limit)?;
     }
     args.close.iter().copied().for_each(sys::close);
-    sys::heed_the_keyboard();
+    sys::reset_keyboard_signals();
     args.become_command()
 }
 

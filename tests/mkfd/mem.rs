@@ -1,6 +1,6 @@
 //! The memory devices: null, zero, full, random, urandom.
 
-use crate::driver::{Bad, Fixture, link, open, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open, stat};
 use crate::regular::access;
 use crate::spec::{Result, Spec, Stop};
 use crate::sys;
@@ -27,6 +27,7 @@ impl Fixture for Mem {
         ("write", "O_WRONLY"),
         ("append", "O_APPEND"),
     ];
+    const DIFFERENCES: &'static [Difference] = &[("mem@3", "mem@3:dev=zero", "device")];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let Some((name, _)) = device(spec) else {

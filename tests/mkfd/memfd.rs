@@ -1,6 +1,6 @@
 //! memfd_create(2): content, holes, seals, huge pages, and a second description of the same file.
 
-use crate::driver::{Bad, Fixture, link, reopen, stat, status};
+use crate::driver::{Bad, Difference, Fixture, link, reopen, stat, status};
 use crate::lock;
 use crate::regular::{default, position_and_access, read_whole};
 use crate::spec::{At, Result, Spec, Stop};
@@ -46,6 +46,15 @@ impl Fixture for Memfd {
         ("mode", "its permissions, in decimal"),
         ("owner", "its user and group"),
         lock::KEY,
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("memfd@3:name=a", "memfd@3:name=b", "link is"),
+        ("memfd@3:seals=grow", "memfd@3:seals=shrink", "seals is"),
+        ("memfd@3:data=ab", "memfd@3:data=ac", "content"),
+        ("memfd@3:data=x,size=9000,mode=384", "memfd@3:data=x,size=9000", "mode is"),
+        ("memfd@3:data=%00", "memfd@3:data=,size=1", "allocated pages is 1"),
+        ("memfd@3:huge", "memfd@3:data=", "write is Err(EINVAL)"),
+        ("unlinked@3,4:two", "memfd@3,4:two", "F_GETFL"),
     ];
 
     fn arity(spec: &Spec) -> usize {

@@ -1,6 +1,6 @@
 //! mq_open(3): a queue of messages with priorities.
 
-use crate::driver::{Bad, Fixture, link, reopen, stat};
+use crate::driver::{Bad, Difference, Fixture, link, reopen, stat};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use nix::errno::Errno;
@@ -32,6 +32,14 @@ impl Fixture for Mqueue {
         ("two", "a second description, O_RDONLY, at the second number"),
         ("mode", "its permissions, in decimal"),
         ("notify", "mq_notify(3) with SIGEV_NONE"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("mqueue@3:maxmsg=3", "mqueue@3", "attributes"),
+        ("mqueue@3:data=1.a+0.b", "mqueue@3:data=2.a+0.b", "messages"),
+        ("mqueue@3:data=1.a+1.b", "mqueue@3:data=1.b+1.a", "messages"),
+        ("mqueue@3:mode=416", "mqueue@3", "mode is"),
+        ("mqueue@3:name=fdkit-a", "mqueue@3:name=fdkit-b", "link is"),
+        ("unlinked@3", "mqueue@3", "link is"),
     ];
 
     fn arity(spec: &Spec) -> usize {

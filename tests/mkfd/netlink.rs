@@ -1,6 +1,6 @@
 //! netlink(7): port ids, groups, and messages.
 
-use crate::driver::{Bad, Fixture, ready};
+use crate::driver::{Bad, Difference, Fixture, ready};
 use crate::inet::{self, BYTES, SET, class};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
@@ -33,6 +33,14 @@ impl Fixture for Netlink {
         ("data", "bytes that wait in one of protocol 2"),
         SET,
         BYTES,
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("netlink@3:groups=1+5", "netlink@3:groups=1+33", "groups is [1, 5]"),
+        ("netlink@3:protocol=16", "netlink@3", "protocol is 16"),
+        ("netlink@3:unbound", "netlink@3", "bound is false"),
+        ("netlink@3:dgram", "netlink@3", "type is"),
+        ("netlink@3:peer=7,protocol=2", "netlink@3:peer=8,protocol=2", "peer is 7"),
+        ("netlink@3:set=270.3.1", "netlink@3:set=270.3.0", "option 270.3"),
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
@@ -130,7 +138,7 @@ fn send_to(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
 /// The next message; nothing after five seconds.
 fn received(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
     let mut buffer = vec![0; 65536];
-    if !sys::comes(fd, 5000)? {
+    if !sys::becomes_readable(fd, 5000)? {
         return Ok(Vec::new());
     }
     let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)?;

@@ -1,6 +1,6 @@
 //! namespaces(7): a namespace, opened below /proc.
 
-use crate::driver::{Bad, Fixture, link, open};
+use crate::driver::{Bad, Difference, Fixture, link, open};
 use crate::spec::{Result, Spec};
 use crate::sys;
 use nix::errno::Errno;
@@ -20,6 +20,10 @@ impl Fixture for Ns {
         ("of", "which: an entry of /proc/self/ns, net by default"),
         ("path", "another path of one"),
         ("opath", "O_PATH"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("ns@3", "ns@3:of=uts", "inode is"),
+        ("regular@3:read,path=/dev/null", "ns@3", "no namespace"),
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {

@@ -1,6 +1,6 @@
 //! Descriptors that cannot be restored: their state is in memory or in hardware, or cannot be read.
 
-use crate::driver::{Bad, Fixture, link};
+use crate::driver::{Bad, Difference, Fixture, link};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys::{self, Unsupported};
 use nix::errno::Errno;
@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 pub(crate) struct Opaque;
 
 /// The name of each, how it is made, how its link begins, and its flags.
-const ODD: &[(&str, Unsupported, &str, OFlag)] = &[
+const UNSUPPORTED: &[(&str, Unsupported, &str, OFlag)] = &[
     ("io_uring", Unsupported::IoUring, "anon_inode:[io_uring]", OFlag::O_RDWR),
     ("userfaultfd", Unsupported::Userfaultfd, "anon_inode:[userfaultfd]", OFlag::O_RDWR),
     ("bpf-map", Unsupported::BpfMap, "anon_inode:bpf-map", OFlag::O_RDWR),
@@ -38,10 +38,12 @@ impl Fixture for Opaque {
         "io_uring (as without), userfaultfd, bpf-map, bpf-prog, perf, secret, landlock, seccomp, \
          fscontext, vsock, alg, xdp, key, can, fuse, kvm or vga_arbiter",
     )];
+    const DIFFERENCES: &'static [Difference] = &[("mem@3", "opaque@3", "link is")];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
-        let (name, odd, ..) = odd(spec).ok_or_else(|| Stop::Misuse("of: see mkfd list".into()))?;
-        let made = sys::odd(odd).map_err(|errno| match errno {
+        let (name, unsupported, ..) =
+            unsupported(spec).ok_or_else(|| Stop::Misuse("of: see mkfd list".into()))?;
+        let made = sys::unsupported(unsupported).map_err(|errno| match errno {
             // The kernel or the machine may lack it.
             Errno::EACCES
             | Errno::EAFNOSUPPORT
@@ -55,18 +57,18 @@ impl Fixture for Opaque {
     }
 
     fn flags(spec: &Spec, _: usize) -> OFlag {
-        odd(spec).map_or(OFlag::O_RDWR, |(.., flags)| *flags)
+        unsupported(spec).map_or(OFlag::O_RDWR, |(.., flags)| *flags)
     }
 
     fn check(spec: &Spec, bad: &mut Bad) -> Result<(), Errno> {
-        let Some((.., start, _)) = odd(spec) else { return Err(Errno::EINVAL) };
+        let Some((.., start, _)) = unsupported(spec) else { return Err(Errno::EINVAL) };
         let link = link(spec.fds[0]).display().to_string();
         bad.unless(link.starts_with(start), format!("link is {link}, was made {start}"));
         Ok(())
     }
 }
 
-fn odd(spec: &Spec) -> Option<&'static (&'static str, Unsupported, &'static str, OFlag)> {
+fn unsupported(spec: &Spec) -> Option<&'static (&'static str, Unsupported, &'static str, OFlag)> {
     let name = spec.bytes("of").unwrap_or(b"io_uring");
-    ODD.iter().find(|(known, ..)| known.as_bytes() == name)
+    UNSUPPORTED.iter().find(|(known, ..)| known.as_bytes() == name)
 }

@@ -1,6 +1,6 @@
 //! packet(7): frames of the loopback device.
 
-use crate::driver::{Bad, Fixture};
+use crate::driver::{Bad, Difference, Fixture};
 use crate::inet::{self, BYTES, SET, class};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
@@ -37,6 +37,13 @@ impl Fixture for Packet {
         ("data", "bytes of a frame that waits"),
         SET,
         BYTES,
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("packet@3:protocol=2048", "packet@3:protocol=2054", "protocol and device"),
+        ("packet@3:any", "packet@3", "protocol and device"),
+        ("packet@3:dgram", "packet@3", "type is"),
+        ("packet@3:set=263.8.1", "packet@3:set=263.8.0", "option 263.8"),
+        ("packet@3:fanout=0x1234", "packet@3", "fanout is"),
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
@@ -153,7 +160,7 @@ fn received(fd: BorrowedFd<'_>, head: usize) -> Result<Option<Vec<u8>>, Errno> {
     let mut buffer = vec![0; 2048];
     let mut last = None;
     let mut patience = 5000;
-    while sys::comes(fd, patience)? {
+    while sys::becomes_readable(fd, patience)? {
         let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT)?;
         last = buffer.get(head..len).map(<[u8]>::to_vec);
         patience = 100;

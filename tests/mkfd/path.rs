@@ -1,6 +1,6 @@
 //! O_PATH descriptors of a symbolic link, a socket or a fifo.
 
-use crate::driver::{Bad, Fixture, link, open, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open, stat};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -19,6 +19,10 @@ impl Fixture for Path {
     const NAME: &'static str = "path";
     const ABOUT: &'static str = "O_PATH of what is neither a file nor a directory";
     const KEYS: &'static [(&'static str, &'static str)] = &[("of", "link (default), fifo, socket")];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("path@3", "path@3:of=fifo", "F_GETFL"),
+        ("path@3:of=fifo", "path@3:of=socket", "file type"),
+    ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let path = spec.path()?;

@@ -1,6 +1,6 @@
 //! pidfd_open(2): a process.
 
-use crate::driver::{Bad, Fixture, info, ready};
+use crate::driver::{Bad, Difference, Fixture, info, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -24,6 +24,13 @@ impl Fixture for Pidfd {
         ("exit", "how it ended, as wait(2) tells it: 256 times the status, or a signal"),
         ("two", "two descriptions of it"),
         ("thread", "PIDFD_THREAD"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("pidfd@3", "pidfd@3:thread", "F_GETFL"),
+        ("pidfd@3", "pidfd@3:dead", "readable is false"),
+        ("pidfd@3", "pidfd@3:pid=1", "process is"),
+        ("pidfd@3:dead", "pidfd@3", "a signal is Err(ESRCH)"),
+        ("pidfd@3:dead,exit=9", "pidfd@3:dead,exit=256", "exit is 9"),
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -49,7 +56,7 @@ impl Fixture for Pidfd {
         if let Some(child) = child.filter(|_| spec.has("dead")) {
             waitpid(child, None).at("wait")?;
         }
-        if child.is_some() && !sys::comes(&opened[0], 5000).at("poll")? {
+        if child.is_some() && !sys::becomes_readable(&opened[0], 5000).at("poll")? {
             return Err(Stop::Failed("the child does not end".into()));
         }
         Ok(opened)

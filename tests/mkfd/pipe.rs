@@ -1,6 +1,8 @@
 //! pipe(2): queued data, size, packet mode, and a pipe with one end closed.
 
-use crate::driver::{Bad, Fixture, drain, ready, reopen, signal_comes, stat, write_all};
+use crate::driver::{
+    Bad, Difference, Fixture, drain, ready, reopen, signal_comes, stat, write_all,
+};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -22,6 +24,13 @@ impl Fixture for Pipe {
         ("two", "a second description of the read end, at the third number"),
         ("reader", "only the read end is kept, at the one number: end of file after the data"),
         ("writer", "only the write end is kept, at the one number: EPIPE"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("pipe@3,4:data=hello", "pipe@3,4:data=help", "data"),
+        ("pipe@3,4:packet,data=a+b", "pipe@3,4:data=ab", "O_DIRECT"),
+        ("pipe@3,4", "pipe@3,4:async", "O_ASYNC"),
+        ("pipe@3,4", "pipe@3:reader", "a writer is still there"),
+        ("pipe@3,4:size=4096", "pipe@3,4:size=8192", "size is 4096"),
     ];
 
     fn arity(spec: &Spec) -> usize {

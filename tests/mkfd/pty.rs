@@ -1,7 +1,7 @@
 //! posix_openpt(3): both ends of a pseudoterminal, its settings, and a pseudoterminal with one end
 //! closed.
 
-use crate::driver::{Bad, Fixture, drain, open, ready, signal_comes, stat, write_all};
+use crate::driver::{Bad, Difference, Fixture, drain, open, ready, signal_comes, stat, write_all};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use fdkit::sys::tty;
@@ -42,6 +42,22 @@ impl Fixture for Pty {
         ("slave", "only the slave is kept, at the one number: it has hung up"),
         ("master", "only the master is kept, at the one number; the slave was never open"),
         ("left", "only the master is kept, at the one number; the slave was open once"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("pty@3,4:raw", "pty@3,4", "echo is false"),
+        ("pty@3,4:rows=3", "pty@3,4:rows=4", "size"),
+        ("pty@3,4:packet", "pty@3,4", "packet mode"),
+        ("pty@3,4:excl", "pty@3,4", "slave exclusive"),
+        ("pty@3,4:shut", "pty@3,4", "master exclusive"),
+        ("pty@3,4:locked", "pty@3,4", "what is locked"),
+        ("pty@3,4:mode=384", "pty@3,4:mode=400", "mode"),
+        ("pty@3,4:said=x", "pty@3,4", "what waits at the master"),
+        ("pty@3,4:typed=a%0ab%04,raw", "pty@3,4:typed=a%0a,raw", "what was typed"),
+        ("pty@3,4:typed=a%0ab%04", "pty@3,4:typed=a%0ac%04", "a line that was typed"),
+        ("pty@3,4:typed=ab", "pty@3,4:typed=ac", "the line that was begun"),
+        ("pty@3,4:stopped", "pty@3,4", "output stopped"),
+        ("pty@3,4", "pty@3,4:off", "output stopped"),
+        ("pty@3:master", "pty@3:left", "hung up"),
     ];
 
     fn arity(spec: &Spec) -> usize {

@@ -1,6 +1,6 @@
 //! Raw sockets.
 
-use crate::driver::{Bad, Fixture};
+use crate::driver::{Bad, Difference, Fixture};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{Result, Spec};
 use crate::sys;
@@ -30,6 +30,10 @@ impl Fixture for Raw {
         ("bound", "to the host"),
         ("connected", "to the host"),
     ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("raw@3", "raw@3:connected", "connected is false"),
+        ("raw@3:protocol=254", "raw@3", "protocol is 254"),
+    ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         inet::lone(spec, libc::SOCK_RAW, protocol(spec))
@@ -44,7 +48,7 @@ impl Fixture for Raw {
             let other = socket::new(inet::family(spec), libc::SOCK_RAW | libc::SOCK_CLOEXEC, 253)?;
             let to = inet::host(spec, 0).map_err(|_| Errno::EINVAL)?;
             socket::send_to(other.as_fd(), b"hello", &inet::encode(to))?;
-            bad.same("a packet comes", sys::comes(fd, 5000)?, true);
+            bad.same("a packet comes", sys::becomes_readable(fd, 5000)?, true);
         }
         Ok(())
     }

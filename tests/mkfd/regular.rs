@@ -1,6 +1,6 @@
 //! Regular files: content, position, open flags, and O_TMPFILE.
 
-use crate::driver::{Bad, Fixture, link, open, reopen, stat, write_all};
+use crate::driver::{Bad, Difference, Fixture, link, open, reopen, stat, write_all};
 use crate::lock;
 use crate::raw;
 use crate::spec::{At, Result, Spec};
@@ -32,6 +32,23 @@ impl Fixture for Regular {
         ("tmpfile", "O_TMPFILE below --dir, still linkable"),
         ("renamed", "by a name that is gone then; it has another in a folder beside that"),
         lock::KEY,
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("regular@3:pos=2", "regular@3", "position is 2, was made 0"),
+        ("regular@3:read", "regular@3", "F_GETFL"),
+        ("regular@3:data=abcd", "regular@3:data=abcx", "content"),
+        ("unlinked@3", "regular@3", "(deleted)"),
+        ("regular@3", "regular@3:renamed", "ENOENT"),
+        ("regular@3:lock=posix-w:0-9", "regular@3", "locks is"),
+        ("regular@3", "regular@3:lock=posix-w:0-9", "locks is"),
+        ("regular@3:lock=posix-w:0-9", "regular@3:lock=posix-w:0-8", "locks is"),
+        ("regular@3:lock=posix-r:0-9", "regular@3:lock=posix-w:0-9", "locks is"),
+        ("regular@3:lock=ofd-w:0-9", "regular@3:lock=posix-w:0-9", "locks is"),
+        ("regular@3:lock=flock-r", "regular@3:lock=flock-w", "locks is"),
+        ("regular@3:read,own,async,lock=lease-r", "regular@3:read,own,async", "write lease is"),
+        ("regular@3:own,async,lock=lease-w", "regular@3:own,async,lock=lease-r", "write lease is"),
+        ("regular@3,4:dup", "regular@3", "4 is open and should not be"),
+        ("regular@3", "regular@3,4:dup", "4 regular: not open"),
     ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {

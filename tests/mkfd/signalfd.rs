@@ -1,6 +1,6 @@
-//! signalfd(2): signals that are read.
+//! signalfd(2): signals that are read from a descriptor.
 
-use crate::driver::{Bad, Fixture, info, ready};
+use crate::driver::{Bad, Difference, Fixture, info, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -19,6 +19,10 @@ impl Fixture for Signalfd {
     const ABOUT: &'static str = "signals that are read";
     const KEYS: &'static [(&'static str, &'static str)] =
         &[("signals", "their numbers, from 1 to 64, with + between them; none by default")];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("signalfd@3:signals=10", "signalfd@3:signals=10+64", "mask is"),
+        ("signalfd@3:signals=12", "signalfd@3:signals=10", "not readable after signal 10"),
+    ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         Ok(vec![sys::signalfd(mask(spec)?).at("signalfd")?])

@@ -1,6 +1,6 @@
 //! A pair of connected unix sockets.
 
-use crate::driver::{Bad, Fixture, drain, ready, signal_comes, stat, write_all};
+use crate::driver::{Bad, Difference, Fixture, drain, ready, signal_comes, stat, write_all};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -178,6 +178,15 @@ impl Fixture for Socketpair {
         ("passcred", "SO_PASSCRED of the second"),
         ("options", "the first has a timeout, lingers, and wants 3 bytes and no descriptors"),
         ("scm", "descriptors that wait after the data: pipe, self, nested, epoll, joined by +"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("socketpair@3,4:data=a", "socketpair@3,4:data=b", "data"),
+        ("socketpair@3,4:type=dgram,data=a+b", "socketpair@3,4:type=dgram,data=ab", "messages"),
+        ("socketpair@3,4", "socketpair@3,4:type=seqpacket", "type"),
+        ("socketpair@3,4:scm=pipe", "socketpair@3,4:scm=pipe+pipe", "descriptors queued is 1"),
+        ("socketpair@3,4:scm=pipe", "socketpair@3,4", "data"),
+        ("socketpair@3,4", "socketpair@3,4:options", "option 13"),
+        ("socketpair@3,4:scm=self", "socketpair@3,4:scm=pipe", "queued pipe"),
     ];
 
     fn arity(spec: &Spec) -> usize {

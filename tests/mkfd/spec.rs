@@ -89,7 +89,7 @@ impl Spec {
         self.keys.iter().map(|(key, _)| key.as_str())
     }
 
-    /// Was this key given?
+    /// Reports whether this key was given.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.keys().any(|k| k == key)
     }
@@ -115,7 +115,8 @@ impl Spec {
         self.number(key).ok().flatten()
     }
 
-    /// Does this key apply to the nth description? `key` alone means all, `key=N` the nth.
+    /// Reports whether this key applies to the nth description: `key` alone means all of them,
+    /// `key=N` the nth.
     pub(crate) fn applies(&self, key: &str, nth: usize) -> bool {
         self.has(key) && self.known_number(key).is_none_or(|n| n == nth as u64)
     }

@@ -1,4 +1,4 @@
-//! The calls for which nix has no safe name, and the only `unsafe` of the tests.
+//! System calls for which nix has no safe function; the only `unsafe` code of the tests.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
@@ -163,7 +163,7 @@ pub(crate) enum Unsupported {
 }
 
 /// Makes a descriptor of this type.
-pub(crate) fn odd(what: &Unsupported) -> Result<OwnedFd> {
+pub(crate) fn unsupported(what: &Unsupported) -> Result<OwnedFd> {
     // The buffer is longer than any struct that is read or written below; the rest is zero.
     let mut words = [0_u64; 16];
     // Two instructions for the kernel: r0 = 0, and exit.
@@ -439,7 +439,7 @@ pub(crate) fn end(status: c_int) -> ! {
 }
 
 /// Whether a descriptor becomes readable within this time.
-pub(crate) fn comes(fd: impl AsFd, milliseconds: u16) -> Result<bool> {
+pub(crate) fn becomes_readable(fd: impl AsFd, milliseconds: u16) -> Result<bool> {
     use nix::poll::{PollFd, PollFlags, poll};
     Ok(poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], milliseconds)? > 0)
 }
@@ -547,7 +547,7 @@ pub(crate) fn mq_notify(fd: BorrowedFd<'_>, how: &SigEvent) -> Result<()> {
 
 /// Sets SIGINT and SIGQUIT to their default action: a shell script starts background commands with
 /// both ignored, and a keyboard could then interrupt nothing.
-pub(crate) fn heed_the_keyboard() {
+pub(crate) fn reset_keyboard_signals() {
     for signal in [libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: SIG_DFL is no handler: no code of ours runs in signal context.
         unsafe { libc::signal(signal, libc::SIG_DFL) };

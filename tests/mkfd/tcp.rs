@@ -1,6 +1,6 @@
 //! TCP sockets that listen, that are bound, that are new, or whose connection has ended.
 
-use crate::driver::{Bad, Fixture};
+use crate::driver::{Bad, Difference, Fixture};
 use crate::inet::{self, BYTES, HOST, SET, V6};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
@@ -38,6 +38,14 @@ impl Fixture for Tcp {
         ("ended", "a connection that was reset"),
         ("two", "two that listen at one port (SO_REUSEPORT)"),
         ("mptcp", "of IPPROTO_MPTCP"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("tcp@3", "tcp@3:bound", "listens is true"),
+        ("tcp@3:set=1.15.1", "tcp@3", "SO_REUSEPORT is true"),
+        ("tcp@3:fresh", "tcp@3:ended", "a read is None"),
+        ("tcp@3", "tcp@3:mptcp", "protocol is 6"),
+        ("tcp@3:set=1.9.0", "tcp@3:set=1.9.1", "option 1.9 is none is true"),
+        ("tcp@3", "tcp@3:set=1.2.1", "what it is"),
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -123,7 +131,7 @@ fn answers(fds: &[BorrowedFd<'_>], bad: &mut Bad) -> Result<(), Errno> {
         client.write_all(b"ping").map_err(io)?;
         for (fd, took) in fds.iter().zip(&mut took) {
             let patience = if fds.len() == 1 { 5000 } else { 50 };
-            if sys::comes(fd, patience)? {
+            if sys::becomes_readable(fd, patience)? {
                 let listener = TcpListener::from(fd.try_clone_to_owned().map_err(io)?);
                 let (mut server, _) = listener.accept().map_err(io)?;
                 let mut said = [0; 4];

@@ -1,6 +1,6 @@
 //! timerfd_create(2): a timer that is read as a file.
 
-use crate::driver::{Bad, Fixture, info, ready};
+use crate::driver::{Bad, Difference, Fixture, info, ready};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -26,13 +26,23 @@ impl Fixture for Timerfd {
         ("cancel", "TFD_TIMER_CANCEL_ON_SET"),
         ("ticks", "its ticks, by TFD_IOC_SET_TICKS"),
     ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("timerfd@3:in=99", "timerfd@3", "time left is 9"),
+        ("timerfd@3:in=900,every=5", "timerfd@3:in=900,every=5.5", "interval is 5000000000"),
+        ("timerfd@3:in=900", "timerfd@3:in=1800", "time left"),
+        ("timerfd@3:at=90000000", "timerfd@3:at=90000001", "time left"),
+        ("timerfd@3:at=90000000", "timerfd@3:at=90000000.001", "time left"),
+        ("timerfd@3:ticks=3", "timerfd@3:ticks=2", "ticks is \"3\""),
+        ("timerfd@3:clock=boottime", "timerfd@3", "clock is \"7\""),
+        ("timerfd@3:at=0", "timerfd@3", "flags is"),
+    ];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let wanted = Wanted::of(spec)?;
         let fd = sys::timer(wanted.clock).at("timerfd_create, for alarms with CAP_WAKE_ALARM")?;
         let every = wanted.every;
         sys::set_timer(fd.as_fd(), wanted.flags, wanted.value, every).at("timerfd_settime")?;
-        if wanted.expires_at_once() && !sys::comes(&fd, 5000).at("poll")? {
+        if wanted.expires_at_once() && !sys::becomes_readable(&fd, 5000).at("poll")? {
             return Err(Stop::Failed("the timer does not expire".into()));
         }
         if let Some(ticks) = spec.number("ticks")? {
@@ -76,7 +86,7 @@ impl Fixture for Timerfd {
             bad.unless(!ready(fd, PollFlags::POLLIN)?, "readable again after a read");
         }
         if left > 0 && left < 10 * NANO {
-            bad.unless(sys::comes(fd, 15_000)?, "does not expire");
+            bad.unless(sys::becomes_readable(fd, 15_000)?, "does not expire");
             bad.same("a read once it expired", take(fd)?, 1);
             let (left, _) = sys::timer_left(fd)?;
             bad.same("goes on", left > 0, wanted.every > 0);

@@ -1,6 +1,6 @@
 //! A terminal that exists already: the slave of a pseudoterminal that another process has made.
 
-use crate::driver::{Bad, Fixture, link, open, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open, stat};
 use crate::spec::{At, Result, Spec, Stop};
 use crate::sys;
 use nix::errno::Errno;
@@ -16,6 +16,8 @@ impl Fixture for Tty {
     const ABOUT: &'static str = "a terminal that is there already";
     const KEYS: &'static [(&'static str, &'static str)] =
         &[("path", "where it is; needed"), ("noecho", "it does not show what is typed")];
+    // A SPEC has the path of a terminal that the suite has open: see the suite's fixture.rs.
+    const DIFFERENCES: &'static [Difference] = &[];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         if !spec.has("path") {

@@ -1,6 +1,6 @@
 //! /dev/net/tun: queues of network devices.
 
-use crate::driver::{Bad, Fixture, link, open_device, ready, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open_device, ready, stat};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
 use fdkit::sys::tun::{self, TunParameter};
@@ -42,6 +42,7 @@ impl Fixture for Tun {
         ("sndbuf", "the most bytes that wait to be sent"),
         ("address", "a hardware address of its own"),
     ];
+    const DIFFERENCES: &'static [Difference] = &[("chardev@3", "tun@3:unattached", "path is")];
 
     fn arity(spec: &Spec) -> usize {
         if spec.has("queues") { 2 } else { 1 }

@@ -1,6 +1,6 @@
 //! UDP and UDP-Lite sockets, with queued messages.
 
-use crate::driver::{Bad, Fixture, ready};
+use crate::driver::{Bad, Difference, Fixture, ready};
 use crate::inet::{self, BYTES, HOST, JOIN, SET, V6};
 use crate::spec::{At, Result, Spec};
 use crate::sys;
@@ -69,6 +69,15 @@ impl Fixture for Udp {
         ("from", "their senders have this address, which need not be of this machine"),
         ("two", "two of one port (SO_REUSEPORT); the first has the messages"),
         ("shut", "shut down for receiving, or =2: for both"),
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("udp@3:fresh", "udp@3:fresh,join=239.255.77.1", "EADDRNOTAVAIL"),
+        ("udp@3:fresh,join=239.255.77.1", "udp@3:fresh", "what it is"),
+        ("udp@3", "udp@3:lite", "protocol is 17"),
+        ("udp@3:data=a+b", "udp@3:data=ab", "messages"),
+        ("udp@3", "udp@3:shut", "shut down for receiving is false"),
+        ("udp@3:shut", "udp@3:shut=2", "shut down for both is false"),
+        ("udp@3:fresh", "udp@3:fresh,set=1.6.1", "option 1.6 is none is true"),
     ];
 
     fn arity(spec: &Spec) -> usize {
@@ -158,7 +167,9 @@ impl Fixture for Udp {
             let mut came = Vec::new();
             // On a busy machine even the loopback device takes a while.
             for _ in 0..100 {
-                for socket in sockets.iter().filter(|it| sys::comes(it, 50).unwrap_or(false)) {
+                for socket in
+                    sockets.iter().filter(|it| sys::becomes_readable(it, 50).unwrap_or(false))
+                {
                     let len = socket.recv(&mut buffer).map_err(io)?;
                     came.push(buffer[..len].to_vec());
                 }

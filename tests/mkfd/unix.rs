@@ -1,6 +1,6 @@
 //! Unix sockets with a name: a listening one, or one that receives datagrams.
 
-use crate::driver::{Bad, Fixture};
+use crate::driver::{Bad, Difference, Fixture};
 use crate::inet;
 use crate::socketpair::received;
 use crate::spec::{At, Result, Spec};
@@ -41,6 +41,8 @@ impl Fixture for Unix {
         ("backlog", "of listen(2)"),
         ("unnamed", "a stream socket that is neither bound nor connected"),
     ];
+    const DIFFERENCES: &'static [Difference] =
+        &[("unix@3:abstract=fdkit-a", "unix@3:abstract=fdkit-b", "name")];
 
     fn make(spec: &Spec) -> Result<Vec<OwnedFd>> {
         let new = || socket(AddressFamily::Unix, class(spec), SockFlag::SOCK_CLOEXEC, None);

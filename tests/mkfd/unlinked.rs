@@ -1,6 +1,6 @@
 //! An unlinked file: only descriptors keep its content.
 
-use crate::driver::{Bad, Fixture, link, open, reopen, stat};
+use crate::driver::{Bad, Difference, Fixture, link, open, reopen, stat};
 use crate::lock;
 use crate::regular::{access, default, position_and_access, read_whole};
 use crate::spec::{At, Result, Spec};
@@ -28,6 +28,10 @@ impl Fixture for Unlinked {
         ("append", "O_APPEND"),
         ("two", "a second description of the inode, O_RDWR, at the second number"),
         lock::KEY,
+    ];
+    const DIFFERENCES: &'static [Difference] = &[
+        ("regular@3", "unlinked@3", "link count"),
+        ("unlinked@3:data=ab", "unlinked@3:data=ac", "content"),
     ];
 
     fn arity(spec: &Spec) -> usize {

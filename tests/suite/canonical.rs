@@ -1,5 +1,5 @@
-//! Canonical forms of records, so that two records of the same thing are equal: what no restore can
-//! keep is removed.
+//! Canonical forms of records, so that the record of a descriptor and the record of the restored
+//! descriptor are equal: properties that no restore can keep are removed.
 
 use fdkit::image::{Bytes, Image, OpenFile, Task};
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
 //! A memory cgroup for a test: version 1, or version 2 where that has the memory controller. The
-//! suite and the benchmark use it, each a part of it.
+//! suite and the benchmark each use a part of this file.
 
 use std::fs;
 use std::path::{Path, PathBuf};

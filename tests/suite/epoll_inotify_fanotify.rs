@@ -1,63 +1,14 @@
 //! Epoll, inotify and fanotify: real programs, what cannot be restored, and forged records.
 
-use crate::errors::forged;
+use crate::forged::{at, forged, refused, whole, with_body};
 use crate::harness::{
-    MKFD, Pipeline, Ran, Scratch, Target, image, pipeline, scan, settled, show, which,
+    MKFD, Pipeline, RESTORE, Scratch, Target, image, pipeline, python, restored, scan, settled,
+    show, which,
 };
-use crate::pipelines::python;
 use crate::rights;
 use fdkit::image::Item;
 use serde_cbor::Value;
 use std::fs;
-
-const RESTORE: &[&str] = &["fdrestore", "--inherit", "0,1,2"];
-
-/// The bytes of an image with the bodies of one kind changed.
-pub(crate) fn with_body(file: &str, kind: &str, mut change: impl FnMut(&mut Value)) -> Vec<u8> {
-    forged(&fs::read(file).unwrap(), |items| {
-        for item in items {
-            match item {
-                Item::File(file) if file.kind == kind => {
-                    let mut body = serde_cbor::from_slice(&file.body).unwrap();
-                    change(&mut body);
-                    file.body = serde_cbor::to_vec(&body).unwrap();
-                }
-                _ => (),
-            }
-        }
-    })
-}
-
-/// The value in a body at this path of keys and indices.
-pub(crate) fn at<'a>(mut value: &'a mut Value, path: &[&str]) -> &'a mut Value {
-    for step in path {
-        value = match value {
-            Value::Map(map) => map.entry(Value::Text((*step).into())).or_insert(Value::Null),
-            Value::Array(list) => &mut list[step.parse::<usize>().unwrap()],
-            other => panic!("{step} of {other:?}"),
-        };
-    }
-    value
-}
-
-pub(crate) fn whole(n: i128) -> Value {
-    Value::Integer(n)
-}
-
-/// Fails unless the restore of these bytes is refused before COMMAND runs.
-#[track_caller]
-pub(crate) fn refused(bytes: Vec<u8>, status: i32, texts: &[&str]) {
-    let dry: &[&[&str]] = &[&["fdrestore", "--dry-run"]];
-    Pipeline::new(dry).stdin(bytes.clone()).run().refuses(status, texts);
-    let run: &[&[&str]] = &[&[RESTORE, &["--", "echo", "run"]].concat()];
-    let ran = Pipeline::new(run).stdin(bytes).run();
-    assert_eq!(ran.text(), "", "COMMAND ran\n{}", ran.whole());
-    ran.refuses(125, texts).refuses(125, &[&format!("(status {status})")]);
-}
-
-pub(crate) fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
-    pipeline(&[&[RESTORE, &["-i", file], options, &["--"], command].concat()])
-}
 
 fn members(file: &str) -> serde_json::Value {
     let shown = show(file);
@@ -562,4 +513,41 @@ fn a_scan_causes_no_event_in_the_watches_that_it_captures() {
         }
     }
     panic!("{seen:?}");
+}
+
+#[test]
+fn a_watch_on_an_overlay_is_found_from_its_mount_point_and_one_that_is_not_found_is_said() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    may!(rights::mounts());
+    let scratch = Scratch::new();
+    let script = format!(
+        "mount -t tmpfs none {0} && cd {0} && mkdir -p l/etc/app u w o && echo >l/etc/app/conf \
+         && mount -t overlay none -o lowerdir=l,upperdir=u,workdir=w o && cd o && exec \"$@\"",
+        scratch.dir()
+    );
+    // The process uses no path near the file.
+    let watch = "
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None)
+inotify = libc.inotify_init1(0)
+libc.inotify_add_watch(inotify, b'etc/app/conf', 2)
+if sys.argv[1] == 'hidden': libc.mount(b'none', b'etc', b'tmpfs', 0, None)
+os.chdir('/usr')
+print(inotify, flush=True)
+time.sleep(1000)";
+    for (how, status) in [("visible", 0), ("hidden", 1)] {
+        let start = ["unshare", "--mount", "sh", "-c", &script, "sh", python, "-c", watch, how];
+        let made = Target::ready(&start);
+        let Ok(target) = made else { skip!("no overlay: {}", made.err().unwrap_or_default()) };
+        needs!(!target.said.is_empty(), "an overlay cannot be mounted");
+        let file = scratch.file("a.fdi");
+        let ran = pipeline(&[&["fdscan", &target.pid], &["fdimg", "write", &file]]);
+        assert_eq!(ran.status(0), status, "{}", ran.whole());
+        let said = format!("fd {}: its watch 1 cannot be restored: no path was found", target.said);
+        assert_eq!(ran.stderr(0).contains(&said), how == "hidden", "{}", ran.whole());
+        let path = format!("{}/o/etc/app/conf", scratch.dir());
+        let image = fs::read(&file).unwrap();
+        let found = image.windows(path.len()).any(|part| part == path.as_bytes());
+        assert_eq!(found, how == "visible", "{how}");
+    }
 }

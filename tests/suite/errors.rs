@@ -1,11 +1,15 @@
 //! Wrong input and wrong usage: one clear line, the documented status, and nothing lost or half
 //! done.
 
-use crate::harness::{MKFD, Pipeline, Scratch, Target, image, pipeline, terminal, tool};
+use crate::forged::forged;
+use crate::harness::{
+    MKFD, Pipeline, Scratch, Target, image, pipeline, restored, scan, terminal, tool,
+};
 use crate::rights;
-use fdkit::image::{Bytes, Data, Item, Reader, Writer};
+use fdkit::image::{Bytes, Data, Item};
 use nix::fcntl::OFlag;
 use nix::libc::{S_IFCHR, S_IFREG};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -43,6 +47,16 @@ fn refused(scratch: &Scratch, bytes: &[u8], texts: &[&str]) {
     ran.refuses(125, &["(status 3)"]).refuses(125, texts);
 }
 
+#[test]
+fn write_makes_no_file_for_a_dash() {
+    let scratch = Scratch::new();
+    let fdimg = tool("fdimg").to_string_lossy().into_owned();
+    let script = "cd \"$1\" && exec \"$2\" write -";
+    let write: &[&[&str]] = &[&["sh", "-c", script, "sh", scratch.dir(), &fdimg]];
+    Pipeline::new(write).stdin(b"").run().refuses(2, &["fdimg: -: ", "fdimg read -", "./-"]);
+    assert_eq!(names(&scratch), [""; 0]);
+}
+
 fn names(scratch: &Scratch) -> Vec<String> {
     let entries = fs::read_dir(scratch.dir()).unwrap().flatten();
     let mut names: Vec<String> =
@@ -54,19 +68,6 @@ fn names(scratch: &Scratch) -> Vec<String> {
 /// The bytes of a small image with contents.
 fn bytes(scratch: &Scratch) -> Vec<u8> {
     fs::read(image(scratch, &["pipe@3,4:data=hello", "regular@5"])).unwrap()
-}
-
-/// The image with its records changed, and with a correct `end`.
-pub(crate) fn forged(bytes: &[u8], change: impl FnOnce(&mut Vec<Item>)) -> Vec<u8> {
-    let mut reader = Reader::new(bytes);
-    let mut items = Vec::new();
-    while let Some(entry) = reader.next().unwrap() {
-        items.push(entry.item);
-    }
-    change(&mut items);
-    let mut writer = Writer::new(Vec::new());
-    items.iter().for_each(|item| writer.put(item).unwrap());
-    writer.end().unwrap()
 }
 
 #[test]
@@ -671,6 +672,7 @@ fn a_dry_run_lists_the_operations_of_the_restore_in_their_order() {
         ("6", "dup"),
         ("7", "open"),
         ("3", "epoll"),
+        ("7", "test"),
         ("-", "shrink"),
         ("7", "lock"),
     ];
@@ -683,6 +685,24 @@ fn a_dry_run_lists_the_operations_of_the_restore_in_their_order() {
     assert_eq!(verbs.len(), wanted.len(), "{plan:#}");
     assert!(verbs.iter().zip(wanted).all(|(verb, (_, wanted))| verb.starts_with(wanted)));
     assert_eq!(listed[8]["operation"]["epoll-members"]["members"][0]["source"], 4);
+}
+
+#[test]
+fn a_dry_run_of_a_tree_lists_close_on_exec_flags_only_if_no_program_runs() {
+    let scratch = Scratch::new();
+    let specs = ["eventfd@3:cloexec", "eventfd@4:cloexec", "eventfd@5", "eventfd@6:cloexec"];
+    let file = image(&scratch, &specs);
+    let listed = |command: &[&str]| -> Vec<(String, String)> {
+        let words = [&["fdrestore", "--tree", "-n", "-J", "-i", &file], command].concat();
+        let plan: serde_json::Value =
+            serde_json::from_slice(&pipeline(&[&words]).quiet().stdout).unwrap();
+        let rows = plan["tasks"][0]["operations"].as_array().unwrap();
+        let flags = rows.iter().filter(|row| row["verb"] == "cloexec");
+        flags.map(|row| (row["fd"].to_string(), row["detail"].to_string())).collect()
+    };
+    let range = |first: &str, last: &str| (first.to_owned(), format!("\"to {last}\""));
+    assert_eq!(listed(&[]), [range("3", "4"), range("6", "6")]);
+    assert_eq!(listed(&["--", "true"]), []);
 }
 
 #[test]
@@ -902,4 +922,54 @@ fn a_process_of_another_boot_does_not_exist_any_more() {
     // The pidfd of the task itself leads to the new process, whatever the boot id is.
     assert!(!ran.stderr(0).contains("fd 4"), "{}", ran.whole());
     ran.refuses(6, &["fd 3", "process 1 has terminated"]);
+}
+
+#[test]
+fn a_write_beyond_the_limit_of_file_sizes_is_a_message_and_no_signal() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["memfd@3:data=100000"]);
+    let (file, new) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    scan(&target.pid, &file);
+    let bytes = fs::read(&file).unwrap();
+    let limited = |words: &[&str]| {
+        let tool = tool(words[0]).to_string_lossy().into_owned();
+        let run = ["sh", "-c", "ulimit -f 1; exec \"$@\"", "sh", &tool];
+        Pipeline::new(&[&[&run, &words[1..]].concat()]).stdin(bytes.clone()).run()
+    };
+    limited(&["fdscan", "--data", "-o", &new, &target.pid]).refuses(7, &["File too large"]);
+    limited(&["fdimg", "write", &new]).refuses(7, &["File too large"]);
+    limited(&["fdrestore", "-i", &file, "--", "true"])
+        .refuses(125, &["File too large", "(status 7)"]);
+    assert!(!std::path::Path::new(&new).exists(), "a part of an image was left");
+    // COMMAND has the default action of the signal: it is killed.
+    let small = image(&scratch, &["eventfd@3"]);
+    let write = "trap - XFSZ; ulimit -f 1; head -c 100000 /dev/zero >\"$0\"; echo $?";
+    let ran = restored(&small, &[], &["sh", "-c", write, &new]).ok();
+    assert_eq!(ran.text().trim(), (128 + nix::libc::SIGXFSZ).to_string());
+}
+
+#[test]
+fn a_tool_that_gets_no_memory_says_so() {
+    let scratch = Scratch::new();
+    let target = Target::ready(&["mkfd", "many", "900", "--close-std", "--dir", scratch.dir()]);
+    let target = target.unwrap_or_else(|why| panic!("{why}"));
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let tool = tool("fdrestore").to_string_lossy().into_owned();
+    // With less memory than the first of these, no program starts; with the last there is enough.
+    let said = |end: &[&str]| -> BTreeSet<i32> {
+        let runs = (4..40).map(|limit| {
+            let limit = format!("ulimit -d {}; exec \"$@\"", limit * 100);
+            let run = [&["sh", "-c", &limit, "sh", &tool, "-i", &file][..], end].concat();
+            pipeline(&[&run])
+        });
+        let told = runs.filter(|ran| {
+            assert!(!ran.stderr(0).contains("memory allocation"), "{}", ran.whole());
+            ran.stderr(0) == "fdrestore: out of memory\n"
+        });
+        told.map(|ran| ran.status(0)).collect()
+    };
+    assert_eq!(said(&["-n"]), [7].into());
+    assert_eq!(said(&["--", "true"]), [125].into());
 }

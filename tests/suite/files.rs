@@ -1,10 +1,8 @@
 //! Memfds, memory and character devices, and files whose name has changed: real programs, what
 //! cannot be restored, and forged records.
 
-use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
-use crate::errors::forged;
-use crate::harness::{Scratch, Target, image, pipeline, scan};
-use crate::pipelines::python;
+use crate::forged::{at, forged, refused, whole, with_body};
+use crate::harness::{Scratch, Target, check, image, pipeline, python, restored, scan};
 use crate::rights;
 use fdkit::image::{Bytes, Inode, Item, OpenFile};
 use nix::libc::S_IFCHR;
@@ -121,7 +119,7 @@ fn a_device_is_opened_only_if_its_number_is_the_recorded_one() {
     assert_eq!(crate::harness::show(&file)["descriptors"][1]["kind"], "opaque");
     let file3 = scratch.file("b.fdi");
     pipeline(&[&["fdimg", "select", "-F", "3", &file], &["fdimg", "write", &file3]]).quiet();
-    restored(&file3, &[], &["mkfd", "check", "--std", "0,1,2", &spec]).quiet();
+    restored(&file3, &["--allow", "devices"], &["mkfd", "check", "--std", "0,1,2", &spec]).quiet();
     fs::remove_file(&node).unwrap();
     // Another device of the table of devices, and one that starts a watchdog.
     for minor in ["235", "130"] {
@@ -150,8 +148,7 @@ fn a_file_whose_name_was_removed_is_opened_by_another_name_or_refused() {
     let specs = ["regular@3:renamed,pos=7", "regular@4:renamed,read", "regular@5:renamed,opath"];
     let file = image(&scratch, &specs);
     crate::grammar::judged(&file);
-    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
-    let ran = restored(&file, &[], &[&check[..], &specs].concat()).ok();
+    let ran = check(&scratch, &file, &specs).ok();
     assert_eq!(ran.said(), "", "{}", ran.whole());
     // No other name of the file was found.
     let unfound = with_body(&file, "regular", |body| {
@@ -194,4 +191,149 @@ fn a_fifo_without_a_name_gets_another_name_if_its_own_is_in_use() {
     assert!(ran.text().contains("fifo.3.fdrestore-") && ran.text().ends_with(" (deleted)\n"));
     assert!(ran.said().contains("another file has its name now"), "{}", ran.whole());
     assert_eq!(fs::read_to_string(scratch.file("fifo.3")).unwrap(), "not ours");
+}
+
+#[test]
+fn an_unlinked_file_of_the_lower_layer_of_an_overlay_comes_back_with_its_contents() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    may!(rights::mounts());
+    let scratch = Scratch::new();
+    let script = format!(
+        "mount -t tmpfs none {0} && cd {0} && mkdir l u w o && echo contents >l/a && echo other >l/b \
+         && mount -t overlay none -o lowerdir=l,upperdir=u,workdir=w o && cd o && exec \"$@\"",
+        scratch.dir()
+    );
+    let open = "
+import os, time
+a = os.open('a', os.O_RDONLY)
+os.unlink('a')
+os.rename('b', 'b (deleted)')
+b = os.open('b (deleted)', os.O_RDONLY)
+print(a, b, flush=True)
+time.sleep(1000)";
+    let start = ["unshare", "--mount", "sh", "-c", &script, "sh", python, "-c", open];
+    let made = Target::ready(&start);
+    let Ok(target) = made else { skip!("no overlay: {}", made.err().unwrap_or_default()) };
+    needs!(!target.said.is_empty(), "an overlay cannot be mounted");
+    let (a, b) = target.said.split_once(' ').expect("two numbers");
+    let file = scratch.file("a.fdi");
+    let scan = ["fdscan", "--data", &target.pid];
+    pipeline(&[&scan, &["fdimg", "write", &file]]).quiet();
+    let kind = |fd: &str| row_of(&file, fd)["kind"].as_str().expect("a kind").to_owned();
+    assert_eq!((kind(a), kind(b)), ("unlinked".to_owned(), "regular".to_owned()));
+    // The directory of the file exists here, too, but not the file.
+    fs::create_dir(scratch.file("o")).unwrap();
+    let fd = format!("/proc/self/fd/{a}");
+    let ran = restored(&file, &["--missing", "skip"], &["cat", &fd]);
+    assert_eq!(ran.text(), "contents\n", "{}", ran.whole());
+}
+
+/// The descriptor with this number as `fdimg show` prints it.
+fn row_of(file: &str, fd: &str) -> serde_json::Value {
+    let shown = crate::harness::show(file);
+    let number: u32 = fd.parse().expect("a number");
+    let rows = shown["descriptors"].as_array().expect("rows");
+    rows.iter().find(|row| row["fd"] == number).expect("a row").clone()
+}
+
+#[test]
+fn a_file_below_the_directory_of_the_process_in_proc_is_recorded_as_that() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let script = "
+import os, time
+paths = '/proc/self/oom_score_adj', '/proc/self/fd', '/proc/net/unix', f'/proc/{os.getppid()}/stat'
+print(*(os.open(path, os.O_RDONLY) for path in paths), flush=True)
+time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    crate::grammar::judged(&file);
+    let numbers = target.said.split(' ');
+    let found: Vec<String> =
+        numbers.map(|fd| row_of(&file, fd)["body"]["place"]["proc"].to_string()).collect();
+    assert_eq!(found, ["\"oom_score_adj\"", "\"fd\"", "\"net/unix\"", "null"]);
+}
+
+#[test]
+fn a_file_below_proc_of_another_pid_namespace_is_that_of_the_process_by_its_id_there() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    may!(rights::mounts(), rights::namespace("--pid"));
+    let scratch = Scratch::new();
+    // Of the ids of the process the first is that of this namespace, and 1 the one inside.
+    let script = "
+import os, time
+print(os.open('/proc/self/stat', os.O_RDONLY), flush=True)
+time.sleep(1000)";
+    let start =
+        ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", python, "-c", script];
+    let target = Target::ready(&start).expect("it starts");
+    let file = scratch.file("a.fdi");
+    let scan = ["fdscan", "--tree", &target.pid];
+    pipeline(&[&scan, &["fdimg", "write", &file]]).ok();
+    let shown = crate::harness::show(&file);
+    let rows = shown["descriptors"].as_array().expect("rows");
+    let row = rows.iter().find(|row| row["body"]["place"]["proc"] == "stat").expect("a row");
+    assert_eq!(row["fd"].to_string(), target.said);
+    assert!(row["body"]["place"]["mntns"].is_u64(), "{row}");
+}
+
+#[test]
+fn a_file_of_another_mount_namespace_is_recorded_as_that_and_opened_elsewhere_with_a_line() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    may!(rights::mounts());
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.file("d")).unwrap();
+    fs::write(scratch.file("d/a"), "of the host").unwrap();
+    let open = "
+import os, sys, time
+print(os.open(sys.argv[1], os.O_RDWR), flush=True)
+time.sleep(1000)";
+    let (folder, path) = (scratch.file("d"), scratch.file("d/a"));
+    for (mount, other) in [("mount -t tmpfs none", true), (":", false)] {
+        let script = format!("{mount} {folder}; : >>{path}; exec \"$@\"");
+        let start = ["unshare", "--mount", "sh", "-c", &script, "sh", python, "-c", open, &path];
+        let target = Target::program(&start);
+        let file = scratch.file("a.fdi");
+        let fd = format!("{},0-2", target.said);
+        let words = ["fdscan", "-F", &fd, &target.pid];
+        pipeline(&[&words, &["fdimg", "write", &file]]).quiet();
+        crate::grammar::judged(&file);
+        let place = row_of(&file, &target.said)["body"]["place"].clone();
+        let namespace = fs::read_link(format!("/proc/{}/ns/mnt", target.pid)).unwrap();
+        let ran = restored(&file, &["--inherit", "0,1,2"], &["true"]).ok();
+        let line = format!("files of mount namespace {} are opened", namespace.display());
+        // A mount namespace has copies of all mounts, so that every mount of it is another, and the
+        // file can be the same.
+        assert!(place["mntns"].is_u64(), "{place}");
+        assert_eq!(ran.stderr(0).contains(&line), other, "{}", ran.whole());
+        // Inside, and below a root directory that was named, the paths are right.
+        let mount = format!("--mount=/proc/{}/ns/mnt", target.pid);
+        let fdrestore = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
+        let there =
+            ["nsenter", &mount, &fdrestore, "-i", &file, "--inherit", "0,1,2", "--", "true"];
+        pipeline(&[&there]).quiet();
+    }
+}
+
+#[test]
+fn a_descriptor_that_may_have_a_psi_trigger_is_said() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "
+import os, sys, time
+try:
+    f = os.open('/proc/pressure/memory', os.O_RDWR | os.O_NONBLOCK)
+    os.write(f, b'some 150000 2000000\\0')
+except OSError as error:
+    print('no', error, flush=True)
+    sys.exit()
+print(f, os.open('/proc/pressure/memory', os.O_RDONLY), flush=True)
+time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script]);
+    needs!(!target.said.starts_with("no"), "no PSI trigger can be set: {}", target.said);
+    let (set, read) = target.said.split_once(' ').expect("two numbers");
+    let ran = pipeline(&[&["fdscan", &target.pid], &["fdimg", "verify"]]);
+    assert_eq!(ran.status(0), 1, "{}", ran.whole());
+    assert!(ran.stderr(0).contains(&format!("fd {set}: a PSI trigger")), "{}", ran.whole());
+    assert!(!ran.stderr(0).contains(&format!("fd {read}: ")), "{}", ran.whole());
 }

@@ -154,3 +154,24 @@ fn the_grammar_does_not_match_other_data() {
         assert!(judge(&file, &wrong).is_err(), "{to}");
     }
 }
+
+#[test]
+fn every_key_of_the_grammar_is_explained() {
+    let page = page();
+    let (_, text) = page.split_once(".Sh RECORDS").expect("the section");
+    // `.Ql key`, `.It Li key , key` or `.Pq Li key , Dv NAME`.
+    let quoted = text.lines().filter(|line| line.contains("Ql ") || line.contains("Li "));
+    let explained: BTreeSet<&str> = quoted.flat_map(str::split_whitespace).collect();
+    let mut grammar: String = grammar();
+    // The elements of an array have no keys; those names are for the reader.
+    while let Some(end) = grammar.find(']') {
+        let begin = grammar[..end].rfind('[').expect("a bracket");
+        grammar.replace_range(begin..=end, "");
+    }
+    let words = grammar.split_whitespace().filter_map(|word| word.strip_suffix(':'));
+    // The keys of the records themselves are in quotation marks.
+    let keys: BTreeSet<&str> = words.filter(|word| !word.starts_with('"')).collect();
+    assert!(keys.len() > 100, "{keys:?}");
+    let unknown: Vec<&&str> = keys.iter().filter(|key| !explained.contains(*key)).collect();
+    assert!(unknown.is_empty(), "fdimage(5) does not explain {unknown:?}");
+}

@@ -3,10 +3,11 @@
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -91,6 +92,13 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
+/// The python3 binary itself, not a wrapper that is a shell script.
+pub(crate) fn python() -> Option<&'static str> {
+    ["/usr/bin/python3", "/usr/local/bin/python3"]
+        .into_iter()
+        .find(|path| fs::exists(path).is_ok_and(|is| is))
+}
+
 /// Whether the tests run as root.
 pub(crate) fn root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -106,7 +114,8 @@ fn program(word: &str) -> String {
     }
 }
 
-/// A command line; the first word, and the one after each `--`, may be a tool's bare name.
+/// A command with these words. The first one, and the one after each `--`, may be the bare name of a
+/// tool.
 pub(crate) fn command(words: &[&str]) -> Command {
     let mut command = Command::new(program(words[0]));
     for pair in words.windows(2) {
@@ -120,6 +129,13 @@ pub(crate) fn command(words: &[&str]) -> Command {
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
+    /// A directory that other users can enter.
+    pub(crate) fn for_all_users() -> Scratch {
+        let scratch = Scratch::new();
+        fs::set_permissions(scratch.dir(), fs::Permissions::from_mode(0o755)).expect("chmod");
+        scratch
+    }
+
     pub(crate) fn new() -> Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("fdkit.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -150,7 +166,7 @@ pub(crate) struct Target {
     child: Child,
     /// Its pid, for command lines.
     pub(crate) pid: String,
-    /// The line it printed when it was ready.
+    /// The line that it printed when it was ready.
     pub(crate) said: String,
     /// The read end of its stdout, held open so that a later write does not kill it by SIGPIPE.
     stdout: BufReader<std::process::ChildStdout>,
@@ -203,6 +219,13 @@ impl Target {
         Self::ready(&[&["mkfd", "exec", "--"], words].concat()).expect("no reason to skip")
     }
 
+    /// The target, once it has executed this program after its line.
+    #[track_caller]
+    pub(crate) fn executing(self, program: &str) -> Target {
+        wait_for_program(&self.pid, program);
+        self
+    }
+
     /// The next line that it prints.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
@@ -210,27 +233,25 @@ impl Target {
         line.trim_end().to_owned()
     }
 
-    /// The open descriptors of the target, and what readlink(2) shows of each.
+    /// The open descriptors of the target: see [`open_descriptors`].
     pub(crate) fn open(&self) -> Vec<(u32, String)> {
-        let dir = format!("/proc/{}/fd", self.pid);
-        let mut open: Vec<(u32, String)> = fs::read_dir(dir)
-            .expect("its descriptors")
-            .flatten()
-            .map(|entry| {
-                let link = fs::read_link(entry.path()).unwrap_or_default();
-                let number = entry.file_name().to_string_lossy().parse().expect("a number");
-                (number, link.to_string_lossy().into_owned())
-            })
-            .collect();
-        open.sort();
-        open
+        open_descriptors(&self.pid)
     }
 
-    /// FDSize of the target: the slots of its table.
-    pub(crate) fn fdsize(&self) -> u32 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("its status");
-        let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-        line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
+    /// FDSize of the target: see [`fdsize`].
+    pub(crate) fn fdsize(&self) -> u64 {
+        fdsize(&self.pid)
+    }
+}
+
+/// Waits until a process has executed this program: a scan says if that happens meanwhile.
+#[track_caller]
+pub(crate) fn wait_for_program(pid: &str, program: &str) {
+    let comm = || fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let until = Instant::now() + LIMIT;
+    while comm().trim_end() != program {
+        assert!(Instant::now() < until, "{pid} does not run {program}");
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -239,6 +260,28 @@ impl Drop for Target {
         let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
         let _ = self.child.wait();
     }
+}
+
+/// The open descriptors of a process, and what readlink(2) shows of each; none if the process does
+/// not exist.
+pub(crate) fn open_descriptors(pid: impl Display) -> Vec<(u32, String)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let mut open: Vec<(u32, String)> = entries
+        .map(|entry| {
+            let number = entry.file_name().to_string_lossy().parse().expect("a number");
+            let link = fs::read_link(entry.path()).unwrap_or_default();
+            (number, link.to_string_lossy().into_owned())
+        })
+        .collect();
+    open.sort();
+    open
+}
+
+/// FDSize of a process in /proc/PID/status: the slots of its table.
+pub(crate) fn fdsize(pid: impl Display) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+    line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
 }
 
 /// Waits until a program has started: it sleeps, and its descriptors do not change any more.
@@ -461,8 +504,8 @@ impl Ran {
         self.ok()
     }
 
-    /// Fails unless the last stage ended with this status, with one line `tool: …` on stderr that
-    /// contains each of these texts.
+    /// Fails unless the last stage ended with this status, without a panic, and its stderr contains
+    /// each of these texts.
     #[track_caller]
     pub(crate) fn refuses(self, status: i32, texts: &[&str]) -> Self {
         let last = self.stages.last().expect("a stage");
@@ -520,6 +563,25 @@ pub(crate) fn image_if_can(scratch: &Scratch, specs: &[&str]) -> Result<String, 
     let file = scratch.file("a.fdi");
     scan(&target.pid, &file);
     Ok(file)
+}
+
+/// fdrestore in command mode; COMMAND has 0, 1 and 2 of the caller.
+pub(crate) const RESTORE: &[&str] = &["fdrestore", "--inherit", "0,1,2"];
+
+/// Runs `fdrestore --inherit 0,1,2 -i FILE OPTIONS -- COMMAND`.
+pub(crate) fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
+    pipeline(&[&[RESTORE, &["-i", file], options, &["--"], command].concat()])
+}
+
+/// Restores an image in `mkfd check`, which compares its descriptors with these SPECs.
+pub(crate) fn check(scratch: &Scratch, file: &str, specs: &[&str]) -> Ran {
+    check_with(scratch, file, &[], specs)
+}
+
+/// [`check`] with these options of fdrestore.
+pub(crate) fn check_with(scratch: &Scratch, file: &str, options: &[&str], specs: &[&str]) -> Ran {
+    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
+    restored(file, options, &[&check[..], specs].concat())
 }
 
 /// `fdimg show -J FILE`.

@@ -1,18 +1,13 @@
 //! Internet sockets: real servers and clients, connections, addresses in use, network namespaces,
 //! and sender addresses.
 
-use crate::harness::{Pipeline, Ran, Scratch, Target, pipeline, scan, show, which};
-use crate::pipelines::python;
+use crate::harness::{
+    MKFD, Pipeline, Scratch, Target, pipeline, python, restored, scan, show, tool, which,
+};
 use crate::rights;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
-
-/// Runs `fdrestore -i FILE --inherit 0,1,2 OPTIONS -- COMMAND`.
-fn restored(file: &str, options: &[&str], command: &[&str]) -> Ran {
-    let restore = ["fdrestore", "-i", file, "--inherit", "0,1,2"];
-    pipeline(&[&[&restore[..], options, &["--"], command].concat()])
-}
 
 /// The output of `fdimg show`.
 fn names(file: &str) -> String {
@@ -215,7 +210,7 @@ fn an_address_in_use_or_of_another_machine_is_refused_by_name() {
     let gone = "is not an address of this machine";
     let mut body = show(&file)["descriptors"][0]["body"].clone();
     body["socket"].as_object_mut().unwrap().remove("options");
-    let forged = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
+    let forged = crate::forged::forged(&std::fs::read(&file).unwrap(), |items| {
         for item in items {
             if let fdkit::image::Item::File(file) = item {
                 file.body = serde_cbor::to_vec(&body).unwrap();
@@ -305,4 +300,43 @@ assert b.recvfrom(9) == (b'answer', a.getsockname())
     drop(target);
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", python, "-c", after];
     pipeline(&[&[&plain[..], &restore, &[&numbers]].concat()]).quiet();
+}
+
+#[test]
+fn a_backlog_above_4096_is_restored_and_one_above_the_limit_is_reported() {
+    may!(rights::namespace("--net"));
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let raise = "echo 10000 >/proc/sys/net/core/somaxconn || exit 77; exec \"$@\"";
+    let raised = ["unshare", "--net", "sh", "-c", raise, "sh"];
+    let script = "
+import socket, time
+tcp = socket.socket(); tcp.bind(('0.0.0.0', 0)); tcp.listen(9000)
+unix = socket.socket(socket.AF_UNIX); unix.bind('\\0fdkit-backlog'); unix.listen(9000)
+print(flush=True)
+time.sleep(1000)
+";
+    let mkfd = [MKFD, "exec", "--", python, "-c", script];
+    let target = match Target::ready(&[&raised[..], &mkfd].concat()) {
+        Ok(target) => target,
+        Err(reason) => skip!("net.core.somaxconn cannot be set: {reason}"),
+    };
+    let (file, again) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    scan(&target.pid, &file);
+    drop(target);
+    let count = |file: &str| names(file).matches(" LISTEN backlog=9000").count();
+    assert_eq!(count(&file), 2, "{}", names(&file));
+    let restore = tool("fdrestore").to_string_lossy().into_owned();
+    let restore = [&*restore, "-i", &file, "--inherit", "0,1,2", "--"];
+    let sleep = [python, "-c", "import time; print(flush=True); time.sleep(1000)"];
+    let target = Target::ready(&[&raised[..], &restore, &sleep].concat()).expect("no skip");
+    scan(&target.pid, &again);
+    assert_eq!(count(&again), 2, "{}", names(&again));
+    let low = "echo 100 >/proc/sys/net/core/somaxconn; exec \"$@\"";
+    let ran = pipeline(&[
+        &[&["unshare", "--net", "sh", "-c", low, "sh"], &restore[..], &["true"]].concat()
+    ])
+    .ok();
+    let why = "its backlog was 9000 and is 100: set net.core.somaxconn with sysctl(8)";
+    assert_eq!(ran.said().matches(why).count(), 2, "{}", ran.whole());
 }

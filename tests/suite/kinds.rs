@@ -2,7 +2,10 @@
 //! them from inside with mkfd, scan them again, and compare the records.
 
 use crate::canonical::records;
-use crate::harness::{Scratch, Target, pipeline, scan, show, skipped, terminal};
+use crate::harness::{
+    RESTORE, Scratch, Target, pipeline, python, restored, scan, show, skipped, terminal, tool,
+    wait_for_program, which,
+};
 use crate::rights;
 
 /// The numbers at which A, B, C and D of a case are restored: 3 to 6, where the tools' own
@@ -314,6 +317,7 @@ pub(crate) static CASES: &[(&str, &[&str])] = &[
     ("a member whose number was reused", &["epoll@A,B,C:reused", "eventfd@D:count=4"]),
     ("two members with one number", &["epoll@A,B,C:twice", "eventfd@D"]),
     ("members with exchanged numbers", &["epoll@A,B,C:swapped", "eventfd@D"]),
+    ("a member with the number of its epoll", &["epoll@A,B:replaced", "epoll@D,C:replaced,et"]),
     ("a disarmed member whose number is closed", &["epoll@A,B:moved=7,fired", "epoll@C,D:fired"]),
     ("busy polling", &["epoll@A,B:busy"]),
     ("a watch", &["inotify@A", "inotify@B:none", "inotify@C:file,nonblock", "inotify@D:link"]),
@@ -374,7 +378,7 @@ fn round_trip(name: &str) {
         drop(target);
         pipeline(&[&["fdimg", "verify", &file]]).ok();
 
-        let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "mkfd"];
+        let restore = [RESTORE, &["--allow", "all", "-i", &file, "--", "mkfd"]].concat();
         // Who may open nothing by its handle looks for it among the paths that a process has.
         let told: &[&str] = match rights::handles() {
             Ok(()) => &[],
@@ -525,6 +529,7 @@ round_trips! {
     a_member_whose_number_was_reused_is_restored: "a member whose number was reused";
     two_members_with_one_number_are_restored: "two members with one number";
     members_with_exchanged_numbers_are_restored: "members with exchanged numbers";
+    a_member_with_the_number_of_its_epoll_is_restored: "a member with the number of its epoll";
     a_disarmed_member_whose_number_is_closed_is_restored: "a disarmed member whose number is closed";
     busy_polling_is_restored: "busy polling";
     an_inotify_watch_is_restored: "a watch";
@@ -586,7 +591,7 @@ fn a_terminal_outside_the_image_is_restored_as_the_named_one() {
         };
         scan(&target.pid, &first);
         drop(target);
-        let restore = ["fdrestore", "-i", &first, "--inherit", "0,1,2", "--", "mkfd"];
+        let restore = [RESTORE, &["--allow", "tty", "-i", &first, "--", "mkfd"]].concat();
         let again = Target::ready(&[&restore[..], &["sleep"]].concat()).expect("no skip");
         scan(&again.pid, &second);
         drop(again);
@@ -614,7 +619,8 @@ fn a_pidfd_of_a_process_that_has_ended_is_refused() {
     drop(other);
     run(&[], &["show"]).refuses(125, &["fd 3", &gone, "(status 6)"]);
     // The replacement is a pidfd of a process that has ended, not a file that is always readable.
-    run(&["--missing", "null"], &["check", "--std", "0,1,2", "pidfd@3:dead"]).quiet();
+    let check = ["check", "--std", "0,1,2", "pidfd@3:dead"];
+    run(&["--missing", "null"], &check).refuses(0, &["replaced: ", &gone]).in_one_line();
 }
 
 #[test]
@@ -796,4 +802,91 @@ fn a_connection_to_outside_the_image_is_refused_or_reads_end_of_file() {
     may!(rights::programs(&["python3"]));
     let ran = run(&["--missing", "null"], &["python3", "-c", script]).ok();
     assert_eq!(ran.text(), "b''\n");
+}
+
+#[test]
+fn the_exit_status_of_a_zombie_that_the_kernel_hides_is_not_recorded_as_zero() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    may!(rights::other_user());
+    let scratch = Scratch::new();
+    let copy = scratch.file("fdscan-copy");
+    std::fs::copy(tool("fdscan"), &copy).unwrap();
+    std::fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    // The zombie is of root, and a process of another user has a pidfd of it.
+    let script = "
+import os, sys, time
+zombie = os.fork()
+if zombie == 0: os._exit(3)
+os.waitid(os.P_PID, zombie, os.WEXITED | os.WNOWAIT)
+pidfd = os.pidfd_open(zombie)
+os.set_inheritable(pidfd, True)
+if os.fork() == 0:
+    os.execvp(sys.argv[1], [*sys.argv[1:], 'sh', '-c', 'echo $$; exec sleep 1000'])
+time.sleep(1000)
+";
+    let target = Target::program(&[&["python3", "-c", script], &nobody[..]].concat());
+    wait_for_program(&target.said, "sleep");
+    let file = scratch.file("a.fdi");
+    let exit = || {
+        let shown = show(&file);
+        let all = shown["descriptors"].as_array().unwrap().clone();
+        let pidfd = all.iter().find(|it| it["kind"] == "pidfd").expect("a pidfd");
+        pidfd["body"].get("exit").cloned()
+    };
+    scan(&target.said, &file);
+    assert_eq!(exit(), Some((3 << 8).into()));
+    let scan = [&nobody[..], &[&copy, &target.said]].concat();
+    let ran = pipeline(&[&scan, &["fdimg", "write", &file]]);
+    assert_eq!(ran.status(0), 1, "{}", ran.whole());
+    assert!(ran.stderr(0).contains("does not show the exit status"), "{}", ran.whole());
+    assert_eq!(exit(), None);
+}
+
+#[test]
+fn a_pipe_whose_capacity_the_user_may_not_set_is_refused_with_the_cure() {
+    may!(rights::other_user());
+    let limit = std::fs::read_to_string("/proc/sys/fs/pipe-max-size").unwrap();
+    let above = 2 * limit.trim().parse::<u32>().unwrap();
+    let scratch = Scratch::new();
+    // Not every root can make such a pipe.
+    let file = crate::harness::image(&scratch, &["pipe@3,4"]);
+    let forged = crate::forged::with_body(&file, "pipe", |body| {
+        *crate::forged::at(body, &["size"]) = crate::forged::whole(above.into());
+    });
+    std::fs::write(&file, forged).unwrap();
+    let restore = tool("fdrestore").to_string_lossy().into_owned();
+    let less = ["setpriv", "--bounding-set=-sys_resource", &restore];
+    let ran =
+        pipeline(&[&[&less[..], &["-i", &file, "--inherit", "0,1,2", "--", "true"]].concat()]);
+    let why = format!("its capacity of {above} bytes is above fs.pipe-max-size");
+    assert!(ran.stderr(0).contains(&why), "{}", ran.whole());
+    assert_eq!(ran.status(0), 125, "{}", ran.whole());
+}
+
+#[test]
+fn a_pseudoterminal_of_another_instance_of_devpts_is_restored_with_a_line() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    may!(rights::mounts());
+    let scratch = Scratch::new();
+    let script = format!(
+        "mount -t devpts -o newinstance,ptmxmode=666 none {0} && cd {0} && exec \"$@\"",
+        scratch.dir()
+    );
+    let open = "
+import fcntl, os, time
+a = os.open('ptmx', os.O_RDWR | os.O_NOCTTY)
+fcntl.ioctl(a, 0x40045431, b'\\0' * 4)
+b = os.open('0', os.O_RDWR | os.O_NOCTTY)
+print(a, b, flush=True)
+time.sleep(1000)";
+    let start = ["unshare", "--mount", "sh", "-c", &script, "sh", python, "-c", open];
+    let target = Target::ready(&start).expect("it starts");
+    needs!(target.said.contains(' '), "devpts cannot be mounted: {}", target.said);
+    let file = scratch.file("a.fdi");
+    let numbers = target.said.replace(' ', ",");
+    pipeline(&[&["fdscan", "-F", &numbers, &target.pid], &["fdimg", "write", &file]]).quiet();
+    let ran = restored(&file, &["--inherit", "0,1,2"], &["true"]).ok();
+    let line = format!("{}/ptmx: it was of another instance of devpts", scratch.dir());
+    assert!(ran.stderr(0).contains(&line), "{}", ran.whole());
 }

@@ -1,9 +1,7 @@
 //! Locks: which processes a restored lock excludes, and which locks cannot be acquired again.
 
-use crate::epoll_inotify_fanotify::{refused, restored};
-use crate::errors::forged;
-use crate::harness::{Scratch, Target, image, pipeline, scan, show, skipped};
-use crate::pipelines::python;
+use crate::forged::{forged, refused};
+use crate::harness::{Scratch, Target, image, pipeline, python, restored, scan, show, skipped};
 use fdkit::image::{Item, Lock, OpenFile, Slot};
 use nix::libc;
 use std::fs;
@@ -235,6 +233,9 @@ fn the_locks_of_a_shared_table_are_acquired_only_if_no_task_executes_a_program()
     pipeline(&[&[&restore[..], &["--dry-run", "--", "true"]].concat()]).refuses(125, &[why]);
     pipeline(&[&[&restore[..], &["--", "true"]].concat()]).refuses(125, &[why, "(status 6)"]);
     let skip = ["--missing", "skip", "--", "true"];
+    let plan = |end: &[&str]| pipeline(&[&[&restore[..], &["-n"], end].concat()]).ok().text();
+    assert!(plan(&[]).contains("POSIX write lock"), "{}", plan(&[]));
+    assert!(!plan(&skip).contains("POSIX write lock"), "{}", plan(&skip));
     let ran = pipeline(&[&[&restore[..], &skip].concat()]).ok();
     assert!(ran.stderr(0).contains(why), "{}", ran.whole());
     assert_eq!(locked(&path), Vec::<String>::new());

@@ -1,5 +1,5 @@
-//! What belongs to an option beside its definition: its paragraph and its place in the SYNOPSIS of
-//! the man page, and a test. The options are read from `--help`, which prints the definitions.
+//! Each option has a paragraph in the man page, a place in its SYNOPSIS, and a test. The options are
+//! read from `--help`, which prints their definitions.
 
 use crate::harness::{TOOLS, pipeline, which};
 use std::collections::BTreeSet;

@@ -2,8 +2,8 @@
 //! stopped, and a queue that still exists is not created again.
 
 use crate::canonical::records;
-use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
-use crate::harness::{Scratch, Target, image, pipeline, scan, show};
+use crate::forged::{at, refused, whole, with_body};
+use crate::harness::{Scratch, Target, check, check_with, image, pipeline, restored, scan, show};
 use crate::rights;
 use nix::mqueue::{MQ_OFlag, mq_close, mq_open, mq_receive, mq_unlink};
 use nix::sys::stat::Mode;
@@ -41,18 +41,15 @@ fn frozen(pid: &str, file: &str) {
     pipeline(&[&["fdscan", "--freeze", "--data", pid], &["fdimg", "write", file]]).quiet();
 }
 
-#[track_caller]
-fn check(scratch: &Scratch, file: &str, specs: &[&str]) -> crate::harness::Ran {
-    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
-    restored(file, &[], &[&check[..], specs].concat())
-}
-
 const MESSAGES: &[&str] = &[
     "mqueue@3:data=9.urgent+1.first+1.+1.third+0.late+0.@8192,maxmsg=6",
     "mqueue@4:data=32767.x,write,mode=416",
     "mqueue@5,6:two,data=0.a+0.b",
     "mqueue@7",
 ];
+
+/// Queues that have a name are restored.
+const ALLOW: &[&str] = &["--allow", "mqueue"];
 
 #[test]
 fn messages_are_queued_again_in_their_order_with_their_priorities() {
@@ -154,14 +151,16 @@ fn a_queue_that_still_exists_is_opened_and_not_changed() {
     let file = scratch.file("a.fdi");
     frozen(&target.pid, &file);
     drop(target);
-    check(&scratch, &file, &specs).quiet();
+    let asked = ["opens the message queue /", "--allow mqueue permits that"];
+    pipeline(&[&["fdrestore", "-n", "-i", &file]]).refuses(6, &asked);
+    check_with(&scratch, &file, ALLOW, &specs).quiet();
     // A message that is received in the meantime is not restored.
     let flags = MQ_OFlag::O_RDONLY;
     let queue = mq_open(name(&scratch, 3).as_str(), flags, Mode::empty(), None).unwrap();
     let mut buffer = [0; 8192];
     mq_receive(&queue, &mut buffer, &mut 0).unwrap();
     mq_close(queue).unwrap();
-    let ran = check(&scratch, &file, &["mqueue@3:kept,data=0.b", specs[1]]).ok();
+    let ran = check_with(&scratch, &file, ALLOW, &["mqueue@3:kept,data=0.b", specs[1]]).ok();
     assert!(ran.stderr(0).contains("had 2 messages and has 1"), "{}", ran.whole());
 }
 
@@ -176,7 +175,7 @@ fn a_queue_that_was_removed_is_created_with_its_contents_mode_and_name() {
     frozen(&target.pid, &file);
     drop(target);
     names.unlink();
-    check(&scratch, &file, &specs).quiet();
+    check_with(&scratch, &file, ALLOW, &specs).quiet();
 }
 
 #[test]
@@ -226,12 +225,12 @@ fn a_queue_opened_by_a_path_is_opened_by_that_path_again() {
         Ok::<_, String>(())
     });
     let shown = show(&file);
-    let by_path = restored(&file, &[], &["mkfd", "show"]);
+    let by_path = restored(&file, ALLOW, &["mkfd", "show"]);
     names.unlink();
-    let anew = restored(&file, &[], &["mkfd", "show"]);
+    let anew = restored(&file, ALLOW, &["mkfd", "show"]);
     pipeline(&[&["umount", &place]]).quiet();
     names.unlink();
-    let unmounted = restored(&file, &[], &["mkfd", "show"]);
+    let unmounted = restored(&file, ALLOW, &["mkfd", "show"]);
     scanned.unwrap().unwrap();
     assert_eq!(shown["descriptors"][0]["kind"], "mqueue");
     for ran in [by_path.quiet(), anew.quiet()] {
@@ -261,7 +260,7 @@ fn a_queue_with_a_forged_record_is_refused() {
     let text = with_body(&file, "mqueue", |body| *at(body, &["maxmsg"]) = Value::Text("3".into()));
     refused(text, 3, &["fd 3", "kind mqueue"]);
     let file_of = |change: fn(&mut fdkit::image::OpenFile)| {
-        crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
+        crate::forged::forged(&std::fs::read(&file).unwrap(), |items| {
             for item in items {
                 match item {
                     fdkit::image::Item::File(file) if file.kind == "mqueue" => change(file),
@@ -276,7 +275,7 @@ fn a_queue_with_a_forged_record_is_refused() {
         &["fd 3", "its name does not have"],
     );
     refused(file_of(|file| file.inode = None), 6, &["fd 3", "passive"]);
-    let priority = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
+    let priority = crate::forged::forged(&std::fs::read(&file).unwrap(), |items| {
         for item in items {
             if let fdkit::image::Item::Data(data) = item {
                 data.with.as_mut().unwrap().priority = Some(32768);

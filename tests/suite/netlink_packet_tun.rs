@@ -2,9 +2,8 @@
 //! forged records.
 
 use crate::canonical::records;
-use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
-use crate::harness::{Ran, Scratch, image_if_can, pipeline, scan, show};
-use crate::pipelines::python;
+use crate::forged::{at, refused, whole, with_body};
+use crate::harness::{Ran, Scratch, image_if_can, pipeline, python, restored, scan, show};
 use crate::rights;
 use serde_cbor::Value;
 
@@ -97,9 +96,9 @@ fn a_network_device_is_found_by_its_name_and_a_missing_one_is_named() {
     let scratch = Scratch::new();
     let script = "ip tuntap add fdk0 mode tap; ip link set fdk0 up; make packet@3:dev=fdk0
         ip link del fdk0
-        \"$restore\" -i \"$file\" --inherit 0,1,2 -- true && exit 9
+        \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- true && exit 9
         ip tuntap add fdk1 mode tap; ip tuntap add fdk0 mode tap; ip link set fdk0 up
-        \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --dir \"$dir\" packet@3:dev=fdk0";
+        \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --dir \"$dir\" packet@3:dev=fdk0";
     let ran = private(script, &scratch).ok();
     assert!(ran.stderr(0).contains("there is no network device fdk0"), "{}", ran.whole());
 }
@@ -137,8 +136,8 @@ fn netlink_and_packet_sockets_with_forged_records_are_refused() {
     refused(netlink("netns", 7), 6, &["fd 3", "net:[7]"]);
     refused(netlink("port", 1 << 40), 3, &["fd 3", "kind netlink"]);
     // Only joining a group shows that this kernel does not have it.
-    let run: &[&[&str]] = &[&["fdrestore", "--inherit", "0,1,2", "--", "echo", "run"]];
-    let ran = crate::harness::Pipeline::new(run).stdin(group(4000)).run();
+    let run = [crate::harness::RESTORE, &["--allow", "network", "--", "echo", "run"]].concat();
+    let ran = crate::harness::Pipeline::new(&[&run]).stdin(group(4000)).run();
     ran.refuses(125, &["fd 3", "no group 4000", "(status 6)"]);
 
     let packet = |path: &[&str], value| body("packet", path, value);
@@ -174,11 +173,12 @@ fn tunnel_devices_are_created_again_and_work() {
         let script = format!(
             "make {all}
             for dev in fdk-3 fdk-4 fdk-5 fdk-40 a.b-c; do ip link del $dev 2>/dev/null || true; done
-            \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" sleep >\"$dir/again\" & again=$!
+            \"$restore\" -n -i \"$file\" 2>&1 | grep -q -e '--allow tun'
+            \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" sleep >\"$dir/again\" & again=$!
             until test -s \"$dir/again\"; do kill -0 $again; sleep 0.01; done
             \"$scan\" --data $again | \"$img\" write \"$dir/b.fdi\"; kill -9 $again; wait $again || true
             for dev in a.b-c; do ip link del $dev 2>/dev/null || true; done
-            \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --std 0,1,2 {all}"
+            \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check --std 0,1,2 {all}"
         );
         let ran = private(&script, &scratch).ok();
         assert!(ran.stderr(0).contains("is created anew"), "{}", ran.whole());
@@ -197,16 +197,16 @@ fn an_existing_tunnel_device_is_attached_to_unless_it_is_in_use() {
     // The hardware address of an existing device is not changed.
     let script = "make tun@3:tap,persist,address
         ip link set fdk-3 address 02:00:00:00:00:01
-        \"$restore\" -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check tun@3:tap,persist
+        \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- \"$mkfd\" check tun@3:tap,persist
         cat /sys/class/net/fdk-3/address
         \"$mkfd\" make tun@9:name=fdk-3,tap >\"$dir/other\" & other=$!
         until test -s \"$dir/other\"; do kill -0 $other; sleep 0.01; done
-        \"$restore\" -i \"$file\" --dry-run >/dev/null && exit 9
+        \"$restore\" --allow all -i \"$file\" --dry-run >/dev/null && exit 9
         kill -9 $other; wait $other || true
         ip link del fdk-3; ip tuntap add fdk-3 mode tun
-        \"$restore\" -i \"$file\" --inherit 0,1,2 -- true && exit 9
+        \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- true && exit 9
         ip link del fdk-3; ip link add fdk-3 type ifb
-        \"$restore\" -i \"$file\" --inherit 0,1,2 -- true && exit 9
+        \"$restore\" --allow all -i \"$file\" --inherit 0,1,2 -- true && exit 9
         exit 0";
     let ran = private(script, &scratch).ok();
     assert_eq!(ran.text().trim(), "02:00:00:00:00:01", "{}", ran.whole());
@@ -234,7 +234,7 @@ fn a_tunnel_with_a_forged_record_is_refused() {
     refused(device("detached", Value::Bool(true)), 3, &["fd 3", "not multi-queue"]);
     refused(device("filtered", Value::Bool(true)), 6, &["fd 3", "filter"]);
     refused(device("flags", whole(1 << 40)), 3, &["fd 3", "kind tun"]);
-    let elsewhere = crate::errors::forged(&std::fs::read(&file).unwrap(), |items| {
+    let elsewhere = crate::forged::forged(&std::fs::read(&file).unwrap(), |items| {
         for item in items {
             if let fdkit::image::Item::File(file) = item {
                 file.inode.as_mut().unwrap().rdev = Some((10, 130));

@@ -1,17 +1,10 @@
 //! The usual pipelines of fdscan, fdimg and fdrestore, with real programs.
 
-use crate::harness::{Scratch, Target, image, pipeline, scan, settled, show, tool, which};
+use crate::harness::{Scratch, Target, image, pipeline, python, scan, settled, show, tool, which};
 use std::fs;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// The python3 binary itself, not a wrapper that is a shell script.
-pub(crate) fn python() -> Option<&'static str> {
-    ["/usr/bin/python3", "/usr/local/bin/python3"]
-        .into_iter()
-        .find(|path| fs::exists(path).is_ok_and(|is| is))
-}
 
 #[test]
 fn python3_continues_with_its_descriptors_in_a_new_process() {
@@ -241,6 +234,28 @@ fn show_prints_a_line_for_each_descriptor() {
     ] {
         let line = line(fd);
         assert!(parts.iter().all(|part| line.contains(part)), "{line}\nlacks some of {parts:?}");
+    }
+}
+
+#[test]
+fn the_image_has_the_host_and_the_cgroup_of_each_task_also_after_a_selection() {
+    let scratch = Scratch::new();
+    let target = target!(scratch.dir(), &["eventfd@3"]);
+    let [whole, part] = ["a.fdi", "b.fdi"].map(|name| scratch.file(name));
+    scan(&target.pid, &whole);
+    pipeline(&[&["fdimg", "select", "-F", "3", &whole], &["fdimg", "write", &part]]).quiet();
+    let host = nix::unistd::gethostname().unwrap().into_string().expect("UTF-8");
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", target.pid)).expect("cgroups");
+    let cgroup = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+    for file in [whole, part] {
+        let shown = show(&file);
+        assert_eq!(shown["head"]["host"].as_str(), Some(&*host));
+        assert_eq!(shown["tasks"][0]["cgroup"].as_str(), cgroup);
+        let text = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+        let first = text.lines().next().unwrap_or_default();
+        assert!(first.contains(&format!("  host {host}")), "{first}");
+        let cgroup = cgroup.map(|path| format!("  cgroup {path}")).unwrap_or_default();
+        assert!(first.ends_with(&cgroup), "{first}");
     }
 }
 

@@ -1,7 +1,8 @@
 //! Placement of the service descriptors: the kernel shows the table sizes that fdimg place
 //! computes, and the default policy has the smallest.
 
-use crate::harness::{Scratch, Target, pipeline, tool};
+use crate::harness::{Scratch, Target, fdsize, pipeline, tool};
+use fdkit::placement::Placement;
 use serde_json::Value;
 use std::fs;
 
@@ -17,7 +18,77 @@ fn the_soft_limit_of_open_files_is_put_back() {
     assert_eq!(ran.text(), "256\nanon_inode:[eventfd]\n", "{}", ran.whole());
 }
 
-const POLICIES: [&str; 4] = ["rlimit", "task", "late", "tight"];
+/// Runs a command by fdrestore, which starts with a large table and for which strace(1) lets a system
+/// call fail. Gives FDSize of the command, and what fdrestore says.
+fn restored_without(call: &str) -> (String, String) {
+    let scratch = Scratch::new();
+    let file = crate::harness::image(&scratch, &["eventfd@5"]);
+    let (fdrestore, log) = (tool("fdrestore").to_string_lossy().into_owned(), scratch.file("log"));
+    let start = ["mkfd", "exec", "--leak", "900", "--", "strace", "-f", "-o", &log];
+    let inject = ["-e", call, "-e", &format!("inject={call}:error=EPERM"), &fdrestore];
+    let restore = ["-i", &file, "--inherit", "0,1,2", "--", "grep", "FDSize", "/proc/self/status"];
+    let ran = pipeline(&[&[&start[..], &inject, &restore].concat()]).ok();
+    (ran.text().split_whitespace().nth(1).unwrap_or_default().to_owned(), ran.said().to_owned())
+}
+
+#[test]
+fn a_table_shrinks_also_where_unshare_is_denied() {
+    needs!(crate::harness::which("strace").is_some(), "strace is missing");
+    assert_eq!(restored_without("unshare"), ("64".to_owned(), String::new()));
+}
+
+#[test]
+fn a_table_that_cannot_be_shrunk_is_a_warning() {
+    needs!(crate::harness::which("strace").is_some(), "strace is missing");
+    let (size, said) = restored_without("clone");
+    assert_eq!(size, "1024", "{said}");
+    let why = "the descriptor table stays larger than needed: Operation not permitted";
+    assert_eq!(said, format!("fdrestore: {why}\n"));
+}
+
+#[test]
+fn a_dry_run_refuses_a_table_without_room_for_the_service_descriptors() {
+    let scratch = Scratch::new();
+    let file = crate::harness::image(&scratch, &["eventfd@3", "eventfd@6"]);
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    let start = ["mkfd", "exec", "--", "sh", "-c", "ulimit -n \"$0\"; exec \"$@\""];
+    let restore = |limit: &str, options: &[&str]| {
+        let words = [limit, &fdrestore, "-i", &file, "--inherit", "0,1,2"];
+        pipeline(&[&[&start[..], &words, options].concat()])
+    };
+    // Of 4 and 5 one is for stderr, the other for the root directory, or for a copy.
+    restore("7", &["--root", "/", "-n"]).ok();
+    let copied = ["--root", "/", "--inherit", "6=0"];
+    let too_few = "the limit of 7 open files leaves too few numbers for 3 service descriptors";
+    restore("7", &[&copied[..], &["-n"]].concat()).refuses(6, &[too_few]);
+    restore("7", &[&copied[..], &["--", "true"]].concat()).refuses(125, &[too_few, "(status 6)"]);
+    restore("8", &[&copied[..], &["-n"]].concat()).ok();
+    restore("8", &[&copied[..], &["--", "true"]].concat()).ok();
+}
+
+#[test]
+fn a_table_without_a_free_number_below_the_soft_limit_is_restored() {
+    let scratch = Scratch::new();
+    // The stderr of the caller has the one free number below the limit until COMMAND is executed.
+    let numbers = (3..64).filter(|number| *number != 40);
+    let specs: Vec<String> = numbers.map(|number| format!("eventfd@{number}")).collect();
+    let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
+    let file = crate::harness::image(&scratch, &specs);
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    for (options, lines) in [(&[][..], 0), (&["--stats"], 2)] {
+        let start = ["mkfd", "exec", "--leak", "900", "--", "sh", "-c"];
+        let restore = ["ulimit -Sn 63; exec \"$@\"", "sh", &fdrestore, "-i", &file];
+        let rest = [options, &["--inherit", "0,1,2", "--", "echo", "run"]].concat();
+        let ran = pipeline(&[&[&start[..], &restore, &rest].concat()]).ok();
+        assert_eq!(ran.text(), "run\n", "{}", ran.whole());
+        assert_eq!(ran.said().lines().count(), lines, "{}", ran.whole());
+    }
+}
+
+/// The names of the policies, as `--placement` takes them.
+fn policies() -> impl Iterator<Item = &'static str> {
+    Placement::ALL.into_iter().map(Placement::name)
+}
 
 /// The highest numbers around which the sizes of tables change.
 const SWEEP: [u32; 26] = [
@@ -42,12 +113,6 @@ fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_else(|| panic!("no number: {value}"))
 }
 
-fn fdsize(pid: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-    line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
-}
-
 /// Restores a tree, and gives FDSize of each process by its previous id.
 fn held(file: &str, policy: &str, tasks: usize) -> Vec<(u64, u64)> {
     let restore = ["fdrestore", "--tree", "--placement", policy, "-i", file];
@@ -66,7 +131,7 @@ fn held(file: &str, policy: &str, tasks: usize) -> Vec<(u64, u64)> {
 fn as_forecast(what: &str, file: &str) {
     let forecast = place(file, &[]);
     let tasks = forecast["tasks"].as_array().expect("tasks");
-    for policy in POLICIES {
+    for policy in policies() {
         for (pid, size) in held(file, policy, tasks.len()) {
             let task = tasks.iter().find(|task| task["pid"] == pid).expect("the task");
             let said = &task["forecast"][policy];
@@ -97,7 +162,7 @@ fn the_table_of_a_command_has_the_computed_size() {
         let scratch = Scratch::new();
         let file = tree_image(&scratch, &["0", "--first", &highest.to_string()]);
         let forecast = place(&file, &[]);
-        for policy in POLICIES {
+        for policy in policies() {
             // The shell's child starts with the smallest table; policies other than the default
             // keep a larger one.
             let tool = tool("fdrestore").to_string_lossy().into_owned();
@@ -165,7 +230,7 @@ fn a_shared_table_has_the_computed_size() {
         let forecast = place(&file, &[]);
         let tasks = forecast["tasks"].as_array().expect("tasks");
         assert_eq!(tasks.len(), 4);
-        for policy in POLICIES {
+        for policy in policies() {
             let said = number(&tasks[0]["forecast"][policy]["end"]["slots"]);
             for (pid, size) in held(&file, policy, 4) {
                 assert_eq!(size, said, "{policy}, task {pid}");
@@ -237,7 +302,7 @@ fn a_table_above_the_limit_has_no_computed_size() {
     let scratch = Scratch::new();
     let file = tree_image(&scratch, &["0", "--first", "300"]);
     let forecast = place(&file, &["--limit", "300"]);
-    for policy in POLICIES {
+    for policy in policies() {
         assert!(forecast["tasks"][0]["forecast"][policy].is_null(), "{policy}: {forecast}");
         assert!(forecast["sums"]["forecast"][policy]["slots"].is_null(), "{policy}");
     }

@@ -23,7 +23,7 @@ macro_rules! may {
     };
 }
 
-/// Runs a command. Fails with what it is for, and its output.
+/// Runs a command. If it fails, the reason has `what` the command is for, and its output.
 fn succeeds(what: &str, words: &[&str]) -> Rights {
     let said = match Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).output() {
         Ok(ran) if ran.status.success() => return Ok(()),
@@ -53,7 +53,8 @@ pub(crate) fn user_has_a_name(command: &[&str]) -> Rights {
     succeeds("there is no user with a name", &[command, &["id", "-un"]].concat())
 }
 
-/// Fails unless this process has capabilities, and a child can drop these: `-sys_ptrace,-net_raw`.
+/// Fails unless this process has capabilities of which a child can drop these, which are written as
+/// for setpriv(1): `-sys_ptrace,-net_raw`.
 pub(crate) fn less(capabilities: &str) -> Rights {
     let what = format!("to run without {capabilities} takes CAP_SETPCAP, and what is given up");
     succeeds(&what, &["setpriv", &format!("--bounding-set={capabilities}"), "true"])?;

@@ -70,7 +70,7 @@ fn inherited_descriptors_are_those_of_the_caller() {
 }
 
 /// FDSize of COMMAND for an image with these numbers, if fdrestore is started with a large table.
-fn fdsize(numbers: &[u32]) -> u32 {
+fn fdsize_for(numbers: &[u32]) -> u64 {
     let scratch = Scratch::new();
     let specs: Vec<String> = numbers.iter().map(|n| format!("eventfd@{n}")).collect();
     let specs: Vec<&str> = specs.iter().map(String::as_str).collect();
@@ -86,22 +86,22 @@ fn fdsize(numbers: &[u32]) -> u32 {
 
 #[test]
 fn a_table_is_the_smallest_that_holds_the_highest_number() {
-    assert_eq!(fdsize(&[3]), 64);
-    assert_eq!(fdsize(&[63]), 64);
-    assert_eq!(fdsize(&[64]), 128);
-    assert_eq!(fdsize(&[127]), 128);
-    assert_eq!(fdsize(&[128]), 256);
-    assert_eq!(fdsize(&[3, 255]), 256);
-    assert_eq!(fdsize(&[256]), 512);
+    assert_eq!(fdsize_for(&[3]), 64);
+    assert_eq!(fdsize_for(&[63]), 64);
+    assert_eq!(fdsize_for(&[64]), 128);
+    assert_eq!(fdsize_for(&[127]), 128);
+    assert_eq!(fdsize_for(&[128]), 256);
+    assert_eq!(fdsize_for(&[3, 255]), 256);
+    assert_eq!(fdsize_for(&[256]), 512);
 }
 
 #[test]
 fn a_table_without_room_for_service_descriptors_shrinks_at_the_end() {
     // One number is free, which the dynamic loader of the program needs.
     let mut numbers: Vec<u32> = (2..63).collect();
-    assert_eq!(fdsize(&numbers), 64);
+    assert_eq!(fdsize_for(&numbers), 64);
     numbers.extend(64..128);
-    assert_eq!(fdsize(&numbers), 128);
+    assert_eq!(fdsize_for(&numbers), 128);
 }
 
 #[test]

@@ -2,10 +2,9 @@
 //! terminal open is stopped, and are queued again afterwards, for the process and after a restore.
 
 use crate::canonical::records;
-use crate::epoll_inotify_fanotify::{at, refused, restored, whole, with_body};
-use crate::errors::forged;
+use crate::forged::{at, forged, refused, whole, with_body};
 use crate::grammar::judged;
-use crate::harness::{MKFD, Ran, Scratch, Target, command, pipeline, show, which};
+use crate::harness::{MKFD, Ran, Scratch, Target, check, command, pipeline, show, which};
 use crate::rights;
 use fdkit::image::{Data, Item, Typed};
 use std::fs;
@@ -40,12 +39,6 @@ fn contents(file: &str) -> Vec<(Option<Typed>, Vec<u8>)> {
         }
     });
     all
-}
-
-#[track_caller]
-fn check(scratch: &Scratch, file: &str, specs: &[&str]) -> Ran {
-    let check = ["mkfd", "check", "--std", "0,1,2", "--dir", scratch.dir()];
-    restored(file, &[], &[&check[..], specs].concat())
 }
 
 const FDS: [u32; 2] = [3, 4];
@@ -341,4 +334,28 @@ time.sleep(1000)
         terminals.filter_map(|each| each["body"]["queued"].as_u64()).collect()
     };
     assert_eq!(waits(&file), [4, 0, 0, 0, 4095, 0, 5]);
+}
+
+#[test]
+fn bytes_that_wait_at_a_raw_slave_are_reported_without_freeze() {
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::new();
+    let script = "
+import fcntl, os, struct, sys, termios, time, tty
+master, slave = os.openpty()
+tty.setraw(slave)
+if sys.argv[1:]: os.write(master, b'typed')
+while sys.argv[1:] and fcntl.ioctl(slave, termios.FIONREAD, b'0000') != struct.pack('i', 5):
+    time.sleep(.01)
+print(flush=True)
+time.sleep(1000)
+";
+    for (typed, status) in [(&[][..], 0), (&["typed"], 1)] {
+        let target = Target::program(&[&["python3", "-c", script], typed].concat());
+        let file = scratch.file("a.fdi");
+        let ran = pipeline(&[&["fdscan", "--data", &target.pid], &["fdimg", "write", &file]]);
+        assert_eq!(ran.status(0), status, "{}", ran.whole());
+        let why = "its contents: reading them would disturb its users; scan with --freeze";
+        assert_eq!(ran.stderr(0).contains(why), status == 1, "{}", ran.whole());
+    }
 }

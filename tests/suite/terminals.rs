@@ -129,15 +129,18 @@ impl Screen {
         tty::line(&self.master).expect("its line").c_lflag & flag != 0
     }
 
-    /// The process id of the leader of the session on the terminal.
+    /// The process id of the leader of the session on the terminal, once it runs its program.
     #[track_caller]
     fn leader(&self) -> String {
         let begin = Instant::now();
         loop {
-            match self.show()["session"].as_i64() {
-                Some(sid) => return sid.to_string(),
-                None => assert!(begin.elapsed() < LIMIT, "no session"),
+            if let Some(sid) = self.show()["session"].as_i64() {
+                let comm = fs::read_to_string(format!("/proc/{sid}/comm")).expect("its name");
+                if !["setsid", "mkfd"].contains(&comm.trim_end()) {
+                    return sid.to_string();
+                }
             }
+            assert!(begin.elapsed() < LIMIT, "no session");
         }
     }
 
@@ -169,9 +172,7 @@ impl Drop for Screen {
     fn drop(&mut self) {
         let Some(child) = &mut self.child else { return };
         // The processes are in sessions of their own, and some of them ignore SIGHUP.
-        for pid in descendants(child.id() as i32) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        kill_descendants(child.id() as i32);
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -180,7 +181,7 @@ impl Drop for Screen {
 /// Waits until a program of this name is in the foreground of the shell's terminal, where signals
 /// from the keyboard go to it.
 #[track_caller]
-fn has_in_front(shell: &str, name: &str) {
+fn wait_for_foreground(shell: &str, name: &str) {
     let begin = Instant::now();
     loop {
         let stat = fs::read_to_string(format!("/proc/{shell}/stat")).expect("a shell");
@@ -206,6 +207,13 @@ fn descendants(pid: i32) -> Vec<i32> {
     all
 }
 
+/// Kills the descendants of a process.
+fn kill_descendants(pid: i32) {
+    for pid in descendants(pid) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
 #[track_caller]
 fn shown(which: &str) -> Value {
     let ran = pipeline(&[&["ttyctl", "show", "-J", which]]).quiet();
@@ -215,7 +223,7 @@ fn shown(which: &str) -> Value {
 /// Starts a session leader that has made its own terminal, and prints the number of the terminal.
 /// It keeps the descriptors in `keep` open, at fixed numbers: slave 5, master 7, /dev/tty 4, an
 /// O_PATH descriptor 6.
-fn session(keep: &str) -> Target {
+pub(crate) fn session(keep: &str) -> Target {
     let script = "
 import os, fcntl, struct, termios, time, sys, ctypes
 r, w = os.pipe()
@@ -258,7 +266,7 @@ fn restored(file: &str, options: &[&str], script: &str) -> (String, String) {
     (ran.text(), ran.stderr(0).to_owned())
 }
 
-const TTY_AND_GROUPS: &str = "read a b c d pg sid tty fg rest < /proc/self/stat; \
+pub(crate) const TTY_AND_GROUPS: &str = "read a b c d pg sid tty fg rest < /proc/self/stat; \
     test $tty != 0 && stty size < /dev/tty && stty -a < /dev/tty | grep -o -e '-echo '; \
     test $pg = $fg && echo foreground; readlink /proc/self/fd/5 /proc/self/fd/4; true";
 
@@ -336,7 +344,7 @@ fn dev_tty_without_a_controlling_terminal_is_refused() {
     let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
     let words = ["setsid", "--wait", &tool, "-i", &file, "--inherit", "0,1,2", "--", "true"];
     pipeline(&[&words])
-        .refuses(125, &["/dev/tty", "is outside the image: COMMAND has none", "(status 6)"]);
+        .refuses(125, &["/dev/tty", "is outside the image, and COMMAND has none", "(status 6)"]);
 }
 
 #[test]
@@ -361,7 +369,7 @@ fn a_job_of_a_shell_is_refused_with_cures_and_restored_on_another_terminal() {
     drop(old);
     let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
     let bash = ["bash", "--norc", "--noediting"];
-    let words = [&["setsid", &tool, "-i", &moved, "--"][..], &bash].concat();
+    let words = [&["setsid", &tool, "--allow", "tty", "-i", &moved, "--"][..], &bash].concat();
     let mut child = command(&words).env("PS1", "$ ").spawn().unwrap();
     let mut new = new;
     let _ = child.wait();
@@ -470,7 +478,8 @@ fn a_python_prompt_is_restored_on_another_terminal() {
     old.wait("43");
     let tool = crate::harness::tool("fdrestore").to_string_lossy().into_owned();
     let ttyctl = crate::harness::tool("ttyctl").to_string_lossy().into_owned();
-    let script = format!("{ttyctl} retarget {} < {file} | setsid {tool} -- python3 -q", new.tty);
+    let script =
+        format!("{ttyctl} retarget {} < {file} | setsid {tool} --allow tty -- python3 -q", new.tty);
     let mut new = new;
     new.child = Some(command(&["sh", "-c", &script]).spawn().unwrap());
     new.wait(">>> ");
@@ -478,6 +487,15 @@ fn a_python_prompt_is_restored_on_another_terminal() {
     let tty = new.tty.clone();
     new.wait(&format!("('{tty}', True)"));
     new.type_in("exit()\r");
+}
+
+/// The server of tmux(1) at a socket, which is a daemon. It is ended when this is dropped.
+struct TmuxServer<'a>(&'a str);
+
+impl Drop for TmuxServer<'_> {
+    fn drop(&mut self) {
+        pipeline(&[&["tmux", "-S", self.0, "kill-server"]]);
+    }
 }
 
 #[test]
@@ -488,6 +506,7 @@ fn a_pane_of_tmux_is_shown_and_both_ends_are_one_object_in_the_image() {
     let tmux = |words: &[&str]| {
         pipeline(&[&[&["tmux", "-f", "/dev/null", "-S", &socket], words].concat()])
     };
+    let _server = TmuxServer(&socket);
     tmux(&["new-session", "-d", "-x", "60", "-y", "15", "bash --norc --noediting"]).ok();
     let tty = tmux(&["display-message", "-p", "#{pane_tty}"]).ok().text().trim().to_owned();
     let server = tmux(&["display-message", "-p", "#{pid}"]).ok().text().trim().to_owned();
@@ -525,7 +544,6 @@ fn a_pane_of_tmux_is_shown_and_both_ends_are_one_object_in_the_image() {
     while !tmux(&["capture-pane", "-p"]).text().contains("42") {
         assert!(begin.elapsed() < LIMIT, "{}", tmux(&["capture-pane", "-p"]).text());
     }
-    tmux(&["kill-server"]);
 }
 
 #[test]
@@ -539,7 +557,7 @@ fn a_shell_with_jobs_is_scanned_under_script_without_disturbance() {
     let shell = outer.ask("echo $$");
     let shell = shell.split_whitespace().last().expect("a pid");
     outer.type_in("sleep 2000\r");
-    has_in_front(shell, "sleep");
+    wait_for_foreground(shell, "sleep");
     outer.type_in("\x1a");
     outer.wait("Stopped");
     let tty = outer.ask("tty").split_whitespace().last().unwrap().to_owned();
@@ -691,9 +709,7 @@ while True:
 
 impl Drop for Relayed {
     fn drop(&mut self) {
-        for pid in descendants(self.child.id() as i32) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        kill_descendants(self.child.id() as i32);
         let _ = self.child.wait();
     }
 }
@@ -706,9 +722,7 @@ fn a_shell_and_its_jobs_run_again_on_a_terminal_restored_with_its_master() {
     has_its_jobs(target.said.parse().unwrap());
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
-    for pid in descendants(target.pid.parse().unwrap()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    kill_descendants(target.pid.parse().unwrap());
     drop(target);
     let mut relayed = Relayed::restore(&file);
     relayed.wait("$ ");
@@ -723,7 +737,7 @@ fn a_shell_and_its_jobs_run_again_on_a_terminal_restored_with_its_master() {
     has_its_jobs(shell);
     // The shell has job control, and a signal from the keyboard goes to the job alone.
     relayed.type_in("sleep 1000\n");
-    has_in_front(&shell.to_string(), "sleep");
+    wait_for_foreground(&shell.to_string(), "sleep");
     relayed.type_in("\x03echo still the''re\n");
     relayed.wait("still there");
 }
@@ -753,9 +767,7 @@ fn a_shell_runs_after_its_foreground_job_has_ended_or_stopped() {
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
     pipeline(&[&["fdscan", "-t", &target.said], &["fdimg", "write", &shell]]).quiet();
     let link = fs::read_link(format!("/proc/{}/fd/0", target.said)).unwrap();
-    for pid in descendants(target.pid.parse().unwrap()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    kill_descendants(target.pid.parse().unwrap());
     drop(target);
     // A job that fdrestore holds would never end, so COMMAND does not wait for it.
     let mut held = Screen::new();
@@ -777,9 +789,7 @@ fn a_shell_runs_after_its_foreground_job_without_a_leader_has_ended_or_stopped()
     crate::harness::settled(&target.pid);
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", &target.pid], &["fdimg", "write", &file]]).quiet();
-    for pid in descendants(target.pid.parse().unwrap()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    kill_descendants(target.pid.parse().unwrap());
     drop(target);
     waits_for_its_job(&file);
 }
@@ -805,7 +815,7 @@ fn waits_for_its_job(file: &str) {
         assert_eq!(descendants(shell).len(), jobs, "{said}");
         // The new shell has job control.
         relayed.type_in("sleep 1000\n");
-        has_in_front(&shell.to_string(), "sleep");
+        wait_for_foreground(&shell.to_string(), "sleep");
         relayed.type_in("\x03echo still the''re\n");
         relayed.wait("still there");
     }
@@ -954,11 +964,9 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_caller() {
     let (file, moved) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
     let link = fs::read_link(format!("/proc/{shell}/fd/0")).unwrap().display().to_string();
-    for pid in descendants(target.pid.parse().unwrap()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    kill_descendants(target.pid.parse().unwrap());
     drop(target);
-    let restore = ["fdrestore", "--tree", "--respawn", "-i"];
+    let restore = ["fdrestore", "--allow", "tty", "--tree", "--respawn", "-i"];
     pipeline(&[&[&restore[..], &[&file]].concat()]).refuses(6, &[&link, "--inherit"]);
     for named in [true, false] {
         let mut screen = Screen::new();
@@ -996,12 +1004,10 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_shell_that_runs_fdresto
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
     let link = fs::read_link(format!("/proc/{shell}/fd/0")).unwrap().display().to_string();
-    for pid in descendants(target.pid.parse().unwrap()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    kill_descendants(target.pid.parse().unwrap());
     drop(target);
     let [ttyctl, fdrestore] = ["ttyctl", "fdrestore"].map(|name| tool(name).display().to_string());
-    let restore = format!("{fdrestore} --tree --respawn");
+    let restore = format!("{fdrestore} --allow tty --tree --respawn");
     let mut screen = Screen::start(&["bash", "--norc", "--noediting"]);
     let outer = screen.leader();
     let plan = screen.ask(&format!("{ttyctl} retarget < {file} | {restore} -n | grep control"));
@@ -1023,6 +1029,8 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_shell_that_runs_fdresto
         screen.type_in("\x1a");
         screen.wait("Stopped");
         assert!(screen.ask("kill %1 %2; wait; echo al''one").contains("alone"));
+        // The restored jobs are not in the job table of the new shell, which would leave them running.
+        kill_descendants(inner.parse().unwrap());
         screen.type_in("exit\r");
         assert!(screen.ask("echo ba''ck $$").contains(&format!("back {outer}")));
         screen.until_foreground("bash --norc --noediting");
@@ -1064,7 +1072,7 @@ fn on_another_terminal(file: &str, moved: &str, was: &Value) -> Screen {
             &["fdimg", "write", moved],
         ])
         .quiet();
-        let words = [&["fdrestore", "--tree", "-i", moved], option].concat();
+        let words = [&["fdrestore", "--allow", "tty", "--tree", "-i", moved], option].concat();
         let null = std::process::Stdio::null;
         let child = command(&words).env("TERM", "xterm").stdin(null()).stdout(null()).spawn();
         screen.child = Some(child.unwrap());
@@ -1170,9 +1178,7 @@ fn a_raw_terminal_is_restored_with_its_size_if_its_master_is() {
     let was = looks(&vi);
     assert_eq!(was[1]["rows"], 31);
     pipeline(&[&["fdscan", "-t", "--data", &target.pid], &["fdimg", "write", &file]]).quiet();
-    for pid in descendants(target.pid.parse().unwrap()) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    kill_descendants(target.pid.parse().unwrap());
     drop(target);
     // The tree is held, so no program has changed the terminal after fdrestore.
     let mut held = command(&["fdrestore", "--tree", "-i", &file])
@@ -1242,7 +1248,7 @@ fn open_new_copies_both_ways_and_restores_the_callers_terminal() {
     }
     let shell = screen.ask("echo $$");
     screen.type_in("sleep 1000\r");
-    has_in_front(shell.split_whitespace().last().expect("a pid"), "sleep");
+    wait_for_foreground(shell.split_whitespace().last().expect("a pid"), "sleep");
     screen.type_in("\x03");
     assert!(screen.ask("echo $?").contains("130"));
     screen.type_in("exit 9\r");
@@ -1386,11 +1392,14 @@ fn a_terminal_device_is_opened_only_if_it_is_named() {
     pipeline(&[&["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"]])
         .refuses(125, &["opened only when asked", "(status 6)"]);
     let script = format!(
-        "{} retarget /dev/tty9 < {file} | {} --inherit 0,1,2 -- readlink /proc/self/fd/5",
+        "{} retarget /dev/tty9 < {file} | {} $0 --inherit 0,1,2 -- readlink /proc/self/fd/5",
         crate::harness::tool("ttyctl").display(),
         crate::harness::tool("fdrestore").display()
     );
-    assert_eq!(pipeline(&[&["sh", "-c", &script]]).ok().text(), "/dev/tty9\n");
+    let asked = ["opens the terminal /dev/tty9", "--allow tty permits that"];
+    pipeline(&[&["sh", "-c", &script, "--steal"]]).refuses(125, &asked);
+    let ran = pipeline(&[&["sh", "-c", &script, "--allow=tty"]]);
+    assert_eq!(ran.ok().text(), "/dev/tty9\n");
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! fdrestore --tree: real process trees are restored as they were, or no process is left.
 
 use crate::canonical;
-use crate::errors::forged;
-use crate::harness::{MKFD, Pipeline, Scratch, command, pipeline, tool, which};
-use crate::pipelines::python;
+use crate::forged::forged;
+use crate::harness::{
+    MKFD, Pipeline, Scratch, Target, command, fdsize, open_descriptors, pipeline, python, tool,
+    which,
+};
 use crate::rights;
 use fdkit::image::{Image, Item};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -55,26 +57,6 @@ fn descendants(pid: i32) -> Vec<i32> {
     all
 }
 
-/// The open descriptors of a process, and what readlink(2) shows of each.
-fn open(pid: i32) -> Vec<(u32, String)> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let mut open: Vec<(u32, String)> = entries
-        .map(|entry| {
-            let number = entry.file_name().to_string_lossy().parse().expect("a number");
-            let link = fs::read_link(entry.path()).unwrap_or_default();
-            (number, link.to_string_lossy().into_owned())
-        })
-        .collect();
-    open.sort();
-    open
-}
-
-fn fdsize(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
-    line.and_then(|n| n.trim().parse().ok()).expect("FDSize")
-}
-
 /// A process tree to scan; all processes are killed when this is dropped.
 struct ProcessTree {
     child: Child,
@@ -100,7 +82,8 @@ impl ProcessTree {
             std::thread::sleep(Duration::from_millis(30));
             let all = processes.all();
             let living = all.iter().filter(|&&pid| !is_gone(pid)).count();
-            let now: Vec<_> = all.iter().map(|&pid| (pid, open(pid), state(pid))).collect();
+            let now: Vec<_> =
+                all.iter().map(|&pid| (pid, open_descriptors(pid), state(pid))).collect();
             let rest = now.iter().all(|(.., state)| matches!(state, Some('S' | 'T' | 'Z')));
             living == count && rest && std::mem::replace(&mut before, now.clone()) == now
         });
@@ -224,7 +207,8 @@ impl HeldTree {
         for task in &image.tasks {
             let new = new[&task.pid];
             let numbers = tables.remove(&task.table.id).unwrap_or_default();
-            let found: Vec<u32> = open(new).into_iter().map(|(number, _)| number).collect();
+            let found: Vec<u32> =
+                open_descriptors(new).into_iter().map(|(number, _)| number).collect();
             assert_eq!(found, numbers, "the numbers of {}", task.pid);
             let capacity = fdkit::placement::capacity(numbers.last().copied());
             assert_eq!(fdsize(new), capacity, "FDSize of {} {numbers:?}", task.pid);
@@ -519,7 +503,7 @@ fn each_task_has_the_smallest_table_whatever_its_numbers() {
     // ones alternate, and below the highest number no number is free.
     let script = "import os, signal, sys
 top, depth = int(sys.argv[1]), int(sys.argv[2])
-for n in range(3, top + 1): os.dup2(os.open('/dev/zero', 0) if n % 7 else 0, n)
+for n in range(3, top + 1): os.dup2(os.dup(0) if n % 7 else 0, n)
 for _ in range(depth):
     for _ in range(2):
         pid = os.fork()
@@ -532,9 +516,6 @@ for _ in range(depth):
 else:
     for n in range(0, top + 1): os.dup2(2, n)
 while True: signal.pause()";
-    let script = &script
-        .replace("os.open('/dev/zero', 0)", "next(zero)")
-        .replace("top, depth", "zero = iter(lambda: os.dup(0), None)\ntop, depth");
     for top in ["63", "64", "127"] {
         round_trip(ProcessTree::new(&[python, "-c", script, top, "3"], 15));
     }
@@ -653,7 +634,7 @@ while True: signal.pause()";
 #[test]
 fn an_invalid_uid_is_refused_and_json_requires_dry_run() {
     let image = pipeline_image();
-    let forged = crate::errors::forged(&image, |items| {
+    let forged = crate::forged::forged(&image, |items| {
         for task in tasks(items) {
             task.credentials.uids = [u32::MAX; 4];
         }
@@ -917,8 +898,8 @@ const FORGED: &[Forgery] = &[
     ),
     ("all a cycle", |mut tasks| tasks[0].ppid = tasks[1].pid, 3, "its own ancestor"),
     ("a pid twice", |mut tasks| tasks[2].pid = tasks[1].pid, 3, "comes twice"),
-    ("no pid", |mut tasks| tasks[2].pid = 0, 3, "its process id is not valid"),
-    ("a negative pid", |mut tasks| tasks[2].pid = -7, 3, "its process id is not valid"),
+    ("no pid", |mut tasks| tasks[2].pid = 0, 3, "id is not valid"),
+    ("a negative pid", |mut tasks| tasks[2].pid = -7, 3, "id is not valid"),
     (
         "a session of nobody",
         |mut tasks| {
@@ -948,8 +929,8 @@ const FORGED: &[Forgery] = &[
             tasks[1].pgid = pid;
             tasks[2].pgid = pid;
         },
-        3,
-        "of another session",
+        6,
+        "was in another session",
     ),
     (
         "a table of different numbers",
@@ -972,6 +953,12 @@ fn impossible_tasks_are_refused_before_anything_is_created() {
         });
         println!("{what}");
         is_refused(&forged, &[], *status, text);
+        // What `verify` calls whole, a restore does not call malformed.
+        let verified = Pipeline::new(&[&["fdimg", "verify"]]).stdin(&*forged).run();
+        match status {
+            3 => drop(verified.refuses(3, &[text])),
+            _ => drop(verified.ok()),
+        }
     }
 }
 
@@ -1034,6 +1021,109 @@ while True: signal.pause()";
         }
     });
     is_refused(&far, &[], 6, "2147483647 is above the hard limit");
+}
+
+#[test]
+fn a_descriptor_of_the_caller_replaces_one_of_a_tree_whatever_its_number() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    // The pidfd can be opened only when all processes are forked; the socket has a descriptor that
+    // the caller replaces in its queue, and is filled then, too.
+    let script = "import os, signal, socket
+def wait():
+    while True: signal.pause()
+child = os.fork()
+if child == 0: wait()
+pidfd = os.pidfd_open(child)
+r, w = os.pipe()
+os.dup2(r, 20)
+os.close(w)
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+b.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+socket.send_fds(a, [b'x'], [r])
+os.close(r)
+if os.fork() == 0: wait()
+wait()";
+    let processes = ProcessTree::new(&[python, "-c", script], 3);
+    let image = processes.scan();
+    let numbers = |pid: i32| -> Vec<u32> {
+        open_descriptors(pid).iter().map(|(number, _)| *number).collect()
+    };
+    let first = processes.pid;
+    let before: HashMap<i32, Vec<u32>> =
+        processes.all().into_iter().map(|pid| (pid, numbers(pid))).collect();
+    drop(processes);
+    let scratch = Scratch::new();
+    let (file, given) = (scratch.file("a.fdi"), scratch.file("given"));
+    fs::write(&file, &image).expect("the image");
+    fs::write(&given, "").expect("a file");
+    for number in [7, 63, 700] {
+        let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+        let line = format!(
+            "import os, sys
+os.dup2(os.open('{given}', os.O_RDONLY), {number})
+os.execv('{fdrestore}', ['fdrestore', '--tree', '-i', '{file}', '--inherit', '{first}:20={number}'])"
+        );
+        let mut target = Target::ready(&[python, "-c", &line]).expect("no skip");
+        let mut lines = vec![target.said.clone()];
+        lines.extend((1..3).map(|_| target.line()));
+        for line in &lines {
+            let (old, new) = line.split_once(' ').expect("OLD NEW");
+            let [old, new] = [old, new].map(|pid| pid.parse::<i32>().expect("a pid"));
+            assert_eq!(numbers(new), before[&old], "{number}: {:?}", open_descriptors(new));
+            let replaced = open_descriptors(new).into_iter().filter(|(_, link)| *link == given);
+            assert!(replaced.clone().all(|(number, _)| number == 20), "{number}: {line}");
+            assert_eq!(replaced.count(), usize::from(before[&old].contains(&20)), "{number}");
+            assert_eq!(fdsize(new), 64, "{number}: {line}");
+        }
+        // The coordinator keeps no descriptor for which a reader could wait.
+        assert_eq!(numbers(target.pid.parse().expect("a pid")), [0, 1, 2], "{number}");
+    }
+}
+
+/// Runs `fdrestore --tree -n` and `fdrestore --tree` with a soft limit of open files: both succeed,
+/// or both refuse with status 6 and this text.
+#[track_caller]
+fn both_with_soft_limit(image: &[u8], limit: &str, options: &[&str], refused: Option<&str>) {
+    let fdrestore = tool("fdrestore").to_string_lossy().into_owned();
+    let start = ["sh", "-c", "ulimit -Sn \"$0\"; exec \"$@\"", limit, &fdrestore, "--tree"];
+    for mode in [&["-n"][..], &["--", "true"]] {
+        let stages: &[&[&str]] = &[&[&start[..], options, mode].concat()];
+        let ran = Pipeline::new(stages).stdin(image).run();
+        match refused {
+            None => drop(ran.ok()),
+            Some(why) => drop(ran.refuses(if mode == ["-n"] { 6 } else { 125 }, &[why])),
+        }
+    }
+}
+
+#[test]
+fn a_dry_run_counts_with_the_soft_limit_of_the_restore() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let script = "import os, signal
+os.dup2(0, 99)
+if os.fork() == 0: os.dup2(0, 251)
+while True: signal.pause()";
+    let image = ProcessTree::new(&[python, "-c", script], 2).scan();
+    // The soft limit is raised only if the highest number is not below it.
+    let too_few = Some("the limit of 260 open files leaves too few numbers");
+    both_with_soft_limit(&image, "260", &["--placement", "task"], too_few);
+    both_with_soft_limit(&image, "251", &["--placement", "task"], None);
+    both_with_soft_limit(&image, "260", &[], None);
+}
+
+#[test]
+fn the_soft_limit_is_raised_for_the_files_that_several_tasks_have() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    // Two pairs of processes: each pair shares 40 files, and no table has more.
+    let script = "import os, signal
+for pair in range(2):
+    if os.fork() == 0:
+        for n in range(40): os.open('/dev/zero', os.O_RDONLY)
+        os.fork()
+        signal.pause()
+signal.pause()";
+    let image = ProcessTree::new(&[python, "-c", script], 5).scan();
+    both_with_soft_limit(&image, "60", &[], None);
 }
 
 /// An image of a task with `inherited` eventfds, and of `count - 1` children that inherit them and
@@ -1238,7 +1328,8 @@ fn a_task_during_a_restore_has_no_extra_descriptors_but_service_descriptors() {
             until("all rest", || {
                 std::thread::sleep(Duration::from_millis(10));
                 let all = descendants(pid);
-                let now: Vec<_> = all.iter().map(|&pid| (pid, open(pid), state(pid))).collect();
+                let now: Vec<_> =
+                    all.iter().map(|&pid| (pid, open_descriptors(pid), state(pid))).collect();
                 // The placeholder of a group leader may have ended already, and its parent may be
                 // the stopped task.
                 let rest = now.iter().all(|(.., state)| matches!(state, Some('S' | 'T' | 'Z')));

@@ -1,10 +1,10 @@
 //! Queues of unix sockets: programs that send descriptors to themselves, trees that share them, and
 //! forged queues.
 
-use crate::epoll_inotify_fanotify::{refused, restored};
-use crate::errors::forged;
-use crate::harness::{Pipeline, Scratch, Target, command, image, pipeline, scan, tool};
-use crate::pipelines::python;
+use crate::forged::{forged, refused};
+use crate::harness::{
+    Pipeline, Scratch, Target, command, image, pipeline, python, restored, scan, tool,
+};
 use crate::rights;
 use fdkit::image::{Bytes, Data, Item, MessageMeta, OpenFile};
 use std::fs;
@@ -243,8 +243,12 @@ fn a_queued_descriptor_that_cannot_be_restored_is_named_and_skipped_only_on_requ
     let skip: &[&[&str]] =
         &[&["fdrestore", "--missing", "skip", "--inherit", "0,1,2", "--", "true"]];
     let ran = Pipeline::new(skip).stdin(bytes).run();
-    assert!(ran.stderr(0).contains("2 queued descriptors are not restored"), "{}", ran.whole());
-    ran.ok().in_one_line();
+    let said = ran.stderr(0).lines().filter(|line| {
+        line.starts_with("fdrestore: queued in fd 3 (socket:[")
+            && line.ends_with(": left out: no kind of this version restores it")
+    });
+    assert_eq!((said.count(), ran.stderr(0).lines().count()), (2, 2), "{}", ran.whole());
+    ran.ok();
 }
 
 #[test]
@@ -451,8 +455,12 @@ fn a_socket_name_in_use_is_refused_and_its_owner_not_disturbed() {
     scan(&target.pid, &file);
     drop(target);
     let taken = || {
-        let ran = restored(&file, &[], &["true"]);
-        ran.refuses(125, &["fd 3", "another socket is bound to", "(status 6)"]);
+        let why = ["fd 3", "another socket is bound to"];
+        pipeline(&[&["fdrestore", "-n", "-i", &file]]).refuses(6, &why);
+        restored(&file, &[], &["true"]).refuses(125, &[why[0], why[1], "(status 6)"]);
+        // It can be left out as anything that cannot be restored.
+        let skip = restored(&file, &["--missing", "skip"], &["true"]).ok();
+        assert!(skip.said().contains("left out: another socket"), "{}", skip.whole());
     };
     fs::remove_file(&name).unwrap();
     let listener = UnixListener::bind(&name).unwrap();
@@ -479,7 +487,8 @@ fn a_unix_connection_to_outside_the_image_is_refused_inherited_or_closed() {
     let stream = fs::read(&file).unwrap();
     refused(stream, 6, &["fd 3", "the other end, socket:[", "is outside the image"]);
     let check = ["mkfd", "check", "--std", "0,1,2", "socketpair@3:alone"];
-    restored(&file, &["--missing", "null"], &check).quiet();
+    let why = "replaced: the other end, socket:[";
+    restored(&file, &["--missing", "null"], &check).refuses(0, &[why]).in_one_line();
     let handed = ["--inherit", "3=0", "--inherit", "0,1,2"];
     let ran =
         pipeline(&[&[&["fdrestore", "-i", &file][..], &handed, &["--", "mkfd", "show"]].concat()]);
@@ -502,6 +511,322 @@ fn an_abstract_name_in_use_is_refused() {
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"];
     let texts = ["fd 3", "another socket is bound to", "(status 6)"];
     pipeline(&[&restore]).refuses(125, &texts);
+    pipeline(&[&["fdrestore", "-n", "-i", &file]]).refuses(6, &texts[..2]);
     drop(target);
     pipeline(&[&restore]).quiet();
+}
+
+/// Listening sockets whose names do not lead to their files any more.
+const MOVED: &str = "import os, socket, sys, time
+home, deep = sys.argv[1], 'run/' + 'x' * 120
+os.chdir(home); os.makedirs(deep)
+def listener(name, cwd='.'):
+    os.chdir(cwd); s = socket.socket(socket.AF_UNIX); s.bind(name); s.listen(3)
+    os.chdir(home); s.set_inheritable(True); return s
+a, b = listener('relative', 'run'), listener('../up', deep)
+d = os.open(deep, os.O_PATH); os.dup2(d, 50); os.close(d)
+c = listener('/proc/self/fd/50/long'); os.close(50); os.dup2(c.fileno(), 50); c.close()
+d, e = listener(home + '/new'), listener('gone')
+os.chmod('new', 0o640); os.rename('new', 'renamed'); os.unlink('gone')
+print(a.fileno(), b.fileno(), 50, d.fileno(), e.fileno(), flush=True); time.sleep(1000)";
+
+/// Checks the sockets of [`MOVED`] by connecting to their files.
+const MOVED_BACK: &str = "import os, socket, sys
+home, deep = sys.argv[1], 'run/' + 'x' * 120
+os.chdir(home)
+a, b, c, d, e = (socket.socket(fileno=int(n)) for n in sys.argv[2:])
+for s, name, place in ((a, 'relative', 'run/relative'), (b, '../up', 'run/up'),
+        (c, '/proc/self/fd/50/long', deep + '/long'), (d, home + '/new', 'renamed')):
+    assert s.getsockname() == name, (s.getsockname(), name)
+    os.chdir(os.path.dirname(place) or '.')
+    client = socket.socket(socket.AF_UNIX); client.connect(os.path.basename(place)); s.accept()
+    os.chdir(home)
+assert e.getsockname() == 'gone' and os.stat('renamed').st_mode & 0o777 == 0o640
+files = sorted(os.listdir('.')) + sorted(os.listdir('run')) + os.listdir(deep)
+assert files == ['a.fdi', 'renamed', 'run', 'relative', 'up', 'x' * 120, 'long'], files
+print('connected')";
+
+#[test]
+fn a_socket_is_bound_again_where_its_file_is_though_its_name_does_not_lead_there() {
+    may!(rights::capability("net_admin"));
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let home = scratch.dir();
+    let target = Target::program(&[python, "-c", MOVED, home]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    let numbers = target.said.clone();
+    drop(target);
+    let shown = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+    for part in ["relative (file ", "/run/relative) LISTEN", "/new (file ", "/renamed) LISTEN"] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
+    let numbers: Vec<&str> = numbers.split(' ').collect();
+    let run = [&[python, "-c", MOVED_BACK, home], &numbers[..]].concat();
+    // The second time the files are there, and no socket is bound to them.
+    for _ in 0..2 {
+        assert_eq!(restored(&file, &[], &run).quiet().text(), "connected\n");
+    }
+    // No name leads into a directory that was renamed.
+    fs::rename(scratch.file("run"), scratch.file("walked")).unwrap();
+    let ran = restored(&file, &[], &["true"]);
+    ran.refuses(125, &["/run", "(status 6)"]);
+    assert_eq!(fs::read_dir(home).unwrap().count(), 3);
+}
+
+#[test]
+fn a_socket_of_a_chroot_is_bound_again_inside_of_it() {
+    may!(rights::chroot(), rights::capability("net_admin"));
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let name = format!("fdkit-jail-{}.sock", std::process::id());
+    let (jail, inside) = (scratch.file("jail"), scratch.file(&format!("jail/{name}")));
+    fs::create_dir(&jail).unwrap();
+    let script = "import os, socket, sys, time
+os.chroot(sys.argv[1]); os.chdir('/'); s = socket.socket(socket.AF_UNIX); s.bind('/' + sys.argv[2])
+s.listen(1); print('ready', flush=True); time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script, &jail, &name]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    let connect = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])
+print(s.getpeername())";
+    let ran = restored(&file, &[], &[python, "-c", connect, &inside]).quiet();
+    assert_eq!(ran.text(), format!("/{name}\n"));
+    assert!(!fs::exists(format!("/{name}")).unwrap());
+}
+
+#[test]
+fn a_name_that_leads_nowhere_is_reported_by_a_scan_that_may_not_ask_for_the_file() {
+    let less: &[&str] = match rights::capability("net_admin") {
+        Err(_) => &[],
+        Ok(()) => {
+            may!(rights::less("-net_admin"));
+            &["setpriv", "--bounding-set=-net_admin", "--"]
+        }
+    };
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let script = "import os, socket, sys, time
+os.chdir(sys.argv[1]); os.mkdir('run')
+a = socket.socket(socket.AF_UNIX); a.bind('here'); a.listen(1)
+os.chdir('run'); b = socket.socket(socket.AF_UNIX); b.bind('there'); b.listen(1); os.chdir('..')
+print(a.fileno(), b.fileno(), flush=True); time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script, scratch.dir()]);
+    let numbers = target.said.clone();
+    let file = scratch.file("a.fdi");
+    let (here, there) = numbers.split_once(' ').expect("two numbers");
+    let scan = [less, &["fdscan", "-F", here, &target.pid]].concat();
+    pipeline(&[&scan]).quiet();
+    let scan = [less, &["fdscan", "-F", there, "-o", &file, &target.pid]].concat();
+    pipeline(&[&scan]).refuses(1, &["its name there is as it was bound", "CAP_NET_ADMIN"]);
+    drop(target);
+    let ran = restored(&file, &[], &["true"]).ok();
+    assert!(ran.stderr(0).contains("there: a socket is bound to this name and has no file"));
+}
+
+/// A program with a pair, a listening socket and, where it may, a packet socket, all made before it
+/// enters another network namespace.
+const LEFT_BEHIND: &str = "import ctypes, os, socket, sys, time
+s = list(socket.socketpair()) + [socket.socket(socket.AF_UNIX)]
+s[0].send(b'data'); s[2].bind('\\0fdkit-behind-' + sys.argv[1]); s[2].listen(1)
+if sys.argv[2] == 'packet': s.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+for it in s: it.set_inheritable(True)
+assert ctypes.CDLL(None).unshare(0x40000000) == 0
+print('ready', flush=True); time.sleep(1000)";
+
+/// The kinds and the JSON objects of the sockets in an image.
+fn sockets(file: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    forged(&fs::read(file).unwrap(), |items| {
+        for item in items {
+            let Item::File(file) = item else { continue };
+            if file.link.0.starts_with(b"socket:[") {
+                found.push((file.kind.clone(), String::from_utf8_lossy(&file.body).into_owned()));
+            }
+        }
+    });
+    found
+}
+
+#[test]
+fn sockets_of_another_network_namespace_than_their_process_are_captured() {
+    may!(rights::namespace("--net"), rights::capability("net_raw"));
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let file = scratch.file("a.fdi");
+    let id = std::process::id().to_string();
+    let left = [python, "-c", LEFT_BEHIND, &id, "packet"];
+    let target = Target::program(&left);
+    scan(&target.pid, &file);
+    drop(target);
+    let kinds: Vec<String> = sockets(&file).into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["unix", "unix", "unix", "packet"]);
+    let shown = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+    let own = fs::read_link("/proc/self/ns/net").unwrap().to_string_lossy().into_owned();
+    assert_eq!(shown.matches(&own).count(), 4, "{own} in {shown}");
+    assert_eq!(shown.matches(" -> socket:[").count(), 2, "{shown}");
+    // All of them are of the namespace of fdrestore.
+    restored(&file, &[], &["true"]).quiet();
+    // In another one the abstract name would be another, and so would be the packets.
+    let away =
+        ["unshare", "--net", "--", "fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "true"];
+    let ran = pipeline(&[&away]);
+    let why = "it is in network namespace net:[";
+    assert_eq!(ran.stderr(0).matches(why).count(), 2, "{}", ran.whole());
+    ran.refuses(125, &["2 cannot be restored here", "(status 6)"]);
+    // Without the right to ask in the other one they are not taken for anything else.
+    may!(rights::less("-net_admin"));
+    let target = Target::program(&left);
+    let less = ["setpriv", "--bounding-set=-net_admin", "--", "fdscan", "-F", "unix,opaque"];
+    let ran = pipeline(&[&[&less[..], &["-o", &file, &target.pid]].concat()]);
+    let why =
+        "recorded as opaque: sock_diag does not know it in the network namespace of its process";
+    assert_eq!(ran.stderr(0).matches(why).count(), 4, "{}", ran.whole());
+    assert_eq!(ran.status(0), 1);
+    drop(target);
+    // The process is in a namespace that it has not made, its sockets in one between.
+    let target = Target::program(&[&["unshare", "--net", "--"][..], &left].concat());
+    scan(&target.pid, &file);
+    let shown = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+    assert!(!shown.contains("opaque") && shown.matches(" net:[").count() == 4, "{shown}");
+}
+
+#[test]
+fn sockets_of_a_user_namespace_are_captured_by_the_user_who_made_it() {
+    may!(rights::user_namespace());
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let user: &[&str] = match crate::harness::root() {
+        true => {
+            may!(rights::other_user());
+            &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
+        }
+        false => &[],
+    };
+    let scratch = Scratch::new();
+    let id = std::process::id().to_string();
+    let unshare = ["unshare", "--map-root-user", "--net", "--"];
+    let left = [python, "-c", LEFT_BEHIND, &id, "none"];
+    let target = Target::program(&[user, &unshare, &left].concat());
+    let scan = [user, &["fdscan", "-F", "unix,opaque", &target.pid]].concat();
+    let file = scratch.file("a.fdi");
+    pipeline(&[&scan, &["fdimg", "write", &file]]).quiet();
+    let kinds: Vec<String> = sockets(&file).into_iter().map(|(kind, _)| kind).collect();
+    assert_eq!(kinds, ["unix", "unix", "unix"]);
+}
+
+/// A listening socket, at number 30, and three clients that wait to be accepted, of which the second
+/// one is at the lowest number. Each has a child of its own.
+const WAITING: &str = "import os, socket, sys, time
+os.chdir(sys.argv[1])
+kind = socket.SOCK_STREAM if sys.argv[2] == 'stream' else socket.SOCK_SEQPACKET
+l = socket.socket(socket.AF_UNIX, kind); l.bind(sys.argv[3].replace('@', '\\0')); l.listen(5)
+os.dup2(l.fileno(), 30)
+for number, name in (31, 'a'), (20, 'b'), (32, 'c'):
+    c = socket.socket(socket.AF_UNIX, kind); c.bind(name); os.unlink(name); c.connect(l.getsockname())
+    if name == 'c': c.send(b'lost')
+    os.dup2(c.fileno(), number)
+    c.close()
+if sys.argv[4] == 'unlinked': os.unlink(sys.argv[3])
+l.close()
+print('ready', flush=True); time.sleep(1000)";
+
+const ACCEPTS: &str = "import socket, sys
+l, a, b, c = (socket.socket(fileno=n) for n in (30, 31, 20, 32))
+l.setblocking(False)
+for name, s in ('a', a), ('b', b), ('c', c):
+    other, at = l.accept()
+    assert at == name and s.getblocking(), (at, name)
+    s.send(b'to ' + name.encode()); assert other.recv(99) == b'to ' + name.encode()
+    other.send(b'back'); assert s.recv(99) == b'back'
+print('accepted')";
+
+#[test]
+fn sockets_that_wait_to_be_accepted_wait_again_in_the_same_order() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    let name = format!("@fdkit-waits-{}", std::process::id());
+    // Without CAP_NET_ADMIN a scan cannot know that a file was unlinked.
+    let may_ask = rights::capability("net_admin").is_ok();
+    let mut cases = vec![("stream", "s", ""), ("seqpacket", "t", ""), ("stream", &name, "")];
+    if may_ask {
+        cases.push(("stream", "u", "unlinked"));
+    }
+    for (kind, name, unlinked) in cases {
+        let file = scratch.file("a.fdi");
+        let words = [python, "-c", WAITING, scratch.dir(), kind, name, unlinked];
+        let target = Target::program(&words);
+        scan(&target.pid, &file);
+        let alone = pipeline(&[&["fdscan", "-F", "20", &target.pid]]).quiet();
+        drop(target);
+        let text = pipeline(&[&["fdimg", "show", &file]]).quiet().text();
+        assert_eq!(text.matches(" not accepted yet").count(), 3, "{text}");
+        let ran = restored(&file, &[], &[python, "-c", ACCEPTS]).ok();
+        assert_eq!(ran.text(), "accepted\n");
+        let said = ran.stderr(0);
+        assert!(said.contains("what it has sent is lost"), "{said}");
+        assert_eq!(said.lines().filter(|line| line.contains("lost")).count(), 1, "{said}");
+        let why = ["fd 20", "it waits to be accepted by socket:[", "outside the image"];
+        refused(alone.stdout.clone(), 6, &why);
+    }
+}
+
+/// The names of the clients that wait to be accepted in an image, in the order of the queue.
+fn queue_of_clients(file: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    forged(&fs::read(file).unwrap(), |items| {
+        let sockets = items.iter().filter_map(|item| match item {
+            Item::File(file) if file.kind == "unix" => Some(file),
+            _ => None,
+        });
+        let sockets: Vec<_> = sockets.collect();
+        let queue = sockets.iter().find_map(|file| {
+            let at = file.body.windows(7).position(|part| part == b"clients")?;
+            Some(file.body[at + 7..].to_vec())
+        });
+        let queue = queue.expect("a listener with clients");
+        // A CBOR array of two numbers of 32 bits.
+        assert_eq!((queue[0], queue[1], queue[6]), (0x82, 0x1a, 0x1a));
+        for at in [2, 7] {
+            let ino = u32::from_be_bytes(*queue[at..].first_chunk().expect("a number"));
+            let link = format!("socket:[{ino}]");
+            let client = sockets.iter().find(|file| file.link.0 == link.as_bytes());
+            let body = String::from_utf8_lossy(&client.expect("a client").body).into_owned();
+            let at = body.find("fdkit-client-").expect("its name") + 13;
+            names.push(body[at..at + 1].to_owned());
+        }
+    });
+    names
+}
+
+#[test]
+fn clients_of_other_processes_of_a_tree_wait_again_in_the_same_order() {
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let scratch = Scratch::new();
+    // The second client is that of the first child.
+    let script = "import os, signal, socket, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+name = '\\0fdkit-listens-' + sys.argv[1]
+l = socket.socket(socket.AF_UNIX); l.bind(name); l.listen(5)
+def client(which):
+    c = socket.socket(socket.AF_UNIX); c.bind('\\0fdkit-client-' + which + sys.argv[1])
+    c.connect(name); os.kill(os.getppid(), signal.SIGUSR1); time.sleep(1000)
+first = os.fork()
+if first == 0: l.close(); signal.sigwait([signal.SIGUSR1]); client('b')
+if os.fork() == 0: l.close(); client('a')
+signal.sigwait([signal.SIGUSR1]); os.kill(first, signal.SIGUSR1); signal.sigwait([signal.SIGUSR1])
+print('ready', flush=True); time.sleep(1000)";
+    let target = Target::program(&[python, "-c", script, &std::process::id().to_string()]);
+    let (file, second) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
+    let take = |pid: &str, file: &str| {
+        pipeline(&[&["fdscan", "--tree", pid], &["fdimg", "write", file]]).quiet();
+    };
+    take(&target.pid, &file);
+    drop(target);
+    assert_eq!(queue_of_clients(&file), ["a", "b"]);
+    let restore = ["fdrestore", "--tree", "-i", &file, "--missing", "null"];
+    let again = Target::ready(&restore).expect("no skip");
+    let first = again.said.split_whitespace().last().expect("a pid").to_owned();
+    take(&first, &second);
+    assert_eq!(queue_of_clients(&second), ["a", "b"]);
 }

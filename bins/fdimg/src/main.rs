@@ -1,5 +1,5 @@
 #![forbid(unsafe_code)]
-//! fdimg: stores, shows, verifies and selects from images. A file for each subcommand.
+//! fdimg: stores, shows, verifies and filters images. Each subcommand has a file of its own.
 
 mod place;
 mod read;

@@ -9,9 +9,9 @@ use fdkit::error::{At, Result, Status};
 use fdkit::image::Task;
 use fdkit::kind::DecodedImage;
 use fdkit::placement::{self, Placement, Size};
+use fdkit::table::services::limits_for;
 use fdkit::text::escape;
 use fdkit::tree::Tree;
-use nix::sys::resource::{Resource, getrlimit};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 
@@ -62,10 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let image = DecodedImage::load(from).at(name)?;
     let tree = Tree::unchecked(&image).at(name)?;
     let table_plans = tree.table_plans(SERVICES);
-    let highest = table_plans.iter().filter_map(|course| course.numbers.last().copied()).max();
     let limit = match args.limit {
         Some(limit) => limit,
-        None => own_limit(highest)?,
+        None => limits_for(tree.highest_number())?.1.min(u32::MAX.into()) as u32,
     };
     let forecasts = Placement::ALL.map(|policy| placement::forecast(policy, &table_plans, limit));
     let row = |(place, &at): (usize, &usize)| {
@@ -89,14 +88,6 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     };
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)
-}
-
-/// The RLIMIT_NOFILE that fdrestore would have in place of this process: it raises the soft limit to
-/// the hard one if the highest number is not below it.
-fn own_limit(highest: Option<u32>) -> Result<u32> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let raises = highest.is_some_and(|highest| u64::from(highest) >= soft);
-    Ok(if raises { hard } else { soft }.min(u32::MAX.into()) as u32)
 }
 
 /// The sums of what is recorded, of what is needed, and of the forecast for each policy, each table

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 #[derive(Default)]
 pub(crate) struct Records {
     undecoded: BTreeSet<String>,
+    unread: BTreeSet<String>,
 }
 
 impl Records {
@@ -27,6 +28,19 @@ impl Records {
                 }
                 None
             }
+        }
+    }
+
+    /// Warns, once for each reason, of a file that the scan did not read: a filter by its kind does
+    /// not find it. `image` is the name of the image.
+    pub(crate) fn warn_if_unread(&mut self, record: &dyn Record, file: &OpenFile, image: &str) {
+        let Some(why) = record.unread_reason() else { return };
+        if self.unread.len() < 100 && self.unread.insert(why.clone()) {
+            let (link, kind) = (escape(&file.link.0), escape(file.kind.as_bytes()));
+            TOOL.warn(format_args!(
+                "{image}: {link}: of kind {kind}, since the scan did not read it: {}",
+                escape(why.as_bytes())
+            ));
         }
     }
 }

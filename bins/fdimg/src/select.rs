@@ -1,7 +1,7 @@
 //! fdimg select: writes an image of the descriptors that pass a filter.
 //!
-//! The image is read twice, with a few bits of memory per record. If it has queued descriptors it is
-//! read three times, with a few words per file.
+//! The image is read twice; each record takes a few bits of memory. An image with queued descriptors
+//! is read three times, and each file takes a few words of memory.
 
 use crate::records::Records;
 use crate::{CURE, TOOL};
@@ -22,8 +22,8 @@ use std::io::{Seek, Write};
 #[argh(subcommand, name = "select")]
 pub(crate) struct Args {
     /// keep only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, commas mean or, repeated options mean and
-    #[argh(option, short = 'F', arg_name = "FILTER")]
-    filter: Vec<String>,
+    #[argh(option, short = 'F', arg_name = "FILTER", from_str_fn(kind::filter))]
+    filter: Vec<Filter>,
     /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
@@ -87,9 +87,6 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     if args.filter.is_empty() {
         return Err(Error::misuse("-F FILTER is not given; see fdimg select --help"));
     }
-    let kinds = kind::names();
-    let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
-    let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>>>()?;
     let input = ImageInput::new(args.file.as_ref());
     let name = || input.to_string();
     let out = cli::binary_stdout("use a pipe, or fdimg show -F")?;
@@ -101,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         return Err(Error::misuse("not a regular file; pass the image on stdin").at(name()));
     }
     file.rewind().at(name)?;
-    let kept = first_pass(&mut file, &filters, &name()).at(name)?;
+    let kept = first_pass(&mut file, &args.filter, &name()).at(name)?;
     file.rewind().at(name)?;
     second_pass(&mut file, &kept, out).at(name)?;
     Ok(Status::Done)
@@ -137,7 +134,9 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
                 kept.set(record);
             }
             Item::File(file) => {
-                records.decode(file, name);
+                if let Some(record) = records.decode(file, name) {
+                    records.warn_if_unread(&*record, file, name);
+                }
                 files.add(file.id);
                 if let Some(object) = file.object {
                     objects.add(object);
@@ -176,7 +175,7 @@ fn first_pass(from: &mut File, filters: &[Filter], name: &str) -> Result<Kept> {
                     queued.entry(objects.of(data.object)).or_default().extend(&with.files);
                 }
             }
-            Item::Other => kept.set(record),
+            Item::Missing(_) | Item::Other => kept.set(record),
             Item::Head(_) | Item::End(_) => (),
         }
     }

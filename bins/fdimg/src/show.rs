@@ -5,16 +5,17 @@ use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use fdkit::cli::{self, Arg, Color, ImageInput};
-use fdkit::error::{At, Error, Result, Status};
+use fdkit::error::{At, Result, Status};
 use fdkit::filter::{Filter, Subject};
 use fdkit::image::scan::{self, Token};
-use fdkit::image::{Image, Lock, OpenFile, Slot, Task};
+use fdkit::image::{Bytes, Image, Lock, Missing, OpenFile, Slot, Task};
 use fdkit::kind;
 use fdkit::text::escape;
 use nix::libc;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Write;
+use std::rc::Rc;
 use unicode_width::UnicodeWidthChar;
 
 /// Show the descriptors of an image, a line each.
@@ -22,8 +23,8 @@ use unicode_width::UnicodeWidthChar;
 #[argh(subcommand, name = "show")]
 pub(crate) struct Args {
     /// show only descriptors that pass, in the language of fdimg select
-    #[argh(option, short = 'F', arg_name = "FILTER")]
-    filter: Vec<String>,
+    #[argh(option, short = 'F', arg_name = "FILTER", from_str_fn(kind::filter))]
+    filter: Vec<Filter>,
     /// print one JSON document
     #[argh(switch, short = 'J')]
     json: bool,
@@ -36,24 +37,39 @@ pub(crate) struct Args {
 }
 
 /// A line of the output: a descriptor, its file and the tasks that have it.
+///
+/// What is printed must grow with the image, and not with its square: a crafted image can have thousands
+/// of descriptors of one description, and of one table thousands of tasks.
 struct Row<'a> {
-    tasks: Vec<&'a Task>,
+    tasks: Rc<Vec<&'a Task>>,
     slot: &'a Slot,
     file: &'a OpenFile,
-    /// The other descriptors of the same open file description: `FD`, or `PID:FD` of another table.
+    /// It is the first line of its open file description.
+    first_of_file: bool,
+    /// It is the first line of its table.
+    first_of_table: bool,
+    /// The other descriptors of the same open file description: `FD`, or `PID:FD` of another table. Only
+    /// the first line of a description has them all; the others have that of the first line.
     shared: Vec<String>,
 }
 
+/// The length in bytes above which a name or body is shown only in the first line of its description.
+const LONG: usize = 512;
+/// The most descriptors of one description that a line shows.
+const SHARED_IN_A_LINE: usize = 16;
+/// The most tasks of a table that every descriptor of it lists.
+const TASKS_IN_A_ROW: usize = 16;
+
 pub(crate) fn run(args: &Args) -> Result<Status> {
-    let kinds = kind::names();
-    let parse = |text: &String| Filter::parse(text, &kinds).map_err(Error::misuse);
-    let filters = args.filter.iter().map(parse).collect::<Result<Vec<_>>>()?;
     let input = ImageInput::new(args.file.as_ref());
     let image = Image::load(input.open(&TOOL, CURE)?).at(|| input.to_string())?;
-    let rows = rows(&image, &filters);
+    for lacks in &image.missing {
+        TOOL.warn(format_args!("{input}: {}", lacks.describe()));
+    }
+    let rows = rows(&image, &args.filter);
     let text = match args.json {
         true => document(&image, &rows),
-        false => tables(&rows, args.color.on(), &input.to_string()),
+        false => tables(&rows, image.head.host.as_ref(), args.color.on(), &input.to_string()),
     };
     cli::text_stdout()?.write_all(text.as_bytes())?;
     Ok(Status::Done)
@@ -64,29 +80,47 @@ fn rows<'a>(image: &'a Image, filters: &[Filter]) -> Vec<Row<'a>> {
     for task in &image.tasks {
         tasks.entry(task.table.id).or_default().push(task);
     }
+    let with_pids = |(table, tasks): (u32, Vec<&'a Task>)| {
+        let pids: Vec<i32> = tasks.iter().map(|task| task.pid).collect();
+        (table, (Rc::new(tasks), pids))
+    };
+    let tasks: HashMap<u32, (Rc<Vec<&Task>>, Vec<i32>)> =
+        tasks.into_iter().map(with_pids).collect();
     let mut holders: HashMap<u32, Vec<&Slot>> = HashMap::new();
     for slot in &image.slots {
         holders.entry(slot.file).or_default().push(slot);
     }
+    let name = |holder: &Slot, of: &Slot| match holder.table == of.table {
+        true => holder.fd.to_string(),
+        false => format!("{}:{}", tasks[&holder.table].1[0], holder.fd),
+    };
+    let mut first_of_files: HashMap<u32, &Slot> = HashMap::new();
+    let mut tables = HashSet::new();
     let mut rows = Vec::new();
     for slot in &image.slots {
-        let (Some(file), Some(tasks_here)) = (image.file(slot.file), tasks.get(&slot.table)) else {
+        let (Some(file), Some((tasks_here, pids))) =
+            (image.file(slot.file), tasks.get(&slot.table))
+        else {
             continue;
         };
-        let pids: Vec<i32> = tasks_here.iter().map(|task| task.pid).collect();
         let (kind, link) = (&file.kind, &file.link.0);
-        let subject = Subject { fd: slot.fd, pids: &pids, kind, link };
+        let subject = Subject { fd: slot.fd, pids, kind, link };
         if !filters.iter().all(|filter| filter.passes(&subject)) {
             continue;
         }
-        let others = holders[&slot.file].iter().filter(|other| **other != slot);
-        let shared = others
-            .map(|other| match other.table == slot.table {
-                true => other.fd.to_string(),
-                false => format!("{}:{}", tasks[&other.table][0].pid, other.fd),
-            })
-            .collect();
-        rows.push(Row { tasks: tasks_here.clone(), slot, file, shared });
+        let first = *first_of_files.entry(slot.file).or_insert(slot);
+        let first_of_file = std::ptr::eq(first, slot);
+        let shared = match first_of_file {
+            true => {
+                let others =
+                    holders[&slot.file].iter().filter(|other| !std::ptr::eq(**other, slot));
+                others.map(|other| name(other, slot)).collect()
+            }
+            false => vec![name(first, slot)],
+        };
+        let first_of_table = tables.insert(slot.table);
+        let tasks = tasks_here.clone();
+        rows.push(Row { tasks, slot, file, first_of_file, first_of_table, shared });
     }
     rows
 }
@@ -167,7 +201,16 @@ fn locks(row: &Row<'_>) -> String {
     if all.is_empty() { String::new() } else { format!(" locks={}", all.join(",")) }
 }
 
-fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
+/// The other descriptors of the description, as `4,5,+7`.
+fn shared(row: &Row<'_>) -> String {
+    let mut text = row.shared[..row.shared.len().min(SHARED_IN_A_LINE)].join(",");
+    if row.shared.len() > SHARED_IN_A_LINE {
+        text.push_str(&format!(",+{}", row.shared.len() - SHARED_IN_A_LINE));
+    }
+    text
+}
+
+fn tables(rows: &[Row<'_>], host: Option<&Bytes>, color: bool, image: &str) -> String {
     let mut records = Records::default();
     let width = cli::terminal_width();
     let mut out = String::new();
@@ -177,7 +220,15 @@ fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
             out.push('\n');
         }
         let recorded = &group[0].tasks[0].table;
-        let line = format!("{}  FDSize {}", names.join(", "), recorded.capacity);
+        let mut line = format!("{}  FDSize {}", names.join(", "), recorded.capacity);
+        // Tasks with one table can be in several cgroups.
+        let cgroups: BTreeSet<_> =
+            group[0].tasks.iter().filter_map(|it| it.cgroup.as_ref()).collect();
+        let names =
+            [("host", host)].into_iter().chain(cgroups.iter().map(|it| ("cgroup", Some(*it))));
+        for (key, name) in names.filter_map(|(key, name)| Some((key, name?))) {
+            line.push_str(&format!("  {key} {}", escape(&name.0)));
+        }
         push_line(&mut out, &line, width, if color { "1" } else { "" });
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -193,13 +244,16 @@ fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
                 None => format!("{}{}", escape(&row.file.link.0), details(row.file)),
             };
             name.push_str(&locks(row));
+            if !row.first_of_file && name.len() > LONG {
+                name = format!("(as {})", row.shared.join(","));
+            }
             table.add_row([
                 row.slot.fd.to_string(),
                 escape(row.file.kind.as_bytes()).into_owned(),
                 mode(row.file).to_owned(),
                 row.file.pos.to_string(),
                 flags.join(","),
-                row.shared.join(","),
+                shared(row),
                 name,
             ]);
         }
@@ -221,9 +275,13 @@ fn tables(rows: &[Row<'_>], color: bool, image: &str) -> String {
     out
 }
 
-/// `PID COMM`.
+/// `PID COMM`, and of a thread the process that it belongs to.
 fn pid_and_name(task: &Task) -> String {
-    format!("{} {}", task.pid, escape(&task.comm.0))
+    let name = format!("{} {}", task.pid, escape(&task.comm.0));
+    match task.tgid {
+        Some(tgid) => format!("{name} (a thread of {tgid})"),
+        None => name,
+    }
 }
 
 /// Adds a line, cut to `width` columns, in the colours of an SGR sequence (`33`).
@@ -249,39 +307,50 @@ fn document(image: &Image, rows: &[Row<'_>]) -> String {
         "head": {
             "version": head.version, "minor": head.minor, "tool": head.tool,
             "release": head.release, "kernel": escape(&head.kernel.0), "boot": head.boot,
-            "time": head.time.0, "contents": head.contents, "frozen": head.frozen,
+            "host": head.host.as_ref().map(|host| escape(&host.0)), "time": head.time.0, "contents": head.contents, "frozen": head.frozen,
             "passive": head.passive,
         },
         "tasks": tasks,
         "descriptors": descriptors,
+        "missing": image.missing.iter().map(missing).collect::<Vec<_>>(),
     });
     format!("{document:#}\n")
 }
 
-fn task(task: &Task) -> Value {
-    let text =
-        |bytes: &Option<fdkit::image::Bytes>| bytes.as_ref().map(|b| escape(&b.0).into_owned());
+fn missing(missing: &Missing) -> Value {
     json!({
-        "pid": task.pid, "ppid": task.ppid, "pgid": task.pgid, "sid": task.sid,
+        "pid": missing.pid, "comm": missing.comm.as_ref().map(|comm| escape(&comm.0)),
+        "partial": missing.partial, "why": escape(missing.why.as_bytes()), "errno": missing.errno,
+    })
+}
+
+fn task(task: &Task) -> Value {
+    let text = |bytes: &Option<Bytes>| bytes.as_ref().map(|b| escape(&b.0).into_owned());
+    json!({
+        "pid": task.pid, "tgid": task.tgid, "ppid": task.ppid, "pgid": task.pgid, "sid": task.sid,
         "start": task.start, "comm": escape(&task.comm.0), "exe": text(&task.exe),
         "args": task.args.iter().map(|arg| escape(&arg.0)).collect::<Vec<_>>(),
         "cwd": text(&task.cwd), "root": text(&task.root), "umask": task.umask,
         "uids": task.credentials.uids, "gids": task.credentials.gids,
-        "groups": task.credentials.groups, "namespaces": task.namespaces,
+        "groups": task.credentials.groups, "caps": task.credentials.caps, "namespaces": task.namespaces,
+        "cgroup": text(&task.cgroup),
         "table": task.table.id, "capacity": task.table.capacity,
         "highest": task.table.highest,
         "limit": [task.table.limit.0, task.table.limit.1],
         "terminal": task.terminal.as_ref().map(|tty| json!({
             "device": tty.device, "foreground": tty.foreground, "path": text(&tty.path),
         })),
+        "stopped": task.stopped,
     })
 }
 
 fn descriptor(row: &Row<'_>) -> Value {
     let file = row.file;
-    let locks: Vec<Value> = file
-        .locks
-        .iter()
+    // What is long is given once.
+    let given = |len: usize| row.first_of_file || len <= LONG;
+    let few = file.locks.len() <= SHARED_IN_A_LINE;
+    let of_file = file.locks.iter().filter(|_| row.first_of_file || few);
+    let locks: Vec<Value> = of_file
         .chain(&row.slot.locks)
         .map(|lock| {
             json!({
@@ -292,9 +361,10 @@ fn descriptor(row: &Row<'_>) -> Value {
         .collect();
     json!({
         "pid": row.tasks[0].pid,
-        "pids": row.tasks.iter().map(|task| task.pid).collect::<Vec<_>>(),
+        "pids": (row.first_of_table || row.tasks.len() <= TASKS_IN_A_ROW)
+            .then(|| row.tasks.iter().map(|task| task.pid).collect::<Vec<_>>()),
         "fd": row.slot.fd, "kind": file.kind, "mode": mode(file), "pos": file.pos,
-        "flags": flags(file), "cloexec": row.slot.cloexec, "name": escape(&file.link.0),
+        "flags": flags(file), "cloexec": row.slot.cloexec, "name": given(file.link.0.len()).then(|| escape(&file.link.0)),
         "shared": row.shared, "file": file.id, "object": file.object, "mnt": file.mnt,
         "inode": file.inode.as_ref().map(|it| json!({
             "dev": [it.dev.0, it.dev.1], "ino": it.ino, "mode": it.mode, "nlink": it.nlink,
@@ -304,7 +374,7 @@ fn descriptor(row: &Row<'_>) -> Value {
             "kind": it.kind, "id": it.id, "signal": it.signal,
         })),
         "locks": locks,
-        "body": body(&mut scan::tokens(&file.body).peekable(), 0),
+        "body": given(file.body.len()).then(|| body(&mut scan::tokens(&file.body).peekable(), 0)),
     })
 }
 

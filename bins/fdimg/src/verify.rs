@@ -1,4 +1,5 @@
-//! fdimg verify: checks that an image is whole, and counts what cannot be restored.
+//! fdimg verify: checks that an image is complete and correct, and counts the descriptions that cannot
+//! be restored.
 
 use crate::{CURE, TOOL};
 use argh::{ArgsInfo, FromArgs};
@@ -28,9 +29,10 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let mut validator = Validator::default();
     // The kinds that this version does not know, and the number of their descriptions.
     let mut unknown: BTreeMap<String, u64> = BTreeMap::new();
+    let mut missing: Vec<String> = Vec::new();
     while let Some(entry) = reader.next().at(name)? {
         match entry.item {
-            Item::Task(task) => validator.task(&task),
+            Item::Task(task) => validator.task(&task).at(name)?,
             Item::File(file) => {
                 validator.file(&file).at(name)?;
                 if kind::named(&file.kind).is_none() && unknown.len() < 100 {
@@ -42,7 +44,8 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
                 let (len, meta) = (data.bytes.0.len(), data.with.as_deref());
                 validator.contents(data.object, data.offset, len, meta).at(name)?;
             }
-            Item::Head(_) | Item::End(_) | Item::Other => (),
+            Item::Missing(lacks) if missing.len() < 100 => missing.push(lacks.describe()),
+            Item::Missing(_) | Item::Head(_) | Item::End(_) | Item::Other => (),
         }
     }
     validator.end().at(name)?;
@@ -57,6 +60,12 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     );
     if sum.opaque > 0 {
         text.push_str(&format!("{}: {} opaque, which cannot be restored\n", name(), sum.opaque));
+    }
+    for line in &missing {
+        text.push_str(&format!("{}: {line}\n", name()));
+    }
+    if let Some(more) = sum.missing.checked_sub(missing.len() as u64).filter(|&more| more > 0) {
+        text.push_str(&format!("{}: {more} more processes are missing\n", name()));
     }
     for (kind, count) in unknown {
         let kind = escape(kind.as_bytes()).into_owned();

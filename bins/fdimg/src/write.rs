@@ -3,7 +3,7 @@
 use crate::TOOL;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg, ImageInput};
-use fdkit::error::{At, Result, Status};
+use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::{Item, NewFile, RawItem, Reader, Task, Writer};
 use fdkit::text::escape;
 use std::io::Write;
@@ -19,6 +19,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
+    if args.file.as_ref().is_some_and(Arg::is_dash) {
+        // On stdout a part of an image cannot be taken back.
+        let why = "write makes a file, whole or not at all, and does not write to stdout; use fdimg \
+                   read - for that, or ./- for a file of this name";
+        return Err(Error::misuse(why).at("-"));
+    }
     let from = ImageInput::STDIN.open(&TOOL, "use a pipe: fdscan PID | fdimg write")?;
     let name = || ImageInput::STDIN.to_string();
     let mut reader = Reader::new(from);

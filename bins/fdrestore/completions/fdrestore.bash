@@ -20,7 +20,7 @@ _fdrestore() {
 
     case "${cmd}" in
         fdrestore)
-            opts="--help --image -i --task --tree --respawn --same-pids --placement --inherit --missing --changed --root --steal --stats --dry-run -n --json -J --version -V"
+            opts="--help --image -i --task --tree --respawn --same-pids --placement --inherit --missing --changed --allow --root --steal --stats --dry-run -n --json -J --version -V"
             case "${prev}" in
                 --image | -i)
                     COMPREPLY=()
@@ -44,6 +44,10 @@ _fdrestore() {
                     ;;
                 --changed)
                     COMPREPLY=( $(compgen -W "fail warn ignore" -- "${cur}") )
+                    return 0
+                    ;;
+                --allow)
+                    COMPREPLY=()
                     return 0
                     ;;
                 --root)

@@ -3,7 +3,7 @@ function __fish_fdrestore_using_command
     set -e cmd[1]
     set -l target_cmd $argv
 
-    set -l known_value_flags 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'task'
+    set -l known_value_flags 'allow' 'changed' 'i' 'image' 'inherit' 'missing' 'placement' 'root' 'task'
 
     set -l i 1
     set -l cleaned_cmd
@@ -51,6 +51,7 @@ complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l placement -x -a 
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l inherit -r -d 'use the caller\'s descriptor FD for KEY: the text of readlink, or FD or PID:FD of the image; a bare list (0,1,2) keeps the caller\'s own'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l missing -x -a 'fail null skip' -d 'for a descriptor that cannot be restored: fail, put /dev/null there, or skip it'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l changed -x -a 'fail warn ignore' -d 'for a file that has changed since the scan: fail, warn or ignore it'
+complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l allow -r -d 'permit what goes beyond the image\'s own descriptors: devices, tun, network, names, suid, mqueue, tty, or all'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l root -r -d 'open all paths below DIR'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l steal -d 'take the controlling terminal from the session that has it'
 complete -c fdrestore -n '__fish_fdrestore_using_command' -f -l stats -d 'print system calls, dups and table sizes of the restore to stderr'

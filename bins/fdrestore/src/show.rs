@@ -2,11 +2,12 @@
 
 use fdkit::error::Result;
 use fdkit::kind::context::CttyPlan;
+use fdkit::kind::effect::{Allow, Effect};
 use fdkit::operation::{Operation, Origin};
-use fdkit::plan::{Action, Plan, RestoreOptions};
+use fdkit::plan::{Action, Plan, Problem, RestoreOptions};
 use fdkit::table::command;
 use fdkit::text::escape;
-use fdkit::tree::{self, Tree};
+use fdkit::tree::{self, Mode, Tree};
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::os::fd::RawFd;
@@ -14,15 +15,24 @@ use std::os::fd::RawFd;
 /// The operations on the table of one task, as text or JSON.
 pub(crate) fn plan(plan: &Plan<'_>, options: &RestoreOptions, json: bool) -> Result<String> {
     let operations = command::operations(plan, options)?;
-    Ok(match json {
-        true => format!("{:#}\n", value(plan, &operations)),
-        false => table(plan, &operations),
-    })
+    let limit = command::raised_limit(plan)?;
+    if json {
+        let mut value = value(plan, &operations);
+        value["limit"] = limit.into();
+        return Ok(format!("{value:#}\n"));
+    }
+    let limit = limit.map(|limit| format!("limit of open files during the restore: {limit}\n"));
+    Ok(table(plan, &operations) + &limit.unwrap_or_default())
 }
 
 /// The operations on all tables of a tree, as text or JSON.
-pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Result<String> {
-    let all = tree::operations(tree, options)?;
+pub(crate) fn tree(
+    tree: &Tree<'_>,
+    options: &RestoreOptions,
+    mode: &Mode,
+    json: bool,
+) -> Result<String> {
+    let all = tree::operations(tree, options, mode)?;
     let owner = |task: usize| &tree.image.tasks[tree.shape.nodes[task].owner];
     let mut out = String::new();
     let mut tasks = Vec::new();
@@ -46,7 +56,10 @@ pub(crate) fn tree(tree: &Tree<'_>, options: &RestoreOptions, json: bool) -> Res
     Ok(match json {
         true => {
             let common = list(&tree.store_plan, &all.common);
-            format!("{:#}\n", json!({"common": common, "tasks": tasks, "problems": tree.problems}))
+            format!(
+                "{:#}\n",
+                json!({"common": common, "tasks": tasks, "problems": lines(&tree.problems)})
+            )
         }
         false => out,
     })
@@ -78,15 +91,21 @@ fn line(plan: &Plan<'_>, operation: &Operation) -> Line {
         Operation::Place { number, file, origin } => Line {
             number: Some(*number),
             verb: match origin {
-                Origin::Opened => "open",
+                Origin::Opened | Origin::ClosedEnd => "open",
                 Origin::Store(_) => "receive",
                 Origin::Parent => "inherited",
                 Origin::Null => "null",
-                Origin::Parked => "park",
             }
             .to_owned(),
             file: Some(*file),
-            detail: String::new(),
+            detail: match origin {
+                Origin::ClosedEnd => "the other end, until the queue is filled".to_owned(),
+                Origin::Opened => {
+                    let effects = effects_of(plan, *file).iter();
+                    effects.map(|effect| effect.what.as_str()).collect::<Vec<_>>().join(", ")
+                }
+                _ => String::new(),
+            },
         },
         Operation::Inherit { number, from } => {
             of(*number, &format!("inherit {from}"), String::new())
@@ -188,15 +207,35 @@ fn list(plan: &Plan<'_>, operations: &[Operation]) -> Vec<Value> {
             row["detail"] = detail.into();
         }
         row["operation"] = serde_json::to_value(operation).unwrap_or_default();
+        if let Operation::Place { file, origin: Origin::Opened, .. } = operation {
+            let effects = effects_of(plan, *file);
+            if !effects.is_empty() {
+                row["effects"] = effects.iter().map(effect).collect();
+            }
+        }
         row
     };
     operations.iter().map(row).collect()
+}
+
+/// What the restore of a file does besides.
+fn effects_of<'p>(plan: &'p Plan<'_>, file: u32) -> &'p [Effect] {
+    plan.effects.get(&file).map_or(&[], Vec::as_slice)
+}
+
+fn effect(effect: &Effect) -> Value {
+    json!({"allow": effect.needs.map(Allow::name), "what": effect.what})
+}
+
+fn lines(problems: &[Problem]) -> Vec<&str> {
+    problems.iter().map(|problem| problem.line.as_str()).collect()
 }
 
 /// The operations and problems of one table as a JSON object.
 fn value(plan: &Plan<'_>, operations: &[Operation]) -> Value {
     json!({
         "pid": plan.task.pid, "operations": list(plan, operations),
-        "terminal": terminal(plan), "problems": plan.problems,
+        "terminal": terminal(plan), "problems": lines(&plan.problems),
+        "losses": plan.describe_losses(|_| true),
     })
 }

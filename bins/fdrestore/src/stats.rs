@@ -3,19 +3,10 @@
 use fdkit::cli::Tool;
 use fdkit::error::Result;
 use fdkit::placement::{self, Size};
-use fdkit::plan::Plan;
+use fdkit::plan::{Plan, StatsFormat};
 use fdkit::table::stats::{Meter, ProcessStats, TableStats};
 use fdkit::table::syscall_counter::Counter;
 use serde_json::{Value, json};
-
-/// The format of the statistics.
-#[derive(Clone, Copy)]
-pub(crate) enum Format {
-    Text,
-    Json,
-}
-
-fdkit::word_enum!(Format { Text = "text", Json = "json" });
 
 /// Starts to count system calls, and warns where that is not permitted.
 pub(crate) fn count(tool: &Tool) -> Result<Counter> {
@@ -31,7 +22,7 @@ pub(crate) fn of_one(
     plan: &Plan<'_>,
     mut meter: Meter<'_>,
     counter: &Counter,
-    format: Format,
+    format: StatsFormat,
 ) -> Result<()> {
     let calls = meter.calls();
     let end = meter.measure_size()?;
@@ -77,10 +68,12 @@ fn sums(rows: &[ProcessStats]) -> [Option<u64>; NAMES.len()] {
 }
 
 /// The statistics as lines that each end with a newline.
-pub(crate) fn text(rows: &[ProcessStats], format: Format) -> String {
+pub(crate) fn text(rows: &[ProcessStats], format: StatsFormat) -> String {
     match format {
-        Format::Text => table(rows).iter().map(|line| format!("fdrestore: {line}\n")).collect(),
-        Format::Json => format!("{}\n", document(rows)),
+        StatsFormat::Text => {
+            table(rows).iter().map(|line| format!("fdrestore: {line}\n")).collect()
+        }
+        StatsFormat::Json => format!("{}\n", document(rows)),
     }
 }
 

@@ -20,9 +20,13 @@ _fdscan() {
 
     case "${cmd}" in
         fdscan)
-            opts="--help --tree -t --filter -F --data --freeze --passive --stop --output -o --verbose -v --version -V"
+            opts="--help --tree -t --filter -F --data --freeze --passive --stop --timeout --output -o --verbose -v --version -V"
             case "${prev}" in
                 --filter | -F)
+                    COMPREPLY=()
+                    return 0
+                    ;;
+                --timeout)
                     COMPREPLY=()
                     return 0
                     ;;

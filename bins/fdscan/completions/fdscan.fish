@@ -3,7 +3,7 @@ function __fish_fdscan_using_command
     set -e cmd[1]
     set -l target_cmd $argv
 
-    set -l known_value_flags 'F' 'filter' 'o' 'output'
+    set -l known_value_flags 'F' 'filter' 'o' 'output' 'timeout'
 
     set -l i 1
     set -l cleaned_cmd
@@ -48,6 +48,7 @@ complete -c fdscan -n '__fish_fdscan_using_command' -l data -d 'also capture con
 complete -c fdscan -n '__fish_fdscan_using_command' -l freeze -d 'stop the processes while they are captured'
 complete -c fdscan -n '__fish_fdscan_using_command' -l passive -d 'read only the text of /proc: opens no other file, and cannot tell what is shared'
 complete -c fdscan -n '__fish_fdscan_using_command' -l stop -d 'leave the processes stopped by SIGSTOP; implies --freeze'
+complete -c fdscan -n '__fish_fdscan_using_command' -l timeout -r -d 'give up if a process has not stopped after SECONDS; decimals are allowed (default: 5)'
 complete -c fdscan -n '__fish_fdscan_using_command' -l output -s o -r -d 'write the image to FILE'
 complete -c fdscan -n '__fish_fdscan_using_command' -l verbose -s v -d 'print a summary of the capture to stderr'
 complete -c fdscan -n '__fish_fdscan_using_command' -l version -s V -d 'print the version'

@@ -1,6 +1,6 @@
 #![forbid(unsafe_code)]
-//! ttyctl: shows, saves, loads and retargets terminals, and opens them for a COMMAND. A file for
-//! each subcommand.
+//! ttyctl: shows, saves, loads and retargets terminals, and runs a COMMAND on them. Each
+//! subcommand has a file of its own.
 
 mod load;
 mod open;

@@ -31,8 +31,8 @@ pub(crate) struct Args {
     tty: Option<Arg>,
 }
 
-/// The signals that ttyctl passes on: COMMAND, in a session of its own, gets none from the terminal
-/// of the caller.
+/// The signals that ttyctl forwards to COMMAND, which has a session of its own and so gets none from
+/// the terminal of the caller.
 pub(crate) const FORWARDED: [Signal; 4] =
     [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT];
 

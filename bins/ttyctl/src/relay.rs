@@ -23,10 +23,10 @@ use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
-/// The size in bytes from which a buffer takes no more, until its reader has taken some.
+/// The capacity of a buffer in bytes: nothing more is read into a buffer that has as many.
 const BUFFER_FULL: usize = 64 << 10;
-/// Milliseconds: the time that the last output of COMMAND may take through the kernel after its end,
-/// and the poll interval while nobody has the slave open.
+/// The time that the last output of COMMAND may take through the kernel after its end, and the poll
+/// interval while no process has the slave open, in milliseconds.
 const POLL_INTERVAL: u16 = 100;
 
 /// Runs COMMAND on a new pseudo terminal and relays until it ends.
@@ -143,7 +143,7 @@ impl Drop for Raw {
     }
 }
 
-/// The cause why the relay ended.
+/// The reason why the relay ended.
 enum End {
     Command(ExitCode),
     Signal(Signal),
@@ -161,7 +161,7 @@ struct Ready {
 /// The two terminals, and the bytes on their way between them.
 struct Relay {
     master: OwnedFd,
-    /// True while nobody has the slave open. COMMAND can open it again by /dev/tty.
+    /// True while no process has the slave open. COMMAND can open it again by /dev/tty.
     slave_closed: bool,
     signals: SignalFd,
     child: Pid,

@@ -1,5 +1,6 @@
 //! ttyctl save: writes the settings and the size of a terminal as an image.
 
+use crate::TOOL;
 use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::capture::head;
@@ -30,9 +31,9 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         .at(|| terminal.shown())?;
     let mut file = kind::record_of(it, 0).at(|| terminal.shown())?;
     file.link = Bytes(terminal.path.as_os_str().as_bytes().to_vec());
-    let task = process.task(0, Some(0))?;
+    let task = process.task(0, Some(0), &mut TOOL.messages())?;
     let mut out = Writer::new(out);
-    out.put(&Item::Head(head("ttyctl")))?;
+    out.put(&Item::Head(head("ttyctl", &mut TOOL.messages())))?;
     out.put(&Item::Task(task.into()))?;
     out.put(&Item::File(file.into()))?;
     out.put(&Item::Slot(Slot { table: 0, fd: 0, cloexec: false, file: 0, locks: Vec::new() }))?;

@@ -1,5 +1,6 @@
 //! ttyctl show: the session, the openers and the settings of a terminal.
 
+use crate::TOOL;
 use crate::terminal::NamedTerminal;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg};
@@ -10,10 +11,12 @@ use fdkit::proc::openers::{self, Opener};
 use fdkit::sys::{device, tty};
 use fdkit::terminal::{self, Settings};
 use fdkit::text::escape;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 
 /// Show a terminal: session, foreground group, processes that have it open, settings and size.
 #[derive(FromArgs, ArgsInfo)]
@@ -33,6 +36,8 @@ struct View {
     device: (u32, u32),
     holders: Vec<Opener>,
     settings: Option<Settings>,
+    /// What could not be found out, as lines for the user.
+    lost: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
@@ -46,11 +51,14 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         false => view.text(),
     };
     cli::text_stdout()?.write_all(text.as_bytes())?;
-    Ok(Status::Done)
+    for line in &view.lost {
+        TOOL.warn(format_args!("{}: {line}", view.name));
+    }
+    Ok(if view.lost.is_empty() { Status::Done } else { Status::No })
 }
 
 fn of_process(pid: i32) -> Result<View> {
-    let task = Process::open(pid).and_then(|it| it.task(0, None))?;
+    let task = Process::open(pid).and_then(|it| it.task(0, None, &mut TOOL.messages()))?;
     let Some(terminal) = &task.terminal else {
         return Err(Error::new(Status::No, "the process has no controlling terminal"));
     };
@@ -77,15 +85,27 @@ fn view(
     node: Option<&Inode>,
     terminal: Option<&NamedTerminal>,
 ) -> View {
-    let holders = openers::of_terminal(device, node.map(|it| it.dev));
-    let mut settings = openers::copy(&holders).and_then(|fd| Settings::read(&fd).ok());
+    let (holders, failed) = openers::of_terminal(device, node.map(|it| it.dev));
+    let failed = failed.map(|why| format!("not all that have it open are shown: {why}"));
+    let mut lost: Vec<String> = failed.into_iter().collect();
+    let mut read = |fd: nix::Result<Option<OwnedFd>>| {
+        let read = fd.and_then(|fd| fd.map(Settings::read).transpose());
+        read.unwrap_or_else(|errno| {
+            // A terminal that has hung up has no settings.
+            if errno != Errno::EIO || !holders.is_empty() {
+                lost.push(format!("its settings cannot be read: {}", errno.desc()));
+            }
+            None
+        })
+    };
+    let mut settings = read(openers::copy(&holders));
     // If nobody else has a slave open, opening and closing it would show at its master as a hang-up.
     let safe = terminal::slave_index(device).is_none() || holders.iter().any(|it| it.member);
     if settings.is_none() && safe {
         let fd = terminal.and_then(|terminal| terminal.open(OFlag::O_RDONLY).ok());
-        settings = fd.and_then(|fd| Settings::read(&fd).ok());
+        settings = read(Ok(fd));
     }
-    View { name, device, holders, settings }
+    View { name, device, holders, settings, lost }
 }
 
 impl View {
@@ -138,7 +158,7 @@ impl View {
             "size": self.settings.as_ref().map(|it| json!({
                 "rows": it.size[0], "columns": it.size[1], "x": it.size[2], "y": it.size[3],
             })),
-            "settings": self.settings.as_ref().map(|it| it.line.unusual()),
+            "settings": self.settings.as_ref().map(|it| it.line.stty_arguments()),
             "discipline": self.settings.as_ref().map(|it| it.discipline),
             "locked": self.settings.as_ref().map(|it| it.locked.is_some()),
             "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
@@ -166,7 +186,7 @@ impl View {
             Some(settings) => {
                 let [rows, columns, ..] = settings.size;
                 row("size", format!("{rows} rows, {columns} columns"));
-                let unusual = settings.line.unusual();
+                let unusual = settings.line.stty_arguments();
                 let shown = match unusual.is_empty() {
                     true => "those of a new terminal".to_owned(),
                     false => unusual.join(" "),

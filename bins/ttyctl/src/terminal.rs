@@ -1,5 +1,5 @@
-//! Terminals that a command line names. None is opened in a way that could block, and none of another
-//! user is used.
+//! Terminals that a command line names. They are opened in a way that cannot block, and a terminal of
+//! another user is refused.
 
 use fdkit::cli::Arg;
 use fdkit::error::{At, Error, Result, Status};
@@ -49,7 +49,7 @@ impl NamedTerminal {
             .at(escape(given))
         })?;
         let shown = || escape(path.as_os_str().as_bytes()).into_owned();
-        let device = node.rdev.filter(|_| terminal::is_node(&node));
+        let device = node.rdev.filter(|_| terminal::is_terminal_inode(&node));
         let device = device.ok_or_else(|| Error::misuse("not a terminal").at(shown()))?;
         if device == (5, 0) {
             return NamedTerminal::controlling();
@@ -64,7 +64,7 @@ impl NamedTerminal {
             return Err(Error::new(Status::No, "there is no controlling terminal; name a TTY"));
         }
         let device = device::numbers(number);
-        let usual = terminal::usual_path(device).map(PathBuf::from);
+        let usual = terminal::default_path(device).map(PathBuf::from);
         let usual = usual.filter(|path| inode_at(path).is_ok_and(|node| node.rdev == Some(device)));
         let path = usual.unwrap_or("/dev/tty".into());
         let node = inode_at(&path).at(|| path.display().to_string())?;
@@ -114,9 +114,12 @@ impl NamedTerminal {
             .at(self.shown()),
             other => Error::from(other).at(self.shown()),
         })?;
-        tty::device(&fd).map_err(|errno| match errno {
-            Errno::EIO => Error::new(Status::System, "the terminal has hung up"),
-            _ => Error::misuse("not a terminal"),
+        tty::device(&fd).map_err(|errno| {
+            let why = match errno {
+                Errno::EIO => Error::new(Status::System, "the terminal has hung up"),
+                _ => Error::misuse("not a terminal"),
+            };
+            why.at(self.shown())
         })?;
         let status = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(status - OFlag::O_NONBLOCK))?;

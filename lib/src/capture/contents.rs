@@ -4,10 +4,11 @@ use super::{Scan, identity, raise_limit};
 use crate::cli::progress::Unit;
 use crate::error::{Error, Result, Status};
 use crate::image::{Bytes, Data, Inode, Item, inode_of};
-use crate::kind::{Captured, ContentsContext, KindOps, Piece, Sink};
+use crate::kind::{Captured, ContentsContext, KindOps, Piece, Sink, Watches};
 use crate::proc::openers::Openers;
 use crate::proc::{Descriptor, Process};
 use crate::sys;
+use nix::libc;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
@@ -42,6 +43,8 @@ pub(super) struct ContentsSource {
     pub(super) key: (u32, u32, u64),
     /// What readlink(2) shows of the description.
     pub(super) link: Bytes,
+    /// The id of its mount.
+    pub(super) mount: i32,
     /// True if descriptors may wait in it.
     pub(super) carries: bool,
     /// Its contents, if they were read already.
@@ -53,19 +56,26 @@ struct Reading<'a> {
     processes: &'a [Process],
     /// Asked only while the processes are stopped, if they are to be stopped at all.
     openers: Openers,
+    watches: Watches,
     /// True if the processes are stopped.
     frozen: bool,
+    /// [`Scan::answers_opens`], if it is stopped.
+    answers_opens: Option<i32>,
     /// The most bytes of one object.
     limit: u64,
 }
 
-impl<W: Write> Scan<'_, W> {
+impl<W: Write> Scan<'_, '_, W> {
     /// Writes the contents of all objects, if they are wanted, after all files and slots. What waits
     /// in queues comes first: it may be files that no table has, and those may be queues.
     pub(super) fn contents(&mut self, processes: &[Process]) -> Result<()> {
         let Some(limit) = self.options.data else { return Ok(()) };
-        let (openers, frozen) = (self.openers(processes), self.options.freezes());
-        let mut reading = Reading { processes, openers, frozen, limit };
+        let found = self.preview.openers(processes, &self.sources);
+        let openers = found.unwrap_or_else(|| self.openers(processes));
+        let frozen = self.options.freezes();
+        let answers_opens = self.answers_opens.filter(|_| frozen);
+        let watches = Watches::default();
+        let mut reading = Reading { processes, openers, watches, frozen, answers_opens, limit };
         let known = self.sources.len();
         self.read_queues(&reading)?;
         if self.sources.len() > known {
@@ -107,6 +117,7 @@ impl<W: Write> Scan<'_, W> {
             found.push((Data { object, offset, with, bytes }, fds));
             Ok(())
         };
+        self.frozen.go_on();
         if let Err(err) = source.read(reading, &self.copies, &mut put) {
             self.report(Status::No, err.to_string());
         }
@@ -133,6 +144,9 @@ impl<W: Write> Scan<'_, W> {
             self.report(Status::No, format!("{}: a queued descriptor: {err}", process.pid));
             Captured::unreadable(kept.as_raw_fd(), &err)
         });
+        for warning in &captured.warnings {
+            self.report(Status::No, format!("{}: a queued descriptor: {warning}", process.pid));
+        }
         let place = (std::process::id() as i32, kept.as_raw_fd());
         let (id, new) = self.descriptions.identify(&identity::facts(&captured), place);
         if new {
@@ -169,13 +183,20 @@ impl<W: Write> Scan<'_, W> {
                 let written = write(Data { object, offset, with, bytes });
                 written.inspect_err(|err| failed = Some(err.clone()))
             };
+            match source.kind.takes_contents_out {
+                true => self.frozen.without_limit(),
+                false => self.frozen.go_on(),
+            }
             let read = source.read(reading, &self.copies, &mut put);
+            if source.kind.takes_contents_out {
+                self.frozen.limit_again();
+            }
             if let Some(err) = failed {
                 return Err(err);
             }
             if let Err(err) = read {
                 self.status = self.status.max(Status::No);
-                (self.say)(err.to_string());
+                self.messages.push(err.to_string());
             }
         }
         Ok(())
@@ -187,7 +208,20 @@ impl ContentsSource {
     /// kind does, and as `to` does.
     fn read(&self, reading: &Reading<'_>, copies: &[OwnedFd], to: Sink<'_>) -> Result<()> {
         let process = &reading.processes[self.copy.process()];
+        let is_served = || process.mounts().is_some_and(|mounts| mounts.is_served(self.mount));
+        let permits = reading.answers_opens;
+        let is_file = self.inode.mode & libc::S_IFMT == libc::S_IFREG;
         let (copy, what) = match self.copy {
+            CopySource::Number(_, fd) if permits.is_some() && is_file => {
+                let why = "is stopped, and may have to permit the read (fanotify); scan without \
+                           --freeze";
+                let why = format!("process {} {why}", permits.unwrap_or_default());
+                (Err(Error::unrestorable(why)), format!("fd {fd}"))
+            }
+            CopySource::Number(_, fd) if reading.frozen && is_served() => {
+                let why = "a process that is stopped may have to answer; scan without --freeze";
+                (Err(Error::unrestorable(why)), format!("fd {fd}"))
+            }
             CopySource::Number(_, fd) => {
                 (sys::pidfd_getfd(process.pidfd(), fd).map_err(Error::from), format!("fd {fd}"))
             }
@@ -201,10 +235,12 @@ impl ContentsSource {
                 return Err(Error::new(Status::Gone, "the number names another file by now"));
             }
             let cx = ContentsContext {
+                process,
                 inode: &found,
                 object: self.key,
                 link: &self.link.0,
                 openers: &reading.openers,
+                watches: &reading.watches,
                 frozen: reading.frozen,
             };
             (self.kind.contents)(copy.as_fd(), &cx, reading.limit, to)

@@ -1,218 +1,273 @@
-//! Stops processes during a scan: PTRACE_SEIZE and PTRACE_INTERRUPT (ptrace(2)).
+//! Processes that are stopped during a scan.
 //!
-//! The kernel lets a thread go when its tracer ends, however it ends. A thread that a signal had
-//! stopped before stays stopped. A blocked epoll_wait(2) and the like may fail with EINTR, as after
-//! SIGCONT (signal(7)).
+//! A child of this process, the holder, is their tracer (ptrace(2)). It holds the stop until no process
+//! has the other end of its socket any more: this process, and its children that put something back
+//! ([`crate::kind`]: messages of a queue, bytes of a terminal, the peek offset of a socket), each of
+//! which inherits that end. So none of the stopped processes runs while a part of its queue is
+//! elsewhere, also if this process is killed.
+//!
+//! If the holder itself is killed, the kernel lets all processes go at once.
 
-use crate::error::{At, Result};
+use super::tracer::Tracer;
+use crate::error::{At, Error, Result, Status};
 use crate::proc::Process;
+use crate::sys::fork;
+use crate::sys::own_table::close_all_but;
 use nix::errno::Errno;
-use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, send};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-use std::collections::HashSet;
+use nix::unistd::{Pid, getpid, setsid};
+use std::io::{ErrorKind, Read};
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long the threads of a process may take to stop, unless something else is asked for.
+pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Processes that are stopped until this is dropped.
-#[derive(Default)]
+///
+/// A process of several threads has no holder, since it cannot fork: there the calling thread is the
+/// tracer. If a process does not stop within the limit, it then stops later, and stays so until the
+/// calling thread ends. So a caller that lives on after a failure of [`Frozen::add`] calls it in a
+/// thread that ends.
 pub struct Frozen {
-    threads: HashSet<Pid>,
+    limit: Duration,
+    stopper: Option<Stopper>,
+    /// The first process whose system calls may end early, and the reason.
+    unkept: Option<String>,
+}
+
+/// Who traces the processes.
+enum Stopper {
+    Holder(Holder),
+    /// The calling thread.
+    Here(Tracer),
 }
 
 impl Frozen {
+    /// No process yet. The threads of each one may take so long to stop.
+    pub fn new(limit: Duration) -> Frozen {
+        Frozen { limit, stopper: None, unkept: None }
+    }
+
     /// Stops all threads of a process, with those that they start meanwhile. A thread that ends
     /// meanwhile is left out.
     ///
-    /// Fails with EPERM if they may not be traced, or another tracer has them. Those that are stopped
-    /// by then stay so until this is dropped.
+    /// Fails with status 4 and the reason if they may not be traced, or another tracer has them; with
+    /// status 5 if they have not stopped within the limit, or the process is gone. Those that are
+    /// stopped by then stay so until this is dropped.
     pub fn add(&mut self, process: &Process) -> Result<()> {
-        loop {
-            let threads = process.threads()?.into_iter().map(Pid::from_raw);
-            let new: Vec<Pid> = threads.filter(|thread| !self.threads.contains(thread)).collect();
-            if new.is_empty() {
-                return Ok(());
-            }
-            for thread in new {
-                match self.stop(thread) {
-                    Ok(()) | Err(Errno::ESRCH) => (),
-                    Err(errno) => return Err(errno).at(|| format!("stop thread {thread}")),
-                }
+        let stopper = match self.stopper.take() {
+            Some(stopper) => stopper,
+            None => match Holder::start(self.limit) {
+                Err(Errno::EDEADLK) => Stopper::Here(Tracer::new(self.limit)),
+                other => Stopper::Holder(other.map_err(Error::no_process)?),
+            },
+        };
+        let unknown = match self.stopper.insert(stopper) {
+            Stopper::Holder(holder) => holder.add(process.pid)?,
+            Stopper::Here(tracer) => tracer.add(process.pid)?.map(str::to_owned),
+        };
+        // Otherwise another process may have its id by now.
+        process.identity()?;
+        if let (Some(why), None) = (unknown, &self.unkept) {
+            let lost =
+                "a call that the stop interrupts may fail with EINTR, or break a seccomp filter";
+            self.unkept = Some(format!("{}: {why}: {lost}", process.pid));
+        }
+        Ok(())
+    }
+
+    /// The first process of which system calls may end early that the stop interrupts, and the
+    /// reason.
+    pub fn unkept(&self) -> Option<&str> {
+        self.unkept.as_deref()
+    }
+
+    /// Tells the holder that the scan goes on. If it does not for the limit, the holder lets all go: the
+    /// scan may wait for one of the stopped processes, in a call that no signal ends.
+    pub fn go_on(&mut self) {
+        if let Some(Stopper::Holder(holder)) = &mut self.stopper {
+            if holder.told.elapsed() > self.limit / 8 {
+                holder.tell(GOES_ON);
             }
         }
     }
 
-    /// Stops a thread. Fails with ESRCH if it has ended.
-    fn stop(&mut self, thread: Pid) -> nix::Result<()> {
-        ptrace::seize(thread, ptrace::Options::empty())?;
-        self.threads.insert(thread);
-        ptrace::interrupt(thread)?;
-        loop {
-            match waitpid(thread, Some(WaitPidFlag::__WALL))? {
-                WaitStatus::PtraceEvent(..) => return Ok(()),
-                // A signal came first. The thread gets it, and stops before it runs an instruction.
-                WaitStatus::Stopped(_, signal) => match ptrace::getsiginfo(thread) {
-                    Ok(_) => ptrace::cont(thread, signal)?,
-                    Err(_) => return Ok(()),
-                },
-                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Ok(()),
-                _ => (),
-            }
+    /// Sets no limit for what follows, until [`Frozen::limit_again`]: something is taken out of a queue,
+    /// and nobody may run before it is back.
+    pub fn without_limit(&mut self) {
+        if let Some(Stopper::Holder(holder)) = &mut self.stopper {
+            holder.tell(WITHOUT_LIMIT);
         }
     }
 
-    /// Sends a stopped process SIGSTOP, so that it stays stopped when this is dropped: it runs no
-    /// instruction in between.
-    pub fn leave_stopped(&self, process: &Process) -> Result<()> {
-        kill(Pid::from_raw(process.pid), Signal::SIGSTOP).at(|| "SIGSTOP")
+    /// Ends what [`Frozen::without_limit`] has begun.
+    pub fn limit_again(&mut self) {
+        if let Some(Stopper::Holder(holder)) = &mut self.stopper {
+            holder.tell(GOES_ON);
+        }
+    }
+
+    /// Fails with status 5 if the processes run again, since the holder was killed, or gave up.
+    pub fn check(&self) -> Result<()> {
+        match &self.stopper {
+            Some(Stopper::Holder(holder)) => match holder.end() {
+                None => Ok(()),
+                Some(WaitStatus::Exited(_, STOOD_STILL)) => Err(stood_still(self.limit)),
+                Some(_) => Err(lost()),
+            },
+            _ => Ok(()),
+        }
     }
 }
 
-impl Drop for Frozen {
+/// The failure of a stop that the holder gave up.
+fn stood_still(limit: Duration) -> Error {
+    let why = format!(
+        "the processes ran during the scan: it stood still for {} seconds, perhaps since one of them had \
+         to answer (FUSE, fanotify), and they were let go; scan without --freeze",
+        limit.as_secs_f64()
+    );
+    Error::new(Status::Gone, why)
+}
+
+/// The failure of a stop whose holder was killed.
+fn lost() -> Error {
+    let why = "the processes ran during the scan: the process that held them stopped was killed";
+    Error::new(Status::Gone, why)
+}
+
+/// A child that stops processes, and holds them stopped.
+struct Holder {
+    child: Pid,
+    socket: UnixStream,
+    /// When it was last told that the scan goes on.
+    told: Instant,
+}
+
+/// What it receives beside the id of a process.
+const GOES_ON: i32 = 0;
+const WITHOUT_LIMIT: i32 = -1;
+
+/// Its exit status if it has heard nothing for the limit.
+const STOOD_STILL: i32 = 3;
+
+/// The bytes before the text of an answer: the status, and the length of the text.
+const ANSWER_HEAD: usize = 5;
+
+impl Holder {
+    /// Forks it. Fails with EDEADLK in a process of several threads.
+    fn start(limit: Duration) -> nix::Result<Holder> {
+        let pair = UnixStream::pair();
+        let (ours, theirs) =
+            pair.map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(0)))?;
+        match fork::fork()? {
+            Some(child) => Ok(Holder { child, socket: ours, told: Instant::now() }),
+            None => {
+                // A signal to the process group of its parent, or from the terminal, does not end it,
+                // and it is no user of that terminal.
+                let _ = setsid();
+                let _ = close_all_but(theirs.as_raw_fd());
+                std::mem::forget(ours);
+                hold(theirs, limit);
+                fork::end(0)
+            }
+        }
+    }
+
+    /// Has it stop a process. Gives the reason if nothing is known of the system calls that the stop
+    /// interrupts. Fails as [`Tracer::add`] does.
+    fn add(&mut self, process: i32) -> Result<Option<String>> {
+        if process == getpid().as_raw() || process == self.child.as_raw() {
+            let why = "it cannot be stopped: it is fdscan itself";
+            return Err(Error::new(Status::Denied, why));
+        }
+        let (status, text) = self.ask(process).map_err(|_| lost())?;
+        match Status::from_code(status) {
+            Some(Status::Done) => Ok((!text.is_empty()).then_some(text)),
+            status => Err(Error::new(status.unwrap_or(Status::System), text)),
+        }
+    }
+
+    /// Sends the id of a process, and receives the answer.
+    fn ask(&mut self, process: i32) -> std::io::Result<(u8, String)> {
+        // Without MSG_NOSIGNAL the end of the holder would end this process.
+        send(self.socket.as_raw_fd(), &process.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL)?;
+        let mut head = [0; ANSWER_HEAD];
+        self.socket.read_exact(&mut head)?;
+        let [status, len @ ..] = head;
+        let mut text = vec![0; u32::from_ne_bytes(len) as usize];
+        self.socket.read_exact(&mut text)?;
+        Ok((status, String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Sends it a word that has no answer.
+    fn tell(&mut self, word: i32) {
+        self.told = Instant::now();
+        // If it has ended, [`Frozen::check`] says so.
+        let _ = send(self.socket.as_raw_fd(), &word.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL);
+    }
+
+    /// How it has ended; none while it holds the processes. It is asked once.
+    fn end(&self) -> Option<WaitStatus> {
+        match waitpid(self.child, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => None,
+            other => Some(other.unwrap_or(WaitStatus::Exited(self.child, 0))),
+        }
+    }
+}
+
+impl Drop for Holder {
     fn drop(&mut self) {
-        for &thread in &self.threads {
-            // Fails of a thread that has ended.
-            let _ = ptrace::detach(thread, None);
+        // A child that has inherited this end does not keep it open.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        while waitpid(self.child, None) == Err(Errno::EINTR) {}
+    }
+}
+
+/// The work of the holder: stops each process whose id it receives, and returns when no process has
+/// the other end of its socket any more. It ends if it hears nothing for the limit.
+fn hold(mut socket: UnixStream, limit: Duration) {
+    let mut tracer = Tracer::new(limit);
+    let mut word = [0; 4];
+    let mut limited = false;
+    loop {
+        if socket.set_read_timeout(limited.then_some(limit)).is_err() {
+            return;
+        }
+        match socket.read_exact(&mut word) {
+            Ok(()) => (),
+            Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                fork::end(STOOD_STILL)
+            }
+            Err(_) => return,
+        }
+        let process = i32::from_ne_bytes(word);
+        limited = process != WITHOUT_LIMIT;
+        if matches!(process, GOES_ON | WITHOUT_LIMIT) {
+            continue;
+        }
+        let (status, text) = match tracer.add(process) {
+            Ok(unknown) => (Status::Done, unknown.unwrap_or_default().to_owned()),
+            Err(err) => (err.status(), err.to_string()),
+        };
+        let mut answer = vec![status as u8];
+        answer.extend((text.len() as u32).to_ne_bytes());
+        answer.extend(text.as_bytes());
+        // It succeeds as long as anybody has the other end. Nobody must wait for an answer that was
+        // not sent.
+        if send(socket.as_raw_fd(), &answer, MsgFlags::MSG_NOSIGNAL).is_err() {
+            return;
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proc::Stat;
-    use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    /// A child that counts up in a shell, until it is dropped.
-    struct Counter(Child);
-
-    impl Counter {
-        fn new() -> Counter {
-            let script = "while :; do :; done";
-            Counter(Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap())
-        }
-
-        fn pid(&self) -> i32 {
-            self.0.id() as i32
-        }
-
-        fn process(&self) -> Process {
-            Process::open(self.pid()).unwrap()
-        }
-
-        fn stat(&self) -> Stat {
-            Stat::of(self.pid()).unwrap()
-        }
-
-        /// The time that it ran, in ticks: utime and stime of proc_pid_stat(5).
-        fn ran(&self) -> i64 {
-            self.stat().field(14) + self.stat().field(15)
-        }
-
-        /// True if it runs within some seconds.
-        fn runs(&self) -> bool {
-            let before = self.ran();
-            until(|| self.ran() > before)
-        }
-
-        fn signal(&self, signal: Signal) {
-            kill(Pid::from_raw(self.pid()), signal).unwrap();
-        }
-    }
-
-    impl Drop for Counter {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    fn until(holds: impl Fn() -> bool) -> bool {
-        let begun = Instant::now();
-        while !holds() {
-            if begun.elapsed() > Duration::from_secs(20) {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        true
-    }
-
-    /// Stops a process, or says why this machine does not allow it.
-    fn freeze(process: &Process) -> Option<Frozen> {
-        let mut frozen = Frozen::default();
-        match frozen.add(process) {
-            Err(err) if err.errno() == Some(Errno::EPERM) => {
-                eprintln!("SKIP: ptrace(2) is not permitted here");
-                None
-            }
-            other => other.map(|()| Some(frozen)).unwrap(),
-        }
-    }
-
-    #[test]
-    fn a_process_is_stopped_until_it_is_let_go() {
-        let child = Counter::new();
-        assert!(child.runs());
-        let Some(frozen) = freeze(&child.process()) else { return };
-        assert_eq!(frozen.threads, HashSet::from([Pid::from_raw(child.pid())]));
-        // t: stopped by a tracer. It runs nothing.
-        let ran = child.ran();
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!child.stat().is_stopped() && child.ran() == ran);
-        drop(frozen);
-        assert!(child.runs());
-    }
-
-    #[test]
-    fn a_process_that_was_stopped_stays_stopped() {
-        let child = Counter::new();
-        child.signal(Signal::SIGSTOP);
-        assert!(until(|| child.stat().is_stopped()));
-        let Some(frozen) = freeze(&child.process()) else { return };
-        drop(frozen);
-        assert!(until(|| child.stat().is_stopped()));
-        let ran = child.ran();
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(child.stat().is_stopped() && child.ran() == ran);
-        child.signal(Signal::SIGCONT);
-        assert!(child.runs());
-    }
-
-    #[test]
-    fn a_process_can_be_left_stopped() {
-        let child = Counter::new();
-        let process = child.process();
-        let Some(frozen) = freeze(&process) else { return };
-        frozen.leave_stopped(&process).unwrap();
-        drop(frozen);
-        assert!(until(|| child.stat().is_stopped()));
-        child.signal(Signal::SIGCONT);
-        assert!(child.runs());
-    }
-
-    #[test]
-    fn a_signal_to_a_stopped_process_is_not_lost() {
-        let child = Counter::new();
-        let Some(frozen) = freeze(&child.process()) else { return };
-        child.signal(Signal::SIGTERM);
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!child.stat().is_zombie());
-        drop(frozen);
-        assert!(until(|| child.stat().is_zombie()));
-    }
-
-    #[test]
-    fn a_process_that_ends_meanwhile_is_no_error() {
-        let mut child = Counter::new();
-        let process = child.process();
-        let Some(mut frozen) = freeze(&process) else { return };
-        // A stopped process ends by SIGKILL alone.
-        child.signal(Signal::SIGKILL);
-        assert!(until(|| child.stat().is_zombie()));
-        assert!(frozen.add(&process).is_ok());
-        drop(frozen);
-        child.0.wait().unwrap();
-        assert!(Frozen::default().add(&process).is_err());
-    }
+/// Sends a stopped process SIGSTOP, so that it stays stopped when it is let go: it runs no instruction
+/// in between.
+pub fn leave_stopped(process: i32) -> Result<()> {
+    kill(Pid::from_raw(process), Signal::SIGSTOP).at(|| "SIGSTOP")
 }

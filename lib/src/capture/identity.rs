@@ -1,6 +1,8 @@
 //! Which descriptors are of one open file description, by comparisons that are given.
 
 use crate::kind::Captured;
+use nix::errno::Errno;
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -52,18 +54,40 @@ impl<T> Ordered<T> {
     }
 }
 
+/// Why the comparisons of a scan failed, if one did for another reason than that its process has ended or
+/// its number is closed.
+#[derive(Debug, Default)]
+pub(super) struct CompareFailure(Cell<Option<Errno>>);
+
+impl CompareFailure {
+    /// Records why a comparison failed.
+    pub(super) fn note(&self, errno: Errno) {
+        if !matches!(errno, Errno::ESRCH | Errno::EBADF) {
+            self.0.set(Some(errno));
+        }
+    }
+
+    /// The reason.
+    pub(super) fn errno(&self) -> Option<Errno> {
+        self.0.get()
+    }
+}
+
 /// The open file descriptions of a scan, numbered from 0 as they are found.
 pub(super) struct Descriptions<C> {
     compare: C,
     /// Those that /proc cannot tell apart, by the hash of what it says of them.
     alike: HashMap<u64, Ordered<(TaskFd, u32)>>,
     count: u32,
+    /// Why the comparisons failed, if they did.
+    pub(super) failure: CompareFailure,
 }
 
 impl<C: Fn(TaskFd, TaskFd) -> nix::Result<Ordering>> Descriptions<C> {
     /// None yet. `compare` orders the descriptions behind two descriptors, as kcmp(2) does.
     pub(super) fn new(compare: C) -> Self {
-        Descriptions { compare, alike: HashMap::new(), count: 0 }
+        let (alike, failure) = Default::default();
+        Descriptions { compare, alike, count: 0, failure }
     }
 
     /// The id of the description of a descriptor, and true if it is new. `facts` are those that all
@@ -72,7 +96,8 @@ impl<C: Fn(TaskFd, TaskFd) -> nix::Result<Ordering>> Descriptions<C> {
         let mut hasher = DefaultHasher::new();
         facts.hash(&mut hasher);
         let alike = self.alike.entry(hasher.finish()).or_default();
-        let compare = &self.compare;
+        let (compare, failure) = (&self.compare, &self.failure);
+        let compare = |a, b| compare(a, b).inspect_err(|errno| failure.note(*errno));
         let known = alike.find_or_insert(
             (place, self.count),
             |&(other, _)| compare(other, place),
@@ -102,8 +127,7 @@ pub(super) fn facts(captured: &Captured) -> impl Hash + '_ {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::errno::Errno;
-    use std::cell::{Cell, RefCell};
+    use std::cell::RefCell;
     use std::collections::HashSet;
 
     /// Stands for the kernel: the address of the description at each place.
@@ -193,8 +217,10 @@ mod tests {
         // Nothing was forgotten for that.
         kernel.addresses.borrow_mut().insert((1, 5), 10);
         assert_eq!(files.identify(&(), (1, 5)), (0, false));
+        assert_eq!(files.failure.errno(), None);
         // A kernel without kcmp(2) tells nothing at all.
         let mut files = Descriptions::new(|_, _| Err(Errno::ENOSYS));
         assert_eq!([3, 3].map(|fd| files.identify(&(), (1, fd))), [(0, true), (1, true)]);
+        assert_eq!(files.failure.errno(), Some(Errno::ENOSYS));
     }
 }

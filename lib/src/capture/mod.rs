@@ -2,102 +2,110 @@
 
 mod contents;
 pub mod freeze;
+mod gather;
 mod identity;
+mod interrupted;
+mod options;
+mod preview;
 mod tables;
 mod threads;
+mod tracer;
+
+pub use options::ScanOptions;
 
 use crate::capture::contents::{ContentsSource, CopySource};
-use crate::capture::freeze::Frozen;
+use crate::capture::freeze::{Frozen, STOP_LIMIT, leave_stopped};
 use crate::capture::identity::{Descriptions, TaskFd};
+use crate::capture::preview::{Preview, served_numbers};
 use crate::capture::tables::{ScannedTable, Snapshot, Tables};
-use crate::capture::threads::look;
+use crate::capture::threads::{Looked, Trace, look};
 use crate::cli::progress::{Progress, Unit};
-use crate::error::{Error, Result, Status};
-use crate::filter::{Filter, Subject};
-use crate::image::{Bytes, Head, Item, Lock, OpenFile, Slot, Summary, VERSION, Writer};
-use crate::kind::Captured;
-use crate::proc::{CLOEXEC, FdInfo, Process, attach_refusal, boot_id};
+use crate::error::{At, Error, Result, Status};
+use crate::filter::Subject;
+use crate::image::{
+    Bytes, Head, Item, Lock, MINOR, Missing, OpenFile, Slot, Summary, VERSION, Writer,
+};
+use crate::kind::{Captured, KindOps};
+use crate::messages::Messages;
+use crate::proc::{CLOEXEC, FdInfo, FoundPaths, Process, attach_refusal};
 use crate::sys;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::unistd::gethostname;
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::Write;
+use std::collections::{HashMap, HashSet};
+use std::io::{Seek, Write};
 use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Options of a scan.
-#[derive(Clone, Debug, Default)]
-pub struct ScanOptions {
-    /// The descendants of the processes too.
-    pub tree: bool,
-    /// Only descriptors that pass all of these.
-    pub filters: Vec<Filter>,
-    /// The most bytes of contents of one object. None: no contents.
-    pub data: Option<u64>,
-    /// Only the text of /proc: no descriptor is copied or opened.
-    pub passive: bool,
-    /// Stop the tasks during the scan.
-    pub freeze: bool,
-    /// Stop the tasks, and leave them stopped by SIGSTOP.
-    pub stop: bool,
-}
-
-impl ScanOptions {
-    /// True if the tasks are stopped during the scan.
-    fn freezes(&self) -> bool {
-        self.freeze || self.stop
-    }
-}
-
-/// Writes an image of processes to `out`. `say` gets a line for each thing that could not be taken.
+/// Writes an image of processes to `out`. Says a line for each thing that could not be taken.
 ///
-/// Gives `out` back, with the status (1 if some descriptors could not be taken, 5 if a process changed
-/// during the scan) and the counts of records. Fails, before anything is written, if a process cannot
-/// be opened or stopped.
+/// Gives `out` back, with the status and the counts of records. The status is 1 if some descriptors or
+/// some of several processes could not be taken, and 5 if a process changed during the scan. An image of
+/// stopped processes is written when they run again, since one of them may have to read it, or to serve
+/// the file system that it is written to.
+///
+/// Fails, with nothing written, if a task does not stop, and if none of the processes is left: with
+/// status 4 if one may not be looked at, and else as the last of them did.
 pub fn capture<W: Write>(
     pids: &[i32],
     options: &ScanOptions,
-    out: W,
-    say: &mut dyn FnMut(String),
+    mut out: W,
+    messages: &mut Messages<'_>,
 ) -> Result<(W, Status, Summary)> {
-    let mut frozen = Frozen::default();
-    let mut progress = Progress::new(TOOL, Unit::Of("processes"), None);
-    let mut processes = gather(pids, options, &mut frozen, &mut progress)?;
-    let mut scan = Scan {
-        options,
-        say,
-        status: Status::Done,
-        progress,
-        out: Writer::new(out),
-        descriptions: Descriptions::new(sys::compare_files),
-        objects: HashMap::new(),
-        locks: HashSet::new(),
-        sources: Vec::new(),
-        copies: Vec::new(),
-        summary: Summary::default(),
-    };
-    scan.out.put(&Item::Head(Head {
-        contents: options.data.is_some(),
-        frozen: options.freezes(),
-        passive: options.passive,
-        ..head(TOOL)
-    }))?;
-    scan.tables(&mut processes)?;
+    let mut frozen = Frozen::new(options.timeout.unwrap_or(STOP_LIMIT));
+    if !options.freezes() {
+        return scan(pids, options, &mut frozen, out, messages);
+    }
+    let memory = memfd::MemfdOptions::default().create("image");
+    let memory = memory.at(|| "keep the image in memory")?;
+    // One of the stopped processes may read stderr.
+    let mut kept = Messages::kept();
+    let scanned = scan(pids, options, &mut frozen, memory.into_file(), &mut kept);
+    drop(frozen);
+    messages.extend(kept.take());
+    let (memory, status, summary) = scanned?;
+    (&memory).rewind()?;
+    std::io::copy(&mut &memory, &mut out)?;
+    out.flush()?;
+    Ok((out, status, summary))
+}
+
+/// Stops the processes if that is asked, and writes their image.
+fn scan<W: Write>(
+    pids: &[i32],
+    options: &ScanOptions,
+    frozen: &mut Frozen,
+    out: W,
+    messages: &mut Messages<'_>,
+) -> Result<(W, Status, Summary)> {
+    let mut scan = Scan::new(options, messages, frozen, out);
+    if options.freezes() {
+        scan.preview = Preview::new(pids, options, scan.found_paths.clone());
+        scan.found_paths.end_searches();
+    }
+    let processes = scan.gather(pids)?;
+    if let Some(line) = scan.frozen.unkept() {
+        let line = line.to_owned();
+        scan.report(Status::Done, line);
+    }
+    scan.preview.end_watch();
+    let processes = scan.tables(processes)?;
+    scan.write_missing()?;
     scan.contents(&processes)?;
+    scan.report_compare_failure();
+    if let Err(err) = scan.frozen.check() {
+        scan.report(err.status(), err.to_string());
+    }
     if options.stop {
         for process in &processes {
-            frozen.leave_stopped(process)?;
+            leave_stopped(process.pid)?;
         }
     }
     let (status, summary) = (scan.status, scan.summary);
     Ok((scan.out.end()?, status, summary))
-}
-
-/// Says in an error which process it is about.
-fn named(pid: i32) -> impl Fn(Error) -> Error {
-    move |err| err.at(pid.to_string())
 }
 
 /// Raises our own limit of open files as far as it goes.
@@ -114,47 +122,19 @@ fn open_processes() -> Result<usize> {
 /// The tool that makes images of processes.
 const TOOL: &str = "fdscan";
 
-/// Opens all processes, parents before children, and stops them if that is asked.
-fn gather(
-    pids: &[i32],
-    options: &ScanOptions,
-    frozen: &mut Frozen,
-    progress: &mut Progress,
-) -> Result<Vec<Process>> {
-    if options.tree || pids.len() > 1 {
-        raise_limit()?;
-    }
-    let most_open = open_processes()?;
-    let cache = Arc::default();
-    let mut processes: Vec<Process> = Vec::new();
-    let mut known: HashSet<i32> = HashSet::new();
-    let mut queue: VecDeque<(i32, bool)> = VecDeque::new();
-    queue.extend(pids.iter().filter(|pid| known.insert(**pid)).map(|pid| (*pid, true)));
-    while let Some((pid, asked)) = queue.pop_front() {
-        let mut process = match Process::open_with(pid, &cache) {
-            // A child that has ended meanwhile is no longer of the tree.
-            Err(err) if !asked && err.status() == Status::Gone => continue,
-            other => other.map_err(named(pid))?,
-        };
-        if options.freezes() {
-            frozen.add(&process).map_err(named(pid))?;
-        }
-        if options.tree {
-            let children = process.children().map_err(named(pid))?.into_iter();
-            queue.extend(children.filter(|child| known.insert(*child)).map(|child| (child, false)));
-        }
-        if processes.len() >= most_open {
-            process.release();
-        }
-        processes.push(process);
-        progress.add(1);
-    }
-    Ok(processes)
-}
-
-/// The head of an image that this tool begins now, without contents.
-pub fn head(tool: &str) -> Head {
-    let text = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+/// The head of an image that this tool begins now, without contents. Says what could not be read, and
+/// is then empty.
+pub fn head(tool: &str, messages: &mut Messages<'_>) -> Head {
+    let mut text = |path: &str| {
+        let text = std::fs::read_to_string(path).unwrap_or_else(|err| {
+            messages.push(format!("{path}: {}", Error::from(err)));
+            String::new()
+        });
+        text.trim().to_owned()
+    };
+    let (kernel, boot) =
+        (text("/proc/sys/kernel/osrelease"), text("/proc/sys/kernel/random/boot_id"));
+    let host = gethostname().map_err(|errno| messages.push(format!("host name: {}", errno.desc())));
     // reproducible-builds.org: the time of an image can be given from outside.
     let given = std::env::var("SOURCE_DATE_EPOCH").ok().and_then(|text| text.parse().ok());
     let now = match given {
@@ -163,11 +143,12 @@ pub fn head(tool: &str) -> Head {
     };
     Head {
         version: VERSION,
-        minor: 0,
+        minor: MINOR,
         tool: tool.into(),
         release: env!("CARGO_PKG_VERSION").into(),
-        kernel: Bytes(text("/proc/sys/kernel/osrelease").into_bytes()),
-        boot: boot_id(),
+        kernel: Bytes(kernel.into_bytes()),
+        boot,
+        host: host.ok().map(|host| Bytes(host.into_vec())),
         time: (now.as_secs(), now.subsec_nanos()),
         contents: false,
         frozen: false,
@@ -179,9 +160,16 @@ pub fn head(tool: &str) -> Head {
 type CompareFiles = fn(TaskFd, TaskFd) -> nix::Result<Ordering>;
 
 /// A scan that goes on.
-struct Scan<'a, W: Write> {
+struct Scan<'a, 'm, W: Write> {
     options: &'a ScanOptions,
-    say: &'a mut dyn FnMut(String),
+    /// The link of the pipe that the image is written to. Of the descendants, those that read it are
+    /// left out, with theirs.
+    output_pipe: Option<Vec<u8>>,
+    messages: &'a mut Messages<'m>,
+    /// The processes that are stopped.
+    frozen: &'a mut Frozen,
+    /// A process that may have to answer before another can open a file.
+    answers_opens: Option<i32>,
     status: Status,
     progress: Progress,
     out: Writer<W>,
@@ -194,82 +182,221 @@ struct Scan<'a, W: Write> {
     sources: Vec<ContentsSource>,
     /// Of what waits in queues, one of each description that no table has.
     copies: Vec<OwnedFd>,
+    /// The paths that were searched for.
+    found_paths: Arc<FoundPaths>,
+    /// What was found out before the processes were stopped.
+    preview: Preview,
+    /// The processes that are not in the image, or not whole, and why.
+    missing: Vec<(Missing, Error)>,
+    /// More than one process is scanned.
+    several: bool,
     summary: Summary,
 }
 
-impl<W: Write> Scan<'_, W> {
+impl<'a, 'm, W: Write> Scan<'a, 'm, W> {
+    /// A scan that begins.
+    fn new(
+        options: &'a ScanOptions,
+        messages: &'a mut Messages<'m>,
+        frozen: &'a mut Frozen,
+        out: W,
+    ) -> Scan<'a, 'm, W> {
+        Scan {
+            options,
+            output_pipe: options.output_pipe(),
+            messages,
+            frozen,
+            answers_opens: None,
+            status: Status::Done,
+            progress: Progress::new(TOOL, Unit::Of("processes"), None),
+            out: Writer::new(out),
+            descriptions: Descriptions::new(sys::compare_files),
+            objects: HashMap::new(),
+            locks: HashSet::new(),
+            sources: Vec::new(),
+            copies: Vec::new(),
+            found_paths: Arc::default(),
+            preview: Preview::default(),
+            missing: Vec::new(),
+            several: false,
+            summary: Summary::default(),
+        }
+    }
+
     /// Says what could not be taken. The scan ends with this status or a worse one.
     fn report(&mut self, status: Status, line: String) {
         self.status = self.status.max(status);
-        (self.say)(line);
+        self.messages.push(line);
     }
 
-    /// Writes all tasks, then the descriptors of each table once.
-    fn tables(&mut self, processes: &mut [Process]) -> Result<()> {
+    /// Says that what is shared is not known, if a comparison failed. A passive scan makes none.
+    fn report_compare_failure(&mut self) {
+        let Some(errno) = self.descriptions.failure.errno().filter(|_| !self.options.passive)
+        else {
+            return;
+        };
+        let why = match errno {
+            Errno::EPERM => "a security module or seccomp filter forbids it",
+            Errno::ENOSYS => "it takes a kernel with CONFIG_KCMP",
+            other => other.desc(),
+        };
+        let lost = "what descriptors and processes share may be missing in the image";
+        self.report(Status::No, format!("kcmp: {why}: {lost}"));
+    }
+
+    /// Writes the head and all tasks, then the descriptors of each table once. Gives those processes
+    /// that have not ended before. Fails if none is left.
+    fn tables(&mut self, processes: Vec<Process>) -> Result<Vec<Process>> {
         let mut tables = Tables::default();
         let mut before: Vec<Snapshot> = Vec::new();
         self.progress.turn(Unit::Of("tasks"), Some(processes.len() as u64));
         let most_open = open_processes()?;
-        let compare: fn(i32, i32) -> nix::Result<Ordering> = match self.options.passive {
-            true => |_, _| Err(Errno::ENOSYS),
-            false => sys::compare_tables,
-        };
-        for (at, process) in processes.iter_mut().enumerate() {
-            let pid = process.pid;
-            let snapshot = Snapshot::take(process).map_err(named(pid))?;
-            let table = tables.add(at, pid, snapshot.numbers.len(), compare);
-            let highest = snapshot.numbers.last().copied();
-            let task = process.task(table as u32, highest).map_err(named(pid))?;
-            self.summary.tasks += 1;
-            self.out.put(&Item::Task(task.into()))?;
+        let mut kept: Vec<Process> = Vec::with_capacity(processes.len());
+        let mut names: Vec<Bytes> = Vec::with_capacity(processes.len());
+        for mut process in processes {
+            let (pid, at) = (process.pid, kept.len());
+            self.frozen.go_on();
+            let mut unread = Messages::kept();
+            let read = Snapshot::take(&process).and_then(|snapshot| {
+                let highest = snapshot.numbers.last().copied();
+                Ok((snapshot, process.task(0, highest, &mut unread)?))
+            });
+            let (snapshot, mut task) = match read {
+                Ok(read) => read,
+                Err(err) => {
+                    self.lacks(pid, None, false, err);
+                    continue;
+                }
+            };
+            for line in unread.take() {
+                self.report(Status::No, format!("{pid}: {line}"));
+            }
+            let (compare, failure) = (self.compare_tables(), &self.descriptions.failure);
+            let table =
+                tables.add(at, (pid, process.thread), snapshot.numbers.len(), |one, other| {
+                    compare(one, other).inspect_err(|errno| failure.note(*errno))
+                });
             before.push(snapshot);
+            // A shared table may have changed since its first task was looked at. The image has one
+            // state of it.
+            let highest = before[tables.first(table)].numbers.last();
+            (task.table.id, task.table.highest) = (table as u32, highest.map(|fd| *fd as u32));
+            if at == 0 {
+                let head = head(TOOL, &mut unread);
+                for line in unread.take() {
+                    self.report(Status::No, line);
+                }
+                self.out.put(&Item::Head(Head {
+                    contents: self.options.data.is_some(),
+                    frozen: self.options.freezes(),
+                    passive: self.options.passive,
+                    ..head
+                }))?;
+            }
+            self.summary.tasks += 1;
+            names.push(task.comm.clone());
+            self.out.put(&Item::Task(task.into()))?;
             if at >= most_open {
                 process.release();
             }
+            kept.push(process);
             self.progress.add(1);
+        }
+        if kept.is_empty() {
+            return Err(self.nothing_left());
         }
         let tables = tables.into_vec();
         let all = tables.iter().map(|table| before[table.first].numbers.len() as u64).sum();
         self.progress.turn(Unit::Of("descriptors"), Some(all));
         for (id, table) in tables.iter().enumerate() {
-            let (process, before) = (&processes[table.first], &before[table.first]);
-            self.table(id as u32, table, process, &before.numbers)?;
-            if let Some(change) = before.change(Snapshot::take(process)) {
-                self.report(Status::Gone, format!("{}: {change}", process.pid));
+            let (process, before) = (&kept[table.first], &before[table.first]);
+            let traces = self.table(id as u32, table, process, &before.numbers)?;
+            // A stopped process changes nothing.
+            let others =
+                if self.options.freezes() { 0 } else { threads::look_again(process, &traces) };
+            match before.change(Snapshot::take(process), others) {
+                None => (),
+                Some(change) if change.ended => {
+                    let comm = Some(names[table.first].clone());
+                    self.lacks(process.pid, comm, true, Error::new(Status::Gone, change.what));
+                }
+                Some(change) => {
+                    self.report(Status::Gone, format!("{}: {}", process.pid, change.what));
+                }
             }
-            processes[table.first].release();
+            kept[table.first].release();
         }
-        Ok(())
+        Ok(kept)
+    }
+
+    /// Orders the tables of two processes: kcmp(2), which a passive scan does not call.
+    fn compare_tables(&self) -> fn(i32, i32) -> nix::Result<Ordering> {
+        match self.options.passive {
+            true => |_, _| Err(Errno::ENOSYS),
+            false => sys::compare_tables,
+        }
     }
 
     /// Writes the descriptors of a table that pass the filters. `process` is the first that has it.
+    /// Gives what tells later whether their numbers name other files.
     fn table(
         &mut self,
         id: u32,
         table: &ScannedTable,
         process: &Process,
         numbers: &[RawFd],
-    ) -> Result<()> {
-        let filters = &self.options.filters;
+    ) -> Result<Vec<Trace>> {
+        let filters = &self.options.filter;
         let wanted = |fd: &RawFd| filters.iter().all(|filter| filter.may_pass(*fd as u32));
         let all = numbers.len();
         let numbers: Vec<RawFd> = numbers.iter().copied().filter(wanted).collect();
         self.progress.add((all - numbers.len()) as u64);
         let mut fetch = !self.options.passive;
+        if fetch && !process.can_copy {
+            fetch = false;
+            let why =
+                "it is looked at through a thread, whose descriptors can be copied since Linux 6.9";
+            let lost = "sharing, owners and sizes are not in the image";
+            self.report(Status::No, format!("{}: {lost}: {why}", process.pid));
+        }
+        let served = match self.options.freezes() {
+            true => served_numbers(process, &numbers),
+            false => Vec::new(),
+        };
+        let is_served = |fd: &RawFd| served.binary_search(fd).is_ok();
         let refused = |&first| sys::pidfd_getfd(process.pidfd(), first).err() == Some(Errno::EPERM);
-        if fetch && numbers.first().is_some_and(refused) {
+        if fetch && numbers.iter().find(|fd| !is_served(fd)).is_some_and(refused) {
             fetch = false;
             let why = attach_refusal();
             let lost = "sharing, owners and sizes are not in the image";
             self.report(Status::No, format!("{}: {lost}: {why}", process.pid));
         }
-        look(process, &numbers, fetch, &mut |looked| {
+        let mut traces = Vec::with_capacity(numbers.len());
+        let mut each = |looked: Looked| {
             // A call for the time is little beside a look.
             self.progress.add(1);
+            self.frozen.go_on();
             match looked {
-                Ok(captured) => self.slot(id, table, process, captured, fetch),
+                Ok(captured) => {
+                    let Captured { fd, info, link, .. } = &captured;
+                    traces.push(Trace::new(*fd, info, &link.0));
+                    if !is_served(fd) {
+                        return self.slot(id, table, process, captured, fetch);
+                    }
+                    let before = self.preview.take_served(process.pid, &captured);
+                    let fetched = fetch && before.is_some();
+                    if fetch && !fetched {
+                        let why = "a process that is stopped may have to answer for it: only the text \
+                                   of /proc is read";
+                        self.report(Status::No, format!("{}: fd {fd}: {why}", process.pid));
+                    }
+                    let captured = before.unwrap_or(captured);
+                    self.slot(id, table, process, captured, fetched)
+                }
                 // A number closed since it was listed is a change, which is told at the end.
-                Err((_, err)) if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) => {
+                Err((_, err))
+                    if matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF | Errno::ESRCH)) =>
+                {
                     Ok(())
                 }
                 Err((fd, err)) => {
@@ -277,7 +404,11 @@ impl<W: Write> Scan<'_, W> {
                     self.slot(id, table, process, Captured::unreadable(fd, &err), false)
                 }
             }
-        })
+        };
+        for run in numbers.chunk_by(|a, b| is_served(a) == is_served(b)) {
+            look(process, run, fetch && !run.first().is_some_and(is_served), &mut each)?;
+        }
+        Ok(traces)
     }
 
     /// Writes a slot, and its file if that is not in the image yet. `fetched` is true if there was a
@@ -290,15 +421,25 @@ impl<W: Write> Scan<'_, W> {
         captured: Captured,
         fetched: bool,
     ) -> Result<()> {
-        let Captured { fd, ref link, ref info, kind, .. } = captured;
-        let subject = Subject { fd: fd as u32, pids: &table.pids, kind: kind.name, link: &link.0 };
-        if !self.options.filters.iter().all(|filter| filter.passes(&subject)) {
+        let Captured { fd, ref link, ref info, kind, failed_kind, .. } = captured;
+        let passes = |kind: &KindOps| {
+            let (fd, pids, link) = (fd as u32, &table.pids, &link.0);
+            let subject = Subject { fd, pids, kind: kind.name, link };
+            self.options.filter.iter().all(|filter| filter.passes(&subject))
+        };
+        if !passes(kind) && !failed_kind.is_some_and(passes) {
             return Ok(());
+        }
+        for warning in &captured.warnings {
+            self.report(Status::No, format!("{}: fd {fd}: {warning}", process.pid));
+        }
+        if (kind.answers_opens)(info) {
+            self.answers_opens = Some(process.pid);
         }
         let locks = self.locks(id, link, info, fetched);
         let cloexec = info.flags & CLOEXEC != 0;
         let (file, new) = match fetched {
-            true => self.descriptions.identify(&identity::facts(&captured), (process.pid, fd)),
+            true => self.descriptions.identify(&identity::facts(&captured), (process.thread, fd)),
             false => (self.descriptions.add(), true),
         };
         if new {
@@ -351,6 +492,7 @@ impl<W: Write> Scan<'_, W> {
                         inode: inode.clone(),
                         key,
                         link: captured.link.clone(),
+                        mount: captured.info.mnt,
                         carries,
                         read: None,
                     });
@@ -368,165 +510,4 @@ impl<W: Write> Scan<'_, W> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::proc::Stat;
-    use std::io::{BufRead, BufReader};
-    use std::os::unix::fs::FileExt;
-    use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-
-    /// A shell that does what it is told: its table changes when a test wants it to.
-    struct Shell {
-        child: Child,
-        stdin: ChildStdin,
-        stdout: BufReader<ChildStdout>,
-    }
-
-    impl Shell {
-        /// One with an argument of this length, which is in the record of its task.
-        fn new(argument: usize) -> Shell {
-            let script = "while read -r line; do eval \"$line\"; echo; done";
-            let mut child = Command::new("sh")
-                .args(["-c", script, "sh", &"x".repeat(argument)])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-            Shell { child, stdin, stdout: BufReader::new(stdout) }
-        }
-
-        fn pid(&self) -> i32 {
-            self.child.id() as i32
-        }
-
-        fn tell(&mut self, line: &str) {
-            writeln!(self.stdin, "{line}").unwrap();
-        }
-
-        /// Waits until a line is done.
-        fn run(&mut self, line: &str) {
-            self.tell(line);
-            self.stdout.read_line(&mut String::new()).unwrap();
-        }
-    }
-
-    impl Drop for Shell {
-        fn drop(&mut self) {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-
-    /// An image, and something that is done when the first of it is written.
-    struct Interrupted<'a> {
-        image: Vec<u8>,
-        act: Option<&'a mut dyn FnMut()>,
-    }
-
-    impl Write for Interrupted<'_> {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            if let Some(act) = self.act.take() {
-                act();
-            }
-            self.image.write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
-    /// Scans a shell, which `act` changes once the first 64 KiB are written: image, status, and what
-    /// was said.
-    fn scan(
-        shell: &mut Shell,
-        options: &ScanOptions,
-        act: impl Fn(&mut Shell),
-    ) -> (Vec<u8>, Status, Vec<String>) {
-        let mut said = Vec::new();
-        let pid = shell.pid();
-        let mut act = || act(shell);
-        let out = Interrupted { image: Vec::new(), act: Some(&mut act) };
-        let mut say = |line| said.push(line);
-        let (out, status, _) = capture(&[pid], options, out, &mut say).unwrap();
-        assert!(out.act.is_none());
-        (out.image, status, said)
-    }
-
-    /// Says that this machine allows no copies of descriptors, and gives true.
-    fn skips(said: &[String]) -> bool {
-        let skips = said.iter().any(|line| line.contains(attach_refusal()));
-        if skips {
-            eprintln!("SKIP: pidfd_getfd(2) is not permitted here");
-        }
-        skips
-    }
-
-    /// A scan of a shell that changes between the list of its numbers and the last look at them.
-    fn changed(act: impl Fn(&mut Shell)) -> (Status, String) {
-        let mut shell = Shell::new(100 << 10);
-        shell.run("exec 4</dev/null");
-        let (_, status, said) = scan(&mut shell, &ScanOptions::default(), act);
-        (status, said.last().cloned().unwrap_or_default())
-    }
-
-    #[test]
-    fn a_table_that_changes_during_the_scan_is_said() {
-        let (status, said) = changed(|shell| shell.run("exec 5</dev/null 6</dev/null 4<&-"));
-        assert!(said.contains("it opened 2 and closed 1 descriptors"), "{said}");
-        assert_eq!(status, Status::Gone);
-        let (status, said) = changed(|shell| shell.run(":"));
-        assert_eq!((status, said.as_str()), (Status::Done, ""));
-    }
-
-    #[test]
-    fn a_process_that_execs_or_ends_during_the_scan_is_said() {
-        let until = |pid, holds: fn(&Stat) -> bool| {
-            while !Stat::of(pid).is_none_or(|stat| holds(&stat)) {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        };
-        let (status, said) = changed(|shell| {
-            shell.tell("exec sleep 600");
-            until(shell.pid(), |stat| stat.name() == b"sleep");
-        });
-        assert!(said.ends_with(": it became another program during the scan"), "{said}");
-        assert_eq!(status, Status::Gone);
-        let (status, said) = changed(|shell| {
-            shell.tell("exit");
-            until(shell.pid(), Stat::is_zombie);
-        });
-        assert!(said.ends_with(": it ended during the scan"), "{said}");
-        assert_eq!(status, Status::Gone);
-    }
-
-    #[test]
-    fn contents_of_a_number_that_names_another_file_by_now_are_not_taken() {
-        let dir = std::env::temp_dir();
-        let path = |name: &str| {
-            let path = dir.join(format!("fdkit-scan-{name}-{}", std::process::id()));
-            path.to_str().unwrap().to_owned()
-        };
-        let (large, small, other) = (path("large"), path("small"), path("other"));
-        // More than is written at once, so that there is a moment between the two.
-        std::fs::File::create(&large).unwrap().write_all_at(&[b'l'; 192 << 10], 0).unwrap();
-        std::fs::write(&small, "the text of the small file").unwrap();
-        std::fs::write(&other, "the text of the other file").unwrap();
-        let mut shell = Shell::new(0);
-        shell.run(&format!("exec 3<{large} 4<{small}; rm {large} {small}"));
-        let options = ScanOptions { data: Some(1 << 20), ..ScanOptions::default() };
-        let line = format!("exec 4<{other}");
-        let (image, status, said) = scan(&mut shell, &options, |shell| shell.run(&line));
-        std::fs::remove_file(&other).unwrap();
-        if skips(&said) {
-            return;
-        }
-        let has = |text: &str| image.windows(text.len()).any(|part| part == text.as_bytes());
-        assert!(has(&"l".repeat(1000)) && !has("the text of"));
-        let line =
-            format!("{}: fd 4: its contents: the number names another file by now", shell.pid());
-        // Of what the shell has inherited, more may be said.
-        assert!(status == Status::No && said.contains(&line), "{said:?}");
-    }
-}
+mod tests;

@@ -48,7 +48,7 @@ impl Tool {
 
     fn warn_where(&self, stderr: Option<BorrowedFd>, message: impl Display) {
         match stderr {
-            Some(fd) => self.warn_on(fd, message),
+            Some(fd) => crate::messages::write(fd, self.name(), &message),
             None => self.warn(message),
         }
     }

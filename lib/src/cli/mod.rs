@@ -17,15 +17,15 @@ pub use screen::{Color, terminal_width};
 pub use streams::{ImageInput, In, Out, binary_stdin, binary_stdout, text_stdout};
 
 use crate::error::{Error, Result, Status};
-use crate::sys::start;
-use crate::text::one_line;
+use crate::messages::{self, Messages};
+use crate::sys::{out_of_memory, start};
 use argh::{ArgsInfo, FlagInfo, FromArgs};
 use getopt::{Chain, Syntax};
 use parse::{Parsed, parse};
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 /// A tool: its name, and the rules of its command line that argh's table does not hold.
@@ -104,9 +104,14 @@ impl Tool {
         E: Into<Exit>,
     {
         start::sigpipe_default();
+        start::sigxfsz_handled();
+        out_of_memory::set_name(self.name());
         let (ended, chained) = match parse::<A>(&self.0, std::env::args_os().skip(1).collect()) {
             Ok(Parsed::Run(args, command)) => {
                 let chained = !command.is_empty();
+                if chained {
+                    out_of_memory::set_status(FAILED_BEFORE_COMMAND);
+                }
                 (run(self, args, command).map(E::into), chained)
             }
             Ok(Parsed::Print(text)) => (streams::print(&text).map(Exit::Status), false),
@@ -132,39 +137,25 @@ impl Tool {
         ExitCode::from(failure.status() as u8)
     }
 
-    /// Writes `name: message` to stderr, in a single write(2), so that the lines of the tools of a
-    /// pipeline do not mix.
-    ///
-    /// A message that cannot be written is dropped. Control characters are escaped; backslashes
-    /// stay, since the names in a message are escaped already.
+    /// Writes `name: message` to stderr, as [`messages::write`] does.
     pub fn warn(&self, message: impl Display) {
         progress::hide();
-        self.warn_on(io::stderr().as_fd(), message);
+        messages::write(io::stderr().as_fd(), self.name(), &message);
     }
 
-    /// The same on another descriptor.
-    fn warn_on(&self, fd: BorrowedFd, message: impl Display) {
-        let line = format!("{}: {}\n", self.name(), one_line(&message.to_string()));
-        let _ = nix::unistd::write(fd, line.as_bytes());
+    /// Messages that this tool writes to stderr at once.
+    pub fn messages(&self) -> Messages<'static> {
+        let tool = *self;
+        Messages::passed(move |line| tool.warn(line))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::escape;
     use nix::errno::Errno;
 
     const TOOL: Tool = Tool::chain("tool");
-
-    #[test]
-    fn a_message_is_one_line_and_keeps_what_is_escaped() {
-        let (from, to) = nix::unistd::pipe().unwrap();
-        TOOL.warn_on(to.as_fd(), format_args!("fd 3: {}: bad\nnews", escape(b"\x1b")));
-        let mut buf = [0; 100];
-        let n = nix::unistd::read(&from, &mut buf).unwrap();
-        assert_eq!(&buf[..n], b"tool: fd 3: \\x1b: bad\\x0anews\n");
-    }
 
     #[test]
     fn failures_before_a_command_exit_125() {

@@ -127,19 +127,17 @@ impl<'a> ImageInput<'a> {
         use memfd::FileSeal::{SealGrow, SealSeal, SealShrink, SealWrite};
         let mut from = self.open(tool, cure)?;
         let to = || format!("copy {self} into memory");
-        let fail = |err: memfd::Error| match err {
-            memfd::Error::Create(err)
-            | memfd::Error::AddSeals(err)
-            | memfd::Error::GetSeals(err) => Error::from(err).at(to()),
-        };
         let options = memfd::MemfdOptions::default().allow_sealing(true);
-        let memory = options.create("image").map_err(fail)?;
+        let memory = options.create("image").at(to)?;
         self.copy(&mut *from, memory.as_file(), &to)?;
-        memory.add_seals(&[SealShrink, SealGrow, SealWrite, SealSeal]).map_err(fail)?;
+        memory.add_seals(&[SealShrink, SealGrow, SealWrite, SealSeal]).at(to)?;
         Ok(memory.into_file())
     }
 
     /// Copies all of the image and goes back to the beginning of the copy.
+    ///
+    /// Fails with status 3 at the first bytes of a stream that is no image, before the rest of it takes
+    /// room.
     fn copy<F: Write + Seek>(
         self,
         from: &mut dyn Read,
@@ -147,14 +145,31 @@ impl<'a> ImageInput<'a> {
         doing: &dyn Fn() -> String,
     ) -> Result<F> {
         let mut buffer = vec![0; 256 << 10];
+        let mut first = Vec::new();
         loop {
-            match from.read(&mut buffer).at(|| self.to_string())? {
-                0 => break,
-                count => to.write_all(&buffer[..count]).at(doing)?,
+            let count = from.read(&mut buffer).at(|| self.to_string())?;
+            if count == 0 {
+                break;
             }
+            if first.len() < HEAD.len() {
+                first.extend_from_slice(&buffer[..count.min(HEAD.len())]);
+                check_first(&first[..first.len().min(HEAD.len())]).at(|| self.to_string())?;
+            }
+            to.write_all(&buffer[..count]).at(doing)?;
         }
         to.rewind().at(doing)?;
         Ok(to)
+    }
+}
+
+/// The first bytes of every image: the mark, and a map of one key, which is `head`.
+const HEAD: &[u8] = b"\xd9\xd9\xf7\xa1\x64head";
+
+/// Fails with status 3 if a stream that begins with these bytes is no image.
+fn check_first(bytes: &[u8]) -> Result<()> {
+    match HEAD.starts_with(bytes) {
+        true => Ok(()),
+        false => Err(Error::malformed("not an fdkit image").at("byte 0")),
     }
 }
 
@@ -224,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_copy_begins_at_its_beginning_and_one_in_memory_is_sealed() {
-        let name = arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        let name = arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/images/0.1.0.fdi"));
         let image = ImageInput::new(Some(&name));
         let want = std::fs::read(name.as_path()).unwrap();
         let copies = [image.spool(&TOOL, "").unwrap(), image.spool_sealed(&TOOL, "").unwrap()];

@@ -1,9 +1,10 @@
-//! Numbers as words of the command line: sizes, process ids, descriptors.
+//! Numbers as words of the command line: sizes, times, process ids, descriptors.
 
 use super::Arg;
 use crate::error::{Error, Result};
 use crate::text::escape;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 /// Parses a size in bytes: a number, with K, M, G or T for powers of 1024 (lower case too), and `B`
 /// or `iB` behind that or not.
@@ -32,6 +33,26 @@ pub fn size(s: &str) -> std::result::Result<u64, String> {
     }
     let number = number.parse::<u64>().ok();
     number.and_then(|n| n.checked_mul(1 << shift)).ok_or_else(|| "too large a size".to_owned())
+}
+
+/// Parses a time in seconds: a decimal number above 0, such as 5 or 0.5, with at most nine digits
+/// before and behind the point.
+///
+/// The error is the reason alone, as argh wants it.
+pub fn seconds(s: &str) -> std::result::Result<Duration, String> {
+    let (whole, fraction) = s.split_once('.').unwrap_or((s, "0"));
+    let digits = |text: &str| {
+        let good = (1..=9).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
+        good.then(|| text.parse::<u64>().unwrap_or(0))
+    };
+    let nanoseconds = digits(&format!("{fraction:0<9}")).filter(|_| !fraction.is_empty());
+    let time = digits(whole).zip(nanoseconds);
+    let time = time.map(|(whole, nanoseconds)| Duration::new(whole, nanoseconds as u32));
+    let time = time.ok_or_else(|| "not a number of seconds, such as 5 or 0.5".to_owned())?;
+    match time.is_zero() {
+        true => Err("must be more than 0 seconds".to_owned()),
+        false => Ok(time),
+    }
 }
 
 /// Parses a process id. Fails with [`crate::error::Status::Misuse`] on anything but 1 to 2^31 - 1.
@@ -75,6 +96,37 @@ mod tests {
         }
         for text in ["18446744073709551616", "18014398509481984K", "99999999999T"] {
             assert_eq!(size(text), Err("too large a size".to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_decimal_and_more_than_none() {
+        for (text, milliseconds) in [("5", 5000), ("0.5", 500), ("1.250", 1250), ("0.001", 1)] {
+            assert_eq!(seconds(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        assert_eq!(seconds("0.000000001"), Ok(Duration::from_nanos(1)));
+        assert_eq!(seconds("999999999"), Ok(Duration::from_secs(999_999_999)));
+        for text in ["0", "0.0", "000.000000000"] {
+            assert_eq!(seconds(text), Err("must be more than 0 seconds".to_owned()), "{text}");
+        }
+        for text in [
+            "",
+            ".",
+            "1.",
+            ".5",
+            "-1",
+            "+1",
+            "1e3",
+            "inf",
+            "nan",
+            "5s",
+            "1,5",
+            "1.0000000001",
+            "1000000000",
+            "1.2.3",
+            " 1",
+        ] {
+            assert!(seconds(text).unwrap_err().starts_with("not a number"), "{text}");
         }
     }
 

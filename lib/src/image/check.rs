@@ -114,6 +114,7 @@ impl Checker {
                     ));
                 }
             }
+            Item::Missing(_) => self.summary.missing += 1,
             Item::End(_) | Item::Other => (),
         }
         Ok(())

@@ -5,6 +5,13 @@ use crate::sys;
 use nix::libc;
 use std::os::fd::BorrowedFd;
 
+impl Inode {
+    /// The key by which an inode is found: major and minor device number, and inode number.
+    pub fn key(&self) -> (u32, u32, u64) {
+        (self.dev.0, self.dev.1, self.ino)
+    }
+}
+
 /// The record of the inode that a descriptor of this process has open. Fails as statx(2) does.
 pub fn inode_of(fd: BorrowedFd<'_>) -> nix::Result<Inode> {
     let stat = sys::stat(fd)?;

@@ -1,6 +1,6 @@
 //! A whole image in memory, but for its contents, of which only the place is kept.
 
-use super::{Head, Item, MessageMeta, OpenFile, RawItem, Reader, Slot, Task, scan};
+use super::{Head, Item, MessageMeta, Missing, OpenFile, RawItem, Reader, Slot, Task, scan};
 use crate::error::Result;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Read;
@@ -43,6 +43,8 @@ pub struct Image {
     pub contents: BTreeMap<u32, Vec<Chunk>>,
     /// What their messages carry, of those objects where they carry anything.
     pub queued_fds: BTreeMap<u32, QueuedFds>,
+    /// The processes that it lacks, in whole or in part.
+    pub missing: Vec<Missing>,
     places: OnceLock<Places>,
 }
 
@@ -64,6 +66,7 @@ impl Image {
         let (head, _) = reader.head()?;
         let (mut tasks, mut files) = (Vec::new(), Vec::new());
         let mut slots: Vec<Slot> = Vec::new();
+        let mut missing = Vec::new();
         let mut contents: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
         let mut queued_fds: BTreeMap<u32, QueuedFds> = BTreeMap::new();
         while let Some(RawItem { item, whole, offset }) = reader.next()? {
@@ -89,12 +92,13 @@ impl Image {
                     let chunk = Chunk { at, len, offset: data.offset, with: data.with };
                     contents.entry(data.object).or_default().push(chunk);
                 }
+                Item::Missing(lacks) => missing.push(lacks),
                 Item::Head(_) | Item::End(_) | Item::Other => (),
             }
         }
         slots.sort_by_key(|slot| slot.table);
         let places = OnceLock::new();
-        Ok(Image { head, tasks, files, slots, contents, queued_fds, places })
+        Ok(Image { head, tasks, files, slots, contents, queued_fds, missing, places })
     }
 
     /// The files that wait in the queue of a file.

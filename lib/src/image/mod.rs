@@ -7,10 +7,11 @@ mod load;
 mod read;
 mod record;
 pub mod scan;
+mod task_check;
 mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use check::Checker;
 pub use file::NewFile;
@@ -18,7 +19,8 @@ pub use inode::inode_of;
 pub use load::{Chunk, Image, QueuedFds};
 pub use read::{RawItem, RawRecord, Reader, Summary};
 pub use record::{
-    Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, MessageMeta, OPAQUE,
-    OpenFile, Signals, Slot, Table, Task, Terminal, Typed, VERSION,
+    Bytes, Credentials, Data, End, Head, Inode, Item, Lock, MAX_CHUNK, MINOR, MessageMeta, Missing,
+    OPAQUE, OpenFile, Signals, Slot, Table, Task, Terminal, Typed, VERSION,
 };
+pub use task_check::TaskChecker;
 pub use write::Writer;

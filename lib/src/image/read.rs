@@ -50,6 +50,8 @@ pub struct Summary {
     pub opaque: u64,
     /// Bytes of contents.
     pub contents: u64,
+    /// Processes that the image lacks, in whole or in part.
+    pub missing: u64,
 }
 
 impl<R: Read> Reader<R> {

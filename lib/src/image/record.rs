@@ -11,6 +11,10 @@ use std::fmt;
 /// The major version of the format: a reader refuses any other.
 pub const VERSION: u16 = 1;
 
+/// The minor version that this version writes. 1 added the record `missing`, the
+/// host, the cgroup of a task, and threads with tables of their own.
+pub const MINOR: u16 = 1;
+
 /// The most bytes of contents in one `data` record.
 pub const MAX_CHUNK: usize = 64 << 10;
 
@@ -79,6 +83,9 @@ pub struct Head {
     pub kernel: Bytes,
     /// /proc/sys/kernel/random/boot_id.
     pub boot: String,
+    /// The host name: gethostname(2). Minor version 1 added it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Bytes>,
     /// The time of the scan: seconds and nanoseconds since 1970, CLOCK_REALTIME.
     pub time: (u64, u32),
     /// It has contents, of queues and of files without a name: `--data`.
@@ -133,8 +140,12 @@ pub struct Table {
 /// A process, which is one task of the image.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Task {
-    /// The process id, in the pid namespace of the scan.
+    /// The process id, in the pid namespace of the scan; the id of a thread with a table of its own.
     pub pid: i32,
+    /// The process that it is a thread of, if it is a thread with a descriptor table of its own. Minor
+    /// version 1 added it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tgid: Option<i32>,
     /// The process id of its parent.
     pub ppid: i32,
     /// The id of its process group.
@@ -162,6 +173,10 @@ pub struct Task {
     pub credentials: Credentials,
     /// The inode of each namespace by its name in /proc/PID/ns.
     pub namespaces: BTreeMap<String, u64>,
+    /// Its path in the cgroup v2 hierarchy, as the cgroup namespace of the scan has it: the line `0::` of
+    /// /proc/PID/cgroup. Minor version 1 added it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<Bytes>,
     /// Its descriptor table.
     pub table: Table,
     /// Its controlling terminal, also if no descriptor is open on it.
@@ -370,6 +385,40 @@ pub enum Typed {
     Late,
 }
 
+/// A process that belongs to the scan, but that is not in the image, or not whole.
+///
+/// A reader can tell with it a part from the whole. It was added by minor version 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The process id.
+    pub pid: i32,
+    /// The name of its program, if it was read in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comm: Option<Bytes>,
+    /// Its task is in the image, but some of its descriptors are not.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub partial: bool,
+    /// The reason, as fdscan has said it.
+    pub why: String,
+    /// The error of the system call that failed, if one did: errno(3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+}
+
+impl Missing {
+    /// The process and the reason, as messages have them.
+    pub fn describe(&self) -> String {
+        let comm = self.comm.iter().map(|comm| format!(" ({})", escape(&comm.0)));
+        let part = if self.partial { "is not in the image whole" } else { "is not in the image" };
+        format!(
+            "process {}{} {part}: {}",
+            self.pid,
+            comm.collect::<String>(),
+            escape(self.why.as_bytes())
+        )
+    }
+}
+
 /// The last record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
@@ -392,6 +441,8 @@ pub enum Item {
     Slot(Slot),
     /// `data`
     Data(Data),
+    /// `missing`
+    Missing(Missing),
     /// `end`
     End(End),
     /// A type that this minor version does not know, which is passed on as it is.
@@ -432,6 +483,7 @@ impl Item {
                 }
                 Item::Data(data)
             }
+            b"missing" => Item::Missing(decode(value)?),
             b"end" => Item::End(decode(value)?),
             _ => Item::Other,
         })
@@ -453,6 +505,7 @@ impl Item {
             }
             Item::Slot(it) => ("slot", bytes(it)),
             Item::Data(it) => ("data", bytes(it)),
+            Item::Missing(it) => ("missing", bytes(it)),
             Item::End(it) => ("end", bytes(it)),
             Item::Other => ("other", vec![0xa0]),
         }

@@ -40,6 +40,7 @@ prop_compose! {
 fn task() -> Task {
     Task {
         pid: 1,
+        tgid: None,
         ppid: -1,
         pgid: 1,
         sid: 1,
@@ -57,6 +58,7 @@ fn task() -> Task {
             caps: [1; 5],
         },
         namespaces: BTreeMap::from([("net".into(), 7)]),
+        cgroup: Some(Bytes(b"/\xff".to_vec())),
         table: Table { id: 0, capacity: 64, highest: None, limit: (1024, u64::MAX) },
         terminal: Some(Terminal { device: 34816, foreground: -1, path: None }),
         stopped: true,
@@ -72,8 +74,8 @@ prop_compose! {
     ) -> Vec<Item> {
         let head = Head {
             version: VERSION, minor: 0, tool: "t".into(), release: "0".into(),
-            kernel: Bytes::default(), boot: String::new(), time: (1, 2), contents: true,
-            frozen: false, passive: true,
+            kernel: Bytes::default(), boot: String::new(), host: None, time: (1, 2),
+            contents: true, frozen: false, passive: true,
         };
         let mut items = vec![Item::Head(head), Item::Task(task().into())];
         let mut ids = Vec::new();
@@ -204,4 +206,28 @@ fn a_key_that_this_version_does_not_know_is_ignored_and_passed_on() {
         files.extend(matches!(item, Item::File(_)).then(|| whole.to_vec()));
     }
     assert_eq!(files, passed);
+}
+
+/// A task of root with this table.
+pub(crate) fn task_of_root(pid: i32, ppid: i32, pgid: i32, sid: i32, table: u32) -> Task {
+    Task {
+        pid,
+        tgid: None,
+        ppid,
+        pgid,
+        sid,
+        start: 0,
+        comm: Bytes::default(),
+        exe: None,
+        args: Vec::new(),
+        cwd: None,
+        root: None,
+        umask: 0o22,
+        credentials: Credentials { uids: [0; 4], gids: [0; 4], groups: Vec::new(), caps: [0; 5] },
+        namespaces: BTreeMap::new(),
+        cgroup: None,
+        table: Table { id: table, capacity: 64, highest: None, limit: (1024, 1024) },
+        terminal: None,
+        stopped: false,
+    }
 }

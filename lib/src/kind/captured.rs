@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::image::{Bytes, Inode, OpenFile, Signals};
 use crate::kind::{KindOps, OPAQUE, claimed_by, opaque};
 use crate::proc::{CLOEXEC, Descriptor, FdInfo};
+use nix::errno::Errno;
 use std::os::fd::RawFd;
 
 /// The facts of a descriptor, including those that its kind has captured. Unlike [`Descriptor`] it
@@ -21,25 +22,42 @@ pub struct Captured {
     pub signals: Option<Signals>,
     /// The kind.
     pub kind: &'static KindOps,
+    /// The kind that claimed it, and could not capture it: then [`Captured::kind`] is `opaque`.
+    pub failed_kind: Option<&'static KindOps>,
+    /// The facts that could not be captured, as messages; with [`Captured::failed_kind`], the error.
+    pub warnings: Vec<String>,
     /// The key of the object: [`crate::kind::Kind::object`].
     pub object: Option<(u32, u32, u64)>,
     body: Vec<u8>,
 }
 
 impl Captured {
-    /// Captures a descriptor by its kind, or as `opaque` if the kind fails.
-    pub fn capture_or_opaque(it: Descriptor<'_>) -> Result<Captured> {
-        let kind = claimed_by(&it);
-        match (kind.capture)(&it) {
-            Ok(body) => Ok(Captured::new(kind, it, body)),
-            Err(_) => (OPAQUE.capture)(&it).map(|body| Captured::new(OPAQUE, it, body)),
+    /// Captures a descriptor by its kind. If the kind fails, the descriptor is captured as `opaque`,
+    /// with the error in its record and in [`Captured::warnings`].
+    ///
+    /// Fails with ENOENT or EBADF if the number was closed in the meantime.
+    pub fn capture_or_opaque(descriptor: Descriptor<'_>) -> Result<Captured> {
+        let kind = claimed_by(&descriptor);
+        let err = match (kind.capture)(&descriptor) {
+            Ok(body) => return Ok(Captured::new(kind, descriptor, body)),
+            Err(err) => err,
+        };
+        // A copy stays open when the number is closed.
+        if descriptor.copy.is_none() && matches!(err.errno(), Some(Errno::ENOENT | Errno::EBADF)) {
+            return Err(err);
         }
+        let body = opaque::failed(&descriptor, &err);
+        let mut captured = Captured::new(OPAQUE, descriptor, body);
+        captured.failed_kind = Some(kind);
+        captured.warnings = vec![format!("it is recorded as opaque: {err}")];
+        Ok(captured)
     }
 
-    fn new(kind: &'static KindOps, it: Descriptor<'_>, body: Vec<u8>) -> Captured {
-        let object = (kind.object)(&it);
-        let Descriptor { fd, link, info, inode, signals, .. } = it;
-        Captured { fd, link, info, inode, signals, kind, object, body }
+    fn new(kind: &'static KindOps, descriptor: Descriptor<'_>, body: Vec<u8>) -> Captured {
+        let object = (kind.object)(&descriptor);
+        let warnings = descriptor.warnings.take();
+        let Descriptor { fd, link, info, inode, signals, .. } = descriptor;
+        Captured { fd, link, info, inode, signals, kind, failed_kind: None, warnings, object, body }
     }
 
     /// The facts of a descriptor that could not be read, with the errno of `err`.
@@ -51,8 +69,10 @@ impl Captured {
             inode: None,
             signals: None,
             kind: OPAQUE,
+            failed_kind: None,
+            warnings: Vec::new(),
             object: None,
-            body: opaque::unreadable(err.errno().map_or(0, |errno| errno as i32)),
+            body: opaque::unreadable(err),
         }
     }
 
@@ -85,8 +105,8 @@ impl Captured {
 }
 
 /// Captures a descriptor of this process and makes its record. Fails if its kind fails.
-pub fn record_of(it: Descriptor<'_>, id: u32) -> Result<OpenFile> {
-    let kind = claimed_by(&it);
-    let body = (kind.capture)(&it)?;
-    Ok(Captured::new(kind, it, body).into_file(id))
+pub fn record_of(descriptor: Descriptor<'_>, id: u32) -> Result<OpenFile> {
+    let kind = claimed_by(&descriptor);
+    let body = (kind.capture)(&descriptor)?;
+    Ok(Captured::new(kind, descriptor, body).into_file(id))
 }

@@ -2,6 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::image::{Inode, MessageMeta};
+pub use crate::kind::watch::watches::Watches;
+use crate::proc::Process;
 use crate::proc::openers::Openers;
 use std::os::fd::OwnedFd;
 
@@ -19,8 +21,9 @@ pub struct Piece<'a> {
 }
 
 /// The context passed to [`Kind::contents`](crate::kind::Kind::contents).
-#[derive(Debug)]
 pub struct ContentsContext<'a> {
+    /// The process that has it open.
+    pub process: &'a Process,
     /// The inode of the object, by fstat(2) when its contents are read.
     pub inode: &'a Inode,
     /// The key of the object: [`Kind::object`](crate::kind::Kind::object).
@@ -29,6 +32,8 @@ pub struct ContentsContext<'a> {
     pub link: &'a [u8],
     /// The scanned processes, and the other openers of their objects.
     pub openers: &'a Openers,
+    /// What processes watch for reads.
+    pub watches: &'a Watches,
     /// The scanned processes are frozen: `--freeze`.
     pub frozen: bool,
 }
@@ -59,6 +64,16 @@ impl ContentsContext<'_> {
                  (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
             ))),
         }
+    }
+}
+
+/// Fails with status 6 if contents have more bytes than `--data` allows.
+pub(crate) fn check_limit(bytes: u64, limit: u64) -> Result<()> {
+    match bytes <= limit {
+        true => Ok(()),
+        false => Err(Error::unrestorable(format!(
+            "its {bytes} bytes are more than the limit {limit}: raise it (--data=BYTES)"
+        ))),
     }
 }
 

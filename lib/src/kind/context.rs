@@ -4,15 +4,20 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Chunk, Inode, OpenFile, Task};
 use crate::kind::DecodedImage;
-use crate::proc::inode_of;
+use crate::kind::effect::{Allow, AllowList, Effect, can_write};
+use crate::messages::Messages;
+use crate::names;
+use crate::proc::{boot_id, inode_of};
 use crate::sys::own_table::PlacedFd;
+use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::libc;
-use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Uid, fchownat, getegid, geteuid};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{Gid, Uid, dup2, fchownat, getegid, geteuid};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 /// The status flags that F_SETFL can change.
 pub const SETTABLE: u32 =
@@ -28,7 +33,7 @@ pub struct Opened {
     /// The descriptions of other files that were opened with it, such as the other end of a pipe.
     pub others: Vec<OpenedTogether>,
     /// The other end, if it is closed in the image, and must be open until the queue is filled.
-    pub parked: Option<OwnedFd>,
+    pub closed_end: Option<OwnedFd>,
 }
 
 /// A description of another file that was opened together with one: see [`Opened::others`].
@@ -44,7 +49,7 @@ pub struct OpenedTogether {
 impl Opened {
     /// A description that was opened alone.
     pub fn new(fd: OwnedFd, flags: u32) -> Opened {
-        Opened { fd, flags, others: Vec::new(), parked: None }
+        Opened { fd, flags, others: Vec::new(), closed_end: None }
     }
 }
 
@@ -124,18 +129,20 @@ pub struct RestoreContext<'a> {
     pub dry_run: bool,
     /// The policy for changed files.
     pub changed: Changed,
+    /// The effects that the user allows: `--allow`.
+    pub allow: &'a [AllowList],
     /// The warnings, which are printed before COMMAND is executed.
-    pub warnings: Vec<String>,
+    pub warnings: Messages<'static>,
     /// The lowest number of each file that is restored, by the file's id.
     pub lowest: &'a HashMap<u32, RawFd>,
     /// By the id of a file: the id and the number of its other end, if that is closed in the image
     /// and open until the queue is filled.
-    pub parked: &'a HashMap<u32, (u32, RawFd)>,
+    pub closed_ends: &'a HashMap<u32, (u32, RawFd)>,
     /// The caller's descriptors that replace files (`--inherit`), by the file's id.
     pub inherited: HashMap<u32, Rc<Held>>,
     /// The ids of the files that are restored, by their object.
     pub objects: &'a HashMap<u32, Vec<u32>>,
-    /// The ids of the sockets that are restored, by [`crate::kind::Kind::peer_id`].
+    /// The ids of the sockets that are restored, by [`crate::kind::Kind::socket_inode`].
     pub sockets: &'a HashMap<u64, u32>,
     /// The numbers of the table, ascending. Those that `--missing skip` leaves closed are included.
     pub numbers: &'a [Number],
@@ -154,17 +161,65 @@ pub struct RestoreContext<'a> {
 }
 
 impl<'a> RestoreContext<'a> {
+    /// True if the image was made in this boot: the inode numbers of namespaces, process ids and monotonic
+    /// clocks mean something else in another.
+    pub fn is_same_boot(&self) -> bool {
+        static BOOT: OnceLock<String> = OnceLock::new();
+        self.image.head.boot == *BOOT.get_or_init(boot_id)
+    }
+
+    /// Reports whether the plan is checked, and nothing is made yet.
+    pub(crate) fn is_plan(&self) -> bool {
+        self.source.is_empty()
+    }
+
+    /// Reports whether [`crate::kind::Kind::effects`] that touch the file system are asked for: to show
+    /// them, or since one may need a word of `--allow`.
+    pub(crate) fn asks_for_names(&self) -> bool {
+        self.dry_run || self.may_exceed_task()
+    }
+
+    /// Reports whether this process may be able to make names where the task could not: as root for the
+    /// task of another user. For an ordinary user the kernel decides.
+    pub(crate) fn may_exceed_task(&self) -> bool {
+        self.task.credentials.uids[3] != 0 && geteuid().is_root()
+    }
+
+    /// The effect of a name that is made in a directory, or of bytes that are written to a file. It
+    /// needs `--allow names` if the user of the task cannot do that.
+    pub(crate) fn write_to(
+        &self,
+        file: BorrowedFd<'_>,
+        what: impl FnOnce() -> String,
+    ) -> Result<Effect> {
+        let who = &self.task.credentials;
+        let exceeds = self.may_exceed_task() && !can_write(who, &fstat(file).at(|| "stat")?);
+        if !exceeds {
+            return Ok(Effect::allowed(what()));
+        }
+        let what = format!("{}, which user {} of its task cannot do there", what(), who.uids[3]);
+        Ok(Effect::needing(Allow::Names, what))
+    }
+
+    /// Adds a warning, unless it is there already.
+    pub fn warn_once(&mut self, line: String) {
+        if !self.warnings.lines().contains(&line) {
+            self.warnings.push(line);
+        }
+    }
+
     /// Opens a path of the image below the root. The file is never created or truncated, and no
     /// magic link of /proc is followed: RESOLVE_NO_MAGICLINKS of openat2(2), Linux 5.6.
+    ///
+    /// Without O_PATH this is for files that are not opened otherwise: what exists at a path of the
+    /// image is opened by [`RestoreContext::look`] and [`RestoreContext::open_seen`].
     pub fn open(&self, path: &[u8], flags: u32) -> Result<OwnedFd> {
-        let unwanted = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC;
         // openat2(2) fails with EINVAL if O_PATH comes with any other flag than these.
         let path_only = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let flags = match flags as i32 {
-            flags if flags & libc::O_PATH != 0 => flags & path_only,
-            flags => flags & !unwanted | libc::O_NOCTTY,
+            flags if flags & libc::O_PATH != 0 => OFlag::from_bits_retain(flags & path_only),
+            _ => opening_flags(flags),
         };
-        let flags = OFlag::from_bits_retain(flags);
         let path = self.renamed_paths.get(path).map_or(path, Vec::as_slice);
         let mut resolve = ResolveFlag::RESOLVE_NO_MAGICLINKS;
         let dir = match &self.root {
@@ -177,57 +232,115 @@ impl<'a> RestoreContext<'a> {
         openat2(dir, path, OpenHow::new().flags(flags).resolve(resolve)).at(|| "open")
     }
 
-    /// Opens the path of a file, and compares the inode found with the recorded one.
-    ///
-    /// Fails with status 6 if the type differs, and if the inode, size, mtime or mode differs as
-    /// [`Changed`] says.
-    pub fn open_file(&mut self, file: &OpenFile) -> Result<Opened> {
-        let regular = |old: &Inode| old.mode & libc::S_IFMT == libc::S_IFREG;
-        // The path may now lead to a fifo, and open(2) would block until its other end is opened.
-        let flags = match file.inode.as_ref().is_some_and(regular) {
-            true => file.flags | libc::O_NONBLOCK as u32,
-            false => file.flags,
-        };
-        let fd = self.open(&file.link.0, flags)?;
-        let found = inode_of(fd.as_fd()).at(|| "stat")?;
-        self.compare(file, &found)?;
-        Ok(Opened::new(fd, flags & !ASYNC))
+    /// Opens what is at a path of the image with O_PATH, and reads its inode. `directory` is true if
+    /// it must be a directory, which is then mounted if it is an automount point (open(2)).
+    pub fn look(&self, path: &[u8], directory: bool) -> Result<(OwnedFd, Inode)> {
+        let directory = if directory { libc::O_DIRECTORY } else { 0 };
+        let place = self.open(path, (libc::O_PATH | directory) as u32)?;
+        let found = inode_of(place.as_fd()).at(|| "stat")?;
+        Ok((place, found))
     }
 
-    /// [`RestoreContext::open_file`] for a kind whose files are all of one type: S_IFREG or another
-    /// of inode(7).
+    /// [`RestoreContext::look`] for the path of a file. If it leads to another file than the recorded
+    /// one, no other user may have led it there: then symbolic links of other users are not followed.
+    fn look_recorded(&self, file: &OpenFile, directory: bool) -> Result<(OwnedFd, Inode)> {
+        let (place, found) = self.look(&file.link.0, directory)?;
+        let is_recorded = |old: &Inode| (old.dev, old.ino) == (found.dev, found.ino);
+        if file.inode.as_ref().is_none_or(is_recorded) {
+            return Ok((place, found));
+        }
+        let path = self.renamed_paths.get(&file.link.0).unwrap_or(&file.link.0);
+        let place = names::open_place(self.root, path)?;
+        let found = inode_of(place.as_fd()).at(|| "stat")?;
+        Ok((place, found))
+    }
+
+    /// Opens the file at a path of the image that [`RestoreContext::look`] has opened with O_PATH.
+    /// The path is not resolved again: it may lead to another file by now. With O_NOFOLLOW the name is
+    /// opened in its directory, and the file must still be the same.
     ///
-    /// The type is checked before the file is opened if the path may lead to a device, or if no
-    /// inode was recorded.
-    pub fn open_file_of_type(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Opened> {
-        let flags = file.flags as i32;
-        // With O_PATH or O_DIRECTORY, open(2) never calls the open function of a driver.
-        let harmless = flags & (libc::O_PATH | libc::O_DIRECTORY) != 0;
-        let known = file.inode.is_some() && !file.link.0.windows(5).any(|part| part == b"/dev/");
-        match harmless || known {
-            true => self.open_file(file),
-            false => self.open_file_if(file, |found| found.mode & libc::S_IFMT == class),
+    /// Fails with status 6 for O_NOFOLLOW if another user can replace the name.
+    pub fn open_seen(&self, path: &[u8], place: BorrowedFd<'_>, flags: u32) -> Result<Opened> {
+        if flags & libc::O_NOFOLLOW as u32 == 0 {
+            return self.reopen_descriptor(place, flags);
+        }
+        // The links of /proc/self/fd cannot be opened with O_NOFOLLOW, which the description must
+        // have. So the name is opened again, in its directory, where it cannot lead elsewhere.
+        let path = self.renamed_paths.get(path).map_or(path, Vec::as_slice);
+        let (dir, name) = names::split(path);
+        let name = if name.is_empty() { b"." } else { name };
+        let dir = names::open_directory_below(self.root, dir)?;
+        // Opening what another user has put there meanwhile can have any effect.
+        if names::can_be_replaced_in(dir.as_fd()).at(|| "stat")? {
+            return Err(Error::unrestorable(
+                "it was opened with O_NOFOLLOW, and another user can replace it in its directory",
+            ));
+        }
+        let beneath = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+        let how = OpenHow::new().flags(opening_flags(flags)).resolve(beneath);
+        let fd = openat2(&dir, name, how).at(|| "open")?;
+        let (seen, found) = (inode_of(place).at(|| "stat")?, inode_of(fd.as_fd()).at(|| "stat")?);
+        match (seen.dev, seen.ino) == (found.dev, found.ino) {
+            true => Ok(Opened::new(fd, flags & !ASYNC)),
+            false => Err(Error::unrestorable("the path now leads to another file")),
         }
     }
 
-    /// Opens the path of a file, if the inode found is `allowed` and, for a device, has the same
-    /// device number.
+    /// Opens the path of a file with O_PATH, and compares the inode found with the recorded one.
     ///
-    /// The path may now lead to any device, and opening a device can have any effect. So the path
+    /// Fails with status 6 if the inode found is not `allowed`, if the type or device number differs,
+    /// and if the inode, size, mtime or mode differs as [`Changed`] says.
+    pub fn look_for(
+        &mut self,
+        file: &OpenFile,
+        allowed: impl Fn(&Inode) -> bool,
+    ) -> Result<OwnedFd> {
+        let type_of = |inode: &Inode| inode.mode & libc::S_IFMT;
+        let directory = file.inode.as_ref().is_some_and(|it| type_of(it) == libc::S_IFDIR);
+        let (place, found) =
+            self.look_recorded(file, directory).map_err(|err| match err.errno() {
+                Some(Errno::ENOTDIR) if directory => another_type(),
+                _ => err,
+            })?;
+        if !allowed(&found) {
+            return Err(another_type());
+        }
+        self.compare(file, &found)?;
+        Ok(place)
+    }
+
+    /// Opens the path of a file, if the inode found is `allowed`, and compares it with the recorded
+    /// one as [`RestoreContext::look_for`].
+    ///
+    /// The path may now lead to a device or fifo, and opening one can have any effect. So the path
     /// is opened with O_PATH, its inode is checked, and then that descriptor is opened again.
     pub fn open_file_if(
         &mut self,
         file: &OpenFile,
         allowed: impl Fn(&Inode) -> bool,
     ) -> Result<Opened> {
-        let place = self.open(&file.link.0, libc::O_PATH as u32)?;
-        let found = inode_of(place.as_fd()).at(|| "stat")?;
-        if !allowed(&found) {
-            return Err(Error::unrestorable("the path now leads to a file of another type"));
+        let place = self.look_for(file, allowed)?;
+        if file.flags & libc::O_PATH as u32 != 0 {
+            return match file.flags & libc::O_NOFOLLOW as u32 {
+                0 => Ok(Opened::new(place, file.flags)),
+                _ => Ok(Opened::new(self.open(&file.link.0, file.flags)?, file.flags)),
+            };
         }
-        self.compare(file, &found)?;
-        let unwanted = (libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC) as u32;
-        self.reopen_descriptor(place.as_fd(), file.flags & !unwanted | libc::O_NOCTTY as u32)
+        // A process may have a lease on a regular file, for which open(2) would wait.
+        let regular = inode_of(place.as_fd()).at(|| "stat")?.mode & libc::S_IFMT == libc::S_IFREG;
+        let nonblock = if regular { libc::O_NONBLOCK as u32 } else { 0 };
+        let mut opened = self.open_seen(&file.link.0, place.as_fd(), file.flags | nonblock)?;
+        // The first number is nearly always the final one: it was the lowest free number.
+        let mut place = place;
+        dup2(&opened.fd, &mut place).at(|| "dup2")?;
+        opened.fd = place;
+        Ok(opened)
+    }
+
+    /// [`RestoreContext::open_file_if`] for a kind whose files are all of one type: S_IFREG or another
+    /// of inode(7).
+    pub fn open_file_of_type(&mut self, file: &OpenFile, class: libc::mode_t) -> Result<Opened> {
+        self.open_file_if(file, |found| found.mode & libc::S_IFMT == class)
     }
 
     /// Compares an inode with the recorded one: warns or fails as [`Changed`] says.
@@ -255,12 +368,13 @@ impl<'a> RestoreContext<'a> {
     /// A device number must be the same too: opening another device can have any effect. Fails with
     /// status 6, and for other changes too if [`Changed::Fail`] is set.
     pub fn check_path(&self, file: &OpenFile) -> Result<()> {
-        let nofollow = match &file.inode {
-            Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFLNK => libc::O_NOFOLLOW,
-            _ => 0,
+        let found = match &file.inode {
+            Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFLNK => {
+                let fd = self.open(&file.link.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32)?;
+                inode_of(fd.as_fd()).at(|| "stat")?
+            }
+            _ => self.look_recorded(file, false)?.1,
         };
-        let fd = self.open(&file.link.0, (libc::O_PATH | nofollow) as u32)?;
-        let found = inode_of(fd.as_fd()).at(|| "stat")?;
         let what = file.inode.as_ref().map(|old| differences(old, &found)).transpose()?;
         match what.unwrap_or_default() {
             what if self.changed == Changed::Fail && !what.is_empty() => Err(changed_error(&what)),
@@ -268,12 +382,10 @@ impl<'a> RestoreContext<'a> {
         }
     }
 
-    /// Opens a new description of the file that a descriptor has open, by /proc/self/fd.
+    /// Opens a new description of the file that a descriptor has open, by /proc/self/fd. The flags may
+    /// be those of a record.
     pub fn reopen_descriptor(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<Opened> {
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let unwanted = libc::O_ASYNC | libc::O_TMPFILE;
-        let how = OFlag::from_bits_retain(flags as i32 & !unwanted);
-        let fd = open(path.as_str(), how, Mode::empty()).at(|| "open another description of it")?;
+        let fd = reopen(fd, flags).at(|| "open another description of it")?;
         Ok(Opened::new(fd, flags & !ASYNC))
     }
 
@@ -281,14 +393,9 @@ impl<'a> RestoreContext<'a> {
     /// owner cannot be set.
     pub fn set_owner_and_mode(&mut self, fd: BorrowedFd<'_>, file: &OpenFile) -> Result<()> {
         let Some(inode) = &file.inode else { return Ok(()) };
-        let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
-        if (uid, gid) != (geteuid(), getegid())
-            && fchownat(fd, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH).is_err()
-        {
-            let name = crate::text::escape(&file.link.0).into_owned();
-            self.warnings.push(format!(
-                "{name}: its owner could not be set to {uid}:{gid}, which takes CAP_CHOWN"
-            ));
+        if let Some(why) = set_owner(fd, inode.uid, inode.gid) {
+            let name = crate::text::escape(&file.link.0);
+            self.warnings.push(format!("{name}: {why}"));
         }
         fchmod(fd, Mode::from_bits_truncate(inode.mode & 0o7777)).at(|| "fchmod")
     }
@@ -341,15 +448,15 @@ impl<'a> RestoreContext<'a> {
     }
 
     /// Reports whether the closed other end of a file must be open until its queue is filled:
-    /// [`Opened::parked`].
-    pub fn needs_parked_end(&self, file: &OpenFile) -> bool {
-        self.parked.contains_key(&file.id)
+    /// [`Opened::closed_end`].
+    pub fn has_closed_end(&self, file: &OpenFile) -> bool {
+        self.closed_ends.contains_key(&file.id)
     }
 
-    /// The other end of a file, if [`RestoreContext::needs_parked_end`] holds and it is open
+    /// The other end of a file, if [`RestoreContext::has_closed_end`] holds and it is open
     /// already.
-    pub fn parked_end(&self, file: u32) -> Option<Rc<Held>> {
-        self.held.get(&self.parked.get(&file)?.0).cloned()
+    pub fn closed_end(&self, file: u32) -> Option<Rc<Held>> {
+        self.held.get(&self.closed_ends.get(&file)?.0).cloned()
     }
 
     /// Another description of the same object, if one is open already.
@@ -382,6 +489,32 @@ impl<'a> RestoreContext<'a> {
     }
 }
 
+/// The flags for open(2), given those of a record.
+///
+/// O_CREAT, O_EXCL and O_TRUNC would create or change a file. The kernel keeps none of them in the
+/// flags of a description (do_dentry_open of fs/open.c), so only a forged image has them. O_TMPFILE,
+/// which it keeps, would create another file; O_DIRECTORY is a part of it. O_ASYNC is set later.
+fn opening_flags(flags: u32) -> OFlag {
+    const TMPFILE: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
+    let flags = flags as i32;
+    let tmpfile = if flags & TMPFILE != 0 { libc::O_TMPFILE } else { 0 };
+    let unwanted = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_ASYNC | tmpfile;
+    OFlag::from_bits_retain(flags & !unwanted | libc::O_NOCTTY)
+}
+
+/// Opens a new description of the file that a descriptor has open, by /proc/self/fd, with flags that
+/// may be those of a record. O_NOFOLLOW is left out: the name there is a symbolic link.
+pub(crate) fn reopen(fd: BorrowedFd<'_>, flags: u32) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let nofollow = OFlag::O_NOFOLLOW;
+    // open(2) ignores O_NOCTTY with O_PATH.
+    open(path.as_str(), opening_flags(flags).difference(nofollow), Mode::empty())
+}
+
+fn another_type() -> Error {
+    Error::unrestorable("the path now leads to a file of another type")
+}
+
 /// Fails with status 3 if the recorded inode of a file is not of this type of inode(7).
 pub(crate) fn expect_type(file: &OpenFile, class: libc::mode_t) -> Result<()> {
     match &file.inode {
@@ -389,6 +522,15 @@ pub(crate) fn expect_type(file: &OpenFile, class: libc::mode_t) -> Result<()> {
             Err(Error::malformed(format!("its inode has a type that kind {} never has", file.kind)))
         }
         _ => Ok(()),
+    }
+}
+
+/// Fails with status 3 if the position of a file is negative: vfs_setpos of fs/read_write.c accepts
+/// that only of files whose offsets are addresses, such as /proc/PID/mem.
+pub(crate) fn expect_position(file: &OpenFile) -> Result<()> {
+    match file.pos < 0 {
+        true => Err(Error::malformed("its position is negative")),
+        false => Ok(()),
     }
 }
 
@@ -427,6 +569,26 @@ impl Numbers<'_> {
     }
 }
 
+/// Sets the owner and group of a file that was created. Gives a warning if they cannot be set.
+pub(crate) fn set_owner(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Option<String> {
+    let (owner, group) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    if (owner, group) == (geteuid(), getegid()) {
+        return None;
+    }
+    let set = fchownat(fd, "", Some(owner), Some(group), AtFlags::AT_EMPTY_PATH);
+    Some(owner_not_restored(uid, gid, set.err()?))
+}
+
+/// The warning about a file whose recorded owner and group could not be set.
+pub(crate) fn owner_not_restored(uid: u32, gid: u32, errno: Errno) -> String {
+    let why = match errno {
+        Errno::EPERM => "run as root (CAP_CHOWN)",
+        // EINVAL: a user namespace without this id.
+        errno => errno.desc(),
+    };
+    format!("its owner {uid}:{gid} is not restored: {why}")
+}
+
 fn changed_error(what: &str) -> Error {
     Error::unrestorable(format!("changed since the scan: {what}"))
 }
@@ -435,7 +597,7 @@ fn changed_error(what: &str) -> Error {
 /// the type or the device number differs.
 fn differences(old: &Inode, new: &Inode) -> Result<String> {
     if (old.mode ^ new.mode) & libc::S_IFMT != 0 || old.rdev != new.rdev {
-        return Err(Error::unrestorable("the path now leads to a file of another type"));
+        return Err(another_type());
     }
     let regular = new.mode & libc::S_IFMT == libc::S_IFREG;
     let mut what = Vec::new();

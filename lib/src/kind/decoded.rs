@@ -27,7 +27,7 @@ impl DecodedImage {
     /// does.
     pub fn new(image: Image) -> Result<DecodedImage> {
         let mut validator = Validator::naming(|file| image.number_of(file.id));
-        image.tasks.iter().for_each(|task| validator.task(task));
+        image.tasks.iter().try_for_each(|task| validator.task(task))?;
         let records = image.files.iter().map(|file| validator.file(file));
         let records = records.collect::<Result<Vec<_>>>()?;
         image.slots.iter().try_for_each(|slot| validator.slot(slot))?;

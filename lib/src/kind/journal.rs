@@ -2,7 +2,7 @@
 //! any other way. The journal is in shared memory, so that it outlives the process that removed
 //! them.
 
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::sys::fork;
 use crate::sys::memory::{Forked, SharedBuffer};
 use nix::errno::Errno;
@@ -98,7 +98,7 @@ impl Journal {
             std::thread::sleep(RETRY_LIMIT.1);
             forked = self.memory.fork();
         }
-        if forked.at(|| "fork")? == Forked::Child {
+        if forked.map_err(Error::no_process)? == Forked::Child {
             let _ = setsid();
             work(self);
             fork::end(0)

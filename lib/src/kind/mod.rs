@@ -8,31 +8,105 @@ mod captured;
 mod contents;
 pub mod context;
 mod decoded;
-mod device;
-mod event;
-mod file;
-mod ipc;
+pub mod effect;
 mod journal;
 mod opaque;
-mod process;
 mod record;
-mod socket;
-mod terminal;
 mod validate;
-mod watch;
+
+/// Character devices: memory devices, devices without state, tun and tap.
+mod device {
+    pub(super) mod chardev;
+    pub(super) mod mem;
+    pub(super) mod tun;
+}
+
+/// Descriptors that report events: eventfd, timerfd, signalfd, epoll.
+mod event {
+    pub(super) mod epoll;
+    pub(super) mod eventfd;
+    pub(super) mod signalfd;
+    pub(super) mod timerfd;
+}
+
+/// Files of a file system: regular, unlinked, directories, O_PATH descriptors, memfds.
+mod file {
+    pub(super) mod directory;
+    pub(super) mod hardlink;
+    pub(super) mod memfd;
+    pub(super) mod path;
+    pub(super) mod place;
+    pub(super) mod quiet;
+    pub(super) mod regular;
+    pub(super) mod unlinked;
+}
+
+/// Pipes, fifos and POSIX message queues.
+mod ipc {
+    pub(super) mod fifo;
+    pub(super) mod mqueue;
+    pub(super) mod pipe;
+}
+
+/// Descriptors of processes and namespaces.
+mod process {
+    pub(super) mod ns;
+    pub(super) mod pidfd;
+}
+
+/// Sockets: unix, internet, netlink and packet sockets, and the socket options of all of them.
+mod socket {
+    mod common;
+    pub(super) mod icmp;
+    pub(super) mod inet;
+    pub(super) mod multicast;
+    pub(super) mod netlink;
+    pub(super) mod option;
+    pub(super) mod packet;
+    pub(super) mod portless;
+    pub(super) mod raw;
+    mod socket_file;
+    pub(super) mod tcp;
+    pub(super) mod udp;
+    pub(super) mod unix;
+    mod unix_queue;
+
+    use self::common::{
+        NONBLOCK, check_queue_limit, check_stop, events_without_error, listen, nonblock_flag,
+        shut_down, shutdown_even_unconnected,
+    };
+}
+
+/// Terminals: pseudo terminals and other terminal devices.
+mod terminal {
+    pub(super) mod pty;
+    pub(super) mod pty_buffer;
+    pub(super) mod tty;
+}
+
+/// File system watches: inotify and fanotify.
+mod watch {
+    pub(super) mod fanotify;
+    pub(super) mod fsnotify;
+    pub(super) mod inotify;
+    pub(super) mod watches;
+}
 
 pub use captured::{Captured, record_of};
-pub use contents::{ContentsContext, Piece, Sink};
+use contents::check_limit;
+pub use contents::{ContentsContext, Piece, Sink, Watches};
 pub use decoded::DecodedImage;
 pub use record::{Record, decode};
 pub use validate::Validator;
 
 use crate::error::{At, Error, Result};
+use crate::filter::Filter;
 use crate::image::{MessageMeta, OpenFile, Slot, Task};
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::Effect;
 use crate::kind::validate::{ErasedImageCheck, ErasedObjectCheck};
 use crate::operation::{Operation, Outcome};
-use crate::proc::Descriptor;
+use crate::proc::{Descriptor, FdInfo};
 use crate::terminal::Settings;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -112,14 +186,14 @@ pub trait ImageCheck<K> {
 ///
 /// 1. its file in the directory of its family (`file`, `ipc`, `event`, `watch`, `process`,
 ///    `device`, `terminal`, `socket`), with a struct that implements this trait, and unit tests;
-/// 2. `pub(super) mod NAME;` in the `mod.rs` of the family;
-/// 3. `ops::<FAMILY::NAME::Name>()` in [`KINDS`], before every kind that would claim it too;
-/// 4. its fixture: `tests/mkfd/NAME.rs`, and its two lines in `tests/mkfd/main.rs`;
-/// 5. its rule in the grammar, and its paragraph, in `man/fdimage.5`;
-/// 6. its row in the table of `README.md`;
-/// 7. its test lines: the round trips in `tests/suite/kinds.rs`, the differences that the fixture
-///    must report in `tests/suite/fixture.rs`, and each error and warning in the other files of
-///    `tests/suite`.
+/// 2. in this file `pub(super) mod NAME;` in its family, and `ops::<FAMILY::NAME::Name>()` in
+///    [`KINDS`], before every kind that would claim it too;
+/// 3. its fixture `tests/mkfd/NAME.rs`, with the differences that the fixture must report, and the
+///    two lines of the fixture in `tests/mkfd/main.rs`;
+/// 4. its rule in the grammar, and its paragraph, in `man/fdimage.5`;
+/// 5. its row in the table of `README.md`;
+/// 6. its test lines: the round trips in `tests/suite/kinds.rs`, and each error and warning in the
+///    other files of `tests/suite`.
 ///
 /// Only NAME, `claims`, `capture` and `restore` are required; every other item has a default.
 pub trait Kind: Serialize + DeserializeOwned + 'static {
@@ -134,20 +208,32 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
     const EARLY: bool = false;
     /// Descriptors can be queued in the object: SCM_RIGHTS of unix(7).
     const CARRIES_DESCRIPTORS: bool = false;
+    /// The contents can be read unnoticed only, or best, while all processes that have the object open
+    /// are stopped: they are taken out for a moment, or a state of the description is changed.
+    const TAKES_CONTENTS_OUT: bool = false;
 
     /// Reports whether a descriptor is of this kind.
-    fn claims(it: &Descriptor<'_>) -> bool;
+    fn claims(descriptor: &Descriptor<'_>) -> bool;
+
+    /// True if the process that has such a descriptor may have to answer before another process can open
+    /// a file.
+    fn answers_opens(_info: &FdInfo) -> bool {
+        false
+    }
 
     /// The key of the object, which all its descriptions have in common. The default is the device
     /// and inode number if the kind [`Kind::SHARES_OBJECT`], and none if not.
-    fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
-        let inode = it.inode.as_ref().filter(|_| Self::SHARES_OBJECT)?;
-        Some((inode.dev.0, inode.dev.1, inode.ino))
+    fn object(descriptor: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
+        descriptor.inode.as_ref().filter(|_| Self::SHARES_OBJECT).map(|inode| inode.key())
     }
 
     /// Reads the facts that only this kind has. Fails if they cannot be read or parsed; the
     /// descriptor is then recorded as `opaque`.
-    fn capture(it: &Descriptor<'_>) -> Result<Self>;
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self>;
+
+    /// Searches for the paths that [`Kind::capture`] needs: before the processes are stopped, after which
+    /// nothing is searched. What is found is kept ([`crate::proc::FoundPaths`]).
+    fn search(_descriptor: &Descriptor<'_>) {}
 
     /// Reads the contents of the object without consuming them. `copy` is a descriptor in this
     /// process of one of its descriptions: its position is shared with the scanned process and must
@@ -163,6 +249,11 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
 
     /// The text for the description, as lsof(8) and ss(8) print it, if readlink(2) shows less.
     fn describe(&self, _: &OpenFile) -> Option<String> {
+        None
+    }
+
+    /// The reason why the scan did not read the descriptor, with the cure; none if it did.
+    fn unread_reason(&self) -> Option<String> {
         None
     }
 
@@ -198,24 +289,29 @@ pub trait Kind: Serialize + DeserializeOwned + 'static {
         Ok(())
     }
 
+    /// What the restore does beyond the descriptors of the image. Called after [`Kind::check`].
+    fn effects(&self, _file: &OpenFile, _cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(Vec::new())
+    }
+
     /// The stage that must be complete before the description can be opened, or finished.
     fn prerequisite(&self, _file: &OpenFile) -> Prerequisite {
         Prerequisite::None
     }
 
     /// The inode number by which the records of other sockets refer to this one.
-    fn peer_id(&self, _file: &OpenFile) -> Option<u64> {
+    fn socket_inode(&self, _file: &OpenFile) -> Option<u64> {
         None
     }
 
-    /// The [`Kind::peer_id`]s of the sockets that [`Kind::restore`] opens together with this one.
-    fn peer_ids(&self) -> Vec<u64> {
+    /// The [`Kind::socket_inode`]s of the sockets that [`Kind::restore`] opens together with this one.
+    fn peer_inodes(&self) -> Vec<u64> {
         Vec::new()
     }
 
     /// Reports whether the other end is closed in the image, and must be open until the queue is
-    /// filled: [`Opened::parked`].
-    fn parks_other_end(&self) -> bool {
+    /// filled: [`Opened::closed_end`].
+    fn has_closed_end(&self) -> bool {
         false
     }
 
@@ -281,12 +377,18 @@ pub struct KindOps {
     pub name: &'static str,
     /// [`Kind::CARRIES_DESCRIPTORS`]
     pub carries_descriptors: bool,
+    /// [`Kind::TAKES_CONTENTS_OUT`]
+    pub(crate) takes_contents_out: bool,
     /// [`Kind::claims`]
     pub(crate) claims: fn(&Descriptor<'_>) -> bool,
+    /// [`Kind::answers_opens`]
+    pub(crate) answers_opens: fn(&FdInfo) -> bool,
     /// [`Kind::object`]
     pub(crate) object: fn(&Descriptor<'_>) -> Option<(u32, u32, u64)>,
     /// [`Kind::capture`], as the encoded body.
     pub(crate) capture: fn(&Descriptor<'_>) -> Result<Vec<u8>>,
+    /// [`Kind::search`]
+    pub(crate) search: fn(&Descriptor<'_>),
     /// [`Kind::contents`]
     pub(crate) contents: fn(BorrowedFd<'_>, &ContentsContext<'_>, u64, Sink<'_>) -> Result<()>,
     /// Decodes the body of a file. Fails with status 3.
@@ -301,11 +403,15 @@ const fn ops<K: Kind>() -> KindOps {
     KindOps {
         name: K::NAME,
         carries_descriptors: K::CARRIES_DESCRIPTORS,
+        takes_contents_out: K::TAKES_CONTENTS_OUT,
         claims: K::claims,
+        answers_opens: K::answers_opens,
         object: K::object,
-        capture: |it| {
-            serde_cbor::to_vec(&K::capture(it)?).map_err(|err| Error::malformed(err.to_string()))
+        capture: |descriptor| {
+            serde_cbor::to_vec(&K::capture(descriptor)?)
+                .map_err(|err| Error::malformed(err.to_string()))
         },
+        search: K::search,
         contents: K::contents,
         decode: |file| Ok(Box::new(record::decode_body::<K>(file)?)),
         object_check: || Some(Box::new(validate::OfKind(K::object_check()?))),
@@ -359,6 +465,11 @@ pub fn names() -> Vec<&'static str> {
     KINDS.iter().map(|kind| kind.name).collect()
 }
 
+/// Parses a FILTER. The error is the reason alone, as argh wants it.
+pub fn filter(text: &str) -> std::result::Result<Filter, String> {
+    Filter::parse(text, &names())
+}
+
 /// Replaces the terminal of a record by the one that `to` describes, which a restore then opens by
 /// its path. None if the file is not a terminal, or is restored without one.
 pub fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
@@ -366,8 +477,8 @@ pub fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
 }
 
 /// The kind that claims a descriptor.
-pub fn claimed_by(it: &Descriptor<'_>) -> &'static KindOps {
-    KINDS.iter().find(|kind| (kind.claims)(it)).unwrap_or(OPAQUE)
+pub fn claimed_by(descriptor: &Descriptor<'_>) -> &'static KindOps {
+    KINDS.iter().find(|kind| (kind.claims)(descriptor)).unwrap_or(OPAQUE)
 }
 
 #[cfg(test)]
@@ -398,10 +509,13 @@ pub(crate) mod tests {
         limit: u64,
         mut take: impl FnMut(Piece<'_>),
     ) -> Result<()> {
+        let process = &Process::open(std::process::id() as i32).unwrap();
         let inode = &inode_of(fd.as_fd()).unwrap();
         let object = (0, 0, 0);
         let openers = &Openers::new([], []);
-        let cx = ContentsContext { inode, object, link: b"", openers, frozen: false };
+        let watches = &Watches::default();
+        let link = b"";
+        let cx = ContentsContext { process, inode, object, link, openers, watches, frozen: false };
         K::contents(fd.as_fd(), &cx, limit, &mut |piece| {
             take(piece);
             Ok(())

@@ -3,10 +3,13 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::{Kind, OpenTerminal, Prerequisite, named, null_device};
+use crate::kind::effect::Effect;
+use crate::kind::{Kind, OpenTerminal, Prerequisite, named};
 use crate::operation::{Operation, Outcome};
+use crate::proc::Descriptor;
 use crate::terminal::Settings;
 use crate::text::escape;
+use serde::{Deserialize, Serialize};
 use std::any::Any;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
@@ -22,6 +25,8 @@ pub trait Record: Any {
     fn carries_descriptors(&self) -> bool;
     /// [`Kind::describe`]
     fn describe(&self, file: &OpenFile) -> Option<String>;
+    /// [`Kind::unread_reason`]
+    fn unread_reason(&self) -> Option<String>;
     /// [`Kind::terminal`]
     fn terminal(&self) -> Option<OpenTerminal>;
     /// [`Kind::settings`]
@@ -30,14 +35,16 @@ pub trait Record: Any {
     fn validate(&self, file: &OpenFile) -> Result<()>;
     /// [`Kind::check`]
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()>;
+    /// [`Kind::effects`]
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>>;
     /// [`Kind::prerequisite`]
     fn prerequisite(&self, file: &OpenFile) -> Prerequisite;
-    /// [`Kind::peer_id`]
-    fn peer_id(&self, file: &OpenFile) -> Option<u64>;
-    /// [`Kind::peer_ids`]
-    fn peer_ids(&self) -> Vec<u64>;
-    /// [`Kind::parks_other_end`]
-    fn parks_other_end(&self) -> bool;
+    /// [`Kind::socket_inode`]
+    fn socket_inode(&self, file: &OpenFile) -> Option<u64>;
+    /// [`Kind::peer_inodes`]
+    fn peer_inodes(&self) -> Vec<u64>;
+    /// [`Kind::has_closed_end`]
+    fn has_closed_end(&self) -> bool;
     /// [`Kind::restore`]
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened>;
     /// [`Kind::operation`]
@@ -85,6 +92,10 @@ impl<K: Kind> Record for K {
         Kind::describe(self, file)
     }
 
+    fn unread_reason(&self) -> Option<String> {
+        Kind::unread_reason(self)
+    }
+
     fn terminal(&self) -> Option<OpenTerminal> {
         Kind::terminal(self)
     }
@@ -101,20 +112,24 @@ impl<K: Kind> Record for K {
         Kind::check(self, file, cx)
     }
 
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Kind::effects(self, file, cx)
+    }
+
     fn prerequisite(&self, file: &OpenFile) -> Prerequisite {
         Kind::prerequisite(self, file)
     }
 
-    fn peer_id(&self, file: &OpenFile) -> Option<u64> {
-        Kind::peer_id(self, file)
+    fn socket_inode(&self, file: &OpenFile) -> Option<u64> {
+        Kind::socket_inode(self, file)
     }
 
-    fn peer_ids(&self) -> Vec<u64> {
-        Kind::peer_ids(self)
+    fn peer_inodes(&self) -> Vec<u64> {
+        Kind::peer_inodes(self)
     }
 
-    fn parks_other_end(&self) -> bool {
-        Kind::parks_other_end(self)
+    fn has_closed_end(&self) -> bool {
+        Kind::has_closed_end(self)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
@@ -155,6 +170,7 @@ impl<K: Kind> Record for K {
 }
 
 /// The record of a kind that this version does not know. It is copied as it is, and not restored.
+#[derive(Serialize, Deserialize)]
 struct UnknownKind;
 
 impl UnknownKind {
@@ -164,93 +180,25 @@ impl UnknownKind {
     }
 }
 
-impl Record for UnknownKind {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
+/// This kind is not in [`crate::kind::KINDS`]: no descriptor and no image names it.
+impl Kind for UnknownKind {
+    const NAME: &'static str = "";
+    const CARRIES_DESCRIPTORS: bool = true;
 
-    fn is_seekable(&self) -> bool {
+    fn claims(_: &Descriptor<'_>) -> bool {
         false
     }
 
-    fn is_early(&self) -> bool {
-        false
-    }
-
-    fn carries_descriptors(&self) -> bool {
-        true
-    }
-
-    fn describe(&self, _: &OpenFile) -> Option<String> {
-        None
-    }
-
-    fn terminal(&self) -> Option<OpenTerminal> {
-        None
-    }
-
-    fn settings(&self) -> Option<&Settings> {
-        None
-    }
-
-    fn validate(&self, _: &OpenFile) -> Result<()> {
-        Ok(())
+    fn capture(_: &Descriptor<'_>) -> Result<Self> {
+        Ok(UnknownKind)
     }
 
     fn check(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<()> {
         Err(UnknownKind::refusal(file))
     }
 
-    fn prerequisite(&self, _: &OpenFile) -> Prerequisite {
-        Prerequisite::None
-    }
-
-    fn peer_id(&self, _: &OpenFile) -> Option<u64> {
-        None
-    }
-
-    fn peer_ids(&self) -> Vec<u64> {
-        Vec::new()
-    }
-
-    fn parks_other_end(&self) -> bool {
-        false
-    }
-
     fn restore(&self, file: &OpenFile, _: &mut RestoreContext<'_>) -> Result<Opened> {
         Err(UnknownKind::refusal(file))
-    }
-
-    fn operation(&self, _: RawFd, _: &RestoreContext<'_>) -> Result<Option<Operation>> {
-        Ok(None)
-    }
-
-    fn finish_text(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn finish(
-        &self,
-        _: &OpenFile,
-        _: RawFd,
-        _: BorrowedFd<'_>,
-        _: &Outcome,
-        _: &mut RestoreContext<'_>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn finish_last(
-        &self,
-        _: &OpenFile,
-        _: BorrowedFd<'_>,
-        _: &mut RestoreContext<'_>,
-    ) -> Result<()> {
-        Ok(())
-    }
-
-    fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
-        null_device(file)
     }
 }
 

@@ -5,7 +5,7 @@
 //! checked before that every id that a record refers to exists.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Lock, MessageMeta, OpenFile, Slot, Task};
+use crate::image::{Lock, MessageMeta, OpenFile, Slot, Task, TaskChecker};
 use crate::kind::{ContentsPiece, ImageCheck, Kind, ObjectCheck, Record, decode, named};
 use crate::text::escape;
 use nix::libc;
@@ -80,6 +80,7 @@ pub struct Validator<'n> {
     objects: HashMap<u32, Object>,
     files: FileFacts,
     tasks: Vec<Task>,
+    task_checker: TaskChecker,
     by_kind: BTreeMap<&'static str, Box<dyn ErasedImageCheck>>,
 }
 
@@ -98,14 +99,17 @@ impl<'n> Validator<'n> {
             objects: HashMap::new(),
             files: FileFacts::default(),
             tasks: Vec::new(),
+            task_checker: TaskChecker::default(),
             by_kind: BTreeMap::new(),
         }
     }
 
-    /// Records a task.
-    pub fn task(&mut self, task: &Task) {
+    /// Checks a task, given those before it. Fails with status 3.
+    pub fn task(&mut self, task: &Task) -> Result<()> {
+        self.task_checker.add(task)?;
         self.by_kind.values_mut().for_each(|check| check.task(task));
         self.tasks.push(Task { args: Vec::new(), exe: None, ..task.clone() });
+        Ok(())
     }
 
     /// Decodes and checks the record of a file. Fails with status 3.
@@ -137,14 +141,19 @@ impl<'n> Validator<'n> {
 
     /// Checks that a file can be a description of an object, given those before it.
     fn object(&mut self, id: u32, record: &dyn Record, file: &OpenFile) -> Result<()> {
-        let object = self.objects.entry(id).or_insert_with(|| Object {
+        let known = |kind: &str| named(kind).is_some();
+        let new = || Object {
             kind: file.kind.clone(),
             name: (self.name)(file),
             carries: record.carries_descriptors(),
             check: named(&file.kind).and_then(|kind| (kind.object_check)()),
-        });
-        let known = |kind: &str| named(kind).is_some();
-        // Two kinds of a newer version may share an object.
+        };
+        let object = self.objects.entry(id).or_insert_with(new);
+        // Two kinds of a newer version may share an object. The kinds of this version may not, whichever
+        // comes first.
+        if !known(&object.kind) && known(&file.kind) {
+            *object = new();
+        }
         if object.kind != file.kind && known(&object.kind) && known(&file.kind) {
             let (kind, other) = (escape(file.kind.as_bytes()), escape(object.kind.as_bytes()));
             let why =
@@ -193,6 +202,7 @@ impl<'n> Validator<'n> {
 
     /// Makes the checks that need all records. Fails with status 3.
     pub fn end(&mut self) -> Result<()> {
+        self.task_checker.end()?;
         self.by_kind.values_mut().try_for_each(|check| check.end(&*self.name))
     }
 }
@@ -311,5 +321,11 @@ mod tests {
         .unwrap();
         let why = validator.file(&file).map(drop).unwrap_err();
         assert!(why.to_string().contains("object 7 is of kind mem"), "{why}");
+        // A kind that this version does not know, before them, changes nothing.
+        let unknown = OpenFile { id: 0, kind: "new".into(), ..file.clone() };
+        let mut validator = Validator::default();
+        assert!(validator.file(&unknown).is_ok());
+        assert!(validator.file(&OpenFile { id: 1, object: Some(7), ..file_of(&one) }).is_ok());
+        assert!(validator.file(&OpenFile { id: 2, ..file }).is_err());
     }
 }

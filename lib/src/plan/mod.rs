@@ -1,60 +1,69 @@
 //! The plan of a restore: an action for each number of a descriptor table, and the problems found.
-//! It is made from an image and the caller's options, before the restore changes anything.
+//! A plan is made from an image and the caller's options, before the restore changes anything.
+
+mod options;
+
+pub use options::{Inherit, Missing, RestoreOptions, StatsFormat};
 
 use crate::ctty::{self, SessionRole};
 use crate::error::{Error, Result};
 use crate::image::{Lock, OpenFile, Slot, Task};
-use crate::kind::DecodedImage;
-use crate::kind::context::{Changed, CttyPlan, Number, PidMap, RestoreContext};
+use crate::kind::context::{CttyPlan, Number, PidMap, RestoreContext};
+use crate::kind::effect::{Allow, Effect};
+use crate::kind::{DecodedImage, Prerequisite, Record};
 use crate::lock;
-use crate::placement::{self, Placement};
+use crate::messages::Messages;
+use crate::placement;
 use crate::proc::{self, HeldLock};
 use crate::sys;
-use crate::sys::own_table::is_open;
+use crate::sys::own_table::was_inherited;
 use crate::text::escape;
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{BorrowedFd, RawFd};
 
-/// The policy for a descriptor that cannot be restored: `--missing`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Missing {
-    /// The restore fails, and lists all of them.
-    #[default]
-    Fail,
-    /// The substitute of its kind is opened: [`crate::kind::Kind::substitute`].
-    Null,
-    /// The number stays closed.
-    Skip,
+/// The way to restore the rest of an image in spite of a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cure {
+    /// A descriptor can be replaced, or left out.
+    Descriptor,
+    /// A descriptor can be restored without its lock.
+    Lock,
+    /// A process can hold its descriptors, and not run its program again.
+    NoProgram,
+    /// A process can get another process id.
+    AnyPid,
 }
 
-crate::word_enum!(Missing { Fail = "fail", Null = "null", Skip = "skip" });
+impl Cure {
+    /// The options to use, as text.
+    fn text(self) -> &'static str {
+        match self {
+            Cure::Descriptor => {
+                "use --inherit KEY=FD to replace one, --missing null or --missing skip to go on \
+                 without"
+            }
+            Cure::Lock => "use --missing skip to restore descriptors without their locks",
+            Cure::NoProgram => "leave --respawn out for processes that only hold their descriptors",
+            Cure::AnyPid => "leave --same-pids out for any process ids",
+        }
+    }
+}
 
-/// A descriptor of the caller that replaces one of the image: `--inherit`.
+/// A reason why something in an image cannot be restored here.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Inherit {
-    /// The descriptor stays at its number, and replaces what the image has there.
-    SameNumber(RawFd),
-    /// The descriptor replaces the one of the image with this key: a link text, a number, or
-    /// `PID:NUMBER`.
-    Key(Vec<u8>, RawFd),
+pub struct Problem {
+    /// The reason, in a line that names the descriptor or the task.
+    pub line: String,
+    /// The way to restore the rest.
+    pub cure: Cure,
 }
 
-/// The options of a restore.
-#[derive(Clone, Debug, Default)]
-pub struct RestoreOptions {
-    /// The process id in the image of the task whose table is restored; the first task if none.
-    pub task: Option<i32>,
-    /// The policy for descriptors that cannot be restored.
-    pub missing: Missing,
-    /// The policy for files that have changed.
-    pub changed: Changed,
-    /// The descriptors of the caller that replace some of the image.
-    pub inherit: Vec<Inherit>,
-    /// A controlling terminal may be taken from another session.
-    pub steal: bool,
-    /// The policy for the numbers of service descriptors.
-    pub placement: Placement,
+impl Problem {
+    /// The problem with the task of this process id named in front.
+    pub(crate) fn of_task(self, pid: i32) -> Problem {
+        Problem { line: format!("task {pid}: {}", self.line), ..self }
+    }
 }
 
 /// The action of a restore for a number of a table.
@@ -78,7 +87,7 @@ pub enum Action {
     FromParent,
     /// The other end of the file is placed, which is closed in the image, until the queue of the
     /// file is filled.
-    Park,
+    ClosedEnd,
 }
 
 impl Action {
@@ -126,8 +135,15 @@ pub struct Plan<'a> {
     pub task: &'a Task,
     /// The steps, by ascending number.
     pub steps: Vec<Step>,
-    /// The descriptors that cannot be restored, a line each.
-    pub problems: Vec<String>,
+    /// The reasons why descriptors or locks cannot be restored.
+    pub problems: Vec<Problem>,
+    /// The reason for each file that is replaced or left out, by the file's id.
+    pub(crate) losses: HashMap<u32, String>,
+    /// What the restore does beyond the descriptors of the image, by the file's id.
+    pub effects: HashMap<u32, Vec<Effect>>,
+    /// A line for each lock that is not taken again. A restore finds them out by trying, so that only
+    /// the plan of a dry run has them.
+    lost_locks: Vec<String>,
     /// The planned controlling terminal.
     pub terminal: CttyPlan,
     /// In the plan of the files that fdrestore opens for several tasks: the owner of each, by file
@@ -139,11 +155,11 @@ pub struct Plan<'a> {
     pub(crate) numbers: Vec<Vec<Number>>,
     /// The lowest number of each file that is restored, by file id.
     pub(crate) lowest: HashMap<u32, RawFd>,
-    /// The other ends of [`Action::Park`], by file id: an id that no file has, and the number.
-    pub(crate) parked: HashMap<u32, (u32, RawFd)>,
+    /// The other ends of [`Action::ClosedEnd`], by file id: an id that no file has, and the number.
+    pub(crate) closed_ends: HashMap<u32, (u32, RawFd)>,
     /// The files that are restored, by object.
     objects: HashMap<u32, Vec<u32>>,
-    /// The sockets that are restored, by [`crate::kind::Kind::peer_id`].
+    /// The sockets that are restored, by [`crate::kind::Kind::socket_inode`].
     sockets: HashMap<u64, u32>,
 }
 
@@ -160,54 +176,112 @@ impl PidMap for SingleTask<'_> {
         (pid == self.0.pid).then(|| nix::unistd::getpid().as_raw())
     }
 
+    /// None if this process does not lead its group: the other processes in it are not restored.
     fn group(&self, pgid: i32) -> Option<i32> {
-        (pgid == self.0.pgid).then(|| nix::unistd::getpgrp().as_raw())
+        let group = nix::unistd::getpgrp();
+        (pgid == self.0.pgid && group == nix::unistd::getpid()).then(|| group.as_raw())
     }
 }
 
 impl RestoreOptions {
     /// Fails with status 2 if a descriptor to inherit is not open.
     pub(crate) fn check_inherited(&self) -> Result<()> {
-        for inherit in &self.inherit {
-            let (Inherit::SameNumber(fd) | Inherit::Key(_, fd)) = inherit;
-            if (0..3).contains(fd) && sys::start::closed_at_start(*fd) || !is_open(*fd) {
+        let of_keys = self.inherit_keys().map(|(_, fd)| fd);
+        for fd in self.same_numbers().chain(of_keys) {
+            if (0..3).contains(&fd) && sys::start::closed_at_start(fd) || !was_inherited(fd) {
                 return Err(Error::misuse(format!("--inherit: descriptor {fd} is not open")));
             }
         }
         Ok(())
     }
+}
 
-    /// The index in `inherit` of a key that matches a slot of the task with this process id.
-    pub(crate) fn inherited_by_slot(
-        &self,
+/// A key of `--inherit` that matches a descriptor of the image. The lowest match counts: a key with
+/// `PID:FD` comes before one with `FD`, and that before a link text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KeyMatch {
+    precision: u8,
+    /// The index in [`InheritKeys::keys`].
+    key: usize,
+}
+
+/// The keys of `--inherit`, and what each of them has matched so far.
+pub(crate) struct InheritKeys<'o> {
+    /// Each key, and the caller's descriptor.
+    keys: Vec<(&'o [u8], RawFd)>,
+    /// For each key: it matches a descriptor of the image.
+    matched: Vec<bool>,
+    /// For each key: its descriptor replaces one of the image.
+    used: Vec<bool>,
+}
+
+impl<'o> InheritKeys<'o> {
+    pub(crate) fn new(options: &'o RestoreOptions) -> InheritKeys<'o> {
+        let keys: Vec<(&[u8], RawFd)> = options.inherit_keys().collect();
+        let none = vec![false; keys.len()];
+        InheritKeys { keys, matched: none.clone(), used: none }
+    }
+
+    /// The lowest match for a slot of the task with this process id. Keys that are a number alone
+    /// are for the slots of one task, for which `number_alone` is true.
+    pub(crate) fn of_slot(
+        &mut self,
         pid: i32,
+        number_alone: bool,
         slot: &Slot,
         file: &OpenFile,
-    ) -> Option<usize> {
-        let matches_slot = |key: &[u8]| {
-            key == file.link.0
-                || key == slot.fd.to_string().as_bytes()
-                || key == format!("{pid}:{}", slot.fd).as_bytes()
-        };
-        self.inherit.iter().position(|it| matches!(it, Inherit::Key(key, _) if matches_slot(key)))
+    ) -> Option<KeyMatch> {
+        if self.keys.is_empty() {
+            return None;
+        }
+        let number = slot.fd.to_string();
+        let of_task = format!("{pid}:{number}");
+        self.lowest(|key| match key {
+            key if key == of_task.as_bytes() => Some(0),
+            key if number_alone && key == number.as_bytes() => Some(1),
+            key => (key == file.link.0).then_some(2),
+        })
     }
 
-    /// The index in `inherit` of a key that matches a file which has no number.
-    pub(crate) fn inherited_by_file(&self, file: &OpenFile) -> Option<usize> {
-        let matches_file = |it: &Inherit| matches!(it, Inherit::Key(key, _) if *key == file.link.0);
-        self.inherit.iter().position(matches_file)
+    /// The lowest match for a file that has no number.
+    pub(crate) fn of_file(&mut self, file: &OpenFile) -> Option<KeyMatch> {
+        self.lowest(|key| (key == file.link.0).then_some(2))
     }
 
-    /// Fails with status 2 if a key matches nothing in the image. `used` says which keys have
-    /// matched.
-    pub(crate) fn check_all_used(&self, used: &[bool]) -> Result<()> {
-        for (inherit, used) in self.inherit.iter().zip(used) {
-            if let (Inherit::Key(key, _), false) = (inherit, used) {
-                let key = escape(key);
-                return Err(Error::misuse(format!(
-                    "--inherit: the image has no descriptor '{key}'"
-                )));
+    fn lowest(&mut self, precision: impl Fn(&[u8]) -> Option<u8>) -> Option<KeyMatch> {
+        let mut lowest: Option<KeyMatch> = None;
+        for (at, (key, _)) in self.keys.iter().enumerate() {
+            let Some(precision) = precision(key) else { continue };
+            self.matched[at] = true;
+            let found = KeyMatch { precision, key: at };
+            lowest = Some(lowest.map_or(found, |lowest| lowest.min(found)));
+        }
+        lowest
+    }
+
+    /// The caller's descriptor of a key.
+    pub(crate) fn fd(&self, found: KeyMatch) -> RawFd {
+        self.keys[found.key].1
+    }
+
+    /// The caller's descriptor of a key, which replaces a descriptor of the image.
+    pub(crate) fn replace_by(&mut self, found: KeyMatch) -> RawFd {
+        self.used[found.key] = true;
+        self.fd(found)
+    }
+
+    /// Fails with status 2 if a key matches nothing in the image, or only what other options
+    /// replace.
+    pub(crate) fn check_all_used(&self) -> Result<()> {
+        for (((key, _), matched), used) in self.keys.iter().zip(&self.matched).zip(&self.used) {
+            if *used {
+                continue;
             }
+            let key = escape(key);
+            return Err(Error::misuse(match matched {
+                true => format!("--inherit: another --inherit replaces '{key}' already"),
+                false => format!("--inherit: the image has no descriptor '{key}'"),
+            }));
         }
         Ok(())
     }
@@ -239,10 +313,10 @@ impl<'a> Plan<'a> {
         let steps = table_steps(image, task, options)?;
         let mut plan = Plan::from_steps(image, task, steps);
         let role = SessionRole::myself()?;
-        plan.terminal = plan.plan_ctty(role);
+        plan.terminal = plan.plan_ctty(role, options);
         plan.check(options, &SingleTask(task), root, dry_run, &proc::locks())?;
         // The file of the controlling terminal may be one of those that cannot be restored.
-        plan.terminal = plan.plan_ctty(role);
+        plan.terminal = plan.plan_ctty(role, options);
         Ok(plan)
     }
 
@@ -257,12 +331,15 @@ impl<'a> Plan<'a> {
             task,
             steps,
             problems: Vec::new(),
+            losses: HashMap::new(),
+            effects: HashMap::new(),
+            lost_locks: Vec::new(),
             terminal: CttyPlan::None,
             owner_tasks: HashMap::new(),
             owned_files: HashSet::new(),
             numbers: Vec::new(),
             lowest: HashMap::new(),
-            parked: HashMap::new(),
+            closed_ends: HashMap::new(),
             objects: HashMap::new(),
             sockets: HashMap::new(),
         };
@@ -270,9 +347,9 @@ impl<'a> Plan<'a> {
         let number = |step: &Step| Number { fd: step.fd, file: step.file };
         plan.numbers.push(permanent.map(number).collect());
         let unused = (0..=u32::MAX).rev().filter(|id| image.file(*id).is_none());
-        let parks = plan.steps.iter().filter(|step| step.action == Action::Park);
-        plan.parked =
-            parks.zip(unused).filter_map(|(step, id)| Some((step.file?, (id, step.fd)))).collect();
+        let closed = plan.steps.iter().filter(|step| step.action == Action::ClosedEnd);
+        plan.closed_ends =
+            closed.zip(unused).filter_map(|(step, id)| Some((step.file?, (id, step.fd)))).collect();
         for step in &plan.steps {
             let Some(file) = step.file.and_then(|id| image.file(id)) else { continue };
             if !step.action.is_first_number() || plan.lowest.contains_key(&file.id) {
@@ -282,7 +359,7 @@ impl<'a> Plan<'a> {
             if let Some(object) = file.object {
                 plan.objects.entry(object).or_default().push(file.id);
             }
-            if let Some(peer) = image.record(file.id).and_then(|record| record.peer_id(file)) {
+            if let Some(peer) = image.record(file.id).and_then(|record| record.socket_inode(file)) {
                 plan.sockets.insert(peer, file.id);
             }
         }
@@ -290,13 +367,14 @@ impl<'a> Plan<'a> {
     }
 
     /// Plans the controlling terminal, for a process that has this role in its session.
-    pub(crate) fn plan_ctty(&self, role: SessionRole) -> CttyPlan {
+    pub(crate) fn plan_ctty(&self, role: SessionRole, options: &RestoreOptions) -> CttyPlan {
         let inherited = |id| {
             let replaces =
                 |step: &&Step| step.file == Some(id) && matches!(step.action, Action::Inherit(_));
             self.steps.iter().find(replaces).map(|step| step.fd)
         };
-        ctty::plan(self.image, self.task, role, |id| self.lowest.contains_key(&id), inherited)
+        let made = |id| self.lowest.contains_key(&id);
+        allowed_terminal(ctty::plan(self.image, self.task, role, made, inherited), options)
     }
 
     /// Checks by the kind of each file whether it can be restored. Files that cannot are replaced,
@@ -317,9 +395,10 @@ impl<'a> Plan<'a> {
         }
         let mut failed: HashMap<u32, Action> = HashMap::new();
         let mut steps = std::mem::take(&mut self.steps);
-        let mut problems = Vec::new();
+        let (mut problems, mut lost_locks) = (Vec::new(), Vec::new());
+        let (mut losses, mut effects) = (HashMap::new(), HashMap::new());
         {
-            let mut cx = self.context(&[], pids, root, options.changed);
+            let mut cx = self.context(&[], pids, root, options);
             cx.dry_run = dry_run;
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
@@ -332,18 +411,24 @@ impl<'a> Plan<'a> {
                 };
                 self.select_owner(&mut cx, id);
                 let Some(record) = self.image.record(id) else { continue };
-                let checked =
-                    record.check(file, &cx).and_then(|()| lock::check_lease(file, held, &cx));
-                if let Err(err) = checked {
-                    step.action = match options.missing {
-                        Missing::Fail => {
-                            problems.push(format!("{}: {err}", self.name(step)));
-                            Action::Skip
+                let checked = record
+                    .check(file, &cx)
+                    .and_then(|()| lock::check_lease(file, held, &cx))
+                    .and_then(|()| self.check_has_table(file))
+                    .and_then(|()| allowed_effects(record, file, &cx));
+                match checked {
+                    Ok(found) if found.is_empty() => (),
+                    Ok(found) => drop(effects.insert(id, found)),
+                    Err(err) => {
+                        step.action = options.missing.instead();
+                        if options.missing == Missing::Fail {
+                            let line = format!("{}: {err}", self.name(step));
+                            problems.push(Problem { line, cure: Cure::Descriptor });
+                        } else {
+                            losses.insert(id, err.to_string());
                         }
-                        Missing::Null => Action::Null,
-                        Missing::Skip => Action::Skip,
-                    };
-                    failed.insert(id, step.action);
+                        failed.insert(id, step.action);
+                    }
                 }
             }
             // A lock of a table is checked only in the plan of that table.
@@ -353,12 +438,21 @@ impl<'a> Plan<'a> {
                     continue;
                 }
                 let line = lock::find_conflict(lock, file, held, &cx);
-                let line = line.map(|line| format!("{}: {line}", self.name(step)));
-                problems.extend(line.filter(|_| options.missing == Missing::Fail));
+                let Some(line) = line.map(|line| format!("{}: {line}", self.name(step))) else {
+                    continue;
+                };
+                if options.missing == Missing::Fail {
+                    problems.push(Problem { line, cure: Cure::Lock });
+                } else if dry_run {
+                    lost_locks.push(line);
+                }
             }
         }
         self.steps = steps;
         self.problems.extend(problems);
+        self.losses.extend(losses);
+        self.effects.extend(effects);
+        self.lost_locks.extend(lost_locks);
         // A file that is not restored is not another's peer.
         if !failed.is_empty() {
             self.lowest.retain(|id, _| !failed.contains_key(id));
@@ -367,6 +461,20 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Fails with status 6 for a file whose record refers to numbers of a table, if fdrestore opens
+    /// it and no table has it.
+    fn check_has_table(&self, file: &OpenFile) -> Result<()> {
+        let of_no_table = !self.owner_tasks.is_empty() && !self.owner_tasks.contains_key(&file.id);
+        let record = self.image.record(file.id).filter(|_| of_no_table);
+        match record.is_some_and(|record| record.prerequisite(file) == Prerequisite::Numbers) {
+            true => Err(Error::unrestorable(
+                "it refers to descriptors by their numbers, and is itself only in a queue that \
+                 several tasks have",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// The locks to take: first those of descriptions, then those of the table, for which the last
@@ -401,7 +509,7 @@ impl<'a> Plan<'a> {
         source: &'b [u8],
         pids: &'b dyn PidMap,
         root: Option<BorrowedFd<'b>>,
-        changed: Changed,
+        options: &'b RestoreOptions,
     ) -> RestoreContext<'b> {
         RestoreContext {
             image: self.image,
@@ -410,10 +518,11 @@ impl<'a> Plan<'a> {
             source,
             root,
             dry_run: false,
-            changed,
-            warnings: Vec::new(),
+            changed: options.changed,
+            allow: &options.allow,
+            warnings: Messages::kept(),
             lowest: &self.lowest,
-            parked: &self.parked,
+            closed_ends: &self.closed_ends,
             inherited: HashMap::new(),
             objects: &self.objects,
             sockets: &self.sockets,
@@ -443,6 +552,28 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// A line for each file that is replaced or left out, and for which `wanted` is true, and for each
+    /// lock that is not taken again.
+    pub fn describe_losses(&self, wanted: impl Fn(u32) -> bool) -> Vec<String> {
+        let mut told = HashSet::new();
+        let mut is_first = |id: u32| wanted(id) && told.insert(id);
+        let steps = self.steps.iter().filter(|step| step.file.is_some_and(&mut is_first));
+        let line = |step: &Step| {
+            let why = self.losses.get(&step.file?)?;
+            Some(self.describe_loss(step, step.action, why))
+        };
+        steps.filter_map(line).chain(self.lost_locks.iter().cloned()).collect()
+    }
+
+    /// The line for a descriptor that is not restored: `action` is what is done instead.
+    pub(crate) fn describe_loss(&self, step: &Step, action: Action, why: &str) -> String {
+        let instead = match action {
+            Action::Null => "replaced",
+            _ => "left out",
+        };
+        format!("{}: {instead}: {why}", self.name(step))
+    }
+
     /// The number of a step in messages, or the number of the socket in whose queue its file is.
     fn location(&self, step: &Step) -> String {
         let Some(id) = step.file.filter(|id| self.image.slot_of(*id).is_none()) else {
@@ -459,7 +590,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The highest number of the restored table.
-    pub(crate) fn highest(&self) -> Option<u32> {
+    pub fn highest(&self) -> Option<u32> {
         let permanent = |step: &&Step| !step.temporary && step.action != Action::Skip;
         self.steps.iter().rev().find(permanent).map(|step| step.fd as u32)
     }
@@ -469,48 +600,37 @@ impl<'a> Plan<'a> {
         self.steps.iter().filter(|step| !step.temporary && step.action != Action::Skip).count()
     }
 
-    /// Fails with status 6 if there are problems, after `say` was called with each.
-    pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
-        refuse(&self.problems, say)
+    /// Fails with status 6 if there are problems, and says each.
+    pub fn refuse(&self, messages: &mut Messages<'_>) -> Result<()> {
+        refuse(&self.problems, messages)
     }
 }
 
-/// [`Plan::refuse`] for these problems.
-pub(crate) fn refuse(problems: &[String], say: &mut dyn FnMut(&str)) -> Result<()> {
+/// [`Plan::refuse`] for these problems. The error has the cures that fit.
+pub(crate) fn refuse(problems: &[Problem], messages: &mut Messages<'_>) -> Result<()> {
     if problems.is_empty() {
         return Ok(());
     }
     for problem in problems {
-        say(problem);
+        messages.push(problem.line.as_str());
     }
-    let cure =
-        "use --inherit KEY=FD to replace one, --missing null or --missing skip to go on without";
-    Err(Error::unrestorable(format!("{} cannot be restored here; {cure}", problems.len())))
+    let cures: BTreeSet<Cure> = problems.iter().map(|problem| problem.cure).collect();
+    let cures = cures.into_iter().map(Cure::text).collect::<Vec<&str>>().join("; ");
+    Err(Error::unrestorable(format!("{} cannot be restored here; {cures}", problems.len())))
 }
 
 /// The steps for the table of a task. Fails with status 2 if an option matches nothing.
 fn table_steps(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> Result<Vec<Step>> {
-    let mut same_number: BTreeSet<RawFd> = BTreeSet::new();
-    let mut used = vec![false; options.inherit.len()];
-    for inherit in &options.inherit {
-        if let Inherit::SameNumber(fd) = inherit {
-            same_number.insert(*fd);
-        }
-    }
+    let mut same_number: BTreeSet<RawFd> = options.same_numbers().collect();
+    let mut keys = InheritKeys::new(options);
     let mut steps = Vec::new();
     let mut seen = HashSet::new();
     for slot in image.slots_of(task.table.id) {
         let Some(file) = image.file(slot.file) else { continue };
         let fd = slot.fd as RawFd;
-        let inherited = options.inherited_by_slot(task.pid, slot, file);
-        let action = match inherited {
+        let action = match keys.of_slot(task.pid, true, slot, file) {
             _ if same_number.remove(&fd) => Action::Inherit(fd),
-            Some(at) => {
-                used[at] = true;
-                match &options.inherit[at] {
-                    Inherit::Key(_, from) | Inherit::SameNumber(from) => Action::Inherit(*from),
-                }
-            }
+            Some(found) => Action::Inherit(keys.replace_by(found)),
             None if seen.insert(file.id) => Action::Make,
             None => Action::Dup,
         };
@@ -522,13 +642,10 @@ fn table_steps(image: &DecodedImage, task: &Task, options: &RestoreOptions) -> R
     }
     steps.sort_by_key(|step| step.fd);
     add_queued(image, &mut steps, &mut |file| {
-        let Some(at) = options.inherited_by_file(file) else { return Some(Action::Make) };
-        used[at] = true;
-        match &options.inherit[at] {
-            Inherit::Key(_, from) | Inherit::SameNumber(from) => Some(Action::Inherit(*from)),
-        }
+        let found = keys.of_file(file);
+        Some(found.map_or(Action::Make, |found| Action::Inherit(keys.replace_by(found))))
     });
-    options.check_all_used(&used)?;
+    keys.check_all_used()?;
     Ok(steps)
 }
 
@@ -549,8 +666,8 @@ pub(crate) fn add_queued(
             continue;
         };
         let mut queued = image.queued(file).peekable();
-        if queued.peek().is_some() && record.parks_other_end() {
-            added.push((file.id, Action::Park));
+        if queued.peek().is_some() && record.has_closed_end() {
+            added.push((file.id, Action::ClosedEnd));
         }
         for file in queued.filter_map(|id| image.file(id)) {
             if known.insert(file.id) {
@@ -573,6 +690,31 @@ pub(crate) fn add_queued(
     steps.sort_by_key(|step| step.fd);
 }
 
+/// The planned controlling terminal, unless it is opened by a path of the image and `--allow` does not
+/// permit that.
+pub(crate) fn allowed_terminal(planned: CttyPlan, options: &RestoreOptions) -> CttyPlan {
+    match planned {
+        CttyPlan::FromPath(path) if !options.allows(Allow::Tty) => {
+            let shown = escape(&path);
+            let why = format!("{shown} is opened only if it is allowed: --allow tty permits that");
+            CttyPlan::Unavailable(why)
+        }
+        planned => planned,
+    }
+}
+
+/// What the restore of a file does beyond the descriptors of the image. Fails with status 6 if `--allow`
+/// does not permit it.
+fn allowed_effects(
+    record: &dyn Record,
+    file: &OpenFile,
+    cx: &RestoreContext<'_>,
+) -> Result<Vec<Effect>> {
+    let effects = record.effects(file, cx)?;
+    effects.iter().try_for_each(|effect| effect.permitted(cx.allow))?;
+    Ok(effects)
+}
+
 /// The hard limit of open files of this process: RLIMIT_NOFILE of getrlimit(2).
 pub(crate) fn hard_limit() -> Result<u64> {
     Ok(getrlimit(Resource::RLIMIT_NOFILE)?.1)
@@ -592,8 +734,10 @@ fn check_hard_limit(highest: u32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Bytes, Data, Item, MessageMeta, Writer};
+    use crate::image::{Bytes, Data, Item, MessageMeta, Terminal, Writer};
+    use crate::kind::effect::AllowList;
     use crate::proc::Process;
+    use argh::FromArgValue;
     use nix::time::{ClockId, clock_gettime};
     use std::os::unix::net::UnixStream;
     use std::time::Duration;
@@ -603,13 +747,16 @@ mod tests {
     fn unrestorable(count: u32) -> DecodedImage {
         let (socket, _peer) = UnixStream::pair().unwrap();
         let myself = Process::open(std::process::id() as i32).unwrap();
-        let task = Task { pid: 700, ..myself.task(0, None).unwrap() };
+        let task = Task { pid: 700, ..myself.task(0, None, &mut Messages::kept()).unwrap() };
         let mut carrier = crate::kind::tests::file_of(&socket);
         carrier.object = Some(0);
         let unreadable = crate::kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
         let opaque =
             OpenFile { link: Bytes(b"anon_inode:[odd]".to_vec()), ..unreadable.into_file(0) };
-        let head = crate::image::Head { contents: true, ..crate::capture::head("test") };
+        let head = crate::image::Head {
+            contents: true,
+            ..crate::capture::head("test", &mut Messages::kept())
+        };
         let mut items = vec![Item::Head(head), Item::Task(task.into()), Item::File(carrier.into())];
         items
             .extend((1..=2 * count).map(|id| Item::File(OpenFile { id, ..opaque.clone() }.into())));
@@ -632,7 +779,7 @@ mod tests {
         let now = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap());
         let begun = now();
         let plan = Plan::new(image, &RestoreOptions::default(), None, false).unwrap();
-        (plan.problems, now() - begun)
+        (plan.problems.into_iter().map(|problem| problem.line).collect(), now() - begun)
     }
 
     #[test]
@@ -660,5 +807,106 @@ mod tests {
         let (few, many) = (took(least), took(most));
         // There are 16 times as many; quadratic time would be 256 times as long.
         assert!(many < few * 40, "{least}: {few:?}, {most}: {many:?}");
+    }
+    /// An image of one task with these files at the numbers from 3 up.
+    fn image_of(files: Vec<OpenFile>, terminal: Option<Terminal>) -> DecodedImage {
+        let myself = Process::open(std::process::id() as i32).unwrap();
+        let task =
+            Task { pid: 700, terminal, ..myself.task(0, None, &mut Messages::kept()).unwrap() };
+        let mut writer = Writer::new(Vec::new());
+        let head = crate::image::Head {
+            contents: true,
+            ..crate::capture::head("test", &mut Messages::kept())
+        };
+        writer.put(&Item::Head(head)).unwrap();
+        writer.put(&Item::Task(task.into())).unwrap();
+        for (id, file) in (0..).zip(&files) {
+            writer.put(&Item::File(OpenFile { id, ..file.clone() }.into())).unwrap();
+        }
+        for id in 0..files.len() as u32 {
+            let slot = Slot { table: 0, fd: 3 + id, cloexec: false, file: id, locks: Vec::new() };
+            writer.put(&Item::Slot(slot)).unwrap();
+        }
+        DecodedImage::load(&writer.end().unwrap()[..]).unwrap()
+    }
+
+    #[test]
+    fn a_lease_or_a_lock_of_another_process_is_a_problem_only_if_nothing_may_be_missing() {
+        let path = std::env::temp_dir().join(format!("fdkit-plan-held-{}", std::process::id()));
+        let file = crate::kind::tests::file_of(std::fs::File::create(&path).unwrap());
+        let lock = |class: &str| Lock {
+            class: class.into(),
+            write: true,
+            start: 0,
+            end: None,
+            breaking: false,
+        };
+        let inode = file.inode.as_ref().unwrap().key();
+        let image = image_of(vec![OpenFile { locks: vec![lock("FLOCK")], ..file }], None);
+        let checked = |class: &str, missing| {
+            let options = RestoreOptions { missing, ..RestoreOptions::default() };
+            let task = &image.tasks[0];
+            let steps = table_steps(&image, task, &options).unwrap();
+            let mut plan = Plan::from_steps(&image, task, steps);
+            let held = [HeldLock { lock: lock(class), pid: -1, inode }];
+            plan.check(&options, &SingleTask(task), None, false, &held).unwrap();
+            let cures: Vec<Cure> = plan.problems.iter().map(|problem| problem.cure).collect();
+            (cures, plan.steps[0].action)
+        };
+        assert_eq!(checked("LEASE", Missing::Fail), (vec![Cure::Descriptor], Action::Skip));
+        assert_eq!(checked("LEASE", Missing::Null), (vec![], Action::Null));
+        assert_eq!(checked("FLOCK", Missing::Fail), (vec![Cure::Lock], Action::Make));
+        assert_eq!(checked("FLOCK", Missing::Skip), (vec![], Action::Make));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_controlling_terminal_that_the_image_names_is_opened_only_if_it_is_allowed() {
+        let named = CttyPlan::FromPath(b"/dev/pts/7".to_vec());
+        let with = |words: &[&str]| {
+            let list = |word: &&str| AllowList::from_arg_value(word).unwrap();
+            let allow = words.iter().map(list).collect();
+            allowed_terminal(named.clone(), &RestoreOptions { allow, ..RestoreOptions::default() })
+        };
+        for refused in [with(&[]), with(&["tun,names"])] {
+            let CttyPlan::Unavailable(why) = refused else { panic!("{refused:?}") };
+            assert!(why.contains("/dev/pts/7") && why.contains("--allow tty"), "{why}");
+        }
+        assert_eq!((with(&["tty"]), with(&["tun", "all"])), (named.clone(), named.clone()));
+        let options = RestoreOptions::default();
+        assert_eq!(allowed_terminal(CttyPlan::Kept, &options), CttyPlan::Kept);
+    }
+
+    #[test]
+    fn a_file_that_is_not_restored_is_none_of_its_object() {
+        let unreadable = crate::kind::Captured::unreadable(0, &nix::errno::Errno::EIO.into());
+        let odd = OpenFile { object: Some(7), ..unreadable.into_file(0) };
+        let image = image_of(vec![odd.clone(), odd], None);
+        let options = RestoreOptions { missing: Missing::Skip, ..RestoreOptions::default() };
+        let task = &image.tasks[0];
+        let steps = table_steps(&image, task, &options).unwrap();
+        let mut plan = Plan::from_steps(&image, task, steps);
+        assert_eq!(plan.objects, HashMap::from([(7, vec![0, 1])]));
+        plan.check(&options, &SingleTask(task), None, false, &[]).unwrap();
+        assert_eq!(plan.objects, HashMap::from([(7, vec![])]));
+    }
+
+    #[test]
+    fn the_callers_terminal_at_a_number_of_the_recorded_one_becomes_the_controlling_terminal() {
+        let pair = nix::pty::openpty(None, None).unwrap();
+        let device = crate::sys::tty::encoded(crate::sys::tty::device(&pair.slave).unwrap());
+        let terminal = Terminal { device, foreground: 1, path: None };
+        let file = crate::kind::tests::file_of(&pair.slave);
+        let image = image_of(vec![file], Some(terminal));
+        let planned = |inherit: Vec<Inherit>| {
+            let options = RestoreOptions { inherit, ..RestoreOptions::default() };
+            let task = &image.tasks[0];
+            let steps = table_steps(&image, task, &options).unwrap();
+            let role = SessionRole { leader: true, has_ctty: false };
+            Plan::from_steps(&image, task, steps).plan_ctty(role, &options)
+        };
+        let given = planned(vec![Inherit::Key(b"3".to_vec(), 9)]);
+        assert_eq!(given, CttyPlan::FromCaller(3));
+        assert_ne!(planned(Vec::new()), given);
     }
 }

@@ -2,15 +2,15 @@
 
 use super::fdinfo::{CLOEXEC, FdInfo};
 use super::process::Process;
-use super::read::read_at;
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, Signals, inode_of};
 use crate::sys;
+use nix::errno::Errno;
 use nix::fcntl::readlinkat;
 use nix::libc;
 use nix::sys::stat::FileStat;
-use std::cell::OnceCell;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::cell::{OnceCell, RefCell};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 
 /// A descriptor of another process: what /proc tells of it, and what a copy in this process tells.
@@ -19,9 +19,9 @@ pub struct Descriptor<'a> {
     pub process: &'a Process,
     /// Its number there; that of the copy, if it waits in a queue and has none.
     pub fd: RawFd,
-    /// The process that has it at that number, and the number.
+    /// The thread that has it at that number, and the number.
     pub place: (i32, RawFd),
-    /// What readlink(2) shows.
+    /// The link text, by readlink(2).
     pub link: Bytes,
     /// Its fdinfo.
     pub info: FdInfo,
@@ -33,10 +33,12 @@ pub struct Descriptor<'a> {
     /// A descriptor of this process for the same description (pidfd_getfd(2)). None in a passive
     /// scan.
     pub copy: Option<OwnedFd>,
-    /// [`Descriptor::family`], asked once.
-    family: OnceCell<Option<i32>>,
-    /// [`Descriptor::class`], asked once.
-    class: OnceCell<Option<(i32, i32, i32)>>,
+    /// The messages of [`Descriptor::warn`].
+    pub(crate) warnings: RefCell<Vec<String>>,
+    /// [`Descriptor::socket_family`], read once.
+    family: OnceCell<nix::Result<i32>>,
+    /// [`Descriptor::socket_class`], read once.
+    class: OnceCell<nix::Result<(i32, i32, i32)>>,
 }
 
 impl<'a> Descriptor<'a> {
@@ -60,14 +62,13 @@ impl<'a> Descriptor<'a> {
             false => None,
         };
         let link = || process.descriptor_link(name);
-        Descriptor::of(process, (process.pid, fd), info, copy, &link)
+        Descriptor::of(process, (process.thread, fd), info, copy, &link)
     }
 
     /// Looks at a descriptor that waits in a queue of a process, by a copy in this process.
     pub fn queued(process: &'a Process, copy: OwnedFd) -> Result<Descriptor<'a>> {
         let fd = copy.as_raw_fd();
-        let text = read_at(nix::fcntl::AT_FDCWD, &format!("/proc/self/fdinfo/{fd}"));
-        let info = FdInfo::parse(&text.at(|| "fdinfo")?);
+        let info = FdInfo::of_own(&copy).at(|| "fdinfo")?;
         let name = format!("/proc/self/fd/{fd}");
         let link = || Ok(readlinkat(nix::fcntl::AT_FDCWD, name.as_str())?.into_vec());
         let place = (std::process::id() as i32, fd);
@@ -122,6 +123,7 @@ impl<'a> Descriptor<'a> {
             inode,
             signals,
             copy,
+            warnings: RefCell::default(),
             family: OnceCell::new(),
             class: OnceCell::new(),
         })
@@ -130,17 +132,11 @@ impl<'a> Descriptor<'a> {
     /// Reads its fdinfo again, for facts that change by themselves. If there is a copy, it is that of
     /// the copy: the number may name another description by now.
     pub fn info_now(&self) -> Result<FdInfo> {
-        let mut text = Vec::new();
-        match &self.copy {
-            Some(copy) => {
-                let path = format!("/proc/self/fdinfo/{}", copy.as_raw_fd());
-                text = read_at(nix::fcntl::AT_FDCWD, &path).at(|| "fdinfo")?;
-            }
-            None => self
-                .process
-                .descriptor_info(decimal(self.fd, &mut [0; 12]), &mut text)
-                .at(|| "fdinfo")?,
+        if let Some(copy) = &self.copy {
+            return FdInfo::of_own(copy).at(|| "fdinfo");
         }
+        let (mut name, mut text) = ([0; 12], Vec::new());
+        self.process.descriptor_info(decimal(self.fd, &mut name), &mut text).at(|| "fdinfo")?;
         Ok(FdInfo::parse(&text))
     }
 
@@ -151,24 +147,57 @@ impl<'a> Descriptor<'a> {
 
     /// True if it is a socket; false of an O_PATH descriptor of the file that a socket is bound to.
     pub fn is_socket(&self) -> bool {
-        self.link.0.starts_with(b"socket:[")
+        match self.file_type() {
+            Some(file_type) => file_type == libc::S_IFSOCK && !self.is_path(),
+            // A passive scan has no other sign of a socket.
+            None => self.link.0.starts_with(b"socket:["),
+        }
     }
 
-    /// The address family of a socket: SO_DOMAIN. None of anything else, and without a copy.
-    pub fn family(&self) -> Option<i32> {
-        let copy = self.copy.as_ref().filter(|_| self.is_socket())?;
-        let ask = || sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN).ok();
-        *self.family.get_or_init(ask)
+    /// The copy. Fails with status 6 if there is none.
+    pub fn require_copy(&self) -> Result<BorrowedFd<'_>> {
+        let why = "the scan has no copy of it (pidfd_getfd)";
+        let copy = self.copy.as_ref().ok_or_else(|| Error::unrestorable(why))?;
+        Ok(copy.as_fd())
+    }
+
+    /// Adds a message about a fact that is not in the record, or may be wrong there. The scan shows
+    /// it, and ends with status 1.
+    pub fn warn(&self, message: String) {
+        self.warnings.borrow_mut().push(message);
+    }
+
+    /// An option of a socket whose value is one int, read through the copy. Fails with ENOTSOCK if
+    /// it is not a socket, or there is no copy.
+    fn socket_option(&self, name: i32) -> nix::Result<i32> {
+        let copy = self.copy.as_ref().filter(|_| self.is_socket()).ok_or(Errno::ENOTSOCK)?;
+        sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, name)
+    }
+
+    /// The address family of a socket: SO_DOMAIN. None of anything else, without a copy, and if it
+    /// cannot be read.
+    pub fn socket_family(&self) -> Option<i32> {
+        self.family.get_or_init(|| self.socket_option(libc::SO_DOMAIN)).ok()
     }
 
     /// Family, type and protocol of a socket: SO_DOMAIN, SO_TYPE, SO_PROTOCOL. None as for
-    /// [`Descriptor::family`].
-    pub fn class(&self) -> Option<(i32, i32, i32)> {
-        *self.class.get_or_init(|| {
-            let (family, copy) = (self.family()?, self.copy.as_ref()?);
-            let ask = |name| sys::socket::option(copy.as_fd(), libc::SOL_SOCKET, name).ok();
-            Some((family, ask(libc::SO_TYPE)?, ask(libc::SO_PROTOCOL)?))
-        })
+    /// [`Descriptor::socket_family`].
+    pub fn socket_class(&self) -> Option<(i32, i32, i32)> {
+        let read = || {
+            let family = *self.family.get_or_init(|| self.socket_option(libc::SO_DOMAIN));
+            let [socket_type, protocol] =
+                [libc::SO_TYPE, libc::SO_PROTOCOL].map(|name| self.socket_option(name));
+            Ok((family?, socket_type?, protocol?))
+        };
+        self.class.get_or_init(read).ok()
+    }
+
+    /// The errno with which reading the family, type or protocol of a socket failed, for
+    /// descriptors that no kind claims therefore. None if none of them was read.
+    pub fn socket_errno(&self) -> Option<Errno> {
+        let class = self.class.get().and_then(|class| class.err());
+        let errno = class.or(self.family.get().and_then(|family| family.err()));
+        errno.filter(|_| self.copy.is_some() && self.is_socket())
     }
 
     /// The inode number of the network namespace of a socket, if it is not that of its process; zero
@@ -186,12 +215,9 @@ impl<'a> Descriptor<'a> {
     /// namespace that neither its process nor this one is in. Its link then names something else,
     /// unless it leads to the same inode by another mount.
     pub fn on_detached_mount(&self) -> bool {
-        use nix::sys::stat::{major, minor};
         let Some(inode) = &self.inode else { return false };
-        let is = |it: FileStat| {
-            let dev = (major(it.st_dev) as u32, minor(it.st_dev) as u32);
-            (dev, it.st_ino) == (inode.dev, inode.ino)
-        };
+        let is =
+            |it: FileStat| (sys::device::from_stat(it.st_dev), it.st_ino) == (inode.dev, inode.ino);
         self.process.sees_mount(self.info.mnt) == Some(false)
             && !self.process.stat_at(&self.link.0).is_some_and(is)
     }
@@ -201,11 +227,27 @@ impl<'a> Descriptor<'a> {
         self.inode.as_ref().map(|inode| inode.mode & libc::S_IFMT)
     }
 
-    /// Its name without ` (deleted)`, if the kernel says that the name is gone. None otherwise.
+    /// Its name without ` (deleted)`, if the kernel says that the name is gone, and the file has no
+    /// other. None otherwise.
     pub fn deleted(&self) -> Option<&[u8]> {
         let name = self.link.0.strip_suffix(b" (deleted)")?;
         // A file that is there may be called so, too.
-        self.inode.as_ref().is_none_or(|inode| inode.nlink == 0).then_some(name)
+        let gone = match &self.inode {
+            None => true,
+            Some(inode) => inode.nlink == 0 || self.is_unlinked_on_overlay(inode),
+        };
+        gone.then_some(name)
+    }
+
+    /// True if it is a file of a lower layer of an overlay whose only name is unlinked. The overlay
+    /// hides the name, and the link count, which is that of the lower layer, stays 1.
+    fn is_unlinked_on_overlay(&self, inode: &Inode) -> bool {
+        inode.nlink == 1
+            && inode.mode & libc::S_IFMT != libc::S_IFDIR
+            && self.process.file_system_of(self.info.mnt) == Some(b"overlay")
+            && !self.process.stat_at(&self.link.0).is_some_and(|there| {
+                (sys::device::from_stat(there.st_dev), there.st_ino) == (inode.dev, inode.ino)
+            })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::locks;
 use crate::image::Lock;
 use nix::libc;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// FD_CLOEXEC, which fdinfo shows among the flags. Of another process nothing else tells it.
 pub const CLOEXEC: u32 = libc::O_CLOEXEC as u32;
@@ -23,6 +24,12 @@ pub struct FdInfo {
 }
 
 impl FdInfo {
+    /// Reads that of a descriptor of this process.
+    pub fn of_own(fd: impl AsFd) -> std::io::Result<FdInfo> {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());
+        Ok(FdInfo::parse(&std::fs::read(path)?))
+    }
+
     /// Parses the text. Lines that are not understood stay in `rest`.
     pub fn parse(text: &[u8]) -> FdInfo {
         let text = String::from_utf8_lossy(text);
@@ -69,11 +76,6 @@ pub fn hex_word(line: &str, key: &str) -> Option<u64> {
     u64::from_str_radix(word(line, key)?, 16).ok()
 }
 
-/// Major and minor number of a device as the kernel keeps it and `sdev:` shows it: 12 and 20 bits.
-pub fn device(sdev: u32) -> (u32, u32) {
-    (sdev >> 20, sdev & 0xfffff)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,7 +104,6 @@ mod tests {
         );
         assert_eq!((hex_word(line, "ino"), hex_word(line, "events")), (Some(0x1a), Some(0x19)));
         assert_eq!((word("wd:", "wd"), hex_word("ino:x", "ino")), (None, None));
-        assert_eq!(device(0xfe00001), (0xfe, 1));
     }
 
     proptest::proptest! {

@@ -11,16 +11,19 @@ pub mod openers;
 mod process;
 mod read;
 pub mod sock_diag;
+pub mod socket_table;
 mod stat;
 mod status;
 mod task;
 
 pub use crate::image::inode_of;
 pub use descriptor::Descriptor;
-pub use fdinfo::{CLOEXEC, FdInfo, device, hex_word, word};
+pub use fdinfo::{CLOEXEC, FdInfo, hex_word, word};
 pub use locks::{HeldLock, locks};
 pub use network::own_netns;
-pub use process::{Process, ProcessIdentity, ScanCache, attach_refusal, boot_id};
+pub use process::{
+    FoundPaths, Process, ProcessIdentity, ScanCache, attach_refusal, boot_id, own_mount_namespace,
+};
 pub use read::bracketed;
-pub use stat::{Stat, all};
-pub use status::{capacity_in, capacity_of, own_capabilities, own_capacity};
+pub use stat::{Stat, all, pids};
+pub use status::{ThreadStatus, capacity_in, capacity_of, own_capabilities, own_capacity};

@@ -40,6 +40,15 @@ impl Mount {
     pub fn is_remote(&self) -> bool {
         REMOTE.contains(&&self.file_system[..])
     }
+
+    /// True if a process may have to answer for its files: that of FUSE, an automounter, or a server of
+    /// a network file system that may be reached through one. Files of virtiofs are served outside of
+    /// this system.
+    pub fn is_served(&self) -> bool {
+        let is_fuse = matches!(&self.file_system[..], b"fuse" | b"fuseblk" | b"autofs")
+            || self.file_system.starts_with(b"fuse.");
+        is_fuse || self.is_remote()
+    }
 }
 
 /// Parses the text of mountinfo. Lines that are not understood are left out.
@@ -73,6 +82,8 @@ pub struct MountView {
     pub is_own_namespace: bool,
     /// The ids of the mounts, ascending.
     ids: Vec<u64>,
+    /// Those of [`Mount::is_served`], ascending.
+    served: Vec<u64>,
 }
 
 impl MountView {
@@ -80,7 +91,26 @@ impl MountView {
     pub fn new(mounts: Vec<Mount>, root: Vec<u8>, is_own_namespace: bool) -> MountView {
         let mut ids: Vec<u64> = mounts.iter().map(|mount| mount.id).collect();
         ids.sort_unstable();
-        MountView { mounts, root, is_own_namespace, ids }
+        let served = mounts.iter().filter(|mount| mount.is_served());
+        let mut served: Vec<u64> = served.map(|mount| mount.id).collect();
+        served.sort_unstable();
+        MountView { mounts, root, is_own_namespace, ids, served }
+    }
+
+    /// True if a process may have to answer for the files of some mount.
+    pub fn has_served(&self) -> bool {
+        !self.served.is_empty()
+    }
+
+    /// True if a process may have to answer for the files of this mount: [`Mount::is_served`].
+    pub fn is_served(&self, id: i32) -> bool {
+        u64::try_from(id).is_ok_and(|id| self.served.binary_search(&id).is_ok())
+    }
+
+    /// The mount with this id.
+    pub fn mount(&self, id: i32) -> Option<&Mount> {
+        let id = u64::try_from(id).ok()?;
+        self.mounts.iter().find(|mount| mount.id == id)
     }
 
     /// True if one of the mounts has this id.

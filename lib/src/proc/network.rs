@@ -2,10 +2,11 @@
 
 use super::process::Process;
 use super::read::bracketed;
-use crate::error::Result;
+use crate::error::{At, Error, Result};
 use crate::image::inode_of;
 use crate::proc::sock_diag::{self, Diag, PacketSocket, Recent, Tunnel, UnixSocket};
 use crate::sys;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::stat::Mode;
@@ -112,14 +113,48 @@ impl Network {
 }
 
 impl Process {
-    /// A unix socket of its network namespace, by its inode number: sock_diag(7).
-    pub fn unix_socket(&self, inode: u32) -> Result<UnixSocket> {
-        self.network().unix_socket(inode)
+    /// A unix socket by its inode number: sock_diag(7). `copy` is a copy of it. Gives also the inode
+    /// number of the network namespace of the socket, if it is not that of the process.
+    pub fn unix_socket(
+        &self,
+        inode: u32,
+        copy: BorrowedFd<'_>,
+    ) -> Result<(UnixSocket, Option<u64>)> {
+        self.ask_where_it_is(copy, &|network| network.unix_socket(inode))
     }
 
-    /// A packet socket of its network namespace, by its inode number: sock_diag(7).
-    pub fn packet_socket(&self, inode: u32) -> Result<PacketSocket> {
-        self.network().packet_socket(inode)
+    /// A packet socket by its inode number: sock_diag(7). `copy` is a copy of it.
+    pub fn packet_socket(&self, inode: u32, copy: BorrowedFd<'_>) -> Result<PacketSocket> {
+        Ok(self.ask_where_it_is(copy, &|network| network.packet_socket(inode))?.0)
+    }
+
+    /// Asks about a socket in the network namespace of the process, and if it is not known there, in
+    /// that of the socket.
+    fn ask_where_it_is<T>(
+        &self,
+        copy: BorrowedFd<'_>,
+        ask: &dyn Fn(&Network) -> Result<T>,
+    ) -> Result<(T, Option<u64>)> {
+        let not_here = match ask(self.network()) {
+            Ok(found) => return Ok((found, None)),
+            Err(err) => err,
+        };
+        let netns = match sys::socket::namespace(copy) {
+            Ok(netns) => netns,
+            Err(Errno::EPERM) if not_here.errno().is_none() => {
+                let why = "sock_diag does not know it in the network namespace of its process, and to ask \
+                           in that of the socket takes CAP_NET_ADMIN and CAP_SYS_ADMIN (run as root)";
+                return Err(Error::unrestorable(why));
+            }
+            Err(_) => return Err(not_here),
+        };
+        let inode = inode_of(netns.as_fd()).at(|| "its network namespace")?.ino;
+        if self.netns_inode() == Some(inode) {
+            return Err(not_here);
+        }
+        let open = || Some(netns).filter(|_| own_netns() != Some(inode));
+        let network = self.cache.networks.of(Some(inode), open);
+        Ok((ask(&network)?, Some(inode)))
     }
 
     /// A tunnel of its network namespace, by its name: rtnetlink(7).
@@ -185,7 +220,7 @@ pub fn own_netns() -> Option<u64> {
 
 /// Parses an address as the kernel prints it: words of 32 bits in base 16, whose bytes in memory are
 /// the address.
-fn address(hex: &str) -> Option<IpAddr> {
+pub(super) fn address(hex: &str) -> Option<IpAddr> {
     let word = |at: usize| Some(u32::from_str_radix(hex.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
     match hex.len() {
         8 => Some(IpAddr::from(word(0)?)),

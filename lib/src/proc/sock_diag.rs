@@ -1,6 +1,7 @@
 //! Facts about sockets and tunnels that no descriptor of them tells: sock_diag(7), rtnetlink(7).
 
 use crate::error::{At, Error, Result, Status};
+use crate::sys;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
 };
@@ -8,7 +9,6 @@ use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, setns};
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
@@ -23,10 +23,16 @@ pub struct UnixSocket {
     pub listens: bool,
     /// The address it is bound to, without the family: a path, or an abstract name after a NUL.
     pub name: Option<Vec<u8>>,
+    /// The low 32 bits of the inode number of the file that it is bound to.
+    pub file: Option<u32>,
     /// The inode number of the socket it is connected to; zero if that is closed.
     pub peer: Option<u32>,
-    /// The count of connections that wait to be accepted.
-    pub pending: u32,
+    /// Of a listening socket: the inode numbers of the sockets that are connected to it and wait to be
+    /// accepted, the first one first; zero for one that was closed meanwhile.
+    pub clients: Vec<u32>,
+    /// The inode number of the listening socket that it is connected to, if that has not accepted the
+    /// connection yet. Its `peer` is then zero.
+    pub listener: Option<u32>,
     /// The two numbers of UNIX_DIAG_RQLEN: of a listener pending connections and backlog, of others
     /// the bytes that can be read, and those that were written and are not read.
     pub queue: (u32, u32),
@@ -34,6 +40,20 @@ pub struct UnixSocket {
     pub buffers: (u32, u32),
     /// Bits: RCV_SHUTDOWN 1, SEND_SHUTDOWN 2.
     pub shutdown: u8,
+}
+
+impl UnixSocket {
+    /// Reports whether it is connected, and nobody has its other end open. That end is closed, or it
+    /// was not accepted yet: it is then in the queue of a listening socket, and has no inode.
+    fn has_no_peer(&self) -> bool {
+        self.peer == Some(0) && i32::from(self.class) != libc::SOCK_DGRAM
+    }
+
+    /// True if it waits to be accepted, by a listening socket that is not known: it has no peer, and it
+    /// is not shut down in both directions, as the kernel does when the other end is closed.
+    fn lacks_listener(&self) -> bool {
+        self.has_no_peer() && self.shutdown != 3 && self.listener.is_none()
+    }
 }
 
 /// The state of a packet socket that getsockopt(2) does not tell.
@@ -129,15 +149,28 @@ impl Diag {
     /// The unix socket with this inode number. `netns` is its network namespace, if that is not the
     /// one of this process.
     ///
-    /// Fails if the kernel does not know it, or if the namespace may not be entered, which takes
-    /// CAP_SYS_ADMIN.
+    /// Fails if it waits to be accepted by a socket that the namespace does not have, if the kernel does
+    /// not know it, or if the namespace may not be entered: [`sys::ns::netlink_socket`].
     pub fn unix(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<UnixSocket> {
+        // A connection may be accepted or closed between two answers.
+        for _ in 0..4 {
+            let found = self.unix_now(inode, netns)?;
+            if !found.lacks_listener() {
+                return Ok(found);
+            }
+        }
+        let why = "it waits to be accepted by a listening socket of another network namespace";
+        Err(Error::unrestorable(why))
+    }
+
+    fn unix_now(&self, inode: u32, netns: Option<BorrowedFd<'_>>) -> Result<UnixSocket> {
         let mut state = self.0.lock().map_err(|_| Error::new(Status::System, "sock_diag"))?;
         let known = state.all.known();
-        if let Some(known) = known.and_then(|all| all.get(&inode)) {
-            return Ok(known.clone());
-        }
         let stale = known.is_none();
+        let known = known.and_then(|all| all.get(&inode)).cloned();
+        if let Some(known) = known.filter(|known| !known.lacks_listener()) {
+            return Ok(known);
+        }
         let State { socket, asked, all, .. } = &mut *state;
         let socket = match socket {
             Some(socket) => socket,
@@ -146,15 +179,35 @@ impl Diag {
         *asked += 1;
         // A socket that came after all were asked for is asked for alone.
         let whole = *asked >= DUMP_FROM && stale;
-        let mut found = HashMap::new();
-        let request = unix_request((!whole).then_some(inode));
-        ask(socket, &request, whole, &mut |message| found.extend(parse_unix(message)))
-            .at(|| "sock_diag")?;
-        let socket = found.get(&inode).cloned();
-        if whole {
-            *all = Recent::new(found);
+        let ask_for = |one: Option<u32>| {
+            let mut found = HashMap::new();
+            let take = &mut |message: &[u8]| found.extend(parse_unix(message));
+            ask(socket, &unix_request(one), one.is_none(), take).at(|| "sock_diag")?;
+            Ok::<_, Error>(found)
+        };
+        let unknown = || Error::unrestorable("sock_diag does not know it");
+        if !whole {
+            let found = ask_for(Some(inode))?.remove(&inode).ok_or_else(unknown)?;
+            let is_closed = found.has_no_peer() && !found.lacks_listener() && !stale;
+            if !found.has_no_peer() || is_closed {
+                return Ok(found);
+            }
         }
-        socket.ok_or_else(|| Error::unrestorable("sock_diag does not know it"))
+        // Only the listening socket tells which connections wait in its queue.
+        let mut found = ask_for(None)?;
+        let waiting = |(listener, socket): (&u32, &UnixSocket)| {
+            let clients = socket.clients.iter().filter(|client| **client != 0);
+            clients.map(|client| (*client, *listener)).collect::<Vec<_>>()
+        };
+        let waiting: Vec<(u32, u32)> = found.iter().flat_map(waiting).collect();
+        for (client, listener) in waiting {
+            if let Some(client) = found.get_mut(&client).filter(|client| client.has_no_peer()) {
+                client.listener = Some(listener);
+            }
+        }
+        let socket = found.get(&inode).cloned();
+        *all = Recent::new(found);
+        socket.ok_or_else(unknown)
     }
 
     /// The packet socket with this inode number. `netns` and failures as for [`Diag::unix`]. The
@@ -189,22 +242,15 @@ pub fn tunnel(name: &[u8], netns: Option<BorrowedFd<'_>>) -> Result<Tunnel> {
 
 /// Opens a netlink socket in a network namespace.
 fn open(protocol: isize, netns: Option<BorrowedFd<'_>>) -> Result<Socket> {
-    let open = || -> Result<Socket> {
-        let mut socket = Socket::new(protocol)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(socket)
+    let mut socket = match netns {
+        Some(netns) => {
+            sys::ns::netlink_socket(netns, protocol).at(|| "its network namespace (setns)")?
+        }
+        None => Socket::new(protocol)?,
     };
-    let Some(netns) = netns else { return open() };
-    // A socket stays in the namespace in which it was made. setns(2) moves one thread, which ends.
-    let inside = std::thread::scope(|scope| {
-        let there = scope.spawn(|| {
-            setns(netns, CloneFlags::CLONE_NEWNET).at(|| "its network namespace")?;
-            open()
-        });
-        there.join()
-    });
-    inside.unwrap_or_else(|_| Err(Error::new(Status::System, "netlink")))
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
 }
 
 const NEWLINK: u16 = libc::RTM_NEWLINK;
@@ -212,15 +258,21 @@ const GETLINK: u16 = libc::RTM_GETLINK;
 /// SOCK_DIAG_BY_FAMILY and the attributes of linux/unix_diag.h.
 const BY_FAMILY: u16 = 20;
 const NAME: u16 = 0;
+const VFS: u16 = 1;
 const PEER: u16 = 2;
 const ICONS: u16 = 3;
 const RQLEN: u16 = 4;
 const MEMINFO: u16 = 5;
 const SHUTDOWN: u16 = 6;
 /// The facts that are asked of unix sockets: linux/unix_diag.h.
-const SHOW: u32 =
-    UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_MEMINFO;
+const SHOW: u32 = UDIAG_SHOW_NAME
+    | UDIAG_SHOW_VFS
+    | UDIAG_SHOW_PEER
+    | UDIAG_SHOW_ICONS
+    | UDIAG_SHOW_RQLEN
+    | UDIAG_SHOW_MEMINFO;
 const UDIAG_SHOW_NAME: u32 = 0x01;
+const UDIAG_SHOW_VFS: u32 = 0x02;
 const UDIAG_SHOW_PEER: u32 = 0x04;
 const UDIAG_SHOW_ICONS: u32 = 0x08;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
@@ -318,8 +370,9 @@ fn parse_unix(message: &[u8]) -> Option<(u32, UnixSocket)> {
         let value = nla.value();
         match nla.kind() {
             NAME => socket.name = Some(name(value)),
+            VFS => socket.file = word(value),
             PEER => socket.peer = word(value),
-            ICONS => socket.pending = (value.len() / 4) as u32,
+            ICONS => socket.clients = value.chunks_exact(4).filter_map(word).collect(),
             RQLEN => socket.queue = (word(value)?, word(value.get(4..)?)?),
             // SK_MEMINFO_SNDBUF and SK_MEMINFO_RCVBUF of linux/sock_diag.h.
             MEMINFO => socket.buffers = (word(value.get(12..)?)?, word(value.get(4..)?)?),
@@ -439,7 +492,17 @@ mod tests {
         let client = UnixStream::connect(&dir).unwrap();
         let found = Diag::default().unix(inode(&listener), None).unwrap();
         std::fs::remove_file(&dir).unwrap();
-        assert!(found.listens && found.pending == 1);
+        assert!(found.listens && found.clients == [inode(&client)]);
+        let diag = Diag::default();
+        let of_client = || diag.unix(inode(&client), None).unwrap();
+        assert_eq!((of_client().peer, of_client().listener), (Some(0), Some(inode(&listener))));
+        let (accepted, _) = listener.accept().unwrap();
+        // What is known of all sockets may be a second old.
+        std::thread::sleep(VALID_FOR);
+        assert_eq!((of_client().peer, of_client().listener), (Some(inode(&accepted)), None));
+        drop(accepted);
+        std::thread::sleep(VALID_FOR);
+        assert_eq!((of_client().peer, of_client().listener), (Some(0), None));
         assert_eq!(found.name.as_deref(), Some(dir.as_os_str().as_encoded_bytes()));
         drop(client);
     }

@@ -1,5 +1,7 @@
 //! The line of /proc/PID/stat: proc_pid_stat(5).
 
+use nix::libc;
+
 /// State and numbers of a process or thread, by the names of proc_pid_stat(5).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -32,6 +34,15 @@ impl Stat {
         Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
+    /// Reads the line of a process. None if there is none with this id.
+    pub(super) fn read(pid: i32) -> std::io::Result<Option<Stat>> {
+        match std::fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(Stat::parse(&text)),
+            Err(err) if matches!(err.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+            Err(err) => Err(err),
+        }
+    }
+
     /// True if it has ended, and its parent has not waited for it yet.
     pub fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
@@ -42,6 +53,16 @@ impl Stat {
         self.state == b'T'
     }
 
+    /// The letter of its state.
+    pub fn state(&self) -> char {
+        char::from(self.state)
+    }
+
+    /// The id of its parent.
+    pub fn parent(&self) -> i32 {
+        self.field(4) as i32
+    }
+
     /// A field by its number in proc_pid_stat(5), which counts from 1; from 3 on. Zero if the kernel
     /// does not tell it.
     pub fn field(&self, number: usize) -> i64 {
@@ -50,17 +71,18 @@ impl Stat {
 }
 
 /// The ids of all processes that /proc shows, ascending.
-pub(super) fn pids() -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let mut pids: Vec<i32> = pids.collect();
+pub fn pids() -> std::io::Result<Vec<i32>> {
+    let mut pids: Vec<i32> = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        pids.extend(entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
     pids.sort_unstable();
-    pids
+    Ok(pids)
 }
 
 /// All processes that /proc shows, ascending, with their stat. One that ends meanwhile is left out.
 pub fn all() -> impl Iterator<Item = (i32, Stat)> {
-    pids().into_iter().filter_map(|pid| Some((pid, Stat::of(pid)?)))
+    pids().unwrap_or_default().into_iter().filter_map(|pid| Some((pid, Stat::of(pid)?)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The texts of /proc/PID/status and /proc/PID/limits: proc_pid_status(5), proc_pid_limits(5).
 
 use crate::error::{At, Result};
+use nix::libc;
 
 /// The capacity of this thread's descriptor table: FDSize. Fails if /proc cannot be read.
 pub fn own_capacity() -> Result<u64> {
@@ -26,6 +27,43 @@ pub fn capacity_in(status: &[u8]) -> u64 {
 pub fn own_capabilities() -> u64 {
     let text = std::fs::read("/proc/thread-self/status").unwrap_or_default();
     StatusText(&text).words("CapEff").next().map_or(0, hex)
+}
+
+/// The state of a thread that matters to its tracer: lines of /proc/PID/status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadStatus {
+    /// The id of the process that it is of: Tgid.
+    pub process: i32,
+    /// The thread that traces it; zero if none does: TracerPid.
+    pub tracer: i32,
+    /// 0 without seccomp(2), 1 in strict mode, 2 with filters: Seccomp.
+    pub seccomp: u8,
+    /// True if a signal is pending that stops it: SIGSTOP, or SIGTSTP, SIGTTIN or SIGTTOU if that is
+    /// neither blocked, nor ignored, nor caught.
+    pub will_stop: bool,
+}
+
+impl ThreadStatus {
+    /// Reads it. None if there is no thread with this id.
+    pub fn of(thread: i32) -> Option<ThreadStatus> {
+        Some(ThreadStatus::parse(&std::fs::read(format!("/proc/{thread}/status")).ok()?))
+    }
+
+    fn parse(text: &[u8]) -> ThreadStatus {
+        let status = StatusText(text);
+        let number = |key| status.words(key).next().map_or(0, |word| word.parse().unwrap_or(0));
+        let signals = |key| status.words(key).next().map_or(0, hex);
+        let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+        let stops = stops.iter().fold(0, |set, signal| set | 1_u64 << (signal - 1));
+        let pending = signals("SigPnd") | signals("ShdPnd");
+        let kept = signals("SigBlk") | signals("SigIgn") | signals("SigCgt");
+        ThreadStatus {
+            process: number("Tgid"),
+            tracer: number("TracerPid"),
+            seccomp: number("Seccomp") as u8,
+            will_stop: pending & stops & !kept != 0,
+        }
+    }
 }
 
 /// A number in base 16; zero if it is none.
@@ -74,6 +112,33 @@ mod tests {
             b"Limit  Soft Limit  Hard Limit  Units\nMax open files  20000  unlimited  files\n";
         assert_eq!(open_files(text), Some((20000, u64::MAX)));
         assert_eq!(open_files(b"Max cpu time  unlimited  unlimited  seconds\n"), None);
+    }
+
+    #[test]
+    fn a_pending_stop_signal_counts_unless_it_is_blocked_ignored_or_caught() {
+        let text = |pending: &str, blocked: &str, ignored: &str, caught: &str| {
+            let text = format!(
+                "Tgid:\t7\nTracerPid:\t12\nSigPnd:\t{pending}\nShdPnd:\t0\nSigBlk:\t{blocked}\n\
+                 SigIgn:\t{ignored}\nSigCgt:\t{caught}\nSeccomp:\t2\n"
+            );
+            ThreadStatus::parse(text.as_bytes())
+        };
+        let none = "0000000000000000";
+        // SIGTSTP is signal 20, SIGCHLD 17.
+        let (stop, child) = ("0000000000080000", "0000000000010000");
+        let status = text(stop, none, none, none);
+        assert_eq!(status, ThreadStatus { process: 7, tracer: 12, seccomp: 2, will_stop: true });
+        for status in [
+            text(child, none, none, none),
+            text(stop, stop, none, none),
+            text(stop, none, stop, none),
+            text(stop, none, none, stop),
+            text(none, none, none, none),
+        ] {
+            assert!(!status.will_stop);
+        }
+        let shared = ThreadStatus::parse(format!("ShdPnd:\t{stop}\n").as_bytes());
+        assert_eq!(shared, ThreadStatus { process: 0, tracer: 0, seccomp: 0, will_stop: true });
     }
 
     #[test]

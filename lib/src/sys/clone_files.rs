@@ -37,7 +37,8 @@ extern "C" fn wait(watch: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Gives this thread a copy of its descriptor table, of the size that the highest open number asks
-/// for: unshare(2) with CLONE_FILES.
+/// for: unshare(2) with CLONE_FILES, or, where a filter denies that, as that of docker does,
+/// close_range(2) of no number with CLOSE_RANGE_UNSHARE.
 ///
 /// The kernel copies a table only if somebody shares it, so a child does meanwhile.
 pub fn copy_table() -> nix::Result<()> {
@@ -53,7 +54,11 @@ pub fn copy_table() -> nix::Result<()> {
     let child = unsafe {
         Errno::result(libc::clone(wait, top.cast(), libc::CLONE_VM | libc::CLONE_FILES, data))?
     };
-    let outcome = unshare(CloneFlags::CLONE_FILES);
+    let outcome = unshare(CloneFlags::CLONE_FILES).or_else(|_| {
+        let (none, how) = (libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE);
+        // SAFETY: three integers; no number is that high, so that nothing is closed.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, none, none, how) }).map(drop)
+    });
     watch.done.store(true, Ordering::Release);
     reap(Pid::from_raw(child));
     outcome
@@ -63,8 +68,14 @@ pub fn copy_table() -> nix::Result<()> {
 /// less and does not grow: what FDSize of proc_pid_status(5) says stays true.
 pub fn read_aside(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut text = Vec::new();
+    let read = || {
+        // All numbers below the soft limit of open files may be in use: one is closed in the copy.
+        // SAFETY: nothing in the copy uses it.
+        unsafe { libc::close(0) };
+        std::fs::File::open(path)?.read_to_end(&mut text)
+    };
     // SAFETY: the file is closed where it was opened, and what is given back owns no descriptor.
-    unsafe { with_copied_table(|| std::fs::File::open(path)?.read_to_end(&mut text))?? };
+    unsafe { with_copied_table(read)?? };
     Ok(text)
 }
 
@@ -105,6 +116,22 @@ fn reap(child: Pid) {
         libc::waitpid(child.as_raw(), std::ptr::null_mut(), libc::__WALL)
     }) == Err(Errno::EINTR)
     {}
+}
+
+/// Runs a test in a thread that has a descriptor table of its own, with 0, 1 and 2 alone: numbers that
+/// other tests open and close do not affect it.
+#[cfg(test)]
+pub(crate) fn in_own_table(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        let flags = libc::CLOSE_RANGE_UNSHARE;
+        // SAFETY: three integers. The numbers are closed in the copy of the table that the flag makes
+        // for this thread; the owners of the descriptors are in the table of the other threads.
+        Errno::result(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, flags) }).unwrap();
+        test();
+    });
+    if let Err(panic) = thread.join() {
+        resume_unwind(panic);
+    }
 }
 
 #[cfg(test)]

@@ -81,9 +81,9 @@ pub struct NewMember {
     pub events: u32,
     /// The data.
     pub data: u64,
-    /// Has fired, with EPOLLONESHOT: it is added with these events, of which one is taken if any is
+    /// It has reported an event, with EPOLLONESHOT: it is added with these events, of which one is taken if any is
     /// there. No other member may be ready meanwhile.
-    pub fired: Option<u32>,
+    pub reported: Option<u32>,
 }
 
 /// Adds members in this order: EPOLL_CTL_ADD of epoll_ctl(2). Gives what came of each.
@@ -148,7 +148,7 @@ impl NewMember {
     }
 
     fn add_by_number(&self, epoll: BorrowedFd<'_>) -> nix::Result<()> {
-        let Some(ready) = self.fired else {
+        let Some(ready) = self.reported else {
             return self.control(epoll, libc::EPOLL_CTL_ADD, self.events);
         };
         self.control(epoll, libc::EPOLL_CTL_ADD, self.events | ready)?;
@@ -200,7 +200,7 @@ mod tests {
             number,
             events: libc::EPOLLIN as u32,
             data,
-            fired: None,
+            reported: None,
         };
         let taken = other.as_raw_fd();
         let free = 1000;
@@ -237,9 +237,10 @@ mod tests {
             let event = EventFd::from_value(count).unwrap();
             let number = event.as_fd().as_raw_fd();
             let ready = Some(libc::EPOLLIN as u32);
-            let member = NewMember { source: number, number, events: once, data: 0, fired: ready };
+            let member =
+                NewMember { source: number, number, events: once, data: 0, reported: ready };
             assert_eq!(add_members(epoll.0.as_fd(), &[member]), Ok(vec![Ok(())]));
-            // The kernel adds EPOLLERR and EPOLLHUP to what is set, and takes all from what fired.
+            // The kernel adds EPOLLERR and EPOLLHUP to what is set, and takes all from what was reported.
             let events = if count > 0 { once } else { once | 0x18 };
             assert_eq!(members(&epoll), [format!("tfd: {number} events: {events:x} data: 0")]);
         }

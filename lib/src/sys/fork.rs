@@ -3,13 +3,28 @@
 use nix::errno::Errno;
 use nix::libc;
 use nix::unistd::{ForkResult, Pid};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long [`fork`] waits until the kernel has removed threads that end.
+const THREAD_END_LIMIT: Duration = Duration::from_secs(1);
 
 /// fork(2): returns the child's process id in the parent, `None` in the child.
 ///
 /// Fails with EDEADLK in a process of several threads: a lock that another thread holds would stay
 /// locked in the child.
+///
+/// A thread that ends counts as one of several until the kernel has removed it, which is a moment after
+/// pthread_join(3) returns. That moment is waited for. The leader of the thread group is not removed
+/// before this thread, however: if it has ended, fork fails after [`THREAD_END_LIMIT`].
 pub fn fork() -> nix::Result<Option<Pid>> {
-    require_single_thread()?;
+    let began = Instant::now();
+    while require_single_thread().is_err() {
+        if began.elapsed() > THREAD_END_LIMIT || !other_threads_end() {
+            return Err(Errno::EDEADLK);
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
     default_sigchld();
     // SAFETY: there is no other thread, so the child may do all that the parent may.
     match unsafe { nix::unistd::fork()? } {
@@ -87,6 +102,26 @@ fn require_single_thread() -> nix::Result<()> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD).map_err(|_| Errno::EDEADLK)
 }
 
+/// True if all other threads of this process are about to end, or have ended. False also if that cannot
+/// be known.
+fn other_threads_end() -> bool {
+    // linux/sched.h; in field 9 of /proc/PID/stat.
+    const PF_EXITING: u64 = 4;
+    let own = nix::unistd::gettid().to_string();
+    let ends = |name: &std::ffi::OsStr| {
+        let text = std::fs::read_to_string(Path::new("/proc/self/task").join(name).join("stat"));
+        // One that has gone meanwhile has no file.
+        text.map_or(true, |text| {
+            let after_name = text.rsplit_once(')').map_or("", |(_, rest)| rest);
+            let flags = after_name.split_ascii_whitespace().nth(6).and_then(|it| it.parse().ok());
+            flags.is_some_and(|flags: u64| flags & PF_EXITING != 0)
+        })
+    };
+    std::fs::read_dir("/proc/self/task").is_ok_and(|mut threads| {
+        threads.all(|it| it.is_ok_and(|it| it.file_name() == *own || ends(&it.file_name())))
+    })
+}
+
 /// Ends this process by _exit(2): no buffer or exit handler inherited from the parent is flushed or
 /// run.
 pub fn end(status: i32) -> ! {
@@ -118,6 +153,44 @@ pub(crate) fn fork_in_test(child: impl FnOnce()) -> Pid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_whose_other_threads_have_just_ended_forks() {
+        // The test harness has threads, but no child of it has.
+        let child = fork_in_test(|| {
+            for _ in 0..200 {
+                let threads = [(); 4].map(|()| std::thread::spawn(|| ()));
+                threads.into_iter().for_each(|thread| thread.join().unwrap());
+                match fork() {
+                    Ok(None) => end(0),
+                    Ok(Some(child)) => drop(nix::sys::wait::waitpid(child, None)),
+                    Err(_) => end(1),
+                }
+            }
+        });
+        let ended = nix::sys::wait::waitpid(child, None);
+        assert_eq!(ended, Ok(nix::sys::wait::WaitStatus::Exited(child, 0)));
+    }
+
+    #[test]
+    fn a_process_whose_leader_has_ended_does_not_fork() {
+        let child = fork_in_test(|| {
+            std::thread::spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                end(i32::from(fork() != Err(Errno::EDEADLK)))
+            });
+            // SAFETY: it ends this thread alone, and does not return.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        });
+        let ended = (0..100).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            let how = nix::sys::wait::WaitPidFlag::WNOHANG;
+            let status = nix::sys::wait::waitpid(child, Some(how)).unwrap();
+            (status != nix::sys::wait::WaitStatus::StillAlive).then_some(status)
+        });
+        let _ = nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL);
+        assert_eq!(ended, Some(nix::sys::wait::WaitStatus::Exited(child, 0)));
+    }
 
     #[test]
     fn a_process_of_several_threads_does_not_fork() {

@@ -6,7 +6,10 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::sys::wait::waitpid;
+use nix::unistd::getpid;
+use std::io::IoSliceMut;
 use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -53,6 +56,33 @@ pub fn write_mapped(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8], page: u64) ->
         let into = at.as_ptr().cast::<u8>().add(inside as usize);
         into.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         munmap(at, len.get())
+    }
+}
+
+/// Reads a file through a private mapping, at an offset in bytes. Gives the count of bytes.
+///
+/// No event of inotify(7) or fanotify(7) comes of it: those of read(2) come from that call alone. The
+/// access time moves as by read(2), unless the description has O_NOATIME. The position stays. A page
+/// of a hole of tmpfs or hugetlbfs is allocated.
+///
+/// Fails with EFAULT at a page that lies after the end of the file, or cannot be read.
+pub fn read_mapped(fd: BorrowedFd<'_>, offset: u64, into: &mut [u8]) -> nix::Result<usize> {
+    // SAFETY: it takes an integer.
+    let page = Errno::result(unsafe { libc::sysconf(libc::_SC_PAGESIZE) })? as u64;
+    let inside = (offset % page) as usize;
+    let Some(len) = NonZeroUsize::new(into.len() + inside).filter(|_| !into.is_empty()) else {
+        return Ok(0);
+    };
+    let start = libc::off_t::try_from(offset - inside as u64).map_err(|_| Errno::EFBIG)?;
+    // SAFETY: the mapping is new, at an address that the kernel chooses, and no reference to it is
+    // made: the kernel copies from it, so that a page behind the end of the file is EFAULT and no
+    // SIGBUS.
+    unsafe {
+        let at = mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, fd, start)?;
+        let from = RemoteIoVec { base: at.as_ptr() as usize + inside, len: into.len() };
+        let read = process_vm_readv(getpid(), &mut [IoSliceMut::new(into)], &[from]);
+        munmap(at, len.get())?;
+        read
     }
 }
 

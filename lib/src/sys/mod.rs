@@ -14,9 +14,12 @@ pub mod memory;
 pub mod mqueue;
 pub mod notify;
 pub mod ns;
+pub mod out_of_memory;
 pub mod own_table;
 pub mod peek_guard;
 pub mod process;
+pub mod quiet_read;
+pub mod seccomp;
 pub mod shared_mem;
 pub mod signal;
 pub mod socket;
@@ -26,9 +29,11 @@ pub mod title;
 pub mod trace;
 pub mod tty;
 pub mod tun;
+mod undo;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::cmp::Ordering;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -38,9 +43,19 @@ const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
 const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
+
 /// Types of kcmp(2): linux/kcmp.h.
 const KCMP_FILE: i32 = 0;
 const KCMP_FILES: i32 = 2;
+
+/// Runs `work` in a thread of its own, for calls that change one thread only (setns(2), unshare(2)).
+/// Fails if there can be no other thread, or if `work` panics.
+pub fn in_thread<T: Send>(work: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| std::io::Error::other("a thread has panicked"))
+    })
+}
 
 /// A pidfd, which refers to this process and never to another: pidfd_open(2), Linux 5.3.
 ///
@@ -49,6 +64,19 @@ pub fn pidfd_open(pid: i32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
     unsafe {
         let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// A pidfd of a thread, which need not lead its thread group: PIDFD_THREAD of pidfd_open(2), Linux
+/// 6.9.
+///
+/// It has close-on-exec. Fails with EINVAL before Linux 6.9, and with ESRCH if there is no such thread.
+pub fn pidfd_open_thread(thread: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
+    unsafe {
+        let flags = process::PIDFD_THREAD;
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, thread, flags))?;
         Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }
@@ -133,6 +161,14 @@ pub fn signal(fd: BorrowedFd<'_>) -> nix::Result<i32> {
 pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> nix::Result<()> {
     // SAFETY: F_SETSIG takes an integer.
     Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, signal) }).map(drop)
+}
+
+/// The events that a descriptor has now, of those asked for, POLLHUP and POLLERR: poll(2) without
+/// waiting.
+pub fn poll_now(fd: BorrowedFd<'_>, events: PollFlags) -> nix::Result<PollFlags> {
+    let mut polled = [PollFd::new(fd, events)];
+    poll(&mut polled, PollTimeout::ZERO)?;
+    Ok(polled[0].revents().unwrap_or_else(PollFlags::empty))
 }
 
 /// The number of bytes that can be read now: FIONREAD of ioctl(2).

@@ -76,13 +76,24 @@ pub fn attributes(queue: BorrowedFd<'_>) -> nix::Result<Attributes> {
 ///
 /// Fails with EMSGSIZE if `into` is shorter than the longest message that the queue takes.
 pub fn receive(queue: BorrowedFd<'_>, into: &mut [u8]) -> nix::Result<(usize, u32)> {
-    let mut priority = 0;
-    // SAFETY: the kernel writes at most `len` bytes, which `into` has, and one number.
+    let mut priority = [0; 4];
+    let len = receive_with(queue, into, &mut priority)?;
+    Ok((len, u32::from_ne_bytes(priority)))
+}
+
+/// As [`receive`], but the kernel writes the priority to `priority`. Gives the length.
+pub fn receive_with(
+    queue: BorrowedFd<'_>,
+    into: &mut [u8],
+    priority: &mut [u8; 4],
+) -> nix::Result<usize> {
+    // SAFETY: the kernel writes at most `len` bytes, which `into` has, and one number of four bytes,
+    // which need not be aligned for it.
     let got = unsafe {
         let data = into.as_mut_ptr().cast();
-        libc::mq_receive(queue.as_raw_fd(), data, into.len(), &raw mut priority)
+        libc::mq_receive(queue.as_raw_fd(), data, into.len(), priority.as_mut_ptr().cast())
     };
-    Errno::result(got).map(|len| (len as usize, priority))
+    Errno::result(got).map(|len| len as usize)
 }
 
 /// Sends a message: mq_send(3).

@@ -41,16 +41,36 @@ pub fn is_open(number: RawFd) -> bool {
     unsafe { libc::fcntl(number, libc::F_GETFD) != -1 }
 }
 
+/// Reports whether a number is open and was so before this program was executed: execve(2) closes
+/// descriptors with FD_CLOEXEC, and all that this program opens have it.
+pub fn was_inherited(number: RawFd) -> bool {
+    // SAFETY: as in `is_open`.
+    unsafe { libc::fcntl(number, libc::F_GETFD) == 0 }
+}
+
 /// Closes every number of this process but 2, in a child that only counts or waits.
 pub fn close_all_but_stderr() -> nix::Result<()> {
     close_range(0, 1)?;
     close_range(3, RawFd::MAX)
 }
 
+/// Closes every number of this process but one, in a child that only holds something.
+pub fn close_all_but(kept: RawFd) -> nix::Result<()> {
+    if kept > 0 {
+        close_range(0, kept - 1)?;
+    }
+    close_range(kept + 1, RawFd::MAX)
+}
+
 fn close_range(first: RawFd, last: RawFd) -> nix::Result<()> {
     let (first, last) = (first as libc::c_uint, last as libc::c_uint);
     // SAFETY: three integers; the callers say why nobody owns what is closed.
     Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Reports whether [`OwnTable::take`] was called: 0, 1 and 2 may be restored descriptors since.
+pub(super) fn is_taken() -> bool {
+    TAKEN.load(Ordering::Relaxed)
 }
 
 impl OwnTable {
@@ -102,14 +122,15 @@ impl OwnTable {
         Ok(there)
     }
 
-    /// Moves a descriptor to a number with FD_CLOEXEC, and closes what is there.
-    pub fn replace(&self, placed: PlacedFd, number: RawFd) -> nix::Result<PlacedFd> {
+    /// Moves a descriptor to a number with FD_CLOEXEC, and closes what is there. If that fails, the
+    /// descriptor stays where it is.
+    pub fn replace(&self, placed: &mut PlacedFd, number: RawFd) -> nix::Result<()> {
         if placed.0 != number {
             // SAFETY: dup3 takes integers; the table owns what it closes.
             Errno::result(unsafe { libc::dup3(placed.0, number, libc::O_CLOEXEC) })?;
-            self.close(placed);
+            self.close(std::mem::replace(placed, PlacedFd(number)));
         }
-        Ok(PlacedFd(number))
+        Ok(())
     }
 
     /// Closes a descriptor. An error of close(2) is ignored: the number is free after it.

@@ -90,6 +90,11 @@ impl SharedMem {
         unsafe { self.start.cast::<AtomicI32>().add(at).as_ref() }
     }
 
+    /// The value of a cell.
+    pub fn get(&self, at: usize) -> i32 {
+        self.cell(at).load(Ordering::Acquire)
+    }
+
     /// Sets a cell and wakes all who wait on it: FUTEX_WAKE of futex(2).
     pub fn set(&self, at: usize, value: i32) {
         self.cell(at).store(value, Ordering::Release);

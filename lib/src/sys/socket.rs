@@ -1,9 +1,10 @@
 //! Sockets of any family: options by their numbers, addresses as bytes, and messages with what
 //! comes with them.
 
+use super::clone_files::with_copied_table;
 use nix::errno::Errno;
 use nix::libc;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// Reads an option whose value is one int: getsockopt(2).
 pub fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> nix::Result<i32> {
@@ -20,7 +21,7 @@ pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix:
 /// EBT_SO_SET_ENTRIES to EBT_SO_GET_INIT_ENTRIES of linux/netfilter_bridge/ebtables.h.
 const BRIDGE_TABLES: std::ops::RangeInclusive<i32> = 128..=131;
 
-/// Whether an option that is read has an address in its value, at which the kernel would write.
+/// Reports whether an option that is read has an address in its value, at which the kernel would write.
 fn get_has_an_address(level: i32, name: i32) -> bool {
     /// linux/tcp.h
     const TCP_ZEROCOPY_RECEIVE: i32 = 35;
@@ -31,7 +32,7 @@ fn get_has_an_address(level: i32, name: i32) -> bool {
     }
 }
 
-/// Whether an option that is set has an address in its value, at which the kernel would read or
+/// Reports whether an option that is set has an address in its value, at which the kernel would read or
 /// write.
 fn set_has_an_address(level: i32, name: i32) -> bool {
     /// IPT_SO_SET_REPLACE of linux/netfilter_ipv4/ip_tables.h, and that of ip6_tables.h.
@@ -155,11 +156,74 @@ pub fn bind(fd: BorrowedFd<'_>, to: &[u8]) -> nix::Result<()> {
     Errno::result(unsafe { libc::bind(fd.as_raw_fd(), to.as_ptr().cast(), len) }).map(drop)
 }
 
+/// What a path in an address of unix(7) counts from, other than the directories of this process.
+#[derive(Clone, Copy, Debug)]
+pub enum BindAs<'a> {
+    /// A working directory.
+    Cwd(BorrowedFd<'a>),
+    /// A root directory: chroot(2), which takes CAP_SYS_CHROOT.
+    Root(BorrowedFd<'a>),
+    /// A directory that is open at this number, for names below /proc/self/fd.
+    Number(RawFd, BorrowedFd<'a>),
+}
+
+/// [`bind`] as a process with other directories would call it: in a child, so that nothing changes
+/// here.
+pub fn bind_as(fd: BorrowedFd<'_>, to: &[u8], how: BindAs<'_>) -> nix::Result<()> {
+    let work = || {
+        let mut socket = fd.as_raw_fd();
+        match how {
+            BindAs::Cwd(dir) => nix::unistd::fchdir(dir)?,
+            BindAs::Root(dir) => {
+                nix::unistd::fchdir(dir)?;
+                nix::unistd::chroot(".")?;
+            }
+            BindAs::Number(number, dir) => {
+                // SAFETY: both calls take integers; the numbers are those of a copy of the table, in
+                // which nothing else uses them.
+                unsafe {
+                    if number == socket {
+                        socket = Errno::result(libc::fcntl(socket, libc::F_DUPFD, number + 1))?;
+                    }
+                    Errno::result(libc::dup2(dir.as_raw_fd(), number))?;
+                }
+            }
+        }
+        let len = to.len() as libc::socklen_t;
+        // SAFETY: the kernel reads `len` bytes, which `to` has.
+        Errno::result(unsafe { libc::bind(socket, to.as_ptr().cast(), len) }).map(drop)
+    };
+    // SAFETY: an errno owns no descriptor. The child has directories of its own, as it is made without
+    // CLONE_FS.
+    unsafe { with_copied_table(work)? }
+}
+
+/// An O_PATH descriptor of the file that a unix socket is bound to: SIOCUNIXFILE, Linux 4.12.
+///
+/// Fails with EPERM without CAP_NET_ADMIN in the user namespace of the network namespace of the socket,
+/// and with ENOENT if it is not bound to a path.
+pub fn bound_file(fd: BorrowedFd<'_>) -> nix::Result<OwnedFd> {
+    /// linux/un.h
+    const SIOCUNIXFILE: i32 = 0x89e0;
+    // SAFETY: SIOCUNIXFILE takes no argument and returns a new descriptor that nobody else owns.
+    unsafe {
+        let fd = Errno::result(libc::ioctl(fd.as_raw_fd(), SIOCUNIXFILE as _))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
 /// Connects a socket to an address, a struct sockaddr: connect(2).
 pub fn connect(fd: BorrowedFd<'_>, to: &[u8]) -> nix::Result<()> {
     let len = to.len() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes, which `to` has.
     Errno::result(unsafe { libc::connect(fd.as_raw_fd(), to.as_ptr().cast(), len) }).map(drop)
+}
+
+/// Makes a socket listen for connections: listen(2). The kernel limits the backlog to
+/// net.core.somaxconn; `Backlog` of nix limits it to 4096 in addition.
+pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> nix::Result<()> {
+    // SAFETY: the call takes two integers.
+    Errno::result(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
 }
 
 /// Sends a message to an address without waiting: sendto(2). Gives the number of bytes sent.
@@ -217,7 +281,7 @@ pub fn ready(fd: BorrowedFd<'_>) -> nix::Result<i16> {
 
 /// The memory of what was received and not read, in bytes: SK_MEMINFO_RMEM_ALLOC, the first number
 /// of SO_MEMINFO, Linux 4.12.
-pub fn waiting(fd: BorrowedFd<'_>) -> nix::Result<u32> {
+pub fn receive_memory(fd: BorrowedFd<'_>) -> nix::Result<u32> {
     let mut numbers = [0; 64];
     option_bytes(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut numbers)?;
     Ok(u32::from_ne_bytes([numbers[0], numbers[1], numbers[2], numbers[3]]))
@@ -424,6 +488,29 @@ pub fn peek_message(
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn a_path_counts_from_a_given_directory_and_this_process_stays_in_its_own() {
+        let dir = std::env::temp_dir().join(format!("fdkit-bind-as-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        let opened = std::fs::File::open(&dir).unwrap();
+        let new = || new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0).unwrap();
+        let address = |name: &str| [&1_u16.to_ne_bytes()[..], name.as_bytes(), b"\0"].concat();
+        let here = std::env::current_dir().unwrap();
+        let (one, two) = (new(), new());
+        bind_as(one.as_fd(), &address("one"), BindAs::Cwd(opened.as_fd())).unwrap();
+        let number = two.as_raw_fd();
+        let named = address(&format!("/proc/self/fd/{number}/two"));
+        bind_as(two.as_fd(), &named, BindAs::Number(number, opened.as_fd())).unwrap();
+        assert_eq!(std::env::current_dir().unwrap(), here);
+        assert!(dir.join("one").exists() && dir.join("two").exists());
+        assert_eq!((name(one.as_fd()), name(two.as_fd())), (Ok(address("one")), Ok(named)));
+        if let Ok(file) = bound_file(two.as_fd()) {
+            let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+            assert_eq!(link, dir.canonicalize().unwrap().join("two"));
+        }
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 
     #[test]
     fn no_option_that_has_an_address_in_it_reaches_the_kernel() {

@@ -67,6 +67,28 @@ pub fn sigpipe_ignored() {
     set_sigpipe(libc::SIG_IGN);
 }
 
+/// Sets a handler of SIGXFSZ that does nothing, unless the signal is ignored or has a handler: a write
+/// beyond RLIMIT_FSIZE then fails with EFBIG, and does not end the process (setrlimit(2)). A program that
+/// is executed has the default action again.
+pub fn sigxfsz_handled() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: sigaction is plain data, for which zeroes are a value: no flags, an empty mask.
+    let mut old: libc::sigaction = unsafe { std::mem::zeroed() };
+    let handler = libc::sigaction {
+        sa_sigaction: nothing as extern "C" fn(libc::c_int) as libc::sighandler_t,
+        sa_flags: libc::SA_RESTART,
+        ..old
+    };
+    // SAFETY: `old` is ours to fill. The handler does nothing, which is safe in signal context.
+    unsafe {
+        if libc::sigaction(libc::SIGXFSZ, std::ptr::null(), &mut old) == 0
+            && old.sa_sigaction == libc::SIG_DFL
+        {
+            libc::sigaction(libc::SIGXFSZ, &raw const handler, std::ptr::null_mut());
+        }
+    }
+}
+
 fn set_sigpipe(action: libc::sighandler_t) {
     // SAFETY: SIG_DFL and SIG_IGN are no handlers: no code of ours runs in signal context.
     unsafe { libc::signal(libc::SIGPIPE, action) };

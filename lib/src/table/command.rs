@@ -3,17 +3,20 @@
 use crate::ctty;
 use crate::error::{At, Error, Result, Status};
 use crate::kind::context::CttyPlan;
+use crate::messages::{self, Messages};
 use crate::operation::Operation;
 use crate::placement::{self, Placement, TableNeeds};
-use crate::plan::{Action, Missing, Plan, RestoreOptions, SingleTask, hard_limit, refuse};
+use crate::plan::{Action, Plan, RestoreOptions, SingleTask, hard_limit};
 use crate::proc::inode_of;
 use crate::sys::own_table::{OwnTable, PlacedFd};
 use crate::sys::{self, tty};
+use crate::table::TOOL;
 use crate::table::direct::DirectExecutor;
 use crate::table::driver::{TableRestore, refuse_unlocked};
 use crate::table::executor::{Executor, Paper};
-use crate::table::services::{close_others, move_services, raise_limit};
-use crate::table::shrink;
+use crate::table::services::{
+    close_others, limits_for, move_services, raise_limit, service_numbers,
+};
 use crate::table::source::KindSource;
 use crate::table::stats::Meter;
 use crate::terminal;
@@ -40,29 +43,91 @@ pub fn restore(
     };
     let stderr = match sys::start::closed_at_start(2) {
         true => None,
-        false => std::io::stderr().as_fd().try_clone_to_owned().ok(),
+        false => match std::io::stderr().as_fd().try_clone_to_owned() {
+            Ok(stderr) => Some(table.adopt(stderr)),
+            Err(why) => return (table.at(2).ok(), Err(why).at(|| "copy the descriptor of stderr")),
+        },
     };
-    let mut services =
-        Services { stderr: stderr.map(|fd| table.adopt(fd)), root: root.map(|fd| table.adopt(fd)) };
+    let mut services = Services { stderr, root: root.map(|fd| table.adopt(fd)) };
     let made = in_this_process(plan, options, source, &table, &mut services, meter);
     (services.stderr, made)
 }
 
 /// The operations that [`restore`] would run: by the executor on paper.
+///
+/// The list does not contain the service descriptors. It has no close-on-exec flags, because COMMAND
+/// gets the descriptors without them. Whether the table is larger than [`Operation::Shrink`] says is
+/// known only when all operations before it have run.
 pub fn operations(plan: &Plan<'_>, options: &RestoreOptions) -> Result<Vec<Operation>> {
     let pids = SingleTask(plan.task);
-    let cx = plan.context(&[], &pids, None, options.changed);
+    let cx = plan.context(&[], &pids, None, options);
     let (mut paper, mut by_kind) = (Paper::default(), KindSource);
     let mut restore = TableRestore::new(plan, options, cx, &mut by_kind, None);
     restore.make_early(&mut paper);
     set_controlling_terminal(plan, options, &mut restore, &mut paper)?;
     restore.make(|_| true, &mut paper)?;
     restore.finish(&mut paper)?;
+    restore.test_table_locks(&mut paper)?;
+    let restored = restore.end(plan);
     if options.placement == Placement::Tight {
-        paper.run(&Operation::Shrink { capacity: placement::capacity(plan.highest()) })?;
+        restored.shrink(&mut paper);
     }
-    restore.end(plan).take_table_locks(&mut paper)?;
+    restored.take_table_locks(&mut paper)?;
     Ok(paper.operations)
+}
+
+/// Fails with status 6 if the limit of open files leaves too few numbers for the service
+/// descriptors of [`restore`]. `root` says whether the root directory is one of them.
+pub fn check_room(plan: &Plan<'_>, options: &RestoreOptions, root: bool) -> Result<()> {
+    let stderr = usize::from(!sys::start::closed_at_start(2));
+    let request = ServiceRequest::new(plan, limits_for(last_number(plan))?);
+    let count = stderr + usize::from(root) + request.copied.len();
+    service_numbers(options.placement, &request.needs(), count).map(drop)
+}
+
+/// The soft limit of open files during a restore, if it is raised for it: RLIMIT_NOFILE.
+pub fn raised_limit(plan: &Plan<'_>) -> Result<Option<u64>> {
+    let (soft, during) = limits_for(last_number(plan))?;
+    Ok((during > soft).then_some(during))
+}
+
+/// The highest number that is open in the table at any time.
+fn last_number(plan: &Plan<'_>) -> Option<u32> {
+    plan.steps.last().map(|step| step.fd as u32)
+}
+
+/// The table of a plan, for which numbers of service descriptors are sought.
+struct ServiceRequest {
+    numbers: Vec<u32>,
+    /// The numbers of the caller's descriptors that are placed at other numbers. A copy of each is
+    /// a service descriptor until then.
+    copied: Vec<RawFd>,
+    /// The soft limit of open files: before and during the restore.
+    limits: (u64, u64),
+}
+
+impl ServiceRequest {
+    fn new(plan: &Plan<'_>, limits: (u64, u64)) -> ServiceRequest {
+        let mut copied: Vec<RawFd> = Vec::new();
+        for step in &plan.steps {
+            let Action::Inherit(from) = step.action else { continue };
+            if from != step.fd && !copied.contains(&from) {
+                copied.push(from);
+            }
+        }
+        let numbers: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
+        ServiceRequest { numbers, copied, limits }
+    }
+
+    fn needs(&self) -> TableNeeds<'_> {
+        TableNeeds {
+            numbers: &self.numbers,
+            highest_inherited: self.copied.iter().map(|&from| from as u32).max(),
+            sharers: 1,
+            min_capacity: placement::capacity(self.numbers.last().copied()),
+            limit: self.limits.1.min(u64::from(u32::MAX)) as u32,
+        }
+    }
 }
 
 /// The service descriptors of command mode.
@@ -79,28 +144,14 @@ fn in_this_process(
     services: &mut Services,
     mut meter: Option<&mut Meter<'_>>,
 ) -> Result<Vec<RawFd>> {
-    // A descriptor of the caller that is placed at another number is kept as a service descriptor
-    // until then.
-    let mut copied: Vec<RawFd> = Vec::new();
+    let request = ServiceRequest::new(plan, raise_limit(last_number(plan))?);
+    let (copied, limits) = (&request.copied, request.limits);
     let mut placed = vec![services.stderr.take(), services.root.take()];
-    for step in &plan.steps {
-        let Action::Inherit(from) = step.action else { continue };
-        if from != step.fd && !copied.contains(&from) {
-            let copy = table.at(from)?.as_fd().try_clone_to_owned()?;
-            placed.push(Some(table.adopt(copy)));
-            copied.push(from);
-        }
+    for &from in copied {
+        let copy = table.at(from)?.as_fd().try_clone_to_owned()?;
+        placed.push(Some(table.adopt(copy)));
     }
-    let numbers: Vec<u32> = plan.steps.iter().map(|step| step.fd as u32).collect();
-    let limits = raise_limit(numbers.last().copied())?;
-    let wanted = TableNeeds {
-        numbers: &numbers,
-        highest_inherited: copied.iter().map(|&from| from as u32).max(),
-        sharers: 1,
-        min_capacity: placement::capacity(numbers.last().copied()),
-        limit: limits.1.min(u64::from(u32::MAX)) as u32,
-    };
-    let moved = move_services(table, &mut placed, options.placement, &wanted);
+    let moved = move_services(table, &mut placed, options.placement, &request.needs());
     let of_caller = placed.split_off(2);
     (services.root, services.stderr) = (placed.pop().flatten(), placed.pop().flatten());
     moved?;
@@ -108,24 +159,26 @@ fn in_this_process(
         meter.services_placed();
     }
     let inherited: HashMap<RawFd, PlacedFd> =
-        copied.into_iter().zip(of_caller.into_iter().flatten()).collect();
+        copied.iter().copied().zip(of_caller.into_iter().flatten()).collect();
     let stays = plan.steps.iter().filter(|step| step.action == Action::Inherit(step.fd));
     let mut keep: Vec<RawFd> = stays.map(|step| step.fd).collect();
     let service_fds = services.stderr.iter().chain(&services.root).chain(inherited.values());
     keep.extend(service_fds.map(PlacedFd::number));
     keep.sort_unstable();
-    close_others(table, &keep)?;
+    close_others(table, keep)?;
     let filler = services.stderr.as_ref().map(PlacedFd::number);
     let mut executor =
         DirectExecutor::new(table, options.placement, filler).with_inherited(inherited);
     let pids = SingleTask(plan.task);
     let root = services.root.as_ref().map(AsFd::as_fd);
-    let cx = plan.context(source, &pids, root, options.changed);
+    let cx = plan.context(source, &pids, root, options);
     let mut by_kind = KindSource;
     let mut restore = TableRestore::new(plan, options, cx, &mut by_kind, None);
     let stderr = services.stderr.as_ref();
-    let built = build(plan, options, &mut restore, &mut executor, &mut |line| say(stderr, line));
-    restore.cx.warnings.iter().for_each(|line| say(stderr, line));
+    let mut messages = to_stderr(stderr);
+    let built = build(plan, options, &mut restore, &mut executor, &mut messages);
+    messages.extend(restore.cx.warnings.take());
+    drop(messages);
     let restored = restore.end(plan);
     executor.close_inherited();
     let highest = plan.highest();
@@ -143,25 +196,29 @@ fn in_this_process(
     if let Some(meter) = meter {
         meter.measure_size()?;
     }
+    let mut warnings = Messages::kept();
     if options.placement == Placement::Tight {
-        shrink::to(placement::capacity(highest)).at(|| "shrink the table")?;
+        warnings.extend(restored.shrink(&mut executor));
     }
     // execve(2) closes stderr, which would drop the POSIX locks of the table on the same file.
     if services.stderr.as_ref().is_some_and(|stderr| is_locked(plan, table, stderr)) {
         services.stderr.take().into_iter().for_each(|stderr| table.close(stderr));
     }
     let unlocked = restored.take_table_locks(&mut executor)?;
-    if options.missing == Missing::Fail {
-        refuse(&unlocked, &mut |line| say(services.stderr.as_ref(), line))?;
-    }
+    let stderr = services.stderr.as_ref();
+    let mut messages = to_stderr(stderr);
+    refuse_unlocked(unlocked, options, &mut warnings, &mut messages)?;
+    messages.extend(warnings.take());
     Ok(restored.close_on_exec())
 }
 
-/// Writes a line to the stderr of the caller.
-fn say(stderr: Option<&PlacedFd>, line: &str) {
-    if let Some(stderr) = stderr {
-        let _ = nix::unistd::write(stderr.as_fd(), format!("fdrestore: {line}\n").as_bytes());
-    }
+/// Messages that are written to the stderr of the caller.
+fn to_stderr(stderr: Option<&PlacedFd>) -> Messages<'_> {
+    Messages::passed(move |line| {
+        if let Some(stderr) = stderr {
+            messages::write(stderr.as_fd(), TOOL, &line);
+        }
+    })
 }
 
 /// Runs the driver for the plan, up to the POSIX locks of the table, which are only tested.
@@ -170,21 +227,21 @@ fn build(
     options: &RestoreOptions,
     restore: &mut TableRestore<'_, '_>,
     executor: &mut dyn Executor,
-    say: &mut dyn FnMut(&str),
+    messages: &mut Messages<'_>,
 ) -> Result<()> {
     restore.make_early(executor);
     set_controlling_terminal(plan, options, restore, executor)?;
     restore.make(|step| !step.before_fork, executor)?;
-    restore.end_making(executor, say)?;
+    restore.end_making(executor, messages)?;
     restore.move_to_final(executor)?;
     let mut unlocked = restore.finish(executor)?;
     unlocked.extend(restore.test_table_locks(executor)?);
-    refuse_unlocked(unlocked, options, &mut restore.cx.warnings, say)
+    refuse_unlocked(unlocked, options, &mut restore.cx.warnings, messages)
 }
 
 /// Gives the process its controlling terminal. If that is not possible, a warning says so, and
 /// COMMAND runs without one.
-fn set_controlling_terminal(
+pub fn set_controlling_terminal(
     plan: &Plan<'_>,
     options: &RestoreOptions,
     restore: &mut TableRestore<'_, '_>,
@@ -237,7 +294,7 @@ fn set_controlling_terminal(
 /// Reports whether closing a descriptor would drop a POSIX lock of the restored table: whether the
 /// table has a lock on the same inode.
 fn is_locked(plan: &Plan<'_>, table: &OwnTable, fd: &PlacedFd) -> bool {
-    let key = |fd: &PlacedFd| inode_of(fd.as_fd()).map(|it| (it.dev, it.ino)).ok();
+    let key = |fd: &PlacedFd| inode_of(fd.as_fd()).map(|inode| inode.key()).ok();
     let inode = key(fd);
     let mut locks = plan.locks(&plan.steps);
     locks.any(|(step, .., of_table)| {

@@ -93,6 +93,14 @@ impl<'t> DirectExecutor<'t> {
         self.table.known(self.current.get(&number).copied().unwrap_or(number))
     }
 
+    /// Closes the descriptor with this final number, at its current number.
+    fn close(&mut self, number: RawFd) {
+        let current = self.current.remove(&number).unwrap_or(number);
+        self.table.close(self.table.known(current));
+        // A closed number fills no gap.
+        self.filler = self.filler.filter(|filler| *filler != number);
+    }
+
     fn dup(&mut self, from: RawFd, number: RawFd) -> Result<()> {
         if self.late {
             self.dups.push((from, number));
@@ -144,7 +152,7 @@ impl Executor for DirectExecutor<'_> {
         };
         let numbers = operations.iter().map(number).collect::<Result<Vec<RawFd>>>()?;
         let mut left: Vec<(OwnedFd, RawFd)> = fds.into_iter().zip(numbers).collect();
-        let mut held = Vec::new();
+        let mut held: Vec<(RawFd, Held)> = Vec::new();
         // From the last to the first: a descriptor can be open at the final number of an earlier
         // one.
         while let Some((fd, number)) = left.pop() {
@@ -153,9 +161,15 @@ impl Executor for DirectExecutor<'_> {
                     *other = dup(&*other).at(|| "dup")?;
                 }
             }
-            held.push(self.place_one(fd, number)?);
+            match self.place_one(fd, number) {
+                Ok(placed) => held.push((number, placed)),
+                Err(why) => {
+                    held.into_iter().for_each(|(number, _)| self.close(number));
+                    return Err(why);
+                }
+            }
         }
-        held.reverse();
+        let held = held.into_iter().rev().map(|(_, held)| held).collect();
         Ok(held)
     }
 
@@ -210,12 +224,12 @@ impl Executor for DirectExecutor<'_> {
             Operation::TestLock { number, lock } => {
                 return lock_outcome(lock::test(self.at(*number).as_fd(), lock));
             }
-            Operation::Close { number } => self.table.close(self.at(*number)),
+            Operation::Close { number } => self.close(*number),
             Operation::CloseOnExec { first, last } => {
                 self.table.close_on_exec(*first, *last).at(|| "FD_CLOEXEC")?;
             }
             Operation::Shrink { capacity } => {
-                shrink::to(*capacity).at(|| "shrink the table")?;
+                shrink::to(*capacity)?;
             }
         }
         Ok(Outcome::Done)

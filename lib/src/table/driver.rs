@@ -8,8 +8,10 @@ use crate::image::{Lock, OpenFile};
 use crate::kind::Prerequisite;
 use crate::kind::context::{Held, OpenedTogether, RestoreContext, set_flags};
 use crate::lock;
+use crate::messages::Messages;
 use crate::operation::{Operation, Origin, Outcome};
-use crate::plan::{Action, Missing, Plan, RestoreOptions, Step, link_of, refuse};
+use crate::placement;
+use crate::plan::{Action, Cure, Missing, Plan, Problem, RestoreOptions, Step, link_of, refuse};
 use crate::sys::own_table::PlacedFd;
 use crate::table::executor::Executor;
 use crate::table::fdstore::Store;
@@ -29,8 +31,8 @@ pub struct TableRestore<'w, 's> {
     pub cx: RestoreContext<'s>,
     source: &'w mut dyn Source,
     store: Option<&'w Store<'w>>,
-    /// The descriptors that could not be restored, a line each.
-    problems: Vec<String>,
+    /// The reasons why descriptors could not be restored.
+    problems: Vec<Problem>,
     /// The results for files that were opened before the others, by file id.
     early: HashMap<u32, Result<()>>,
     placed: Placed,
@@ -169,11 +171,25 @@ impl<'w, 's> TableRestore<'w, 's> {
                 store.get(message, run.len()).at(|| "the fdstore")?
             }
         };
-        let held = executor.place(fds, &operations)?;
-        for (id, step) in files.iter().zip(run) {
-            self.placed.numbers.entry(*id).or_insert(step.fd);
+        self.place(&files, fds, &operations, executor)
+    }
+
+    /// Places descriptors, each by its operation. `ids` are the files, or the ids of
+    /// [`Plan::closed_ends`]. On paper there are no descriptors.
+    fn place(
+        &mut self,
+        ids: &[u32],
+        fds: Vec<OwnedFd>,
+        operations: &[Operation],
+        executor: &mut dyn Executor,
+    ) -> Result<()> {
+        let held = executor.place(fds, operations)?;
+        for (id, operation) in ids.iter().zip(operations) {
+            if let Operation::Place { number, .. } = operation {
+                self.placed.numbers.entry(*id).or_insert(*number);
+            }
         }
-        self.cx.held.extend(files.into_iter().zip(held.into_iter().map(Rc::new)));
+        self.cx.held.extend(ids.iter().copied().zip(held.into_iter().map(Rc::new)));
         Ok(())
     }
 
@@ -190,13 +206,15 @@ impl<'w, 's> TableRestore<'w, 's> {
             let early = self.early.remove(&file.id);
             let result = early.unwrap_or_else(|| self.make_file(file, number, executor));
             if let Err(why) = result {
+                self.take_away(file, executor)?;
+                action = self.options.missing.instead();
                 if self.options.missing == Missing::Fail {
-                    self.problems.push(format!("{}: {why}", plan.name(step)));
+                    let line = format!("{}: {why}", plan.name(step));
+                    self.problems.push(Problem { line, cure: Cure::Descriptor });
+                } else {
+                    let line = plan.describe_loss(step, action, &why.to_string());
+                    self.cx.warnings.push(line);
                 }
-                action = match self.options.missing {
-                    Missing::Null => Action::Null,
-                    _ => Action::Skip,
-                };
                 self.placed.replaced.insert(file.id, action);
             }
         }
@@ -213,9 +231,9 @@ impl<'w, 's> TableRestore<'w, 's> {
                 }
             }
             (Action::Null, Some(file)) => self.make_substitute(file, number, executor)?,
-            (Action::Park, _) if executor.is_paper() => {
+            (Action::ClosedEnd, _) if executor.is_paper() => {
                 let file = step.file.unwrap_or_default();
-                executor.run(&Operation::Place { number, file, origin: Origin::Parked })?;
+                executor.run(&Operation::Place { number, file, origin: Origin::ClosedEnd })?;
             }
             _ => (),
         }
@@ -235,9 +253,7 @@ impl<'w, 's> TableRestore<'w, 's> {
         }
         let place = |file: u32, number| Operation::Place { number, file, origin: Origin::Opened };
         if executor.is_paper() {
-            self.placed.numbers.entry(file.id).or_insert(number);
-            executor.place(Vec::new(), &[place(file.id, number)])?;
-            return Ok(());
+            return self.place(&[file.id], Vec::new(), &[place(file.id, number)], executor);
         }
         let opened = self.source.open(file, &mut self.cx)?;
         set_flags(opened.fd.as_fd(), opened.flags, file.flags)?;
@@ -251,19 +267,24 @@ impl<'w, 's> TableRestore<'w, 's> {
             fds.push(fd);
             operations.push(place(file, self.plan.lowest[&file]));
         }
-        if let (Some(end), Some(&(id, number))) = (opened.parked, self.plan.parked.get(&file.id)) {
+        if let (Some(end), Some(&(id, number))) =
+            (opened.closed_end, self.plan.closed_ends.get(&file.id))
+        {
             ids.push(id);
             fds.push(end);
-            operations.push(Operation::Place { number, file: file.id, origin: Origin::Parked });
+            operations.push(Operation::Place { number, file: file.id, origin: Origin::ClosedEnd });
         }
-        let held = executor.place(fds, &operations)?;
-        for ((id, operation), held) in ids.into_iter().zip(&operations).zip(held) {
-            if let Operation::Place { number, .. } = operation {
-                self.placed.numbers.entry(id).or_insert(*number);
-            }
-            self.cx.held.insert(id, Rc::new(held));
-        }
+        self.place(&ids, fds, &operations, executor)?;
         self.seek(file)
+    }
+
+    /// Closes the descriptor of a file that failed after it was placed.
+    fn take_away(&mut self, file: &OpenFile, executor: &mut dyn Executor) -> Result<()> {
+        let placed = self.placed.numbers.remove(&file.id);
+        let Some(number) = placed.filter(|_| self.cx.held.remove(&file.id).is_some()) else {
+            return Ok(());
+        };
+        executor.run(&Operation::Close { number }).map(drop)
     }
 
     /// Opens and places the substitute of a file that cannot be restored.
@@ -281,9 +302,7 @@ impl<'w, 's> TableRestore<'w, 's> {
                 vec![record.substitute(file)?]
             }
         };
-        let held = executor.place(fds, &[place])?;
-        self.placed.numbers.entry(file.id).or_insert(number);
-        self.cx.held.extend(held.into_iter().map(|held| (file.id, Rc::new(held))));
+        self.place(&[file.id], fds, &[place], executor)?;
         self.cx.nulled.insert(file.id);
         Ok(())
     }
@@ -300,15 +319,15 @@ impl<'w, 's> TableRestore<'w, 's> {
         lseek(held.as_fd(), file.pos, Whence::SeekSet).at(|| "lseek").map(drop)
     }
 
-    /// Ends the opening of descriptions. Fails with status 6 if some could not be restored, after
-    /// `say` was called with a line for each.
+    /// Ends the opening of descriptions. Fails with status 6 if some could not be restored, and says
+    /// a line for each.
     pub fn end_making(
         &mut self,
         executor: &mut dyn Executor,
-        say: &mut dyn FnMut(&str),
+        messages: &mut Messages<'_>,
     ) -> Result<()> {
         executor.close_gaps()?;
-        refuse(&self.problems, say)
+        refuse(&self.problems, messages)
     }
 
     /// Moves all descriptors to their final numbers.
@@ -416,10 +435,19 @@ impl<'w, 's> TableRestore<'w, 's> {
             let id = self.cx.current_id(signals.kind, signals.id);
             if id.is_none() && signals.id != 0 {
                 let line = format!(
-                    "fd {number}: its owner, process or group {}, is not restored: it has none",
+                    "fd {number}: its owner, process or group {}, is not restored: it is not made \
+                     here; run fdrestore by setsid(1), if it is the group of COMMAND",
                     signals.id
                 );
                 self.cx.warnings.push(line);
+            }
+            // No process can handle these: the first input would end or stop it. Only a forged image
+            // has them.
+            if [libc::SIGKILL, libc::SIGSTOP].contains(&signals.signal) {
+                let signal = signals.signal;
+                let line = format!("fd {number}: signal {signal} for its owner is not restored");
+                self.cx.warnings.push(line);
+                return Ok(());
             }
             let owner = id.map(|id| (signals.kind, id));
             if owner.is_some() || signals.signal != 0 {
@@ -443,7 +471,7 @@ impl<'w, 's> TableRestore<'w, 's> {
         unlocked: &mut Unlocked,
     ) -> Result<()> {
         if let Some(held) = self.cx.held.get(&file.id) {
-            if !lock::is_not_substitute(file, held.as_fd()) {
+            if lock::is_substitute(file, held.as_fd()) {
                 return Ok(());
             }
         }
@@ -475,8 +503,9 @@ impl<'w, 's> TableRestore<'w, 's> {
     /// Closes the numbers that were needed only until all queues were filled.
     fn close_temporary(&mut self, executor: &mut dyn Executor) -> Result<()> {
         for step in self.plan.steps.iter().filter(|step| step.temporary) {
-            let parked = step.file.and_then(|id| self.plan.parked.get(&id)).map(|(id, _)| *id);
-            let id = if step.action == Action::Park { parked } else { step.file };
+            let closed_end =
+                step.file.and_then(|id| self.plan.closed_ends.get(&id)).map(|(id, _)| *id);
+            let id = if step.action == Action::ClosedEnd { closed_end } else { step.file };
             let Some(id) = id else { continue };
             let held = self.cx.held.remove(&id).or_else(|| self.cx.inherited.remove(&id));
             if held.is_some() || executor.is_paper() {
@@ -513,6 +542,14 @@ impl RestoredTable<'_> {
     /// the inode, or to copy the table, would drop the locks (fcntl(2)).
     pub fn take_table_locks(&self, executor: &mut dyn Executor) -> Result<Unlocked> {
         self.placed.table_locks(self.plan, true, executor)
+    }
+
+    /// Shrinks the table to the size for its highest number. A larger table only takes memory: if
+    /// that fails, for example because a filter denies it, the result is a warning.
+    pub fn shrink(&self, executor: &mut dyn Executor) -> Option<String> {
+        let capacity = placement::capacity(self.plan.highest());
+        let failed = executor.run(&Operation::Shrink { capacity }).err()?;
+        Some(format!("the descriptor table stays larger than needed: {failed}"))
     }
 
     /// The restored numbers that are close-on-exec in the image.
@@ -557,7 +594,7 @@ fn table_lock(
     take: bool,
     executor: &mut dyn Executor,
 ) -> Result<Option<String>> {
-    if !executor.is_paper() && !lock::is_not_substitute(file, executor.held(number)?.as_fd()) {
+    if !executor.is_paper() && lock::is_substitute(file, executor.held(number)?.as_fd()) {
         return Ok(None);
     }
     let lock = lock.clone();
@@ -572,16 +609,17 @@ fn table_lock(
     }
 }
 
-/// Fails with status 6 if locks could not be taken, after `say` was called with each. Unless
+/// Fails with status 6 if locks could not be taken, and adds each to the problems. Unless
 /// [`Missing::Fail`] is set, adds them to the warnings instead.
 pub(crate) fn refuse_unlocked(
     unlocked: Unlocked,
     options: &RestoreOptions,
-    warnings: &mut Vec<String>,
-    say: &mut dyn FnMut(&str),
+    warnings: &mut Messages<'_>,
+    problems: &mut Messages<'_>,
 ) -> Result<()> {
     if options.missing == Missing::Fail {
-        return refuse(&unlocked, say);
+        let problem = |line| Problem { line, cure: Cure::Lock };
+        return refuse(&unlocked.into_iter().map(problem).collect::<Vec<Problem>>(), problems);
     }
     warnings.extend(unlocked);
     Ok(())

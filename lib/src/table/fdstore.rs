@@ -1,6 +1,6 @@
 //! The fdstore: a queue of descriptors, behind one number, of which several processes take copies.
 //!
-//! It is a unix datagram socket connected to itself. A message has a run of descriptors
+//! The queue is that of a unix datagram socket connected to itself. A message has a run of descriptors
 //! (SCM_RIGHTS) and one byte. MSG_PEEK receives a message without removing it, and SO_PEEK_OFF
 //! selects it (unix(7), socket(7)). Since the sender is also the receiver, the limit of the peer's
 //! queue (net.unix.max_dgram_qlen) does not apply.
@@ -130,6 +130,7 @@ impl Drop for StoreLock<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::clone_files::in_own_table;
     use std::os::fd::AsRawFd;
 
     fn inode(fd: BorrowedFd<'_>) -> u64 {
@@ -138,20 +139,23 @@ mod tests {
 
     #[test]
     fn messages_are_received_any_number_of_times_in_any_order() {
-        let shared = SharedMem::new(1, 0).unwrap();
-        let mut store = Store::new((&shared, 0)).unwrap();
-        let pipes: Vec<OwnedFd> = (0..1000).map(|_| nix::unistd::pipe().unwrap().0).collect();
-        let runs: Vec<&[OwnedFd]> = pipes.chunks(100).collect();
-        for (at, run) in runs.iter().enumerate() {
-            let fds: Vec<BorrowedFd<'_>> = run.iter().map(AsFd::as_fd).collect();
-            assert_eq!(store.put(&fds).unwrap(), at as u32);
-        }
-        for at in [3, 9, 0, 3] {
-            let got = store.get(at, 100).unwrap();
-            for (got, put) in got.iter().zip(runs[at as usize]) {
-                assert_eq!(inode(got.as_fd()), inode(put.as_fd()));
+        // In a table of its own the lowest free number only rises. All are below a limit of 1024.
+        in_own_table(|| {
+            let shared = SharedMem::new(1, 0).unwrap();
+            let mut store = Store::new((&shared, 0)).unwrap();
+            let pipes: Vec<OwnedFd> = (0..500).map(|_| nix::unistd::pipe().unwrap().0).collect();
+            let runs: Vec<&[OwnedFd]> = pipes.chunks(100).collect();
+            for (at, run) in runs.iter().enumerate() {
+                let fds: Vec<BorrowedFd<'_>> = run.iter().map(AsFd::as_fd).collect();
+                assert_eq!(store.put(&fds).unwrap(), at as u32);
             }
-            assert!(got.is_sorted_by_key(AsRawFd::as_raw_fd));
-        }
+            for at in [3, 4, 0, 3] {
+                let got = store.get(at, 100).unwrap();
+                for (got, put) in got.iter().zip(runs[at as usize]) {
+                    assert_eq!(inode(got.as_fd()), inode(put.as_fd()));
+                }
+                assert!(got.is_sorted_by_key(AsRawFd::as_raw_fd));
+            }
+        });
     }
 }

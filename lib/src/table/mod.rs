@@ -8,11 +8,14 @@ pub mod direct;
 pub mod driver;
 pub mod executor;
 pub mod fdstore;
-pub(crate) mod services;
+pub mod services;
 pub mod shrink;
 pub mod source;
 pub mod stats;
 pub mod syscall_counter;
+
+/// The tool that restores, as its messages name it.
+pub(crate) const TOOL: &str = "fdrestore";
 
 #[cfg(test)]
 mod tests;

@@ -7,17 +7,22 @@ use crate::sys::own_table::{OwnTable, PlacedFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::os::fd::RawFd;
 
-/// Raises the soft limit RLIMIT_NOFILE to the hard one, if the highest number is not below it.
-/// Returns the soft limit before and after.
-pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
+/// The soft limit RLIMIT_NOFILE of this process, and the one during a restore with this highest
+/// number: it is raised to the hard limit if the number after it is not below it. A file that exists
+/// is opened with O_PATH first, and has two numbers while it is opened again.
+pub fn limits_for(highest: Option<u32>) -> Result<(u64, u64)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    match highest {
-        Some(highest) if u64::from(highest) >= soft => {
-            setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-            Ok((soft, hard))
-        }
-        _ => Ok((soft, soft)),
+    let raised = highest.is_some_and(|highest| u64::from(highest) + 1 >= soft);
+    Ok((soft, if raised { hard } else { soft }))
+}
+
+/// Sets the soft limit of a restore with this highest number. Returns [`limits_for`] it.
+pub(crate) fn raise_limit(highest: Option<u32>) -> Result<(u64, u64)> {
+    let (soft, raised) = limits_for(highest)?;
+    if raised > soft {
+        setrlimit(Resource::RLIMIT_NOFILE, raised, raised)?;
     }
+    Ok((soft, raised))
 }
 
 /// The numbers of `count` service descriptors. Fails with status 6 if the limit of open files
@@ -50,22 +55,19 @@ pub(crate) fn move_services(
     let pairs: Vec<(u32, u32)> = held.zip(numbers).collect();
     let spare = pairs.iter().map(|&(from, to)| from.max(to)).max().unwrap_or(0) + 1;
     for (from, to) in placement::moves(&pairs, spare) {
-        let is_at_number = |placed: &&mut Option<PlacedFd>| {
-            placed.as_ref().is_some_and(|placed| placed.number() as u32 == from)
-        };
-        let Some(service) = services.iter_mut().find(is_at_number) else { continue };
-        if let Some(placed) = service.take() {
-            let placed = table.replace(placed, to as RawFd);
-            *service = Some(placed.at(|| "place the service descriptors")?);
+        let is_at_number = |placed: &&mut PlacedFd| placed.number() as u32 == from;
+        if let Some(service) = services.iter_mut().flatten().find(is_at_number) {
+            let moved = table.replace(service, to as RawFd);
+            moved.at(|| "place the service descriptors")?;
         }
     }
     Ok(())
 }
 
-/// Closes every number except those in `keep`, which is sorted.
-pub(crate) fn close_others(table: &OwnTable, keep: &[RawFd]) -> Result<()> {
+/// Closes every number except those in `keep`, which ascend.
+pub(crate) fn close_others(table: &OwnTable, keep: impl IntoIterator<Item = RawFd>) -> Result<()> {
     let mut first = 0;
-    for &number in keep.iter().chain([&RawFd::MAX]) {
+    for number in keep.into_iter().chain([RawFd::MAX]) {
         if first < number {
             table.close_range(first, number - 1).at(|| "close_range")?;
         }

@@ -4,7 +4,7 @@
 //! The child also keeps the stderr of the caller, and prints the messages at the end, when this
 //! process may have no service descriptors.
 
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::sys::credentials;
 use crate::sys::fork::{self, CloneArgs};
 use crate::sys::own_table::close_all_but_stderr;
@@ -24,7 +24,7 @@ use std::sync::atomic::Ordering;
 pub struct Calls {
     /// All system calls.
     pub all: u32,
-    /// Those that duplicate a descriptor: dup(2), dup2(2), dup3(2), and F_DUPFD of fcntl(2).
+    /// The calls that duplicate a descriptor: dup(2), dup2(2), dup3(2), and F_DUPFD of fcntl(2).
     pub dups: u32,
 }
 
@@ -72,13 +72,13 @@ impl Counter {
         let shared = SharedMem::new(1 + CELLS_PER_PROCESS * slots, 1).at(|| "shared memory")?;
         let starter = getpid();
         let mut counter = Counter { shared, slots, tracer: starter, starter, refused: None };
-        match fork::clone3(CloneArgs::default()).at(|| "clone3")? {
+        match fork::clone3(CloneArgs::default()).map_err(Error::no_process)? {
             None => counter.trace(),
             Some(tracer) => counter.tracer = tracer,
         }
         trace::allow(counter.tracer);
         loop {
-            match counter.shared.cell(STATE).load(Ordering::Acquire) {
+            match counter.shared.get(STATE) {
                 0 => counter.shared.wait(STATE, 0, None),
                 COUNTING => return Ok(counter),
                 errno => {
@@ -112,7 +112,7 @@ impl Counter {
     /// The calls of a process since the counter was started, or since it was forked. Makes no
     /// system call.
     pub fn calls(&self, slot: CounterSlot) -> Calls {
-        let count = |at: usize| self.shared.cell(slot.0 + at).load(Ordering::Acquire) as u32;
+        let count = |at: usize| self.shared.get(slot.0 + at) as u32;
         Calls { all: count(1), dups: count(2) }
     }
 
@@ -131,7 +131,7 @@ impl Counter {
     /// Ends the counter, and waits until the tracer has detached from all processes and has exited.
     /// Does nothing in other processes than the one that started it.
     pub fn end(&self) {
-        if getpid() == self.starter && self.shared.cell(STATE).load(Ordering::Acquire) != ENDING {
+        if getpid() == self.starter && self.shared.get(STATE) != ENDING {
             self.shared.set(STATE, ENDING);
             while waitpid(self.tracer, None) == Err(Errno::EINTR) {}
         }
@@ -144,7 +144,7 @@ impl Counter {
         let _ = close_all_but_stderr();
         if let Err(errno) = self.seize() {
             self.shared.set(STATE, -(errno as i32));
-            while self.shared.cell(STATE).load(Ordering::Acquire) != ENDING {
+            while self.shared.get(STATE) != ENDING {
                 self.shared.wait(STATE, -(errno as i32), None);
             }
         } else {
@@ -189,7 +189,7 @@ impl Counter {
                 }
                 _ => drop(tracees.insert(pid)),
             }
-            if !ending && self.shared.cell(STATE).load(Ordering::Acquire) == ENDING {
+            if !ending && self.shared.get(STATE) == ENDING {
                 ending = true;
                 tracees.iter().filter(|&&other| other != pid).for_each(|&other| {
                     let _ = ptrace::interrupt(other);
@@ -205,7 +205,7 @@ impl Counter {
                 (_, TraceStop::Group) => trace::listen(pid),
                 _ => trace::to_next_syscall(pid, signal),
             };
-            if pid == self.starter && self.shared.cell(STATE).load(Ordering::Acquire) == 0 {
+            if pid == self.starter && self.shared.get(STATE) == 0 {
                 self.shared.set(STATE, COUNTING);
             }
             if ending && tracees.is_empty() {

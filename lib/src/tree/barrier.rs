@@ -27,13 +27,13 @@ pub(super) enum Stage {
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 impl SharedState {
-    /// Says that a task has come to a stage. It does not wait.
+    /// Records that a task has come to a stage, and does not wait.
     pub(super) fn reach(&self, task: usize, stage: Stage) {
         self.set_reached(task, stage as i32);
         self.memory.add(ARRIVED);
     }
 
-    /// Says that a task has come to a stage, and waits until all tasks may go on.
+    /// Records that a task has come to a stage, and waits until all tasks may go on.
     pub(super) fn arrive(&self, task: usize, stage: Stage) {
         self.reach(task, stage);
         self.await_release(stage);
@@ -114,7 +114,7 @@ impl<'a> Watcher<'a> {
                 continue;
             }
             if let Some(signal) = sys::signal::take_pending(&ending_signals()) {
-                let why = format!("{signal} came before all was restored");
+                let why = format!("{signal} has ended fdrestore before all tasks were restored");
                 return Err(Error::new(Status::System, why));
             }
             if let Some(task) = dead {

@@ -1,6 +1,6 @@
-//! The coordinator: what fdrestore itself does while a tree is restored. It fills the fdstore,
-//! forks the topmost tasks, waits for all at each stage, and then holds the tree, follows the first
-//! task, or ends all of them.
+//! The coordinator: fdrestore itself while a tree is restored. The coordinator fills the fdstore,
+//! forks the topmost tasks, waits for all at each stage, and then waits for the end of the tree, or
+//! of the first task, or kills all of them.
 
 use super::Tree;
 use super::barrier::{Stage, Watcher, ending_signals};
@@ -30,8 +30,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, getpid};
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -60,8 +60,6 @@ pub fn restore(
     let by_pid = pids.iter().enumerate().map(|(task, pid)| (*pid, task)).collect();
     let state = SharedState::new(pids, tree.shape.leaderless.len())?;
     let (root, path) = root.map_or((None, None), |(root, path)| (Some(root), Some(path)));
-    let highest = tree.tables.iter().flatten().filter_map(|plan| plan.steps.last());
-    let highest = highest.map(|step| step.fd as u32).max();
     let mut signal_mask = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_BLOCK, Some(&awaited_signals()), Some(&mut signal_mask))?;
     fork::default_sigchld();
@@ -82,23 +80,23 @@ pub fn restore(
         by_pid,
         groups: groups(tree),
         coordinator: (getpid(), getpgrp()),
-        limits: raise_limit(highest)?,
+        limits: raise_limit(tree.highest_number())?,
         signal_mask,
         credentials: own_credentials()?,
-        moved: RefCell::default(),
+        renamed_paths: RefCell::default(),
         title: Title::find(),
         root: path,
         stats,
     };
     let coordinator =
         Coordinator { restore: &restore, watcher: Watcher::new(&state), ended: RefCell::default() };
-    let terminal = CallerTerminal::lent_to(&restore);
+    let terminal = CallerTerminal::in_foreground(&restore);
     let outcome = coordinator.coordinate(root, ready);
     if outcome.is_err() {
         coordinator.end_all();
     }
     if let Some(terminal) = terminal {
-        terminal.take_back();
+        terminal.restore();
     }
     outcome
 }
@@ -139,29 +137,35 @@ impl Coordinator<'_> {
         let meter = restore.meter();
         let dir = root.as_ref().map(AsFd::as_fd);
         let mut store = Store::new(state.store_lock())?;
-        let cx = tree.store_plan.context(restore.source, restore, dir, restore.options.changed);
+        let cx = tree.store_plan.context(restore.source, restore, dir, restore.options);
         // The numbers of descriptors in fdrestore do not matter: they stay where they come.
         let mut own = DirectExecutor::new(&restore.table, Placement::Late, None);
-        let mut anew = KindSource;
-        let mut shared = TableRestore::new(&tree.store_plan, restore.options, cx, &mut anew, None);
+        let mut by_kind = KindSource;
+        let mut shared =
+            TableRestore::new(&tree.store_plan, restore.options, cx, &mut by_kind, None);
         restore.fill_store(&mut store, &mut shared, &mut own, false)?;
-        restore.moved.replace(shared.cx.renamed_paths.clone());
+        restore.renamed_paths.replace(shared.cx.renamed_paths.clone());
         let number = |fd: BorrowedFd<'_>| fd.as_raw_fd();
         let services = ServiceNumbers { store: Some(number(store.as_fd())), root: dir.map(number) };
-        // What our caller left open would make the tables of all tasks larger.
-        let mut keep = vec![0, 1, 2];
-        keep.extend(services.all());
-        keep.sort_unstable();
-        close_others(&restore.table, &keep)?;
-        let usual_score = self.fork_topmost(services)?;
+        // Another open descriptor of the caller would make the tables of all tasks larger.
+        let mut numbers = BTreeSet::from([0, 1, 2]);
+        if tree.opens_for_store(true) {
+            numbers.extend(tree.inherited.values());
+        }
+        let keep: BTreeSet<RawFd> = numbers.iter().copied().chain(services.all()).collect();
+        close_others(&restore.table, keep)?;
+        let numbers: Vec<RawFd> = numbers.into_iter().collect();
+        let usual_score = self.fork_topmost(TableAtFork { services, numbers: &numbers })?;
         self.watcher.wait_for(Stage::Forked)?;
         restore.fill_store(&mut store, &mut shared, &mut own, true)?;
-        let mut warnings = std::mem::take(&mut shared.cx.warnings);
+        let mut warnings = shared.cx.warnings.take();
         warnings.extend(restore.stats.as_ref().and_then(|stats| stats.counter.refusal()));
         let messages = store.messages();
         drop(shared);
         drop(store);
         drop(root);
+        // A reader of an inherited pipe would not get end-of-file while fdrestore has it open.
+        close_others(&restore.table, [0, 1, 2])?;
         state.release(Stage::Forked);
         self.watcher.wait_for(Stage::Restored)?;
         warnings.extend(usual_score.iter().flat_map(|score| self.restore_oom_scores(score)));
@@ -199,13 +203,13 @@ impl Coordinator<'_> {
     }
 
     /// Forks the tasks whose parent is not in the image. Until the restore is complete, the kernel
-    /// kills the tasks before fdrestore for lack of memory, so that fdrestore is there to say so
-    /// and to end the rest. Returns the usual score, if it could be changed.
-    fn fork_topmost(&self, services: ServiceNumbers) -> Result<Option<String>> {
+    /// kills the tasks before fdrestore for lack of memory, so that fdrestore can report it and kill
+    /// the rest. Returns the usual score, if it could be changed.
+    fn fork_topmost(&self, at_fork: TableAtFork<'_>) -> Result<Option<String>> {
         let shape = &self.restore.tree.shape;
         let raised = OomScore::raise();
         for &task in shape.order.iter().filter(|&&task| shape.nodes[task].forker.is_none()) {
-            self.restore.fork_task(task, TableAtFork { services, numbers: &[0, 1, 2] })?;
+            self.restore.fork_task(task, at_fork)?;
         }
         Ok(raised.lower())
     }
@@ -226,6 +230,10 @@ impl Coordinator<'_> {
     fn end_all(&self) {
         let state = self.restore.state;
         let mut ended = self.ended.borrow_mut();
+        // The process that counts is a child too, and would be waited for for ever.
+        if let Some(stats) = &self.restore.stats {
+            stats.counter.end();
+        }
         let mut killed: HashSet<i32> = HashSet::new();
         // Orphans become our children, so that in the end all are. A process that is just being
         // forked has its cell soon, or dies with its forker.

@@ -4,6 +4,7 @@
 use super::state::{TreeRestore, other_root};
 use crate::error::{At, Error, Result, Status};
 use crate::image::Credentials;
+use crate::messages::Messages;
 use crate::plan::hard_limit;
 use crate::proc::Process;
 use crate::sys::credentials;
@@ -122,7 +123,7 @@ impl TreeRestore<'_> {
 
 /// The credentials of this process.
 pub(super) fn own_credentials() -> Result<Credentials> {
-    Ok(Process::open(getpid().as_raw())?.task(0, None)?.credentials)
+    Ok(Process::open(getpid().as_raw())?.task(0, None, &mut Messages::kept())?.credentials)
 }
 
 /// A soft and a hard limit, lowered to the highest that may be set.

@@ -5,13 +5,16 @@ use super::credentials::may_outlive_parent;
 use super::state::{Mode, TreeRestore, other_root};
 use crate::error::Result;
 use crate::image::Bytes;
+use crate::messages;
 use crate::plan::Plan;
 use crate::sys::{self, credentials, fork};
+use crate::table::TOOL;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::unistd::getppid;
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::os::fd::AsFd;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -81,8 +84,8 @@ impl TreeRestore<'_> {
             self.stop(task)?;
         }
         let say = |line: String| {
-            let line = format!("fdrestore: {}: {line}\n", self.state.name(task));
-            let _ = nix::unistd::write(std::io::stderr(), line.as_bytes());
+            let line = format_args!("{}: {line}", self.state.name(task));
+            messages::write(std::io::stderr().as_fd(), TOOL, &line);
         };
         let awaited = self.await_foreground_job(task);
         sys::start::sigpipe_as_inherited();

@@ -1,4 +1,4 @@
-//! Checks of the surroundings of a tree before any process is made.
+//! Checks of programs, directories, process ids and limits before any process is forked.
 
 use super::Tree;
 use super::credentials::{
@@ -9,14 +9,14 @@ use super::exec::{LOCKS_LOST, below, is_title, loses_locks};
 use super::layout::{placement_request, table_numbers};
 use super::spawn::{is_taken, may_not_choose_pid};
 use super::state::{Mode, below_root, other_root};
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::image::{Credentials, Task};
-use crate::plan::{Missing, RestoreOptions, hard_limit};
-use crate::table::services::service_numbers;
+use crate::plan::{Cure, Missing, Problem, RestoreOptions};
+use crate::table::services::{limits_for, service_numbers};
 use crate::text::escape;
 use std::path::Path;
 
-/// Finds what cannot be as the image has it, and adds it to the problems of the tree: programs and
+/// Adds to the problems of the tree everything besides descriptors that cannot be restored: programs and
 /// directories that are gone, process ids that are taken, capabilities that a program would gain.
 ///
 /// Fails with status 6 if a table has no room for the service descriptors, with 4 if process ids
@@ -31,7 +31,14 @@ pub fn check_feasible(
     if mode.same_pids && own.caps[EFFECTIVE] & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) == 0 {
         return Err(may_not_choose_pid());
     }
-    let limit = hard_limit()?;
+    let highest = tree.highest_number();
+    let (_, limit) = limits_for(highest)?;
+    if let Some(highest) = highest.filter(|&highest| u64::from(highest) >= limit) {
+        let why = format!("{highest} files at once, above the hard limit of {limit} open files");
+        return Err(Error::unrestorable(format!(
+            "fdrestore needs to open {why}; raise it (ulimit -Hn)"
+        )));
+    }
     let services = 1 + usize::from(root.is_some());
     for (plan, &sharers) in tree.tables.iter().zip(&tree.sharers) {
         let Some(plan) = plan else { continue };
@@ -49,16 +56,15 @@ pub fn check_feasible(
         },
         is_taken: &is_taken,
     };
-    for (place, &at) in tree.shape.order.iter().enumerate() {
+    for &at in &tree.shape.order {
         let task = &tree.image.tasks[at];
-        let runs_command = place == 0 && !mode.command.is_empty();
+        let runs_command = mode.runs_command(&tree.shape, at);
         let mut problems = host.problems(task, mode, runs_command);
         let plan = tree.tables[at].as_ref().filter(|_| options.missing == Missing::Fail);
         if plan.is_some_and(|plan| loses_locks(mode, tree.sharers[at], plan)) {
-            problems.push(LOCKS_LOST.to_owned());
+            problems.push(Problem { line: LOCKS_LOST.to_owned(), cure: Cure::Lock });
         }
-        let named = problems.into_iter().map(|why| format!("task {}: {why}", task.pid));
-        tree.problems.extend(named);
+        tree.problems.extend(problems.into_iter().map(|problem| problem.of_task(task.pid)));
     }
     Ok(())
 }
@@ -74,20 +80,23 @@ struct Host<'h> {
 }
 
 impl Host<'_> {
-    /// The reasons why a task cannot be restored, a line each.
-    fn problems(&self, task: &Task, mode: &Mode, runs_command: bool) -> Vec<String> {
-        let mut problems = Vec::new();
+    /// The reasons why a task cannot be restored.
+    fn problems(&self, task: &Task, mode: &Mode, runs_command: bool) -> Vec<Problem> {
+        let mut lines = Vec::new();
         if mode.respawn && !runs_command {
             if would_gain_capabilities(&task.credentials, self.credentials) {
                 let ids = "its user and group ids cannot be restored (that takes CAP_SETUID and";
                 let why = "CAP_SETGID), and its program would gain capabilities";
-                problems.push(format!("{ids} {why}"));
+                lines.push(format!("{ids} {why}"));
             }
-            problems.extend(self.directory_problems(task));
-            problems.extend(self.program_problem(task));
+            lines.extend(self.directory_problems(task));
+            lines.extend(self.program_problem(task));
         }
+        let problem = |line| Problem { line, cure: Cure::NoProgram };
+        let mut problems: Vec<Problem> = lines.into_iter().map(problem).collect();
         if mode.same_pids && (self.is_taken)(task.pid) {
-            problems.push("its process id is taken (--same-pids)".to_owned());
+            let line = "its process id is taken (--same-pids)".to_owned();
+            problems.push(Problem { line, cure: Cure::AnyPid });
         }
         problems
     }
@@ -110,6 +119,10 @@ impl Host<'_> {
 
     /// The reason why the program of a task cannot be run again, if there is one.
     fn program_problem(&self, task: &Task) -> Option<String> {
+        if let Some(tgid) = task.tgid {
+            let why = "with a descriptor table of its own, and cannot be run as a program";
+            return Some(format!("it is a thread of process {tgid} {why}"));
+        }
         let inside = |exe: &[u8]| other_root(task).is_none_or(|root| below(exe, root).is_some());
         match &task.exe {
             Some(exe) if is_title(&task.args, &exe.0) => {
@@ -137,6 +150,7 @@ mod tests {
     use super::super::testing::task;
     use super::*;
     use crate::image::Bytes;
+    use crate::messages::Messages;
 
     const RESPAWN: Mode =
         Mode { respawn: true, command: Vec::new(), same_pids: false, stats: false };
@@ -157,6 +171,12 @@ mod tests {
         }
     }
 
+    /// The lines of the problems of a task.
+    fn lines(host: &Host<'_>, task: &Task, mode: &Mode, runs_command: bool) -> Vec<String> {
+        let problems = host.problems(task, mode, runs_command);
+        problems.into_iter().map(|problem| problem.line).collect()
+    }
+
     fn bytes(text: &str) -> Bytes {
         Bytes(text.as_bytes().to_vec())
     }
@@ -170,8 +190,8 @@ mod tests {
 
     /// The one problem of a task that is to run again.
     fn only_problem(task: &Task, own: &Credentials) -> String {
-        let [problem] = &host(own).problems(task, &RESPAWN, false)[..] else {
-            panic!("{:?}", host(own).problems(task, &RESPAWN, false));
+        let [problem] = &lines(&host(own), task, &RESPAWN, false)[..] else {
+            panic!("{:?}", lines(&host(own), task, &RESPAWN, false));
         };
         problem.clone()
     }
@@ -180,9 +200,9 @@ mod tests {
     fn a_task_that_holds_needs_no_program() {
         let own = root();
         let unknown = task(10, 1, 10, 10, 0);
-        assert_eq!(host(&own).problems(&unknown, &Mode::default(), false), [""; 0]);
-        assert_eq!(host(&own).problems(&unknown, &RESPAWN, true), [""; 0]);
-        assert_eq!(host(&own).problems(&shell(), &RESPAWN, false), [""; 0]);
+        assert_eq!(lines(&host(&own), &unknown, &Mode::default(), false), [""; 0]);
+        assert_eq!(lines(&host(&own), &unknown, &RESPAWN, true), [""; 0]);
+        assert_eq!(lines(&host(&own), &shell(), &RESPAWN, false), [""; 0]);
         assert_eq!(only_problem(&unknown, &own), "the image does not say which program it ran");
     }
 
@@ -208,12 +228,12 @@ mod tests {
         assert_eq!(only_problem(&lost, &own), "its working directory /gone is not there");
         let mut boxed = shell();
         (boxed.root, boxed.exe) = (Some(bytes("/box")), Some(bytes("/box/bin/sh")));
-        assert_eq!(host(&own).problems(&boxed, &RESPAWN, false), [""; 0]);
+        assert_eq!(lines(&host(&own), &boxed, &RESPAWN, false), [""; 0]);
         let user = Credentials { caps: [0; 5], ..root() };
         assert!(only_problem(&boxed, &user).contains("chroot(2) takes CAP_SYS_CHROOT"));
         boxed.root = Some(bytes("/gone"));
         boxed.exe = Some(bytes("/gone/bin/sh"));
-        let problems = host(&user).problems(&boxed, &RESPAWN, false);
+        let problems = lines(&host(&user), &boxed, &RESPAWN, false);
         assert!(problems[0].contains("its root directory /gone is not there"), "{problems:?}");
         assert_eq!(problems.len(), 2, "{problems:?}");
         boxed.root = Some(bytes("/other"));
@@ -229,8 +249,28 @@ mod tests {
         user.credentials.uids = [7; 4];
         assert!(only_problem(&user, &own).contains("would gain capabilities"));
         let same = Mode { same_pids: true, ..Mode::default() };
-        assert_eq!(host(&own).problems(&task(10, 1, 10, 10, 0), &same, false), [""; 0]);
-        let taken = host(&own).problems(&task(11, 1, 11, 11, 0), &same, false);
+        assert_eq!(lines(&host(&own), &task(10, 1, 10, 10, 0), &same, false), [""; 0]);
+        let taken = lines(&host(&own), &task(11, 1, 11, 11, 0), &same, false);
         assert_eq!(taken, ["its process id is taken (--same-pids)"]);
+    }
+
+    #[test]
+    fn a_refusal_has_the_cures_that_fit_and_no_others() {
+        let own = root();
+        let mode = Mode { same_pids: true, ..RESPAWN };
+        let mut gone = Task { pid: 11, ..shell() };
+        gone.exe = Some(bytes("/bin/gone"));
+        let refusal = |problems: &[Problem]| {
+            crate::plan::refuse(problems, &mut Messages::kept()).unwrap_err()
+        };
+        let said = refusal(&host(&own).problems(&gone, &mode, false)).to_string();
+        let cures = "leave --respawn out for processes that only hold their descriptors; leave \
+                     --same-pids out for any process ids";
+        assert_eq!(said, format!("2 cannot be restored here; {cures}"));
+        let said = refusal(&host(&own).problems(&gone, &RESPAWN, false)).to_string();
+        assert!(said.contains("--respawn") && !said.contains("--same-pids"), "{said}");
+        let lock = Problem { line: String::new(), cure: Cure::Lock };
+        let said = refusal(&[lock]).to_string();
+        assert!(said.contains("--missing skip") && !said.contains("--inherit"), "{said}");
     }
 }

@@ -62,7 +62,7 @@ impl TreeRestore<'_> {
                 let plan = self.tree.tables[owner].as_ref().ok_or(Errno::EBADF)?;
                 let root = services.root.map(|number| self.table.known(number));
                 let root = root.as_ref().map(AsFd::as_fd);
-                let cx = plan.context(self.source, self, root, self.options.changed);
+                let cx = plan.context(self.source, self, root, self.options);
                 ctty::open(path, old.device, &cx).and_then(|fd| ctty::seize(fd.as_fd(), steal))
             }
             (CttyPlan::Unavailable(why), _) => {
@@ -175,7 +175,7 @@ pub(super) struct CallerTerminal {
 
 impl CallerTerminal {
     /// The terminal, if fdrestore is in its foreground and tasks join its session.
-    pub(super) fn lent_to(restore: &TreeRestore<'_>) -> Option<CallerTerminal> {
+    pub(super) fn in_foreground(restore: &TreeRestore<'_>) -> Option<CallerTerminal> {
         let group = restore.coordinator.1;
         if !restore.shares_our_terminal() || !ctty::is_foreground(group) {
             return None;
@@ -184,8 +184,8 @@ impl CallerTerminal {
         Some(CallerTerminal { group, settings })
     }
 
-    /// Takes the foreground and puts the settings back, as far as the terminal is still there.
-    pub(super) fn take_back(self) {
+    /// Restores the foreground group and the settings, if the terminal still exists.
+    pub(super) fn restore(self) {
         if !ctty::is_foreground(self.group) {
             let _ = ctty::set_foreground(self.group);
         }

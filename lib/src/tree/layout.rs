@@ -4,8 +4,8 @@
 use super::origin::FileOrigin;
 use super::shape::Shape;
 use crate::image::{OpenFile, Slot};
+use crate::kind::DecodedImage;
 use crate::kind::context::{CttyPlan, Number};
-use crate::kind::{DecodedImage, Prerequisite};
 use crate::placement::TableNeeds;
 use crate::plan::{self, Action, OwnerTask, Plan, Step};
 use crate::sys::socket::MAX_FDS;
@@ -37,7 +37,7 @@ pub(super) fn first_slots(image: &DecodedImage, owners: &[usize]) -> HashMap<u32
 }
 
 /// The plan of what fdrestore makes for the fdstore, each file as the first table that has it knows
-/// it. The numbers of its steps mean nothing.
+/// it. The numbers of its steps are not those of any table.
 pub(super) fn store_plan<'a>(
     image: &'a DecodedImage,
     origins: &HashMap<u32, FileOrigin>,
@@ -60,20 +60,9 @@ pub(super) fn store_plan<'a>(
         ..Step::default()
     };
     let mut steps: Vec<Step> = stored.iter().enumerate().map(step).collect();
-    let inherited = |file: &OpenFile| matches!(origin(file), Some(FileOrigin::Inherited(_)));
+    let inherited = |file: &OpenFile| matches!(origin(file), Some(FileOrigin::Inherited));
     plan::add_queued(image, &mut steps, &mut |file| (!inherited(file)).then_some(Action::Make));
     let mut plan = Plan::from_steps(image, &image.tasks[0], steps);
-    for step in &plan.steps {
-        let file = step.file.filter(|id| !first_slots.contains_key(id));
-        let Some(file) = file.and_then(|id| image.file(id)) else { continue };
-        if image
-            .record(file.id)
-            .is_some_and(|record| record.prerequisite(file) == Prerequisite::Numbers)
-        {
-            let why = "it waits in a queue of several tables, and names numbers of one";
-            plan.problems.push(format!("{}: {why}", plan.name(step)));
-        }
-    }
     let mut numbers: HashMap<usize, usize> = HashMap::new();
     for step in &plan.steps {
         let Some(id) = step.file else { continue };
@@ -159,7 +148,7 @@ impl Layout<'_, '_> {
                 (Some(Action::Skip), _) => Action::Skip,
                 _ if before_forks && file_above(slot.fd) == Some(slot.file) => Action::FromParent,
                 (_, FileOrigin::Private | FileOrigin::Session) => Action::Make,
-                (_, FileOrigin::Store { .. } | FileOrigin::Inherited(_)) => NO_MESSAGE,
+                (_, FileOrigin::Store { .. } | FileOrigin::Inherited) => NO_MESSAGE,
             };
             let (fd, file, cloexec) = (slot.fd as RawFd, Some(slot.file), slot.cloexec);
             steps.push(Step { fd, file, action, cloexec, ..Step::default() });
@@ -328,7 +317,7 @@ pub(super) fn table_numbers(plan: &Plan<'_>) -> Vec<u32> {
 }
 
 /// The request for numbers of the service descriptors in a table. `sharers` is how many tasks share
-/// it, `limit` the hard limit of open files.
+/// it, `limit` the soft limit of open files during the restore.
 pub(super) fn placement_request(numbers: &[u32], sharers: u32, limit: u64) -> TableNeeds<'_> {
     let limit = limit.min(u64::from(u32::MAX)) as u32;
     TableNeeds { numbers, sharers, limit, ..TableNeeds::default() }
@@ -351,6 +340,10 @@ mod tests {
     use super::super::Tree;
     use super::super::testing::{Builder, task};
     use super::*;
+    use crate::ctty::SessionRole;
+    use crate::image::QueuedFds;
+    use crate::plan::{Missing, RestoreOptions};
+    use serde_cbor::Value;
 
     /// Number, action, and whether children inherit it, of the steps of a task.
     fn steps(tree: &Tree<'_>, task: usize) -> Vec<(RawFd, Action, bool)> {
@@ -377,6 +370,19 @@ mod tests {
         assert_eq!(steps(&tree, 1), of_child);
         assert_eq!(files(&tree), [[100], [101]]);
         assert_eq!((tree.highest_from_parent[1], tree.placed_at_fork[1]), (Some(0), Some(0)));
+    }
+
+    #[test]
+    fn the_lowest_of_several_inherited_numbers_is_that_of_the_file() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        b.files(1).slot(0, 3, 0).slot(0, 5, 0).slot(1, 3, 0).slot(1, 5, 0);
+        let image = b.image();
+        let tree = Tree::unchecked(&image).unwrap();
+        assert_eq!(
+            steps(&tree, 1).iter().map(|step| step.1).collect::<Vec<_>>(),
+            [Action::FromParent, Action::FromParent]
+        );
+        assert_eq!(tree.tables[1].as_ref().unwrap().lowest, HashMap::from([(100, 3)]));
     }
 
     #[test]
@@ -490,5 +496,32 @@ mod tests {
         assert_eq!(ranges(&[]), []);
         assert_eq!(ranges(&[0]), [(0, 0)]);
         assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), [(0, 2), (5, 5), (7, 8)]);
+    }
+    #[test]
+    fn an_epoll_that_only_a_queue_of_several_tables_has_is_left_out_as_missing_says() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        // 0 and 1 are the ends of a queue in which 2 waits.
+        let epoll =
+            BTreeMap::from([("pid", Value::Integer(10)), ("members", Value::Array(Vec::new()))]);
+        b.files(2).file("epoll", "anon_inode:[eventpoll]", &epoll);
+        b.slot(0, 3, 0).slot(1, 3, 1);
+        let image = b.changed(|image| {
+            image.files[0].object = Some(0);
+            image.files[1].object = Some(0);
+            let files = [image.files[2].id].into();
+            image.queued_fds.insert(0, QueuedFds { files, credentials: false });
+        });
+        let own = SessionRole { leader: false, has_ctty: false };
+        let planned = |missing| {
+            let options = RestoreOptions { missing, ..RestoreOptions::default() };
+            Tree::new(&image, &options, None, own, false).unwrap()
+        };
+        let refused = planned(Missing::Fail);
+        let lines = refused.problems.iter().map(|problem| &problem.line);
+        let of_epoll = lines.filter(|line| line.contains("(anon_inode:[eventpoll]): it refers to"));
+        assert_eq!(of_epoll.count(), 1, "{:?}", refused.problems);
+        let skipped = planned(Missing::Skip);
+        assert_eq!(skipped.problems, []);
+        assert!(skipped.store_plan.steps.iter().all(|step| step.action == Action::Skip));
     }
 }

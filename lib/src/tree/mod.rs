@@ -1,10 +1,10 @@
-//! A tree of processes: the plan of all tables and forks, made before the first process is, and the
-//! restore that follows it ([`restore`]).
+//! A tree of processes: the plan of all tables and forks, which is complete before the first fork,
+//! and the restore that follows it ([`restore`]).
 //!
 //! A file that only one table has is made by the task that owns the table. A file that several
-//! tables have is made once by fdrestore and waits in the [`fdstore`](crate::table::fdstore). The
-//! topmost task that has it takes it from there, and fork(2) passes it on wherever a child had it
-//! at the number that its parent has it at.
+//! tables have is opened once by fdrestore, for the [`fdstore`](crate::table::fdstore). The topmost
+//! task that has it receives it from there. A child inherits it by fork(2) if it had it at the same
+//! number as its parent.
 //!
 //! The files, lowest first. The plan: `shape` (forkers, sessions, groups), `origin` (of each file),
 //! `terminals` (controlling terminals), `layout` (the steps of each table), this one, and
@@ -43,8 +43,9 @@ use crate::ctty::SessionRole;
 use crate::error::{Error, Result};
 use crate::kind::DecodedImage;
 use crate::kind::context::{CttyPlan, PidMap};
+use crate::messages::Messages;
 use crate::placement::TablePlan;
-use crate::plan::{Action, Plan, RestoreOptions, Step};
+use crate::plan::{Action, Plan, Problem, RestoreOptions, Step};
 use layout::{Layout, first_slots, order_forks, store_plan};
 use origin::{inherited_files, origins};
 use std::collections::{HashMap, HashSet};
@@ -76,11 +77,15 @@ pub struct Tree<'a> {
     /// For each task the place of its controlling terminal in the fdstore: message, and index in
     /// it.
     ctty_messages: Vec<Option<(u32, usize)>>,
-    /// The files that descriptors of the caller stand for.
+    /// The files that descriptors of the caller replace, by their ids: the caller's numbers.
     inherited: HashMap<u32, RawFd>,
-    /// The reasons why something cannot be restored, a line each.
-    pub problems: Vec<String>,
+    /// The reasons why descriptors, locks or processes cannot be restored.
+    pub problems: Vec<Problem>,
 }
+
+/// The descriptors that fdrestore has besides those of the tree: its own standard descriptors, the
+/// fdstore, the root directory, and those that a kind opens for a while.
+const OWN_DESCRIPTORS: u32 = 16;
 
 /// The tasks of an image before any of them is forked: all will have a process and a group.
 struct NotYetForked<'a>(&'a HashSet<i32>);
@@ -99,7 +104,7 @@ impl<'a> Tree<'a> {
     /// Plans a tree. `root` is the directory below which paths are looked up; `own` the session of
     /// fdrestore, which the first tasks may join; `dry` looks whether paths are there.
     ///
-    /// Fails with status 3 or 6 as [`Shape::of`] does.
+    /// Fails with status 6 as [`Shape::of`] does.
     pub fn new(
         image: &'a DecodedImage,
         options: &RestoreOptions,
@@ -120,7 +125,7 @@ impl<'a> Tree<'a> {
     /// Plans a tree from the image alone. Nothing is looked up on this system, so that every number
     /// can be restored.
     ///
-    /// Fails with status 3 or 6 as [`Shape::of`] does.
+    /// Fails with status 6 as [`Shape::of`] does.
     pub fn unchecked(image: &'a DecodedImage) -> Result<Tree<'a>> {
         // A terminal of ours would move no number.
         let nobody = SessionRole { leader: false, has_ctty: false };
@@ -146,7 +151,7 @@ impl<'a> Tree<'a> {
             shape.order.iter().copied().filter(|&at| shape.nodes[at].owner == at).collect();
         let first_slots = first_slots(image, &owners);
         let mut origins = origins(image, &inherited, &owners);
-        let ctty_plans = plan_terminals(image, &shape, own, &inherited, &mut origins);
+        let ctty_plans = plan_terminals(image, &shape, own, &inherited, &mut origins, options);
         let mut store_plan = store_plan(image, &origins, &first_slots);
         check(&mut store_plan)?;
         let lost: HashMap<u32, Action> = store_plan
@@ -173,8 +178,8 @@ impl<'a> Tree<'a> {
             let elsewhere = plan.steps.iter().filter(comes_from_elsewhere);
             plan.owned_files = elsewhere.filter_map(|step| step.file).filter(is_first).collect();
             check(&mut plan)?;
-            let of_task = |line: String| format!("task {}: {line}", task.pid);
-            problems.extend(std::mem::take(&mut plan.problems).into_iter().map(of_task));
+            plan.losses.extend(store_plan.losses.clone());
+            problems.extend(plan.problems.drain(..).map(|problem| problem.of_task(task.pid)));
             tables[owner] = Some(plan);
         }
         let ctty_messages = ctty_messages(&ctty_plans, &messages, &inherited);
@@ -203,9 +208,37 @@ impl<'a> Tree<'a> {
         self.highest_from_parent[self.shape.nodes[forker].owner].max(self.placed_at_fork[task])
     }
 
+    /// True if fdrestore opens files for the fdstore in a round: before any task is forked, or
+    /// when all are (`needs_processes`).
+    fn opens_for_store(&self, needs_processes: bool) -> bool {
+        let mut steps = self.store_plan.steps.iter();
+        steps.any(|step| step.action == Action::Make && step.before_fork != needs_processes)
+    }
+
+    /// The highest number that any process of the restore has open at once: a task, or fdrestore,
+    /// which has all files open that are for the fdstore.
+    pub fn highest_number(&self) -> Option<u32> {
+        let in_tables = self.tables.iter().flatten().filter_map(|plan| plan.steps.last());
+        let in_tables = in_tables.map(|step| step.fd as u32).max();
+        let stored = self.store_plan.steps.iter().filter(|step| step.action == Action::Make);
+        let stored = Some(stored.count() as u32).filter(|&stored| stored > 0);
+        in_tables.max(stored.map(|stored| stored + self.inherited.len() as u32 + OWN_DESCRIPTORS))
+    }
+
+    /// A line for each file that is replaced or left out.
+    pub fn describe_losses(&self) -> Vec<String> {
+        let mut lines = self.store_plan.describe_losses(|_| true);
+        for plan in self.tables.iter().flatten() {
+            let of_table = plan.describe_losses(|id| !self.store_plan.losses.contains_key(&id));
+            lines
+                .extend(of_table.into_iter().map(|line| format!("task {}: {line}", plan.task.pid)));
+        }
+        lines
+    }
+
     /// The refusal that lists all problems, if there are any. Each is passed to `say`.
-    pub fn refuse(&self, say: &mut dyn FnMut(&str)) -> Result<()> {
-        crate::plan::refuse(&self.problems, say)
+    pub fn refuse(&self, messages: &mut Messages<'_>) -> Result<()> {
+        crate::plan::refuse(&self.problems, messages)
     }
 
     /// The tables as [`crate::placement::forecast`] takes them, in the order of [`Shape::order`].
@@ -218,14 +251,15 @@ impl<'a> Tree<'a> {
             let node = &self.shape.nodes[at];
             let steps = self.tables[at].iter().flat_map(|plan| &plan.steps);
             let steps = steps.filter(|step| step.action != Action::Skip);
-            let (waits, steps): (Vec<&Step>, Vec<&Step>) = steps.partition(|step| step.temporary);
+            let (temporary, steps): (Vec<&Step>, Vec<&Step>) =
+                steps.partition(|step| step.temporary);
             let numbers = |steps: Vec<&Step>| steps.iter().map(|step| step.fd as u32).collect();
             TablePlan {
-                parent: node.forker.map(|forker| places[forker]),
+                forker: node.forker.map(|forker| places[forker]),
                 owner: (node.owner != at).then(|| places[node.owner]),
                 numbers: numbers(steps),
-                waits: numbers(waits),
-                passed: self.highest_at_fork(at).map(|fd| fd as u32),
+                temporary: numbers(temporary),
+                highest_at_fork: self.highest_at_fork(at).map(|fd| fd as u32),
                 sharers: self.sharers[at],
                 services,
             }

@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use crate::image::{OpenFile, Task};
 use crate::kind::{DecodedImage, Prerequisite};
-use crate::plan::{Inherit, RestoreOptions};
+use crate::plan::{InheritKeys, KeyMatch, RestoreOptions};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 
@@ -21,11 +21,11 @@ pub(super) enum FileOrigin {
     /// Several tables have it, and only a member of its session can make it: the first task that
     /// has it does, before it forks its children.
     Session,
-    /// This descriptor of the caller stands for it: `--inherit`.
-    Inherited(RawFd),
+    /// A descriptor of the caller replaces it: `--inherit`.
+    Inherited,
 }
 
-/// The files that descriptors of the caller stand for. `first` is the first task of the tree.
+/// The files that descriptors of the caller replace. `first` is the first task of the tree.
 ///
 /// Fails with status 2 if an option means no descriptor of the image.
 pub(super) fn inherited_files(
@@ -33,44 +33,41 @@ pub(super) fn inherited_files(
     options: &RestoreOptions,
     first: &Task,
 ) -> Result<HashMap<u32, RawFd>> {
-    let mut used = vec![false; options.inherit.len()];
-    let mut inherited = HashMap::new();
-    for inherit in &options.inherit {
-        if let Inherit::SameNumber(fd) = inherit {
-            let slots = image.slots_of(first.table.id);
-            let Some(slot) = slots.iter().find(|slot| slot.fd as RawFd == *fd) else {
-                let why =
-                    format!("--inherit: the first task, {}, has no descriptor {fd}", first.pid);
-                return Err(Error::misuse(why));
-            };
-            inherited.insert(slot.file, *fd);
-        }
+    let mut inherited: HashMap<u32, RawFd> = HashMap::new();
+    for fd in options.same_numbers() {
+        let slots = image.slots_of(first.table.id);
+        let Some(slot) = slots.iter().find(|slot| slot.fd as RawFd == fd) else {
+            let why = format!("--inherit: the first task, {}, has no descriptor {fd}", first.pid);
+            return Err(Error::misuse(why));
+        };
+        inherited.insert(slot.file, fd);
     }
-    if options.inherit.iter().any(|inherit| matches!(inherit, Inherit::Key(..))) {
+    let mut keys = InheritKeys::new(options);
+    let mut found: Vec<(KeyMatch, u32)> = Vec::new();
+    if options.inherit_keys().next().is_some() {
         for task in &image.tasks {
             for slot in image.slots_of(task.table.id) {
                 let Some(file) = image.file(slot.file) else { continue };
-                let Some(at) = options.inherited_by_slot(task.pid, slot, file) else { continue };
-                let Inherit::Key(key, from) = &options.inherit[at] else { continue };
-                // A number alone means the first task's, whatever others have there.
-                let is_number = key.iter().all(u8::is_ascii_digit);
-                if !is_number || task.pid == first.pid {
-                    used[at] = true;
-                    inherited.entry(file.id).or_insert(*from);
-                }
+                // A number alone is one of the first task.
+                let is_first = task.pid == first.pid;
+                let of_slot = keys.of_slot(task.pid, is_first, slot, file);
+                found.extend(of_slot.map(|of_slot| (of_slot, file.id)));
             }
         }
+        // A file in a queue has no number that could be a key.
+        for id in image.queued_fds.values().flat_map(|queued| &queued.files) {
+            let of_file = image.file(*id).and_then(|file| keys.of_file(file));
+            found.extend(of_file.map(|of_file| (of_file, *id)));
+        }
     }
-    // A file that waits in a queue has no number that could be a key.
-    for id in image.queued_fds.values().flat_map(|queued| &queued.files) {
-        let Some(at) = image.file(*id).and_then(|file| options.inherited_by_file(file)) else {
-            continue;
-        };
-        let Inherit::Key(_, from) = &options.inherit[at] else { continue };
-        used[at] = true;
-        inherited.entry(*id).or_insert(*from);
+    // Two keys can name two descriptors of one description, which only one can replace.
+    found.sort_unstable();
+    for (found, file) in found {
+        if *inherited.entry(file).or_insert(keys.fd(found)) == keys.fd(found) {
+            keys.replace_by(found);
+        }
     }
-    options.check_all_used(&used)?;
+    keys.check_all_used()?;
     Ok(inherited)
 }
 
@@ -92,11 +89,11 @@ pub(super) fn origins(
             _ => need(image, file),
         };
         let shared = tables.get(&sets[at]).is_some_and(Option::is_none);
-        let origin = match (inherited.get(&file.id), shared, needed) {
-            (Some(&from), ..) => FileOrigin::Inherited(from),
-            (None, false, _) => FileOrigin::Private,
-            (None, true, Prerequisite::ControllingTerminal) => FileOrigin::Session,
-            (None, true, needed) => {
+        let origin = match (inherited.contains_key(&file.id), shared, needed) {
+            (true, ..) => FileOrigin::Inherited,
+            (false, false, _) => FileOrigin::Private,
+            (false, true, Prerequisite::ControllingTerminal) => FileOrigin::Session,
+            (false, true, needed) => {
                 FileOrigin::Store { needs_processes: needed == Prerequisite::Processes }
             }
         };
@@ -121,13 +118,13 @@ fn connected_files(image: &DecodedImage, index: &HashMap<u32, usize>) -> Vec<usi
     let sockets: HashMap<u64, usize> = image
         .files_and_records()
         .enumerate()
-        .filter_map(|(at, (file, record))| Some((record.peer_id(file)?, at)))
+        .filter_map(|(at, (file, record))| Some((record.socket_inode(file)?, at)))
         .collect();
     for (at, file) in image.files.iter().enumerate() {
         if let Some(object) = file.object {
             sets.join(*objects.entry(object).or_insert(at), at);
         }
-        let peers = image.record(file.id).map(|record| record.peer_ids()).unwrap_or_default();
+        let peers = image.record(file.id).map(|record| record.peer_inodes()).unwrap_or_default();
         let peers = peers.iter().filter_map(|inode| sockets.get(inode)).copied();
         let queued = image.queued(file).filter_map(|id| index.get(&id).copied());
         peers.chain(queued).for_each(|other| sets.join(other, at));
@@ -214,6 +211,7 @@ mod tests {
     use super::super::testing::{Builder, task};
     use super::*;
     use crate::image::{QueuedFds, Signals};
+    use crate::plan::Inherit;
     use serde_cbor::Value;
     use std::collections::BTreeMap;
 
@@ -329,8 +327,11 @@ mod tests {
             inherited_files(&image, &options, &image.tasks[0])
         };
         let [first, second] = [0, 1].map(|at: usize| image.files[at].id);
-        assert_eq!(files(vec![Inherit::SameNumber(3)]).unwrap(), HashMap::from([(first, 3)]));
-        assert_eq!(files(vec![Inherit::SameNumber(4)]).unwrap_err().status() as u8, 2);
+        assert_eq!(
+            files(vec![Inherit::SameNumbers(vec![3])]).unwrap(),
+            HashMap::from([(first, 3)])
+        );
+        assert_eq!(files(vec![Inherit::SameNumbers(vec![4])]).unwrap_err().status() as u8, 2);
         let key = |key: &[u8]| vec![Inherit::Key(key.to_vec(), 9)];
         assert_eq!(files(key(b"3")).unwrap(), HashMap::from([(first, 9)]));
         assert_eq!(files(key(b"11:3")).unwrap(), HashMap::from([(second, 9)]));
@@ -340,7 +341,33 @@ mod tests {
         let origins = origins(&image, &given, &[0, 1]);
         assert_eq!(
             (origins[&first], origins[&second]),
-            (FileOrigin::Inherited(9), FileOrigin::Private)
+            (FileOrigin::Inherited, FileOrigin::Private)
         );
+    }
+    #[test]
+    fn a_key_with_a_process_id_comes_before_a_number_and_a_number_before_a_link() {
+        let mut b = Builder::new([task(10, 1, 10, 10, 0), task(11, 10, 10, 10, 1)]);
+        b.files(3).slot(0, 3, 0).slot(1, 3, 1).slot(1, 4, 0).slot(1, 5, 2);
+        let image = b.changed(|image| {
+            [1, 2].into_iter().for_each(|at| image.files[at].link = b"pipe:[77]"[..].into());
+        });
+        let files = |keys: &[(&str, RawFd)]| {
+            let key = |(key, fd): &(&str, RawFd)| Inherit::Key(key.as_bytes().to_vec(), *fd);
+            let inherit = keys.iter().map(key).collect();
+            let options = RestoreOptions { inherit, ..RestoreOptions::default() };
+            inherited_files(&image, &options, &image.tasks[0])
+        };
+        let [first, second, third] = [0, 1, 2].map(|at: usize| image.files[at].id);
+        let numbers = [("3", 8), ("11:3", 9)];
+        let wanted = HashMap::from([(first, 8), (second, 9)]);
+        assert_eq!(files(&numbers).unwrap(), wanted);
+        assert_eq!(files(&[numbers[1], numbers[0]]).unwrap(), wanted);
+        let with_link = HashMap::from([(second, 9), (third, 7)]);
+        assert_eq!(files(&[("pipe:[77]", 7), ("11:3", 9)]).unwrap(), with_link);
+        // One description has one replacement, which two keys may name.
+        assert_eq!(files(&[("10:3", 8), ("11:4", 8)]).unwrap(), HashMap::from([(first, 8)]));
+        let why = files(&[("11:4", 9), ("10:3", 8)]).unwrap_err();
+        assert_eq!(why.to_string(), "--inherit: another --inherit replaces '10:3' already");
+        assert_eq!(why.status() as u8, 2);
     }
 }

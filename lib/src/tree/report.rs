@@ -121,9 +121,7 @@ impl TreeRestore<'_> {
         let sizes =
             (0..self.state.count()).map(|task| crate::proc::capacity_of(self.state.pid(task)));
         let sizes = sizes.collect::<Result<Vec<u64>>>()?;
-        let cell = |at: usize, which: usize| {
-            stats.shared.cell(STATS_CELLS * at + which).load(Ordering::Acquire)
-        };
+        let cell = |at: usize, which: usize| stats.shared.get(STATS_CELLS * at + which);
         let row = |at: &usize| {
             let at = *at;
             let [all, dups, messages, seen] = [0, 1, 2, 3].map(|which| cell(at, which) as u32);

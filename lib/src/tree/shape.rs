@@ -8,11 +8,11 @@ use std::collections::{HashMap, HashSet};
 /// The process group of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProcessGroup {
-    /// Its own: the task leads it.
+    /// The task leads its own group.
     Own,
-    /// That of another task, which leads it.
+    /// The group of another task, which leads it.
     Of(usize),
-    /// That of fdrestore: the group of the first task, which is outside the image.
+    /// The group of fdrestore: the group of the first task is outside the image.
     Coordinator,
     /// A group whose leader has ended: the index in [`Shape::leaderless`].
     Leaderless(usize),
@@ -63,31 +63,20 @@ fn refused<T>(pid: i32, why: String) -> Result<T> {
     Err(Error::unrestorable(format!("task {pid}: {why}")))
 }
 
-fn contradicts<T>(pid: i32, why: &str) -> Result<T> {
-    Err(Error::malformed(format!("task {pid}: {why}")))
-}
+/// What a scan of running tasks can find: setsid(2) between two looks.
+const OTHER_SESSION: &str = "its process group was in another session when that was scanned; fdscan \
+     --freeze stops the tasks";
 
 impl Shape {
-    /// Finds the shape of these tasks. The sessions with these leaders (`joining`) are not made
-    /// anew: their tasks join the session of fdrestore.
+    /// Finds the shape of these tasks. The tasks of the sessions with these
+    /// leaders (`joining`) join the session of fdrestore.
     ///
-    /// Fails with status 3 if the tasks contradict each other, and with 6 if processes cannot be
-    /// forked so: a session whose leader is no ancestor of its member, a table that is shared
-    /// across branches of the tree.
+    /// Fails with status 6 if processes cannot be forked so: a session whose leader is no ancestor
+    /// of its member, a table that is shared across branches of the tree.
     pub fn of(tasks: &[Task], joining: &HashSet<i32>) -> Result<Shape> {
         let mut by_pid = HashMap::new();
         for (at, task) in tasks.iter().enumerate() {
-            let ids = task.credentials.uids.iter().chain(&task.credentials.gids);
-            if ids.chain(&task.credentials.groups).any(|&id| id == u32::MAX) {
-                // setresuid(2) takes it for "leave unchanged".
-                return contradicts(task.pid, "user or group id 4294967295 is not valid");
-            }
-            if task.pid <= 0 {
-                return contradicts(task.pid, "its process id is not valid");
-            }
-            if by_pid.insert(task.pid, at).is_some() {
-                return contradicts(task.pid, "its process id comes twice");
-            }
+            by_pid.insert(task.pid, at);
         }
         let mut sids: Vec<i32> = tasks.iter().map(|task| task.sid).collect();
         let outside = sids.iter().copied().find(|sid| !by_pid.contains_key(sid)).unwrap_or(0);
@@ -98,7 +87,7 @@ impl Shape {
             tasks.iter().map(|task| by_pid.get(&task.ppid).copied()).collect();
         let mut shape = Shape { nodes: Vec::new(), leaderless: Vec::new(), order: Vec::new() };
         let mut owners: HashMap<u32, Vec<usize>> = HashMap::new();
-        for at in topmost_first(tasks, &parents)? {
+        for at in topmost_first(&parents) {
             owners.entry(tasks[at].table.id).or_default().push(at);
         }
         let mut forkers: Vec<Option<(Option<usize>, usize)>> = vec![None; tasks.len()];
@@ -108,9 +97,6 @@ impl Shape {
         for (at, task) in tasks.iter().enumerate() {
             let (forker, owner) = forkers[at].unwrap_or((parents[at], at));
             let leads_session = sids[at] == task.pid;
-            if leads_session && task.pgid != task.pid {
-                return contradicts(task.pid, "it leads its session, but not its process group");
-            }
             shape.nodes.push(Node {
                 parent: parents[at],
                 forker,
@@ -127,7 +113,7 @@ impl Shape {
             }
         }
         let forkers: Vec<Option<usize>> = shape.nodes.iter().map(|node| node.forker).collect();
-        shape.order = topmost_first(tasks, &forkers)?;
+        shape.order = topmost_first(&forkers);
         shape.find_sessions(tasks, &sids, &by_pid)?;
         shape.find_groups(tasks, &sids, &by_pid)?;
         for at in 0..tasks.len() {
@@ -212,7 +198,7 @@ impl Shape {
                 _ if pgid == pid => ProcessGroup::Own,
                 Some(leader) if sids[leader] == sid => ProcessGroup::Of(leader),
                 Some(_) => {
-                    return contradicts(pid, "its process group is of another session");
+                    return refused(pid, OTHER_SESSION.to_owned());
                 }
                 None if outside => ProcessGroup::Coordinator,
                 None => {
@@ -221,7 +207,7 @@ impl Shape {
                     if index == next {
                         self.leaderless.push(LeaderlessGroup { pgid, first: at });
                     } else if sids[self.leaderless[index].first] != sid {
-                        return contradicts(pid, "its process group is of another session");
+                        return refused(pid, OTHER_SESSION.to_owned());
                     }
                     ProcessGroup::Leaderless(index)
                 }
@@ -231,10 +217,11 @@ impl Shape {
     }
 }
 
-/// All tasks, each after the one that it comes from. Fails with status 3 on a cycle.
-fn topmost_first(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
-    let mut below: Vec<Vec<usize>> = vec![Vec::new(); tasks.len()];
-    let mut order: Vec<usize> = Vec::with_capacity(tasks.len());
+/// All tasks, each after the one that it comes from. There is no cycle: the tasks were checked by
+/// [`crate::image::TaskChecker`].
+fn topmost_first(from: &[Option<usize>]) -> Vec<usize> {
+    let mut below: Vec<Vec<usize>> = vec![Vec::new(); from.len()];
+    let mut order: Vec<usize> = Vec::with_capacity(from.len());
     for (at, from) in from.iter().enumerate() {
         match from {
             Some(from) => below[*from].push(at),
@@ -246,13 +233,8 @@ fn topmost_first(tasks: &[Task], from: &[Option<usize>]) -> Result<Vec<usize>> {
         order.append(&mut below[at]);
         next += 1;
     }
-    if order.len() < tasks.len() {
-        let mut reached = vec![false; tasks.len()];
-        order.iter().for_each(|&at| reached[at] = true);
-        let lost = reached.iter().position(|reached| !reached).unwrap_or_default();
-        return contradicts(tasks[lost].pid, "it is its own ancestor");
-    }
-    Ok(order)
+    debug_assert_eq!(order.len(), from.len());
+    order
 }
 
 /// Finds, for each of the tasks that share a table, its forker and the owner of the table, which is
@@ -268,10 +250,6 @@ fn place_sharers(
     let mut first: HashMap<Option<usize>, usize> = HashMap::new();
     for &at in sharers {
         let (parent, pid, other) = (parents[at], tasks[at].pid, tasks[owner].pid);
-        if tasks[at].table.highest != tasks[owner].table.highest {
-            let why = format!("it shares the table of {other}, but has another highest number");
-            return contradicts(pid, &why);
-        }
         let sibling = first.get(&parent).copied();
         first.entry(parent).or_insert(at);
         let by_parent =
@@ -295,6 +273,7 @@ fn place_sharers(
 mod tests {
     use super::super::testing::task;
     use super::*;
+    use crate::image::TaskChecker;
     use proptest::prelude::*;
 
     fn status(tasks: &[Task]) -> u8 {
@@ -371,21 +350,17 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_malformed() {
-        assert_eq!(status(&[task(10, 11, 10, 10, 0), task(11, 10, 10, 10, 1)]), 3);
-        assert_eq!(status(&[task(10, 10, 10, 10, 0)]), 3);
-        assert_eq!(status(&[task(10, 1, 10, 10, 0), task(10, 1, 10, 10, 1)]), 3);
-        assert_eq!(status(&[task(0, 1, 10, 10, 0)]), 3);
-        assert_eq!(status(&[task(10, 1, 9, 10, 0)]), 3);
-        assert_eq!(
-            status(&[task(10, 1, 10, 10, 0), task(11, 10, 11, 11, 1), task(12, 10, 11, 10, 2)]),
-            3
-        );
+    fn a_group_that_was_seen_in_two_sessions_is_refused() {
+        let of_leader = [task(10, 1, 10, 10, 0), task(11, 10, 11, 11, 1), task(12, 10, 11, 10, 2)];
+        assert_eq!(status(&of_leader), 6);
+        let leaderless = [
+            task(10, 1, 10, 10, 0),
+            task(11, 10, 11, 11, 1),
+            task(12, 10, 9, 10, 2),
+            task(13, 11, 9, 11, 3),
+        ];
+        assert_eq!(status(&leaderless), 6);
         assert_eq!(status(&[]), 0);
-        let mut other = task(11, 10, 10, 10, 0);
-        assert_eq!(status(&[task(10, 1, 10, 10, 0), other.clone()]), 0);
-        other.table.highest = Some(7);
-        assert_eq!(status(&[task(10, 1, 10, 10, 0), other]), 3);
     }
 
     proptest! {
@@ -395,6 +370,9 @@ mod tests {
         ) {
             let tasks: Vec<Task> =
                 ids.iter().map(|&(pid, ppid, pgid, sid, table)| task(pid, ppid, pgid, sid, table)).collect();
+            let mut checker = TaskChecker::default();
+            let checked = tasks.iter().try_for_each(|task| checker.add(task));
+            prop_assume!(checked.and_then(|()| checker.end()).is_ok());
             let Ok(shape) = Shape::of(&tasks, &HashSet::new()) else { return Ok(()) };
             // Each is forked once, after its forker; each is in the session that it was in.
             let mut made: Vec<usize> = Vec::new();

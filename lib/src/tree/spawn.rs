@@ -31,7 +31,7 @@ impl TreeRestore<'_> {
         let forked = fork::clone3(args).map_err(|errno| match errno {
             Errno::EEXIST => Error::unrestorable("its process id is taken").at("--same-pids"),
             Errno::EPERM => may_not_choose_pid(),
-            errno => Error::from(errno).at("clone3"),
+            errno => Error::no_process(errno),
         });
         match forked.at(|| self.state.name(task))? {
             // The child sets it as well, but may be killed before it does.
@@ -98,7 +98,7 @@ impl TreeRestore<'_> {
             Err(Errno::EEXIST) => fork::clone3(CloneArgs::default()),
             forked => forked,
         };
-        match forked.at(|| "clone3")? {
+        match forked.map_err(Error::no_process)? {
             Some(child) => {
                 setpgid(child, child).at(|| "setpgid")?;
                 self.state.set_placeholder(group, child.as_raw());
@@ -109,7 +109,7 @@ impl TreeRestore<'_> {
                 if getppid().as_raw() != self.state.pid(leaderless.first) {
                     fork::end(1);
                 }
-                let _ = close_others(&self.table, &[]);
+                let _ = close_others(&self.table, []);
                 self.state.await_release(Stage::Restored);
                 fork::end(0)
             }

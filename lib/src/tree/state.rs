@@ -1,8 +1,8 @@
 //! State that all tasks of a tree share while they are restored. Barriers, job control, credentials
-//! and exec stand above this file, and need not know each other.
+//! and exec use this file, and not each other.
 
 use super::Tree;
-use super::shape::ProcessGroup;
+use super::shape::{ProcessGroup, Shape};
 use crate::error::{At, Result};
 use crate::image::{Credentials, Task};
 use crate::kind::context::PidMap;
@@ -37,9 +37,24 @@ pub struct Mode {
 }
 
 impl Mode {
+    /// The mode that the options and COMMAND ask for.
+    pub fn new(options: &RestoreOptions, command: Vec<OsString>) -> Mode {
+        Mode {
+            respawn: options.respawn,
+            command,
+            same_pids: options.same_pids,
+            stats: options.stats.is_some(),
+        }
+    }
+
     /// True if no task runs a program: all hold their descriptors.
-    pub(super) fn holds(&self) -> bool {
+    pub fn holds(&self) -> bool {
         !self.respawn && self.command.is_empty()
+    }
+
+    /// True if a task, by its index in the image, runs COMMAND.
+    pub(super) fn runs_command(&self, shape: &Shape, task: usize) -> bool {
+        shape.order[0] == task && !self.command.is_empty()
     }
 }
 
@@ -85,7 +100,7 @@ impl SharedState {
     }
 
     pub(super) fn load(&self, cell: usize) -> i32 {
-        self.memory.cell(cell).load(Ordering::Acquire)
+        self.memory.get(cell)
     }
 
     /// The lock of the fdstore, as [`crate::table::fdstore::Store`] takes it.
@@ -178,8 +193,8 @@ pub(super) struct TreeRestore<'a> {
     pub(super) signal_mask: SigSet,
     /// The credentials of fdrestore.
     pub(super) credentials: Credentials,
-    /// Paths of the image that the restore has put elsewhere: old, new.
-    pub(super) moved: RefCell<HashMap<Vec<u8>, Vec<u8>>>,
+    /// [`crate::kind::context::RestoreContext::renamed_paths`] of the files that fdrestore opened.
+    pub(super) renamed_paths: RefCell<HashMap<Vec<u8>, Vec<u8>>>,
     pub(super) title: Option<Title>,
     /// The directory below which paths of the image are.
     pub(super) root: Option<PathBuf>,
@@ -267,7 +282,7 @@ impl TreeRestore<'_> {
 
     /// True if a task runs COMMAND.
     pub(super) fn runs_command(&self, task: usize) -> bool {
-        self.tree.shape.order[0] == task && !self.mode.command.is_empty()
+        self.mode.runs_command(&self.tree.shape, task)
     }
 
     /// A path of the image, below the root directory of the restore.

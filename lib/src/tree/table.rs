@@ -6,6 +6,7 @@ use super::layout::{placement_request, ranges, table_numbers};
 use super::state::{ServiceFds, ServiceNumbers, TableAtFork, TreeRestore};
 use crate::error::{At, Result};
 use crate::kind::context::Held;
+use crate::messages::Messages;
 use crate::operation::Operation;
 use crate::placement::{self, Placement};
 use crate::plan::{Action, Plan};
@@ -35,22 +36,21 @@ impl TreeRestore<'_> {
         own: &mut DirectExecutor<'_>,
         needs_processes: bool,
     ) -> Result<()> {
-        for (id, from) in &self.tree.inherited {
-            let held = Held::Placed(self.table.at(*from)?);
-            restore.cx.inherited.insert(*id, Rc::new(held));
-        }
         if !needs_processes {
+            for (id, from) in &self.tree.inherited {
+                let held = Held::Placed(self.table.at(*from)?);
+                restore.cx.inherited.insert(*id, Rc::new(held));
+            }
             restore.make_early(own);
         }
         restore.make(|step| step.before_fork != needs_processes, own)?;
-        let mut problems = Vec::new();
-        let made = restore.end_making(own, &mut |line| problems.push(line.to_owned()));
-        made.map_err(|err| with_lines(err, &problems))?;
+        let mut problems = Messages::kept();
+        let made = restore.end_making(own, &mut problems);
+        made.map_err(|err| with_lines(err, &problems.take()))?;
         let unlocked = restore.finish(own)?;
-        let mut say = |line: &str| problems.push(line.to_owned());
         let warnings = &mut restore.cx.warnings;
-        let refused = refuse_unlocked(unlocked, self.options, warnings, &mut say);
-        refused.map_err(|err| with_lines(err, &problems))?;
+        let refused = refuse_unlocked(unlocked, self.options, warnings, &mut problems);
+        refused.map_err(|err| with_lines(err, &problems.take()))?;
         for message in &self.tree.messages {
             if message.needs_processes != needs_processes {
                 continue;
@@ -79,11 +79,11 @@ impl TreeRestore<'_> {
         let service_numbers = services.numbers();
         let store = services.fdstore(state);
         let root = services.root.as_ref().map(AsFd::as_fd);
-        let mut cx = plan.context(self.source, self, root, self.options.changed);
-        cx.renamed_paths = self.moved.borrow().clone();
+        let mut cx = plan.context(self.source, self, root, self.options);
+        cx.renamed_paths = self.renamed_paths.borrow().clone();
         let mut own = DirectExecutor::new(&self.table, Placement::Tight, service_numbers.store);
-        let mut anew = KindSource;
-        let mut restore = TableRestore::new(plan, self.options, cx, &mut anew, store.as_ref());
+        let mut by_kind = KindSource;
+        let mut restore = TableRestore::new(plan, self.options, cx, &mut by_kind, store.as_ref());
         restore.from_parent(&mut own)?;
         self.fork_children(task, service_numbers, store.as_ref(), &mut |highest| {
             restore.make(|step| step.before_fork && Some(step.fd) <= highest, &mut own)?;
@@ -94,7 +94,8 @@ impl TreeRestore<'_> {
         own.set_late(self.options.placement == Placement::Late);
         restore.make_early(&mut own);
         restore.make(|_| true, &mut own)?;
-        restore.end_making(&mut own, &mut |line| state.problem(task, line))?;
+        let mut problems = Messages::passed(|line| state.problem(task, line));
+        restore.end_making(&mut own, &mut problems)?;
         restore.move_to_final(&mut own)?;
         let mut unlocked = restore.finish(&mut own)?;
         self.set_foreground(task)?;
@@ -103,21 +104,23 @@ impl TreeRestore<'_> {
         let mut warnings = std::mem::take(&mut restore.cx.warnings);
         let restored = restore.end(plan);
         services.close(&self.table);
-        self.shrink_table(task, plan, service_numbers, &mut meter)?;
+        if self.may_shrink(task, plan, service_numbers) {
+            if self.stats.is_some() {
+                meter.measure_size()?;
+            }
+            warnings.extend(restored.shrink(&mut own));
+        }
         match loses_locks(self.mode, self.tree.sharers[task], plan) {
             true => unlocked.push(LOCKS_LOST.to_owned()),
             false => unlocked.extend(restored.take_table_locks(&mut own)?),
         }
-        let mut problem = |line: &str| state.problem(task, line);
-        refuse_unlocked(unlocked, self.options, &mut warnings, &mut problem)?;
-        warnings.iter().for_each(|line| state.warn(task, line));
+        refuse_unlocked(unlocked, self.options, &mut warnings, &mut problems)?;
+        warnings.lines().iter().for_each(|line| state.warn(task, line));
         state.arrive(task, Stage::Restored);
         self.reap_placeholder_leaders(task);
         let cloexec = restored.close_on_exec();
         if self.mode.holds() {
-            for (first, last) in ranges(&cloexec) {
-                own.run(&Operation::CloseOnExec { first, last })?;
-            }
+            set_close_on_exec(&cloexec, &mut own)?;
         }
         self.report_stats(task, &meter, messages);
         self.run_or_hold(task, &cloexec)
@@ -156,21 +159,16 @@ impl TreeRestore<'_> {
             if self.stats.is_some() {
                 meter.measure_size()?;
             }
-            shrink::now().at(|| "shrink the table")?;
+            if let Err(why) = shrink::now() {
+                self.state.warn(task, &format!("its table stays larger than needed: {why}"));
+            }
         }
         Ok(services)
     }
 
-    /// Shrinks the table if service descriptors, or descriptors on their way, may have made it
-    /// larger than it must be. A table that is shared cannot be shrunk by one of those who share
-    /// it.
-    fn shrink_table(
-        &self,
-        task: usize,
-        plan: &Plan<'_>,
-        services: ServiceNumbers,
-        meter: &mut Meter<'_>,
-    ) -> Result<()> {
+    /// Reports whether service descriptors, or descriptors that were open for a while, may have made
+    /// the table larger than its highest number needs. A task cannot shrink a table that it shares.
+    fn may_shrink(&self, task: usize, plan: &Plan<'_>, services: ServiceNumbers) -> bool {
         let wanted = plan.steps.iter().filter(|step| step.action != Action::Skip);
         let needed = placement::capacity(plan.highest());
         // Making a descriptor takes a few numbers for a moment.
@@ -178,12 +176,14 @@ impl TreeRestore<'_> {
         let waiting = plan.steps.last().map(|step| step.fd as u32);
         let grown = placement::capacity(services.highest().max(waiting)) > needed;
         let alone = self.tree.sharers[task] == 1;
-        if self.options.placement == Placement::Tight && alone && (crowded || grown) {
-            if self.stats.is_some() {
-                meter.measure_size()?;
-            }
-            shrink::now().at(|| "shrink the table")?;
-        }
-        Ok(())
+        self.options.placement == Placement::Tight && alone && (crowded || grown)
     }
+}
+
+/// Sets FD_CLOEXEC on ascending numbers.
+pub(super) fn set_close_on_exec(numbers: &[RawFd], executor: &mut dyn Executor) -> Result<()> {
+    for (first, last) in ranges(numbers) {
+        executor.run(&Operation::CloseOnExec { first, last })?;
+    }
+    Ok(())
 }

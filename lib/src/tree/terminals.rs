@@ -6,6 +6,7 @@ use crate::ctty::{self, SessionRole};
 use crate::image::Task;
 use crate::kind::DecodedImage;
 use crate::kind::context::CttyPlan;
+use crate::plan::{RestoreOptions, allowed_terminal};
 use crate::sys::device;
 use nix::sys::stat::stat;
 use std::collections::{HashMap, HashSet};
@@ -52,9 +53,10 @@ pub(super) fn plan_terminals(
     own: SessionRole,
     inherited: &HashMap<u32, RawFd>,
     origins: &mut HashMap<u32, FileOrigin>,
+    options: &RestoreOptions,
 ) -> Vec<CttyPlan> {
     let mut plans = vec![CttyPlan::None; image.tasks.len()];
-    // Whether each session that is made anew has a terminal.
+    // True for each new session that has a terminal.
     let mut sessions: HashMap<i32, bool> = HashMap::new();
     for &at in &shape.order {
         let task = &image.tasks[at];
@@ -64,9 +66,10 @@ pub(super) fn plan_terminals(
             Some(true) if task.terminal.is_some() => CttyPlan::Session(task.sid),
             _ => {
                 let has = session.unwrap_or(!leader && own.has_ctty);
-                let made = |id| !matches!(origins.get(&id), None | Some(FileOrigin::Inherited(_)));
+                let made = |id| !matches!(origins.get(&id), None | Some(FileOrigin::Inherited));
                 let from_caller = |id| inherited.get(&id).copied();
-                ctty::plan(image, task, SessionRole { leader, has_ctty: has }, made, from_caller)
+                let role = SessionRole { leader, has_ctty: has };
+                allowed_terminal(ctty::plan(image, task, role, made, from_caller), options)
             }
         };
         if leader {
@@ -100,6 +103,7 @@ mod tests {
     use super::super::testing::{Builder, task};
     use super::*;
     use crate::image::{Bytes, Terminal};
+    use crate::kind::effect::AllowList;
 
     const NO_TERMINAL: SessionRole = SessionRole { leader: true, has_ctty: false };
 
@@ -111,7 +115,8 @@ mod tests {
 
     fn plans(image: &DecodedImage, own: SessionRole) -> Vec<CttyPlan> {
         let shape = Shape::of(&image.tasks, &HashSet::new()).unwrap();
-        plan_terminals(image, &shape, own, &HashMap::new(), &mut HashMap::new())
+        let options = RestoreOptions { allow: vec![AllowList::all()], ..RestoreOptions::default() };
+        plan_terminals(image, &shape, own, &HashMap::new(), &mut HashMap::new(), &options)
     }
 
     #[test]
@@ -157,10 +162,9 @@ mod tests {
         let mut origins = private.clone();
         make_for_store(&image, 100, &mut origins);
         assert_eq!([100, 101, 102].map(|id| origins[&id]), [store, store, FileOrigin::Private]);
-        let mut origins =
-            HashMap::from([(100, FileOrigin::Private), (101, FileOrigin::Inherited(5))]);
+        let mut origins = HashMap::from([(100, FileOrigin::Private), (101, FileOrigin::Inherited)]);
         make_for_store(&image, 100, &mut origins);
-        assert_eq!([100, 101].map(|id| origins[&id]), [store, FileOrigin::Inherited(5)]);
+        assert_eq!([100, 101].map(|id| origins[&id]), [store, FileOrigin::Inherited]);
         let mut origins = private;
         make_for_store(&image, 102, &mut origins);
         assert_eq!([100, 102].map(|id| origins[&id]), [FileOrigin::Private, store]);

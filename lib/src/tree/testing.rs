@@ -1,32 +1,9 @@
 //! Made-up tasks and images for unit tests.
 
-use crate::image::{
-    Bytes, Credentials, Head, Image, Item, OpenFile, Slot, Table, Task, VERSION, Writer,
-};
+pub(super) use crate::image::tests::task_of_root as task;
+use crate::image::{Bytes, Head, Image, Item, OpenFile, Slot, Task, VERSION, Writer};
 use crate::kind::DecodedImage;
 use std::collections::BTreeMap;
-
-/// A task of root with this table.
-pub(super) fn task(pid: i32, ppid: i32, pgid: i32, sid: i32, table: u32) -> Task {
-    Task {
-        pid,
-        ppid,
-        pgid,
-        sid,
-        start: 0,
-        comm: Bytes::default(),
-        exe: None,
-        args: Vec::new(),
-        cwd: None,
-        root: None,
-        umask: 0o22,
-        credentials: Credentials { uids: [0; 4], gids: [0; 4], groups: Vec::new(), caps: [0; 5] },
-        namespaces: BTreeMap::new(),
-        table: Table { id: table, capacity: 64, highest: None, limit: (1024, 1024) },
-        terminal: None,
-        stopped: false,
-    }
-}
 
 /// An image in the making.
 pub(super) struct Builder {
@@ -94,6 +71,7 @@ impl Builder {
             release: "0".into(),
             kernel: Bytes::default(),
             boot: String::new(),
+            host: None,
             time: (0, 0),
             contents: false,
             frozen: false,

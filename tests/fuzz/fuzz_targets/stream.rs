@@ -1,4 +1,4 @@
-//! Any records as an image: read, checked and planned, but nothing is ever made.
+//! Fuzz target: an image of arbitrary records is read, checked and planned. Nothing is restored.
 
 #![no_main]
 
@@ -17,6 +17,7 @@ fn whole(records: &[u8]) -> Vec<u8> {
         release: String::new(),
         kernel: Bytes::default(),
         boot: String::new(),
+        host: None,
         time: (0, 0),
         contents: true,
         frozen: true,

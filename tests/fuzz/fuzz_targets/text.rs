@@ -1,4 +1,4 @@
-//! Any bytes as the text of /proc, and any text as a filter.
+//! Fuzz target: arbitrary bytes are parsed as files of /proc, and arbitrary text as a filter.
 
 #![no_main]
 

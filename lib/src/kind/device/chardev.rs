@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::{Allow, Effect};
 use crate::proc::Descriptor;
+use crate::text::escape;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -75,13 +77,19 @@ impl Kind for Chardev {
     const NAME: &'static str = "chardev";
     const SEEKABLE: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        let stateless = |inode: &Inode| inode.nlink > 0 && is_stateless(inode, it.flags());
-        !it.is_path() && it.inode.as_ref().is_some_and(stateless)
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        let stateless = |inode: &Inode| inode.nlink > 0 && is_stateless(inode, descriptor.flags());
+        !descriptor.is_path() && descriptor.inode.as_ref().is_some_and(stateless)
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {
         Ok(Chardev {})
+    }
+
+    fn effects(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let (major, minor) = file.inode.as_ref().and_then(|inode| inode.rdev).unwrap_or_default();
+        let what = format!("opens the device {} ({major}:{minor})", escape(&file.link.0));
+        Ok(vec![Effect::needing(Allow::Devices, what)])
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

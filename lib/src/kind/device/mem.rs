@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::image::{Inode, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::{Effect, opening};
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -31,9 +32,9 @@ fn is_stateless(inode: Option<&Inode>, path: &[u8]) -> bool {
 impl Kind for Mem {
     const NAME: &'static str = "mem";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.inode.as_ref().is_none_or(|inode| inode.nlink > 0)
-            && is_stateless(it.inode.as_ref(), &it.link.0)
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.inode.as_ref().is_none_or(|inode| inode.nlink > 0)
+            && is_stateless(descriptor.inode.as_ref(), &descriptor.link.0)
     }
 
     fn capture(_: &Descriptor<'_>) -> Result<Self> {
@@ -47,17 +48,17 @@ impl Kind for Mem {
         }
     }
 
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(opening(file, cx))
+    }
+
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         cx.check_path_in_dry_run(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Mem {} = self;
-        // The path may name another device since the scan, so `check_path` compares the device number
-        // before the open. An O_PATH descriptor kept open until then (open_file_if) would occupy the
-        // lowest free number.
-        cx.check_path(file)?;
-        cx.open_file(file)
+        cx.open_file_if(file, |found| is_stateless(Some(found), &file.link.0))
     }
 }
 

@@ -5,16 +5,18 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::{Allow, Effect};
 use crate::kind::socket::inet::warn_if_other_netns;
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
+use crate::sys::poll_now;
 use crate::sys::socket::{self, device_index};
 use crate::sys::tun::{self, TunParameter};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
@@ -76,29 +78,34 @@ fn is_tun(inode: &Inode) -> bool {
     inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev == Some(DEV_NET_TUN)
 }
 
+/// Reports whether a network device with this name exists in the network namespace of this process.
+fn exists(name: &[u8]) -> Result<bool> {
+    let socket = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+    Ok(device_index(socket.at(|| "socket")?.as_fd(), name).is_ok())
+}
+
 impl TunDevice {
     /// Reads the device that a descriptor is attached to; none if it is not attached. Fails with
     /// status 6 if the device is in another network namespace than the process.
-    fn capture(it: &Descriptor<'_>, fd: BorrowedFd<'_>) -> Result<Option<TunDevice>> {
+    fn capture(descriptor: &Descriptor<'_>, fd: BorrowedFd<'_>) -> Result<Option<TunDevice>> {
         let (name, flags) = match tun::interface(fd) {
             Err(Errno::EBADFD) => return Ok(None),
             found => found.at(|| "TUNGETIFF")?,
         };
         if let Ok(netns) = tun::namespace(fd) {
             let netns = crate::proc::inode_of(netns.as_fd())?;
-            if it.process.netns_inode().is_some_and(|own| own != netns.ino) {
+            if descriptor.process.netns_inode().is_some_and(|own| own != netns.ino) {
                 return Err(Error::unrestorable(
                     "its device is in another network namespace than its process",
                 ));
             }
         }
-        let found = it.process.tunnel(&name)?;
+        let found = descriptor.process.tunnel(&name)?;
         let mut set = flags & SETTABLE & !NO_PI;
         if !found.pi {
             set |= NO_PI;
         }
-        let mut polled = [PollFd::new(fd, PollFlags::POLLIN)];
-        poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
+        let events = poll_now(fd, PollFlags::POLLIN).at(|| "poll")?;
         let number = |which| tun::number(fd, which);
         let tap = flags & TAP != 0;
         Ok(Some(TunDevice {
@@ -118,7 +125,7 @@ impl TunDevice {
                 .then(|| tun::hardware(fd).map(|(class, bytes)| (class, Bytes(bytes.to_vec()))))
                 .transpose()
                 .at(|| "SIOCGIFHWADDR")?,
-            waiting: polled[0].revents().is_some_and(|it| it.contains(PollFlags::POLLIN)),
+            waiting: events.contains(PollFlags::POLLIN),
         }))
     }
 
@@ -156,8 +163,7 @@ impl TunDevice {
         if self.filtered {
             return Err(Error::unrestorable("its packet filter (TUNSETTXFILTER) cannot be read"));
         }
-        let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-        if device_index(probe.as_fd(), name).is_err() {
+        if !exists(name)? {
             return Ok(());
         }
         let shown = escape(name);
@@ -179,13 +185,14 @@ impl TunDevice {
 impl Kind for Tun {
     const NAME: &'static str = "tun";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        !it.is_path() && it.copy.is_some() && it.inode.as_ref().is_some_and(is_tun)
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        !descriptor.is_path()
+            && descriptor.copy.is_some()
+            && descriptor.inode.as_ref().is_some_and(is_tun)
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let copy = it.copy.as_ref().ok_or(Errno::EBADF)?;
-        Ok(Tun { device: TunDevice::capture(it, copy.as_fd())? })
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        Ok(Tun { device: TunDevice::capture(descriptor, descriptor.require_copy()?)? })
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
@@ -199,6 +206,16 @@ impl Kind for Tun {
             return Err(Error::malformed("it is not /dev/net/tun (device 10:200)"));
         }
         self.device.as_ref().map_or(Ok(()), TunDevice::validate)
+    }
+
+    fn effects(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let what = match &self.device {
+            Some(device) => {
+                format!("attaches to the network device {}, or makes it", escape(&device.name.0))
+            }
+            None => "opens /dev/net/tun".to_owned(),
+        };
+        Ok(vec![Effect::needing(Allow::Tun, what)])
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -226,9 +243,7 @@ impl Kind for Tun {
         } = device;
         let (flags, header) = (*flags, *header);
         let (fd, shown) = (made.fd.as_fd(), escape(&name.0).into_owned());
-        let probe = socket::new(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0)?;
-        let exists = device_index(probe.as_fd(), &name.0).is_ok();
-        drop(probe);
+        let exists = exists(&name.0)?;
         tun::attach(fd, &name.0, flags).map_err(|errno| match errno {
             Errno::EBUSY => Error::unrestorable(format!("the device {shown} is in use")),
             Errno::EINVAL => Error::unrestorable(format!("the device {shown} is of another type")),

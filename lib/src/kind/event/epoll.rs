@@ -17,7 +17,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 
 /// The record of an epoll.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -104,9 +104,9 @@ impl EpollMember {
 
     /// The member as it is added, from the number that has its description in the restored table.
     fn to_new_member(&self, source: RawFd) -> NewMember {
-        let fired = self.is_disabled().then_some(ALL_EVENTS);
+        let reported = self.is_disabled().then_some(ALL_EVENTS);
         let EpollMember { fd, events, data, at: _, lost: _ } = *self;
-        NewMember { source, number: fd as RawFd, events, data, fired }
+        NewMember { source, number: fd as RawFd, events, data, reported }
     }
 }
 
@@ -122,7 +122,7 @@ fn parse_members(info: &str) -> Option<Vec<EpollMember>> {
                 data: proc::hex_word(line, "data")?,
                 at: None,
                 lost: Some(UnopenedFile {
-                    dev: proc::device(u32::try_from(proc::hex_word(line, "sdev")?).ok()?),
+                    dev: sys::device::from_sdev(u32::try_from(proc::hex_word(line, "sdev")?).ok()?),
                     ino: proc::hex_word(line, "ino")?,
                 }),
             })
@@ -132,12 +132,12 @@ fn parse_members(info: &str) -> Option<Vec<EpollMember>> {
 
 /// The lowest number of each description of a process, in the order that kcmp(2) gives
 /// descriptions.
-fn numbers_in_kcmp_order(it: &Descriptor<'_>) -> Vec<RawFd> {
-    let pid = it.process.pid;
+fn numbers_in_kcmp_order(descriptor: &Descriptor<'_>) -> Vec<RawFd> {
+    let pid = descriptor.process.thread;
     let compare = |a, b| sys::compare_files((pid, a), (pid, b)).unwrap_or(Ordering::Less);
     let mut sorted: Vec<RawFd> = Vec::new();
     // sort() could panic: the comparison fails for a number that is closed in the meantime.
-    for number in it.process.numbers().unwrap_or_default() {
+    for number in descriptor.process.numbers().unwrap_or_default() {
         if let Err(index) = sorted.binary_search_by(|&other| compare(other, number)) {
             sorted.insert(index, number);
         }
@@ -146,48 +146,69 @@ fn numbers_in_kcmp_order(it: &Descriptor<'_>) -> Vec<RawFd> {
 }
 
 /// Finds the numbers that have the descriptions of the members, by KCMP_EPOLL_TFD of kcmp(2).
-fn find_numbers(it: &Descriptor<'_>, members: &mut [EpollMember]) {
+fn find_numbers(descriptor: &Descriptor<'_>, members: &mut [EpollMember]) {
     // Several members can have one number; the offset selects one of them.
     let mut offsets: HashMap<u32, u32> = HashMap::new();
-    let mut sorted = None;
+    let (mut sorted, mut failed) = (None, None);
     for member in members {
         let offset = offsets.entry(member.fd).and_modify(|n| *n += 1).or_insert(0);
-        let compare =
-            |fd| epoll::compare_target((it.process.pid, fd), it.place, member.fd, *offset);
+        let compare = |fd| {
+            epoll::compare_target(
+                (descriptor.process.thread, fd),
+                descriptor.place,
+                member.fd,
+                *offset,
+            )
+        };
         match compare(member.fd as RawFd) {
             Ok(Ordering::Equal) => member.lost = None,
             Ok(_) | Err(Errno::EBADF) => {
-                let sorted = sorted.get_or_insert_with(|| numbers_in_kcmp_order(it));
+                let sorted = sorted.get_or_insert_with(|| numbers_in_kcmp_order(descriptor));
                 let order = |&fd: &RawFd| compare(fd).unwrap_or(Ordering::Less);
                 if let Ok(index) = sorted.binary_search_by(order) {
                     member.at = Some(sorted[index] as u32);
                     member.lost = None;
                 }
             }
-            // kcmp(2) is not available, or the member was removed: the number by which it was added
-            // is taken. Of several members with one number, only the first can have its description
-            // there.
-            Err(_) if *offset == 0 => member.lost = None,
-            Err(_) => (),
+            // The number by which it was added is taken. Of several members with one number, only
+            // the first can have its description there.
+            Err(errno) => {
+                if *offset == 0 {
+                    member.lost = None;
+                }
+                // ENOENT: the member was removed in the meantime.
+                if errno != Errno::ENOENT {
+                    failed = Some(errno);
+                }
+            }
         }
+    }
+    if let Some(errno) = failed {
+        let why = "its members are recorded by the numbers by which they were added, which may name \
+                   other files now";
+        descriptor.warn(format!("kcmp: {}: {why}", errno.desc()));
     }
 }
 
 impl Kind for Epoll {
     const NAME: &'static str = "epoll";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0 == b"anon_inode:[eventpoll]" && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0 == b"anon_inode:[eventpoll]" && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let mut members = parse_members(&it.info.rest)
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let mut members = parse_members(&descriptor.info.rest)
             .ok_or_else(|| Error::unrestorable("a tfd line of fdinfo is not understood"))?;
         let mut busy = None;
-        match &it.copy {
+        match &descriptor.copy {
             Some(copy) => {
-                find_numbers(it, &mut members);
-                let found = epoll::busy(copy.as_fd()).unwrap_or_default();
+                find_numbers(descriptor, &mut members);
+                let found = match epoll::busy(copy.as_fd()) {
+                    // A kernel before 6.9.
+                    Err(Errno::ENOTTY | Errno::EINVAL) => epoll::Params::default(),
+                    found => found.at(|| "EPIOCGPARAMS")?,
+                };
                 let epoll::Params { usecs, budget, prefer, .. } = found;
                 busy = (found != epoll::Params::default()).then_some(BusyPoll {
                     usecs,
@@ -203,7 +224,7 @@ impl Kind for Epoll {
         }
         // fdinfo lists them in the order of kernel addresses, which differs between boots.
         members.sort();
-        Ok(Epoll { pid: it.process.pid, members, busy })
+        Ok(Epoll { pid: descriptor.process.pid, members, busy })
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -333,8 +354,8 @@ fn warn_of_changed_members(
     added: &[&EpollMember],
     cx: &mut RestoreContext<'_>,
 ) {
-    let text = std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-    let now = parse_members(&FdInfo::parse(&text).rest).unwrap_or_default();
+    let info = FdInfo::of_own(fd).unwrap_or_default();
+    let now = parse_members(&info.rest).unwrap_or_default();
     let now: HashSet<_> =
         now.iter().map(|member| (member.fd, member.events, member.data)).collect();
     for member in added {

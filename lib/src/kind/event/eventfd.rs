@@ -21,16 +21,18 @@ pub(crate) struct Eventfd {
 impl Kind for Eventfd {
     const NAME: &'static str = "eventfd";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0 == b"anon_inode:[eventfd]"
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0 == b"anon_inode:[eventfd]"
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let count =
-            it.info.get("eventfd-count").and_then(|text| u64::from_str_radix(text, 16).ok());
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let count = descriptor
+            .info
+            .get("eventfd-count")
+            .and_then(|text| u64::from_str_radix(text, 16).ok());
         Ok(Eventfd {
             count: count.ok_or_else(|| Error::unrestorable("fdinfo has no eventfd-count"))?,
-            semaphore: it.info.get("eventfd-semaphore") == Some("1"),
+            semaphore: descriptor.info.get("eventfd-semaphore") == Some("1"),
         })
     }
 

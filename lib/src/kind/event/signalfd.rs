@@ -27,12 +27,12 @@ fn parse(info: &FdInfo) -> Option<Signalfd> {
 impl Kind for Signalfd {
     const NAME: &'static str = "signalfd";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0 == b"anon_inode:[signalfd]" && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0 == b"anon_inode:[signalfd]" && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        parse(&it.info).ok_or_else(|| Error::unrestorable("fdinfo has no sigmask"))
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        parse(&descriptor.info).ok_or_else(|| Error::unrestorable("fdinfo has no sigmask"))
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {

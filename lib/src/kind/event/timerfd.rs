@@ -102,8 +102,8 @@ fn parse(info: &FdInfo) -> Option<Timerfd> {
 
 impl Timerfd {
     /// Reads the timer from the fdinfo now.
-    fn read_fdinfo(it: &Descriptor<'_>) -> Result<Timerfd> {
-        parse(&it.info_now()?).ok_or_else(|| Error::unrestorable("fdinfo is not a timer's"))
+    fn read_fdinfo(descriptor: &Descriptor<'_>) -> Result<Timerfd> {
+        parse(&descriptor.info_now()?).ok_or_else(|| Error::unrestorable("fdinfo is not a timer's"))
     }
 
     /// Reports whether it is a periodic timer that has expired, and was not read or queried since.
@@ -140,22 +140,22 @@ impl Timerfd {
 impl Kind for Timerfd {
     const NAME: &'static str = "timerfd";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0 == b"anon_inode:[timerfd]" && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0 == b"anon_inode:[timerfd]" && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let mut timer = Timerfd::read_fdinfo(it)?;
-        if let (true, Some(copy)) = (timer.awaits_restart(), &it.copy) {
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let mut timer = Timerfd::read_fdinfo(descriptor)?;
+        if let (true, Some(copy)) = (timer.awaits_restart(), &descriptor.copy) {
             // This counts the missed expirations and restarts the timer, as a read(2) would, but
             // leaves the number of expirations to be read.
             timer::get(copy.as_fd()).at(|| "timerfd_gettime")?;
-            timer = Timerfd::read_fdinfo(it)?;
+            timer = Timerfd::read_fdinfo(descriptor)?;
         }
         let mut least = u64::MAX;
         for _ in 0..4 {
             let before = clock_time(timer.clock)?;
-            let again = Timerfd::read_fdinfo(it)?;
+            let again = Timerfd::read_fdinfo(descriptor)?;
             let after = clock_time(timer.clock)?;
             let wait = nanoseconds(again.value).unwrap_or(0);
             let spent = after.saturating_sub(before);
@@ -220,7 +220,7 @@ impl Kind for Timerfd {
     ) -> Result<()> {
         let Timerfd { clock, flags, ticks, value: _, interval, now: _ } = *self;
         let real_time = matches!(clock, libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_ALARM);
-        let same_clock = real_time || cx.image.head.boot == crate::proc::boot_id();
+        let same_clock = real_time || cx.is_same_boot();
         let mut warn = |why: &str| {
             let name = crate::text::escape(&file.link.0).into_owned();
             cx.warnings.push(format!("fd {} ({name}): {why}", number));

@@ -3,34 +3,45 @@
 use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Opened, RestoreContext, expect_type};
+use crate::kind::context::{Opened, RestoreContext, expect_position, expect_type};
+use crate::kind::effect::{Effect, opening};
+use crate::kind::file::place::Place;
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// The record has no fields: those of every file suffice. The recorded flags have O_DIRECTORY.
+/// The record. Path, flags, position and inode are recorded of every file. The recorded flags have O_DIRECTORY.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Directory {}
+pub(crate) struct Directory {
+    /// What the link does not tell of its place.
+    #[serde(default, skip_serializing_if = "Place::is_plain")]
+    place: Place,
+}
 
 impl Kind for Directory {
     const NAME: &'static str = "directory";
     const SEEKABLE: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0.starts_with(b"/")
-            && match it.file_type() {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0.starts_with(b"/")
+            && match descriptor.file_type() {
                 Some(kind) => kind == libc::S_IFDIR,
-                None => it.info.flags & (libc::O_DIRECTORY as u32) != 0,
+                None => descriptor.info.flags & (libc::O_DIRECTORY as u32) != 0,
             }
-            && !it.on_detached_mount()
+            && !descriptor.on_detached_mount()
     }
 
-    fn capture(_: &Descriptor<'_>) -> Result<Self> {
-        Ok(Directory {})
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        Ok(Directory { place: Place::find(descriptor) })
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
+        expect_position(file)?;
         expect_type(file, libc::S_IFDIR)
+    }
+
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(opening(file, cx))
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -41,8 +52,10 @@ impl Kind for Directory {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Directory {} = self;
-        cx.open_file_of_type(file, libc::S_IFDIR)
+        let Directory { place } = self;
+        let opened = cx.open_file_of_type(file, libc::S_IFDIR)?;
+        place.warn_if_elsewhere(file, &opened, cx)?;
+        Ok(opened)
     }
 }
 

@@ -20,15 +20,17 @@ pub(crate) struct OtherName {
 impl OtherName {
     /// Searches another name, if the link says that the first is deleted. None if the first name
     /// exists.
-    pub(crate) fn find(it: &Descriptor<'_>) -> Result<Option<OtherName>> {
-        let Some(copy) = it.copy.as_ref().filter(|_| it.link.0.ends_with(b" (deleted)")) else {
+    pub(crate) fn find(descriptor: &Descriptor<'_>) -> Result<Option<OtherName>> {
+        let Some(copy) =
+            descriptor.copy.as_ref().filter(|_| descriptor.link.0.ends_with(b" (deleted)"))
+        else {
             return Ok(None);
         };
         // The name of a file can itself end in " (deleted)".
-        let (copy, link) = (copy.as_fd(), &it.link.0);
-        let path = with_path_finder(it, |finder| Ok(finder.path_of(copy, link)))?;
+        let (copy, link) = (copy.as_fd(), &descriptor.link.0);
+        let path = with_path_finder(descriptor, |finder| Ok(finder.path_of(copy, link)))?;
         let other = OtherName { path: path.map(Bytes) };
-        Ok((other.path.as_ref() != Some(&it.link)).then_some(other))
+        Ok((other.path.as_ref() != Some(&descriptor.link)).then_some(other))
     }
 
     /// The record of a file, with a path that exists as its link. Fails with status 6 if the scan

@@ -1,11 +1,13 @@
 //! memfd_create(2): a file in memory that has no path. The name is read from the link, and the
 //! seals by F_GET_SEALS. A restore needs the contents.
 
-use crate::error::{At, Error, Result, Status};
-use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Opened, RestoreContext, SETTABLE};
-use crate::kind::file::unlinked::{open_for_reading, write_at};
-use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
+use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::context::{Opened, RestoreContext, SETTABLE, expect_position};
+use crate::kind::effect::{Effect, set_id_bits};
+use crate::kind::file::quiet::read_contents;
+use crate::kind::file::unlinked::write_at;
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Sink};
 use crate::proc::Descriptor;
 use crate::sys::flags::O_LARGEFILE;
 use crate::sys::memory;
@@ -15,8 +17,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
-use nix::sys::uio::pread;
-use nix::unistd::{Whence, ftruncate, lseek};
+use nix::unistd::ftruncate;
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,66 +63,35 @@ fn seals(fd: BorrowedFd<'_>) -> nix::Result<u32> {
 impl Kind for Memfd {
     const NAME: &'static str = "memfd";
     const SHARES_OBJECT: bool = true;
+    const TAKES_CONTENTS_OUT: bool = true;
     const SEEKABLE: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        let is_sealable = |copy: &OwnedFd| seals(copy.as_fd()).is_ok();
-        name(&it.link.0).is_some()
-            && it.deleted().is_some()
-            && !it.is_path()
-            && it.copy.as_ref().is_none_or(is_sealable)
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        // EINVAL: it is no file of tmpfs or hugetlbfs.
+        let is_sealable = |copy: &OwnedFd| seals(copy.as_fd()) != Err(Errno::EINVAL);
+        name(&descriptor.link.0).is_some()
+            && descriptor.deleted().is_some()
+            && !descriptor.is_path()
+            && descriptor.copy.as_ref().is_none_or(is_sealable)
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let Some(copy) = &it.copy else { return Ok(Memfd { seals: 0, huge: None }) };
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let Some(copy) = &descriptor.copy else { return Ok(Memfd { seals: 0, huge: None }) };
         let seals = seals(copy.as_fd()).at(|| "F_GET_SEALS")?;
         Ok(Memfd { seals, huge: huge_page_size(copy.as_fd())? })
     }
 
     fn contents(
         copy: BorrowedFd<'_>,
-        _: &ContentsContext<'_>,
+        cx: &ContentsContext<'_>,
         limit: u64,
         to: Sink<'_>,
     ) -> Result<()> {
-        let file = open_for_reading(copy)?;
-        let mut ranges = Vec::new();
-        let mut end = 0;
-        loop {
-            let start = match lseek(&file, end, Whence::SeekData) {
-                Err(Errno::ENXIO) => break,
-                start => start.at(|| "SEEK_DATA")?,
-            };
-            end = lseek(&file, start, Whence::SeekHole).at(|| "SEEK_HOLE")?;
-            ranges.push(start..end);
-        }
-        let bytes: u64 = ranges.iter().map(|range| (range.end - range.start) as u64).sum();
-        if bytes > limit {
-            let why = format!("its {bytes} bytes are more than the limit {limit}");
-            return Err(Error::unrestorable(why));
-        }
-        // SEEK_DATA of hugetlbfs finds no holes: all of the file is data. A chunk of zeroes is left
-        // out, and is a hole in the restored file.
-        let skip_zeroes = huge_page_size(file.as_fd())?.is_some();
-        let mut buffer = vec![0; MAX_CHUNK];
-        for mut range in ranges {
-            while !range.is_empty() {
-                let most = buffer.len().min((range.end - range.start) as usize);
-                let count = pread(&file, &mut buffer[..most], range.start).at(|| "read")?;
-                if count == 0 {
-                    break;
-                }
-                if !skip_zeroes || buffer[..count].iter().any(|&byte| byte != 0) {
-                    to(Piece { offset: range.start, bytes: &buffer[..count], ..Piece::default() })?;
-                }
-                range.start += count as i64;
-            }
-        }
-        // This marks the contents as captured if the file has nothing but holes.
-        to(Piece::default())
+        read_contents(copy, cx, limit, to)
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
+        expect_position(file)?;
         name(&file.link.0).filter(|name| name.len() <= NAME_MAX && !name.contains(&0)).ok_or_else(
             || {
                 Error::malformed(
@@ -145,6 +115,10 @@ impl Kind for Memfd {
 
     fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
         Some(Box::new(SizeCheck::default()))
+    }
+
+    fn effects(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(set_id_bits(file).into_iter().collect())
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -233,11 +207,7 @@ fn create(name: &[u8], huge: Option<u64>, more: MFdFlags) -> Result<OwnedFd> {
     match (std::str::from_utf8(name), huge) {
         (Ok(name), None) if more.is_empty() => {
             let options = MemfdOptions::new().allow_sealing(true).close_on_exec(false);
-            let made = options.create(name).map_err(|err| match err {
-                memfd::Error::Create(err) => Error::from(err),
-                other => Error::new(Status::System, other.to_string()),
-            });
-            Ok(made.at(doing)?.into_file().into())
+            Ok(options.create(name).at(doing)?.into_file().into())
         }
         _ => {
             let pages =

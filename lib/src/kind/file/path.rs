@@ -5,27 +5,37 @@ use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::{Effect, opening};
+use crate::kind::file::place::Place;
 use crate::kind::terminal::pty;
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
-/// The record has no fields: those of every file suffice.
+/// The record. Path, flags, position and inode are recorded of every file.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Path {}
+pub(crate) struct Path {
+    /// What the link does not tell of its place.
+    #[serde(default, skip_serializing_if = "Place::is_plain")]
+    place: Place,
+}
 
 impl Kind for Path {
     const NAME: &'static str = "path";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.is_path()
-            && it.link.0.starts_with(b"/")
-            && it.deleted().is_none()
-            && !it.on_detached_mount()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.is_path()
+            && descriptor.link.0.starts_with(b"/")
+            && descriptor.deleted().is_none()
+            && !descriptor.on_detached_mount()
     }
 
-    fn capture(_: &Descriptor<'_>) -> Result<Self> {
-        Ok(Path {})
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        Ok(Path { place: Place::find(descriptor) })
+    }
+
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(opening(file, cx))
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -37,11 +47,13 @@ impl Kind for Path {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Path {} = self;
+        let Path { place } = self;
         let link = file.inode.as_ref().is_some_and(|it| it.mode & libc::S_IFMT == libc::S_IFLNK);
         let nofollow = if link { libc::O_NOFOLLOW as u32 } else { 0 };
         let fd = cx.open(&file.link.0, file.flags | libc::O_PATH as u32 | nofollow)?;
-        Ok(Opened::new(fd, file.flags))
+        let opened = Opened::new(fd, file.flags);
+        place.warn_if_elsewhere(file, &opened, cx)?;
+        Ok(opened)
     }
 }
 

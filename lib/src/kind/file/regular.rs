@@ -4,8 +4,10 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
-use crate::kind::context::{Opened, RestoreContext, expect_type};
+use crate::kind::context::{Opened, RestoreContext, expect_position, expect_type};
+use crate::kind::effect::{Effect, opening};
 use crate::kind::file::hardlink::OtherName;
+use crate::kind::file::place::Place;
 use crate::proc::Descriptor;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -16,36 +18,66 @@ pub(crate) struct Regular {
     /// Its other name, if the one by which it was opened is unlinked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     renamed: Option<OtherName>,
+    /// What the link does not tell of its place.
+    #[serde(default, skip_serializing_if = "Place::is_plain")]
+    place: Place,
+}
+
+/// Reports whether it is a file of pressure stall information: Documentation/accounting/psi.rst.
+fn is_pressure_file(descriptor: &Descriptor<'_>) -> bool {
+    let file_system = || descriptor.process.file_system_of(descriptor.info.mnt);
+    let link = &descriptor.link.0;
+    (link.windows(10).any(|part| part == b"/pressure/") && file_system() == Some(b"proc"))
+        || (link.ends_with(b".pressure") && file_system() == Some(b"cgroup2"))
 }
 
 impl Kind for Regular {
     const NAME: &'static str = "regular";
     const SEEKABLE: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
         // A file of memfd_secret(2) has a link count of 1, but no path.
-        it.link.0.starts_with(b"/")
-            && it.link.0 != b"/secretmem (deleted)"
-            && it.deleted().is_none()
-            && match it.file_type() {
+        descriptor.link.0.starts_with(b"/")
+            && descriptor.link.0 != b"/secretmem (deleted)"
+            && descriptor.deleted().is_none()
+            && match descriptor.file_type() {
                 Some(kind) => kind == libc::S_IFREG,
                 // A passive scan has no inode: fdinfo shows O_DIRECTORY only if it was given to
                 // open(2), so a directory may be taken for a file; devices are below /dev.
                 None => {
-                    it.info.flags & (libc::O_DIRECTORY as u32) == 0
-                        && !it.link.0.starts_with(b"/dev/")
-                        && !it.is_path()
+                    descriptor.info.flags & (libc::O_DIRECTORY as u32) == 0
+                        && !descriptor.link.0.starts_with(b"/dev/")
+                        && !descriptor.is_path()
                 }
             }
-            && !it.on_detached_mount()
+            && !descriptor.on_detached_mount()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        Ok(Regular { renamed: OtherName::find(it)? })
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let access = descriptor.flags() & libc::O_ACCMODE as u32;
+        let may_have_trigger = access != libc::O_RDONLY as u32 && !descriptor.is_path();
+        if may_have_trigger && is_pressure_file(descriptor) {
+            // No call shows a trigger, and poll(2) would take its event.
+            descriptor.warn("a PSI trigger that was set on it cannot be read, and is lost".into());
+        }
+        Ok(Regular { renamed: OtherName::find(descriptor)?, place: Place::find(descriptor) })
+    }
+
+    fn search(descriptor: &Descriptor<'_>) {
+        // The capture says what fails.
+        let _ = OtherName::find(descriptor);
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {
+        // The offsets of /proc/PID/mem are addresses of 64 bits.
+        if !file.link.0.ends_with(b"/mem") {
+            expect_position(file)?;
+        }
         expect_type(file, libc::S_IFREG)
+    }
+
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(opening(file, cx))
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -53,8 +85,11 @@ impl Kind for Regular {
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
-        let Regular { renamed } = self;
-        cx.open_file_of_type(&*OtherName::with_existing_name(renamed, file)?, libc::S_IFREG)
+        let Regular { renamed, place } = self;
+        let file = OtherName::with_existing_name(renamed, file)?;
+        let opened = cx.open_file_of_type(&file, libc::S_IFREG)?;
+        place.warn_if_elsewhere(&file, &opened, cx)?;
+        Ok(opened)
     }
 }
 
@@ -91,7 +126,7 @@ mod tests {
             serde_cbor::value::to_value(BTreeMap::from([("renamed", renamed)])).unwrap()
         );
         let called = std::fs::File::create(dir.join("b (deleted)")).unwrap();
-        assert_eq!(body_of::<Regular>(&called), Regular { renamed: None });
+        assert_eq!(body_of::<Regular>(&called), Regular { renamed: None, place: Place::default() });
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

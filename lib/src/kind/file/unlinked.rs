@@ -1,20 +1,22 @@
 //! Regular files without a name: unlinked, or created with O_TMPFILE. A restore needs the contents.
 
 use crate::error::{At, Error, Result};
-use crate::image::{MAX_CHUNK, OpenFile};
-use crate::kind::context::{Opened, RestoreContext, SETTABLE};
-use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::image::OpenFile;
+use crate::kind::context::{Opened, RestoreContext, SETTABLE, expect_position, expect_type};
+use crate::kind::effect::{Effect, set_id_bits};
+use crate::kind::file::quiet::read_contents;
+use crate::kind::{ContentsContext, Kind, Sink};
+use crate::names;
 use crate::proc::Descriptor;
-use crate::sys;
 use crate::sys::flags::O_LARGEFILE;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::stat::Mode;
-use nix::sys::uio::{pread, pwrite};
+use nix::sys::uio::pwrite;
 use nix::unistd::{UnlinkatFlags, ftruncate, unlinkat};
 use serde::{Deserialize, Serialize};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The record of a file without a name.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -28,21 +30,22 @@ const TMPFILE: u32 = libc::O_TMPFILE as u32;
 impl Kind for Unlinked {
     const NAME: &'static str = "unlinked";
     const SHARES_OBJECT: bool = true;
+    const TAKES_CONTENTS_OUT: bool = true;
     const SEEKABLE: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
         // Files on internal mounts of the kernel: memfds, and shared memory.
         const INTERNAL: [&[u8]; 4] = [b"/memfd:", b"/SYSV", b"/dev/zero", b"/anon_hugepage"];
-        it.file_type() == Some(libc::S_IFREG)
-            && it.link.0.starts_with(b"/")
-            && it.deleted().is_some()
-            && !it.is_path()
-            && !INTERNAL.iter().any(|prefix| it.link.0.starts_with(prefix))
-            && !it.link.0.starts_with(b"/secretmem")
+        descriptor.file_type() == Some(libc::S_IFREG)
+            && descriptor.link.0.starts_with(b"/")
+            && descriptor.deleted().is_some()
+            && !descriptor.is_path()
+            && !INTERNAL.iter().any(|prefix| descriptor.link.0.starts_with(prefix))
+            && !descriptor.link.0.starts_with(b"/secretmem")
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        Ok(Unlinked { tmpfile: it.info.flags & TMPFILE == TMPFILE })
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        Ok(Unlinked { tmpfile: descriptor.info.flags & TMPFILE == TMPFILE })
     }
 
     fn contents(
@@ -51,25 +54,24 @@ impl Kind for Unlinked {
         limit: u64,
         to: Sink<'_>,
     ) -> Result<()> {
-        let size = cx.inode.size;
-        if size > limit {
-            let why = format!("its {size} bytes are more than the limit {limit}");
-            return Err(Error::unrestorable(why));
-        }
-        let file = open_for_reading(copy)?;
-        let mut buffer = vec![0; MAX_CHUNK];
-        let mut at = 0i64;
-        loop {
-            let count = pread(file.as_fd(), &mut buffer, at).at(|| "read")?;
-            if count == 0 {
-                return Ok(());
+        read_contents(copy, cx, limit, to)
+    }
+
+    fn validate(&self, file: &OpenFile) -> Result<()> {
+        expect_path(file)?;
+        expect_position(file)?;
+        expect_type(file, libc::S_IFREG)?;
+        match &file.inode {
+            Some(inode) if inode.size > i64::MAX as u64 => {
+                Err(Error::malformed("its size is more than a file can have"))
             }
-            // A chunk of zeroes is left out, and is a hole in the restored file, as a hole is.
-            if at == 0 || buffer[..count].iter().any(|&byte| byte != 0) {
-                to(Piece { offset: at, bytes: &buffer[..count], ..Piece::default() })?;
-            }
-            at += count as i64;
+            _ => Ok(()),
         }
+    }
+
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let made = name_made_for_a_moment(file, cx)?;
+        Ok(made.into_iter().chain(set_id_bits(file)).collect())
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -103,21 +105,6 @@ impl Kind for Unlinked {
     }
 }
 
-/// Opens a new description for reading, whose position is not shared with the scanned process.
-///
-/// Fails with status 6 if the file has a write lease.
-pub(crate) fn open_for_reading(copy: BorrowedFd<'_>) -> Result<OwnedFd> {
-    // open(2) would break the lease, and wait until its holder releases it (fcntl(2)).
-    if sys::lock::lease(copy) == Ok(libc::F_WRLCK) {
-        return Err(Error::unrestorable(
-            "it has a write lease, which opening it for reading would break",
-        ));
-    }
-    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
-    let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    open(path.as_str(), how, Mode::empty()).at(|| "open it for reading")
-}
-
 /// Writes all bytes at an offset.
 pub(crate) fn write_at(fd: BorrowedFd<'_>, offset: i64, bytes: &[u8]) -> Result<()> {
     let mut done = 0;
@@ -132,10 +119,30 @@ fn create(cx: &mut RestoreContext<'_>, file: &OpenFile, tmpfile: bool) -> Result
     let owner = Mode::S_IRUSR | Mode::S_IWUSR;
     if tmpfile {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
-        return openat(parent_directory(cx, file)?.0, ".", flags, owner).at(|| "O_TMPFILE");
+        let (dir, _) = parent_directory(cx, file)?;
+        // The path may lead elsewhere since the plan was checked.
+        made_in(dir.as_fd(), file, cx)?.permitted(cx.allow)?;
+        return openat(dir, ".", flags, owner).at(|| "O_TMPFILE");
     }
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
     create_and_unlink(cx, file, |dir, name| openat(dir, name, flags, owner))
+}
+
+/// The path that an unlinked file had.
+fn former_path(file: &OpenFile) -> &[u8] {
+    file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0)
+}
+
+/// Fails with status 3 if the link of an unlinked file is not the path of a name in a directory.
+pub(crate) fn expect_path(file: &OpenFile) -> Result<()> {
+    let path = former_path(file);
+    // d_path() of fs/d_path.c gives none of these.
+    let is_name = |part: &[u8]| ![&b""[..], b".", b".."].contains(&part);
+    let mut parts = path.split(|&byte| byte == b'/').skip(1);
+    match path.starts_with(b"/") && !path.contains(&0) && parts.all(is_name) {
+        true => Ok(()),
+        false => Err(Error::malformed("its link is not the path of a file")),
+    }
 }
 
 /// The directory of a file's path, opened with O_PATH, and the last component of the path.
@@ -143,11 +150,26 @@ fn parent_directory<'f>(
     cx: &RestoreContext<'_>,
     file: &'f OpenFile,
 ) -> Result<(OwnedFd, &'f [u8])> {
-    let path = file.link.0.strip_suffix(b" (deleted)").unwrap_or(&file.link.0);
-    let slash = path.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
-    let (dir, name) = (&path[..slash.max(1)], path.get(slash + 1..).unwrap_or_default());
-    let dir = cx.open(dir, (libc::O_PATH | libc::O_DIRECTORY) as u32).at(|| "its directory")?;
+    let (dir, name) = names::split(former_path(file));
+    let dir = names::open_directory_below(cx.root, dir).at(|| "its directory")?;
     Ok((dir, name))
+}
+
+/// The effect of [`create_and_unlink`], and of O_TMPFILE.
+pub(crate) fn name_made_for_a_moment(
+    file: &OpenFile,
+    cx: &RestoreContext<'_>,
+) -> Result<Option<Effect>> {
+    if !cx.asks_for_names() {
+        return Ok(None);
+    }
+    made_in(parent_directory(cx, file)?.0.as_fd(), file, cx).map(Some)
+}
+
+/// The effect of the file that is made in this directory.
+fn made_in(dir: BorrowedFd<'_>, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Effect> {
+    let path = crate::text::escape(former_path(file));
+    cx.write_to(dir, || format!("creates {path} for a moment"))
 }
 
 /// Creates a file by the unlinked name, and unlinks it. If the name is taken now, another name is
@@ -158,6 +180,7 @@ pub(crate) fn create_and_unlink(
     make: impl Fn(BorrowedFd<'_>, &[u8]) -> nix::Result<OwnedFd>,
 ) -> Result<OwnedFd> {
     let (dir, name) = parent_directory(cx, file)?;
+    made_in(dir.as_fd(), file, cx)?.permitted(cx.allow)?;
     let (new, name) = match make(dir.as_fd(), name) {
         Err(Errno::EEXIST) => {
             // A new file has the name, as after a log rotation. It is not moved away.
@@ -178,7 +201,9 @@ pub(crate) fn create_and_unlink(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::Piece;
     use crate::kind::tests::{body_of, contents_of, file_of};
+    use nix::fcntl::open;
 
     fn tmpfile() -> OwnedFd {
         let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
@@ -202,7 +227,7 @@ mod tests {
         let mut seen = Vec::new();
         let take = |piece: Piece<'_>| seen.push((piece.offset, piece.bytes.to_vec()));
         contents_of::<Unlinked>(&file, 7, take).unwrap();
-        assert_eq!(seen, [(0, b"\0\0\0data".to_vec())]);
+        assert_eq!(seen, [(0, b"\0\0\0data".to_vec()), (0, Vec::new())]);
         assert!(contents_of::<Unlinked>(&file, 6, |_| ()).is_err());
     }
 }

@@ -1,20 +1,21 @@
 //! fifo(7): a pipe with a name. It is opened by that name, and its bytes are written back only if
 //! it is empty. An unlinked fifo is created again, as a pipe is.
 
-use crate::error::{At, Error, Result};
-use crate::image::OpenFile;
-use crate::kind::context::{Opened, RestoreContext, expect_type};
+use crate::error::{Error, Result};
+use crate::image::{Inode, OpenFile};
+use crate::kind::context::{Opened, RestoreContext, expect_type, reopen};
+use crate::kind::effect::{Effect, opening, set_id_bits};
 use crate::kind::file::hardlink::OtherName;
-use crate::kind::file::unlinked::create_and_unlink;
+use crate::kind::file::unlinked::{create_and_unlink, expect_path, name_made_for_a_moment};
 use crate::kind::ipc::pipe;
 use crate::kind::{ContentsContext, Kind, Sink};
+use crate::names::{self, PrivateDirectory};
 use crate::proc::Descriptor;
 use crate::sys;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
+use nix::fcntl::{FcntlArg, OFlag, RenameFlags, fcntl, openat, renameat2};
 use nix::libc;
-use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::unistd::mkfifoat;
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, mkfifoat, unlinkat};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -47,15 +48,22 @@ impl Kind for Fifo {
     const NAME: &'static str = "fifo";
     const SHARES_OBJECT: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.file_type() == Some(libc::S_IFIFO) && it.link.0.starts_with(b"/") && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.file_type() == Some(libc::S_IFIFO)
+            && descriptor.link.0.starts_with(b"/")
+            && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (size, queued, alone) = pipe::read_state(it)?;
-        let unlinked = it.deleted().map(|_| UnlinkedFifo { alone });
-        let renamed = if unlinked.is_some() { None } else { OtherName::find(it)? };
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let (size, queued, alone) = pipe::read_state(descriptor)?;
+        let unlinked = descriptor.deleted().map(|_| UnlinkedFifo { alone });
+        let renamed = if unlinked.is_some() { None } else { OtherName::find(descriptor)? };
         Ok(Fifo { size, queued, unlinked, renamed })
+    }
+
+    fn search(descriptor: &Descriptor<'_>) {
+        // The capture says what fails.
+        let _ = OtherName::find(descriptor);
     }
 
     fn contents(
@@ -71,7 +79,25 @@ impl Kind for Fifo {
         if file.inode.is_none() {
             return Err(Error::malformed("it has no inode, which every fifo has"));
         }
+        if self.unlinked.is_some() {
+            expect_path(file)?;
+        }
         expect_type(file, libc::S_IFIFO)
+    }
+
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        if self.unlinked.is_none() {
+            let mut effects = opening(file, cx);
+            if cx.asks_for_names() && self.is_filled(file, cx) {
+                // The check of its path says what fails.
+                if let Ok((place, _)) = cx.look(&file.link.0, false) {
+                    effects.push(self.filled(place.as_fd(), cx)?);
+                }
+            }
+            return Ok(effects);
+        }
+        let made = name_made_for_a_moment(file, cx)?;
+        Ok(made.into_iter().chain(set_id_bits(file)).collect())
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -87,9 +113,13 @@ impl Kind for Fifo {
         let (both, made) = match (unlinked, &peer) {
             (None, _) => {
                 let file = OtherName::with_existing_name(renamed, file)?;
-                cx.check_path(&file)?;
-                let both = cx.open(&file.link.0, BOTH_ENDS as u32)?;
-                (both, cx.open_file(&file)?)
+                let is_fifo = |found: &Inode| found.mode & libc::S_IFMT == libc::S_IFIFO;
+                let place = cx.look_for(&file, is_fifo)?;
+                if peer.is_none() && self.is_filled(&file, cx) {
+                    self.filled(place.as_fd(), cx)?.permitted(cx.allow)?;
+                }
+                let both = cx.reopen_descriptor(place.as_fd(), BOTH_ENDS as u32)?.fd;
+                (both, cx.open_seen(&file.link.0, place.as_fd(), file.flags)?)
             }
             (Some(UnlinkedFifo { alone: _ }), peer) => {
                 let both = match peer {
@@ -122,21 +152,45 @@ impl Kind for Fifo {
     }
 }
 
+impl Fifo {
+    /// Reports whether the image has bytes that are written to it.
+    fn is_filled(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> bool {
+        self.queued > 0 && cx.has_contents(file.object)
+    }
+
+    /// The effect of the bytes that are written to a fifo that exists.
+    fn filled(&self, place: BorrowedFd<'_>, cx: &RestoreContext<'_>) -> Result<Effect> {
+        cx.write_to(place, || format!("writes {} bytes to it if it is empty", self.queued))
+    }
+}
+
 /// Sets the capacity, if it is recorded and differs.
 fn set_capacity(both: BorrowedFd<'_>, size: u32) -> Result<()> {
     if size != 0 && fcntl(both, FcntlArg::F_GETPIPE_SZ)? as u32 != size {
-        fcntl(both, FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "F_SETPIPE_SZ")?;
+        pipe::set_capacity(both, size)?;
     }
     Ok(())
 }
 
-/// Creates a fifo, and opens both ends. Fails with ESTALE if the name leads to another file then.
+/// Creates a fifo, and opens both ends.
 fn create(dir: BorrowedFd<'_>, name: &[u8]) -> nix::Result<OwnedFd> {
-    mkfifoat(dir, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    let both = OFlag::from_bits_retain(BOTH_ENDS) | OFlag::O_NOFOLLOW;
-    let new = openat(dir, name, both, Mode::empty())?;
-    let mode = SFlag::from_bits_truncate(fstat(&new)?.st_mode) & SFlag::S_IFMT;
-    if mode == SFlag::S_IFIFO { Ok(new) } else { Err(Errno::ESTALE) }
+    let create = |dir: BorrowedFd<'_>| {
+        mkfifoat(dir, name, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        let place = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW, Mode::empty())?;
+        reopen(place.as_fd(), BOTH_ENDS as u32)
+    };
+    if !names::can_be_replaced_in(dir)? {
+        return create(dir);
+    }
+    // Another user can put a device or a fifo of someone else in its place, before it is opened.
+    let private = PrivateDirectory::new_in(dir)?;
+    let both = create(private.as_fd());
+    let moved = renameat2(&private, name, dir, name, RenameFlags::RENAME_NOREPLACE);
+    if moved.is_err() {
+        // There is none if the first call has failed.
+        let _ = unlinkat(&private, name, UnlinkatFlags::NoRemoveDir);
+    }
+    both.and_then(|both| moved.map(|()| both))
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::{MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::{Allow, Effect};
 use crate::kind::journal::{Journal, RETRY_LIMIT};
-use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink, check_limit};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::sys::flags::O_LARGEFILE;
@@ -160,19 +161,26 @@ impl Mqueue {
         let opened = match is_opened_by_name(file) {
             true => mqueue::open(name(file), (file.flags & (ACCESS | NONBLOCK)) as i32, None)
                 .at(|| "mq_open"),
-            false => cx.open(&file.link.0, file.flags),
+            false => self.open_path(file, cx),
         };
         let fd = match opened {
             Err(err) if err.errno() == Some(Errno::ENOENT) => return Ok(None),
             opened => opened?,
         };
-        if !is_queue(fd.as_fd()) {
+        self.check_attributes(&mqueue::attributes(fd.as_fd()).at(|| "mq_getattr")?)?;
+        Ok(Some(fd))
+    }
+
+    /// Opens the queue at the recorded path. The path may now lead to a device or fifo, and opening one
+    /// can have any effect, so its file is looked at first. Opening a queue has none.
+    fn open_path(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<OwnedFd> {
+        let (place, found) = cx.look(&file.link.0, false)?;
+        if found.mode & libc::S_IFMT != libc::S_IFREG || !is_queue(place.as_fd()) {
             return Err(Error::unrestorable(
                 "its path now leads to a file that is not a message queue",
             ));
         }
-        self.check_attributes(&mqueue::attributes(fd.as_fd()).at(|| "mq_getattr")?)?;
-        Ok(Some(fd))
+        Ok(cx.open_seen(&file.link.0, place.as_fd(), file.flags)?.fd)
     }
 
     /// Creates the queue, by its name or, if it is unlinked and the name is taken, by another.
@@ -247,35 +255,43 @@ impl Mqueue {
 impl Kind for Mqueue {
     const NAME: &'static str = "mqueue";
     const SHARES_OBJECT: bool = true;
+    const TAKES_CONTENTS_OUT: bool = true;
     const SEEKABLE: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        match (&it.copy, &it.inode) {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        match (&descriptor.copy, &descriptor.inode) {
             (Some(copy), Some(inode)) => {
                 inode.size == FILE_SIZE
                     && inode.mode & libc::S_IFMT == libc::S_IFREG
-                    && !it.is_path()
+                    && !descriptor.is_path()
                     && is_queue(copy.as_fd())
             }
             // mq_open(3) opens files on an internal mount, which mountinfo does not list.
             _ => {
-                let name = it.link.0.strip_prefix(b"/");
+                let name = descriptor.link.0.strip_prefix(b"/");
                 name.is_some_and(|name| !name.contains(&b'/') && !name.starts_with(b"memfd:"))
-                    && !it.is_path()
-                    && it.process.sees_mount(it.info.mnt) == Some(false)
+                    && !descriptor.is_path()
+                    && descriptor.process.sees_mount(descriptor.info.mnt) == Some(false)
             }
         }
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let Some(copy) = &it.copy else {
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let Some(copy) = &descriptor.copy else {
             return Ok(Mqueue { maxmsg: 0, msgsize: 0, messages: 0, notify: None });
         };
         let found = mqueue::attributes(copy.as_fd()).at(|| "mq_getattr")?;
-        // Reading the file takes a readable description; permissions may not allow one.
         let readable = open_nonblocking(copy.as_fd(), OFlag::O_RDONLY).map_err(Error::from);
-        let notify =
-            readable.and_then(|queue| read_file(queue.as_fd())).ok().and_then(|(_, notify)| notify);
+        let notify = match readable.and_then(|queue| read_file(queue.as_fd())) {
+            Ok((_, notify)) => notify,
+            // Reading the file takes a readable description; permissions may not allow one.
+            Err(err) if err.errno() == Some(Errno::EACCES) => None,
+            Err(err) => {
+                let why = "whether a process has called mq_notify(3) is not known";
+                descriptor.warn(format!("{why}: {err}"));
+                None
+            }
+        };
         Ok(Mqueue {
             maxmsg: found.maxmsg as u64,
             msgsize: found.msgsize as u64,
@@ -297,10 +313,7 @@ impl Kind for Mqueue {
         cx.require_frozen()?;
         let queue = open_nonblocking(copy, OFlag::O_RDWR).at(|| "open it to read and write")?;
         let (bytes, notify) = read_file(queue.as_fd())?;
-        if bytes > limit {
-            let why = format!("its {bytes} bytes are more than the limit {limit}");
-            return Err(Error::unrestorable(why));
-        }
+        check_limit(bytes, limit)?;
         if let Some(notify) = notify {
             return Err(Error::unrestorable(format!(
                 "reading them would notify process {}, which has called mq_notify(3)",
@@ -308,8 +321,9 @@ impl Kind for Mqueue {
             )));
         }
         let (messages, longest) = (found.curmsgs as usize, found.msgsize as usize);
-        let mut journal = Journal::new(messages, bytes as usize, longest)?;
-        let outcome = journal.run_in_child_then_here(|journal| rotate(journal, queue.as_fd()))?;
+        let rotation = Rotation { queue: queue.as_fd(), messages, bytes: bytes as usize };
+        let mut journal = Rotation::journal(messages, bytes as usize, longest)?;
+        let outcome = journal.run_in_child_then_here(|journal| rotation.run(journal))?;
         pass_messages(&journal, to)?;
         outcome.map_err(|(errno, lost)| {
             let why = format!("{lost} messages could not be put back into it: {}", errno.desc());
@@ -334,6 +348,17 @@ impl Kind for Mqueue {
 
     fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
         Some(Box::new(MessagesCheck::default()))
+    }
+
+    fn effects(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let shown = escape(name(file));
+        Ok(vec![match is_unlinked(file) {
+            true => Effect::allowed(format!("creates the message queue /{shown} for a moment")),
+            false => {
+                let what = format!("opens the message queue /{shown}, or creates it");
+                Effect::needing(Allow::Mqueue, what)
+            }
+        }])
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -431,12 +456,18 @@ struct MessagesCheck {
     /// The maximum number of messages, and the maximum length of one in bytes.
     limits: Option<(u64, u64)>,
     messages: u64,
+    /// The name, and whether the queue is unlinked.
+    name: Option<(Vec<u8>, bool)>,
     /// The bytes so far of a message that is not complete.
     len: usize,
 }
 
 impl ObjectCheck<Mqueue> for MessagesCheck {
     fn file(&mut self, record: &Mqueue, file: &OpenFile) -> Result<()> {
+        let name = (name(file).to_vec(), is_unlinked(file));
+        if *self.name.get_or_insert_with(|| name.clone()) != name {
+            return Err(Error::malformed("one queue has two names, or is unlinked and not"));
+        }
         if file.inode.is_some() {
             let (messages, bytes) = self.limits.unwrap_or((u64::MAX, u64::MAX));
             self.limits = Some((messages.min(record.maxmsg), bytes.min(record.msgsize)));
@@ -464,41 +495,91 @@ impl ObjectCheck<Mqueue> for MessagesCheck {
     }
 }
 
-/// Receives all messages, and sends them again in the order in which they were received, which is
-/// by priority and then by age: the queue is then as before. The stage is 0 until all messages are
-/// received, and n + 1 when n of them are sent. Fails with the errno, and the number of messages
-/// that are not sent.
-fn rotate(journal: &mut Journal, queue: BorrowedFd<'_>) -> std::result::Result<(), (Errno, usize)> {
-    if journal.stage() == 0 {
-        receive_all(journal, queue);
-        journal.set_stage(1);
-    }
-    let received = journal.entries().count();
-    let sent = journal.stage() - 1;
-    for (nth, (priority, message)) in journal.entries().enumerate().skip(sent) {
-        let mut tries = 0;
-        while let Err(errno) = mqueue::send(queue, message, priority) {
-            // Memory may be short for a moment, or another process has filled the queue.
-            if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR)
-                || tries == RETRY_LIMIT.0
-            {
-                return Err((errno, received - nth));
-            }
-            tries += 1;
-            std::thread::sleep(RETRY_LIMIT.1);
-        }
-        journal.set_stage(nth + 2);
-    }
-    Ok(())
+/// Receives all messages of a queue, and sends them again in the order in which they were received,
+/// which is by priority and then by age: the queue is then as before.
+///
+/// A process that is killed ends after the system call that it is in: the last message may have been
+/// received or sent, and not be counted in the journal. The counts of the queue tell.
+#[derive(Clone, Copy)]
+struct Rotation<'a> {
+    queue: BorrowedFd<'a>,
+    /// The messages in the queue before, and their bytes.
+    messages: usize,
+    bytes: usize,
 }
 
-/// Receives all messages into the journal; the mark of an entry is the priority.
-fn receive_all(journal: &mut Journal, queue: BorrowedFd<'_>) {
-    let receive = |room: &mut [u8]| {
-        let (len, priority) = mqueue::receive(queue, room)?;
-        Ok((priority, len))
-    };
-    while journal.add(receive).is_ok() {}
+/// The bytes of a priority, which the kernel writes behind a message.
+const PRIORITY: usize = size_of::<u32>();
+
+impl Rotation<'_> {
+    /// A journal with room for all messages of a queue, none of which is longer than `longest`.
+    fn journal(messages: usize, bytes: usize, longest: usize) -> Result<Journal> {
+        Journal::new(messages, bytes, longest + PRIORITY)
+    }
+
+    /// Does all that is left to do. The stage is 0 until all messages are received, and n + 1 when n
+    /// of them are sent. Fails with the errno, and the number of messages that are not sent.
+    fn run(&self, journal: &mut Journal) -> std::result::Result<(), (Errno, usize)> {
+        let mut sent = journal.stage().saturating_sub(1);
+        if journal.stage() == 0 {
+            self.receive_all(journal);
+            journal.set_stage(1);
+        } else if self.waiting() == Ok(sent + 1) {
+            sent += 1;
+        }
+        let received = journal.entries().count();
+        for (nth, (priority, message)) in journal.entries().enumerate().skip(sent) {
+            let mut tries = 0;
+            while let Err(errno) = mqueue::send(self.queue, message, priority) {
+                // Memory may be short for a moment, or another process has filled the queue.
+                if !matches!(errno, Errno::ENOMEM | Errno::EAGAIN | Errno::EINTR)
+                    || tries == RETRY_LIMIT.0
+                {
+                    return Err((errno, received - nth));
+                }
+                tries += 1;
+                std::thread::sleep(RETRY_LIMIT.1);
+            }
+            journal.set_stage(nth + 2);
+        }
+        Ok(())
+    }
+
+    /// The number of messages in the queue.
+    fn waiting(&self) -> nix::Result<usize> {
+        Ok(mqueue::attributes(self.queue)?.curmsgs as usize)
+    }
+
+    /// Receives all messages into the journal; the mark of an entry is the priority.
+    fn receive_all(&self, journal: &mut Journal) {
+        if let Some(len) = self.uncounted(journal) {
+            // The message is where the next one would be read to.
+            let _ = journal.add(|room| Ok((priority_behind(room), len)));
+        }
+        let receive = |room: &mut [u8]| {
+            let (message, priority) =
+                room.split_last_chunk_mut::<PRIORITY>().ok_or(Errno::EINVAL)?;
+            let len = mqueue::receive_with(self.queue, message, priority)?;
+            Ok((priority_behind(room), len))
+        };
+        while journal.add(receive).is_ok() {}
+    }
+
+    /// The length of a message that was received and is not in the journal, if there is one.
+    fn uncounted(&self, journal: &Journal) -> Option<usize> {
+        let counted = journal.entries().count();
+        if counted + self.waiting().ok()? + 1 != self.messages {
+            return None;
+        }
+        let bytes: usize = journal.entries().map(|(_, bytes)| bytes.len()).sum();
+        let waiting = read_file(self.queue).ok()?.0 as usize;
+        self.bytes.checked_sub(bytes + waiting)
+    }
+}
+
+/// The priority that the kernel has written at the end of the room of a message.
+fn priority_behind(room: &[u8]) -> u32 {
+    room.last_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
 /// Passes the received messages on, in order.
@@ -565,17 +646,18 @@ mod tests {
         for (message, priority) in all {
             mqueue::send(queue.as_fd(), message, priority).unwrap();
         }
-        let mut journal =
-            Journal::new(4, read_file(queue.as_fd()).unwrap().0 as usize, 100).unwrap();
-        receive_all(&mut journal, queue.as_fd());
+        let bytes = read_file(queue.as_fd()).unwrap().0 as usize;
+        let rotation = Rotation { queue: queue.as_fd(), messages: 4, bytes };
+        let mut journal = Rotation::journal(4, bytes, 100).unwrap();
+        rotation.receive_all(&mut journal);
         assert_eq!(mqueue::attributes(queue.as_fd()).unwrap().curmsgs, 0);
         // As if the child was killed after it had sent the first.
         let (priority, first) = journal.entries().next().unwrap();
         mqueue::send(queue.as_fd(), first, priority).unwrap();
         journal.set_stage(2);
-        rotate(&mut journal, queue.as_fd()).unwrap();
+        rotation.run(&mut journal).unwrap();
         // The second call has nothing left to do.
-        rotate(&mut journal, queue.as_fd()).unwrap();
+        rotation.run(&mut journal).unwrap();
         let mut seen = Vec::new();
         pass_messages(&journal, &mut |piece| {
             seen.push((piece.bytes.to_vec(), piece.with.and_then(|with| with.priority)));
@@ -592,16 +674,66 @@ mod tests {
         assert_eq!((&received[..], &seen[..]), (&wanted[..], &wanted[..]));
     }
 
+    /// All messages of a queue, with their priorities, in the order in which they are received.
+    fn received(queue: &OwnedFd) -> Vec<(Vec<u8>, u32)> {
+        let mut buffer = [0; 100];
+        std::iter::from_fn(|| {
+            mqueue::receive(queue.as_fd(), &mut buffer)
+                .ok()
+                .map(|(len, priority)| (buffer[..len].to_vec(), priority))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_message_that_a_killed_process_did_not_count_is_neither_lost_nor_doubled() {
+        let queue = queue("uncounted");
+        let all = [(b"urgent".to_vec(), 9), (b"first".to_vec(), 1), (Vec::new(), 1)];
+        for (message, priority) in &all {
+            mqueue::send(queue.as_fd(), message, *priority).unwrap();
+        }
+        let bytes = read_file(queue.as_fd()).unwrap().0 as usize;
+        let rotation = Rotation { queue: queue.as_fd(), messages: 3, bytes };
+        for counted in 0..3 {
+            let mut journal = Rotation::journal(3, bytes, 100).unwrap();
+            for nth in 0..=counted {
+                // As if it was killed in the last call, after which it adds nothing.
+                let added = journal.add(|room| {
+                    let (message, priority) = room.split_last_chunk_mut().unwrap();
+                    let len = mqueue::receive_with(queue.as_fd(), message, priority)?;
+                    let priority = u32::from_ne_bytes(*priority);
+                    if nth == counted { Err(Errno::EINTR) } else { Ok((priority, len)) }
+                });
+                assert_eq!(added.is_ok(), nth < counted);
+            }
+            rotation.run(&mut journal).unwrap();
+            assert_eq!(journal.entries().count(), 3, "{counted} received");
+            assert_eq!(rotation.waiting(), Ok(3));
+            // As if it was killed after it had sent one that it did not count.
+            assert_eq!(received(&queue), all, "{counted} received");
+            for (message, priority) in &all[..=counted] {
+                mqueue::send(queue.as_fd(), message, *priority).unwrap();
+            }
+            journal.set_stage(counted + 1);
+            rotation.run(&mut journal).unwrap();
+            assert_eq!(received(&queue), all, "{counted} sent");
+            for (message, priority) in &all {
+                mqueue::send(queue.as_fd(), message, *priority).unwrap();
+            }
+        }
+    }
+
     #[test]
     fn messages_that_no_longer_fit_are_counted() {
         let queue = queue("full");
         mqueue::send(queue.as_fd(), b"mine", 0).unwrap();
-        let mut journal = Journal::new(1, 4, 100).unwrap();
-        receive_all(&mut journal, queue.as_fd());
+        let rotation = Rotation { queue: queue.as_fd(), messages: 1, bytes: 4 };
+        let mut journal = Rotation::journal(1, 4, 100).unwrap();
+        rotation.receive_all(&mut journal);
         journal.set_stage(1);
         for _ in 0..4 {
             mqueue::send(queue.as_fd(), b"other", 0).unwrap();
         }
-        assert_eq!(rotate(&mut journal, queue.as_fd()), Err((Errno::EAGAIN, 1)));
+        assert_eq!(rotation.run(&mut journal), Err((Errno::EAGAIN, 1)));
     }
 }

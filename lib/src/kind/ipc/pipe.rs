@@ -3,13 +3,13 @@
 use crate::error::{At, Error, Result};
 use crate::image::{MAX_CHUNK, OpenFile};
 use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
-use crate::kind::{ContentsContext, Kind, Piece, Sink};
+use crate::kind::{ContentsContext, Kind, Piece, Sink, check_limit};
 use crate::proc::Descriptor;
 use crate::sys;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, open, tee};
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::sys::stat::Mode;
 use nix::unistd::{pipe2, read, write};
 use serde::{Deserialize, Serialize};
@@ -36,14 +36,23 @@ pub(crate) struct Pipe {
 
 /// The capacity, the number of unread bytes, and whether the other end is closed, of a pipe or
 /// fifo. Zeroes in a passive scan.
-pub(crate) fn read_state(it: &Descriptor<'_>) -> Result<(u32, u32, bool)> {
-    let Some(copy) = &it.copy else { return Ok((0, 0, false)) };
+pub(crate) fn read_state(descriptor: &Descriptor<'_>) -> Result<(u32, u32, bool)> {
+    let Some(copy) = &descriptor.copy else { return Ok((0, 0, false)) };
     let size = fcntl(copy.as_fd(), FcntlArg::F_GETPIPE_SZ).at(|| "F_GETPIPE_SZ")? as u32;
     let queued = sys::readable(copy.as_fd()).at(|| "FIONREAD")? as u32;
-    let mut polled = [PollFd::new(copy.as_fd(), PollFlags::empty())];
-    poll(&mut polled, PollTimeout::ZERO).at(|| "poll")?;
-    let closed = PollFlags::POLLHUP | PollFlags::POLLERR;
-    Ok((size, queued, polled[0].revents().is_some_and(|events| events.intersects(closed))))
+    let events = sys::poll_now(copy.as_fd(), PollFlags::empty()).at(|| "poll")?;
+    Ok((size, queued, events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR)))
+}
+
+/// Sets the capacity in bytes. Fails with status 6 if this user may not set it.
+pub(crate) fn set_capacity(pipe: BorrowedFd<'_>, size: u32) -> Result<()> {
+    match fcntl(pipe, FcntlArg::F_SETPIPE_SZ(size as i32)) {
+        Err(Errno::EPERM) => Err(Error::unrestorable(format!(
+            "its capacity of {size} bytes is above fs.pipe-max-size, or the user has too many pipes \
+             (fs.pipe-user-pages-soft): raise them with sysctl(8), or run as root (CAP_SYS_RESOURCE)"
+        ))),
+        set => set.map(drop).at(|| "F_SETPIPE_SZ"),
+    }
 }
 
 /// Copies the unread bytes of a pipe without consuming them. Each packet is a piece of its own.
@@ -54,12 +63,7 @@ pub(crate) fn copy_contents(copy: BorrowedFd<'_>, limit: u64, to: Sink<'_>) -> R
     let how = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     // tee(2) reads from a read end; `copy` may be a write end.
     let reader = open(path.as_str(), how, Mode::empty()).at(|| "open the read end")?;
-    let unread = sys::readable(reader.as_fd())? as u64;
-    if unread > limit {
-        return Err(Error::unrestorable(format!(
-            "its {unread} bytes are more than the limit {limit}"
-        )));
-    }
+    check_limit(sys::readable(reader.as_fd())? as u64, limit)?;
     let (out, into) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).at(|| "pipe")?;
     let size = fcntl(reader.as_fd(), FcntlArg::F_GETPIPE_SZ)?;
     if fcntl(into.as_fd(), FcntlArg::F_GETPIPE_SZ)? < size {
@@ -83,12 +87,12 @@ impl Kind for Pipe {
     const NAME: &'static str = "pipe";
     const SHARES_OBJECT: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0.starts_with(b"pipe:[") && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0.starts_with(b"pipe:[") && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (size, queued, alone) = read_state(it)?;
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let (size, queued, alone) = read_state(descriptor)?;
         Ok(Pipe { size, queued, alone })
     }
 
@@ -124,7 +128,7 @@ impl Kind for Pipe {
             && size != capacity
             && (size > DEFAULT_CAPACITY || size < capacity || capacity < DEFAULT_CAPACITY)
         {
-            fcntl(writer.as_fd(), FcntlArg::F_SETPIPE_SZ(size as i32)).at(|| "F_SETPIPE_SZ")?;
+            set_capacity(writer.as_fd(), size)?;
         }
         if queued > 0 && !cx.has_contents(file.object) {
             let name = crate::text::escape(&file.link.0).into_owned();

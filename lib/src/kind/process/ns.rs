@@ -6,7 +6,7 @@ use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
 use crate::proc::mounts;
-use crate::proc::{Descriptor, boot_id, inode_of};
+use crate::proc::{Descriptor, inode_of};
 use crate::sys;
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -79,7 +79,7 @@ impl Ns {
     fn find(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<(OwnedFd, Option<PathBuf>)> {
         let link = &file.link.0;
         let (name, ino) = parse(link).ok_or(nix::errno::Errno::EINVAL)?;
-        if ino >= PROC_DYNAMIC_FIRST && cx.image.head.boot != boot_id() {
+        if ino >= PROC_DYNAMIC_FIRST && !cx.is_same_boot() {
             let why =
                 "it is of another boot, and its inode number may be that of another namespace now";
             return Err(Error::unrestorable(why));
@@ -110,12 +110,12 @@ impl Ns {
 impl Kind for Ns {
     const NAME: &'static str = "ns";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        parse(&it.link.0).is_some()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        parse(&descriptor.link.0).is_some()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        Ok(Ns { id: it.copy.as_ref().and_then(|copy| sys::ns::id(copy.as_fd())) })
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        Ok(Ns { id: descriptor.copy.as_ref().and_then(|copy| sys::ns::id(copy.as_fd())) })
     }
 
     fn validate(&self, file: &OpenFile) -> Result<()> {

@@ -5,7 +5,7 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
 use crate::kind::{Kind, Prerequisite};
-use crate::proc::{Descriptor, FdInfo, Stat, boot_id, inode_of};
+use crate::proc::{Descriptor, FdInfo, Stat, inode_of};
 use crate::sys::process::{self, Ended};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,6 +40,15 @@ fn parse(info: &FdInfo) -> Result<i32> {
     pid.ok_or_else(|| Error::unrestorable("fdinfo has no Pid"))
 }
 
+/// Reports whether /proc/PID/stat shows the exit status of a zombie to this process. To one without
+/// the right PTRACE_MODE_READ_FSCREDS of ptrace(2) it shows zero (do_task_stat of fs/proc/array.c).
+/// The links in /proc/PID/ns take the same right.
+fn shows_exit_status(pid: i32) -> bool {
+    // Of a zombie only the user namespace, and that of its process id, are still there.
+    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).is_ok();
+    link("user") || link("pid")
+}
+
 impl Pidfd {
     /// Reports whether a process is the recorded one, by its start time and, since Linux 6.9, by
     /// the inode of its pidfd.
@@ -64,7 +73,7 @@ impl Pidfd {
         if pid < 0 || exit.is_some() {
             return Ok(Target::Terminated(exit.unwrap_or(0)));
         }
-        match cx.image.head.boot == boot_id() && self.is_same_process(pid, file).unwrap_or(false) {
+        match cx.is_same_boot() && self.is_same_process(pid, file).unwrap_or(false) {
             true => Ok(Target::Existing(pid)),
             false => Err(Error::unrestorable(format!(
                 "process {pid} has terminated, or its id is that of another process now"
@@ -78,20 +87,27 @@ impl Kind for Pidfd {
     // Since Linux 6.9 each process has an inode for its pidfds; before, all pidfds have one inode.
     const SHARES_OBJECT: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        (it.link.0 == b"anon_inode:[pidfd]" || it.link.0.starts_with(b"pidfd:[")) && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        (descriptor.link.0 == b"anon_inode:[pidfd]" || descriptor.link.0.starts_with(b"pidfd:["))
+            && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let mut pid = parse(&it.info)?;
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let mut pid = parse(&descriptor.info)?;
         while pid > 0 {
             let stat = Stat::of(pid);
             // If fdinfo shows the same id before and after stat is read, stat is of that process.
-            let now = parse(&it.info_now()?)?;
+            let now = parse(&descriptor.info_now()?)?;
             if let (true, Some(stat)) = (now == pid, stat) {
                 let start = stat.field(22) as u64;
                 let exit = stat.is_zombie().then(|| stat.field(52) as i32);
-                return Ok(Pidfd { pid, start, exit });
+                let hidden = exit == Some(0) && !shows_exit_status(pid);
+                if hidden {
+                    let why = "its process has terminated, and the kernel does not show the exit \
+                               status to this user: scan as root (CAP_SYS_PTRACE)";
+                    descriptor.warn(why.to_owned());
+                }
+                return Ok(Pidfd { pid, start, exit: exit.filter(|_| !hidden) });
             }
             if now == pid {
                 return Err(Error::unrestorable(
@@ -100,7 +116,7 @@ impl Kind for Pidfd {
             }
             pid = now;
         }
-        let exit = it.copy.as_ref().and_then(|copy| process::exit_status(copy.as_fd()));
+        let exit = descriptor.copy.as_ref().and_then(|copy| process::exit_status(copy.as_fd()));
         Ok(Pidfd { pid, start: 0, exit })
     }
 
@@ -134,7 +150,7 @@ impl Kind for Pidfd {
             }
             Target::Terminated(status) => status,
         };
-        let child = Ended::new(status).at(|| "fork")?;
+        let child = Ended::new(status).map_err(Error::no_process)?;
         let mut opened = Opened::new(child.open(file.flags).at(|| "pidfd_open")?, 0);
         // All pidfds of the process are opened now: pidfd_open(2) fails once the process is reaped.
         for peer in cx.others_of_object(file) {
@@ -156,7 +172,7 @@ impl Kind for Pidfd {
     }
 
     fn substitute(&self, file: &OpenFile) -> Result<OwnedFd> {
-        let child = Ended::new(0).at(|| "fork")?;
+        let child = Ended::new(0).map_err(Error::no_process)?;
         child.open(file.flags).at(|| "pidfd_open")
     }
 }

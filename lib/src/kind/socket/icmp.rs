@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::Effect;
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, PortlessSocket};
 use crate::proc::Descriptor;
@@ -24,12 +25,13 @@ fn is_icmp(protocol: i32) -> bool {
 impl Kind for Icmp {
     const NAME: &'static str = "icmp";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        portless::class(it, libc::SOCK_DGRAM).is_some_and(|(_, _, protocol)| is_icmp(protocol))
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        portless::class(descriptor, libc::SOCK_DGRAM)
+            .is_some_and(|(_, _, protocol)| is_icmp(protocol))
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        PortlessSocket::capture(it, "icmp").map(Icmp)
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        PortlessSocket::capture(descriptor, "icmp").map(Icmp)
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
@@ -43,6 +45,10 @@ impl Kind for Icmp {
             return Err(Error::malformed(why));
         }
         self.0.socket.validate()
+    }
+
+    fn effects(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(self.0.socket.effects())
     }
 
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

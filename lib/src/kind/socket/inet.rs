@@ -5,21 +5,21 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::RestoreContext;
-use crate::kind::socket::PASSIVE_REASON;
+use crate::kind::effect::{Allow, Effect};
 use crate::kind::socket::multicast::{self, MulticastGroup};
 use crate::kind::socket::option::{Phase, SocketClass, SocketOptions};
-use crate::proc::{Descriptor, boot_id, own_netns};
+use crate::kind::socket::{nonblock_flag, shutdown_even_unconnected};
+use crate::messages::Messages;
+use crate::proc::{Descriptor, own_netns};
 use crate::sys::socket as sys;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::Shutdown;
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
-
-pub(crate) const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 
 /// The record of an internet socket, whatever its protocol.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -71,19 +71,17 @@ impl Address {
     /// Decodes a struct sockaddr_in or sockaddr_in6. A scope id is the index of a device in the
     /// network namespace of `fd`, a socket; a device without a name stays a number.
     pub(crate) fn decode(fd: BorrowedFd<'_>, bytes: &[u8]) -> Option<Address> {
-        let family = u16::from_ne_bytes(*bytes.first_chunk()?);
+        let ip = decode_ip(bytes)?;
         let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
-        if i32::from(family) == libc::AF_INET {
-            let ip = Ipv4Addr::from(*bytes.get(4..)?.first_chunk::<4>()?);
-            return Some(Address { ip: ip.into(), port, zone: None });
+        if ip.is_ipv4() {
+            return Some(Address { ip, port, zone: None });
         }
-        let ip = Ipv6Addr::from(*bytes.get(8..)?.first_chunk::<16>()?);
         let scope = i32::from_ne_bytes(*bytes.get(24..)?.first_chunk()?);
         let zone = (scope != 0).then(|| {
             let name = sys::device_name(fd, scope).ok();
             name.and_then(|name| String::from_utf8(name).ok()).unwrap_or_else(|| scope.to_string())
         });
-        (i32::from(family) == libc::AF_INET6).then_some(Address { ip: ip.into(), port, zone })
+        Some(Address { ip, port, zone })
     }
 
     /// Encodes a struct sockaddr_in or sockaddr_in6. Fails with ENODEV if there is no device with
@@ -127,6 +125,15 @@ impl std::fmt::Display for Address {
     }
 }
 
+/// The IP address of a struct sockaddr_in or sockaddr_in6; none for another family.
+pub(crate) fn decode_ip(bytes: &[u8]) -> Option<IpAddr> {
+    match i32::from(u16::from_ne_bytes(*bytes.first_chunk()?)) {
+        libc::AF_INET => Some(IpAddr::from(*bytes.get(4..)?.first_chunk::<4>()?)),
+        libc::AF_INET6 => Some(IpAddr::from(*bytes.get(8..)?.first_chunk::<16>()?)),
+        _ => None,
+    }
+}
+
 /// Parses an address of a record. Fails with status 3 if it is not one of this family.
 fn parse_address(family: i32, text: &str) -> Result<Address> {
     let address = Address::parse(text).filter(|it| it.ip.is_ipv6() == (family == libc::AF_INET6));
@@ -135,28 +142,31 @@ fn parse_address(family: i32, text: &str) -> Result<Address> {
 }
 
 /// Family, type and protocol of a descriptor, if it is an internet socket.
-pub(crate) fn class(it: &Descriptor<'_>) -> Option<SocketClass> {
+pub(crate) fn class(descriptor: &Descriptor<'_>) -> Option<SocketClass> {
     // The family is checked first: most sockets are of another, and need no more system calls.
     let is_internet = |family: &i32| matches!(*family, libc::AF_INET | libc::AF_INET6);
-    it.family().filter(is_internet)?;
-    it.class()
+    descriptor.socket_family().filter(is_internet)?;
+    descriptor.socket_class()
 }
 
 impl Inet {
-    /// Captures a socket. Fails with status 6 in a passive scan.
-    pub(crate) fn capture(it: &Descriptor<'_>) -> Result<Inet> {
-        let (Some(copy), Some(class)) = (&it.copy, class(it)) else {
-            return Err(Error::unrestorable(PASSIVE_REASON));
-        };
-        let fd = copy.as_fd();
+    /// The network namespace, as [`netns_text`] shows it.
+    pub(crate) fn netns_text(&self) -> String {
+        netns_text(self.netns)
+    }
+
+    /// Captures a socket.
+    pub(crate) fn capture(descriptor: &Descriptor<'_>) -> Result<Inet> {
+        let fd = descriptor.require_copy()?;
+        let class = class(descriptor).ok_or(Errno::ENOTSOCK)?;
         let local = Address::decode(fd, &sys::name(fd).at(|| "getsockname")?);
         let remote = match sys::peer(fd) {
             Ok(peer) => Address::decode(fd, &peer),
             Err(Errno::ENOTCONN) => None,
             Err(errno) => return Err(errno).at(|| "getpeername"),
         };
-        let text = |it: Address| (!it.is_wildcard()).then(|| it.to_string());
-        let netns = it.other_netns();
+        let text = |address: Address| (!address.is_wildcard()).then(|| address.to_string());
+        let netns = descriptor.other_netns();
         let mut options = SocketOptions::read(fd, class)?;
         if remote.is_some() {
             // On a connected socket this is the processor that last received, not the value set.
@@ -174,17 +184,19 @@ impl Inet {
             groups: match class.1 {
                 libc::SOCK_STREAM => Vec::new(),
                 _ if netns.is_some() => Vec::new(),
-                _ => multicast::read_groups(it, class)?,
+                _ => multicast::read_groups(descriptor, class)?,
             },
         })
     }
 
     /// Reads the address of a peer without a port, for which getpeername(2) fails, from a table of
     /// /proc/PID/net: `table`, with `6` added for IPv6.
-    pub(crate) fn read_remote(&mut self, it: &Descriptor<'_>, table: &str) {
+    pub(crate) fn read_remote(&mut self, descriptor: &Descriptor<'_>, table: &str) {
         let table = format!("{table}{}", if self.family == libc::AF_INET6 { "6" } else { "" });
-        let Some(inode) = it.inode.as_ref().filter(|_| self.remote.is_none()) else { return };
-        if let Some((ip, port)) = it.process.remote(&table, inode.ino) {
+        let Some(inode) = descriptor.inode.as_ref().filter(|_| self.remote.is_none()) else {
+            return;
+        };
+        if let Some((ip, port)) = descriptor.process.remote(&table, inode.ino) {
             self.remote = Some(Address { ip, port, zone: None }.to_string());
             self.options.remove(&["SO_INCOMING_CPU"]);
         }
@@ -233,6 +245,14 @@ impl Inet {
         self.groups.iter().try_for_each(MulticastGroup::validate)
     }
 
+    /// The effects of the groups that it joins.
+    pub(crate) fn effects(&self) -> Vec<Effect> {
+        let joins = |group: &MulticastGroup| {
+            Effect::needing(Allow::Network, format!("joins the group {}", group.shown()))
+        };
+        self.groups.iter().map(joins).collect()
+    }
+
     /// Fails with status 6 if a socket of this type cannot be made here. A dry run also binds a
     /// socket to the address and closes it.
     pub(crate) fn check(&self, socket_type: i32, cx: &RestoreContext<'_>) -> Result<()> {
@@ -247,7 +267,7 @@ impl Inet {
         let try_address = socket_type == libc::SOCK_STREAM || !self.allows_address_reuse();
         if let (true, Some(local)) = (cx.dry_run && try_address, local) {
             let probe = self.new_socket(socket_type, 0)?;
-            self.options.set(probe.as_fd(), Phase::Created, &mut drop)?;
+            self.options.set(probe.as_fd(), Phase::Created, &mut Messages::kept())?;
             self.bind(&probe, &local)?;
         }
         Ok(())
@@ -270,8 +290,7 @@ impl Inet {
         if netns.is_none() {
             warn_if_other_netns(cx);
         }
-        let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
-        let made = self.new_socket(socket_type, nonblock)?;
+        let made = self.new_socket(socket_type, nonblock_flag(file.flags))?;
         self.set_options(Phase::Created, made.as_fd(), file, cx)?;
         groups.iter().try_for_each(|group| group.join(made.as_fd()))?;
         if let Some(local) = self.local()? {
@@ -288,8 +307,7 @@ impl Inet {
         file: &OpenFile,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        let name = escape(&file.link.0);
-        self.options.set(fd, phase, &mut |line| cx.warnings.push(format!("{name}: {line}")))
+        self.options.restore(fd, phase, file, cx)
     }
 
     /// Reports whether other sockets may be bound to the same address: SO_REUSEADDR or
@@ -389,26 +407,6 @@ pub(crate) fn queue_state(fd: BorrowedFd<'_>) -> Result<(Option<u32>, u8)> {
     Ok(((bytes > 0 || shutdown == 0).then_some(bytes), shutdown))
 }
 
-/// Shuts down directions of a socket: receiving 1, sending 2.
-pub(crate) fn shut_down(fd: BorrowedFd<'_>, directions: u8) -> Result<()> {
-    match directions & 3 {
-        0 => Ok(()),
-        1 => shutdown_even_unconnected(fd, Shutdown::Read),
-        2 => shutdown_even_unconnected(fd, Shutdown::Write),
-        _ => shutdown_even_unconnected(fd, Shutdown::Both),
-    }
-}
-
-/// Calls shutdown(2), also on a socket without a connection. After Shutdown::Both reads return
-/// end-of-file, and writes fail with EPIPE.
-pub(crate) fn shutdown_even_unconnected(fd: BorrowedFd<'_>, how: Shutdown) -> Result<()> {
-    // Linux shuts an unconnected socket down, and returns ENOTCONN.
-    match shutdown(fd.as_raw_fd(), how) {
-        Ok(()) | Err(Errno::ENOTCONN) => Ok(()),
-        Err(errno) => Err(errno).at(|| "shutdown"),
-    }
-}
-
 /// Makes the replacement of a socket under `--missing null`: one of the same family that is shut
 /// down, so that socket options and getsockname(2) still work on it.
 pub(crate) fn null_socket(inet: &Inet, socket_type: i32, protocol: i32) -> Result<OwnedFd> {
@@ -419,11 +417,13 @@ pub(crate) fn null_socket(inet: &Inet, socket_type: i32, protocol: i32) -> Resul
     Ok(made)
 }
 
-/// Reports whether the image was made in this boot. The inode numbers of namespaces are valid for
-/// one boot.
-fn is_same_boot(cx: &RestoreContext<'_>) -> bool {
-    static BOOT: OnceLock<String> = OnceLock::new();
-    cx.image.head.boot == *BOOT.get_or_init(boot_id)
+/// ` net:[INODE]` for a socket in another network namespace than its process; nothing for any other.
+pub(crate) fn netns_text(netns: Option<u64>) -> String {
+    match netns {
+        None => String::new(),
+        Some(0) => " net:[?]".to_owned(),
+        Some(netns) => format!(" net:[{netns}]"),
+    }
 }
 
 /// Fails with status 6 if a socket is in another network namespace than its process, and this
@@ -437,7 +437,7 @@ pub(crate) fn require_same_netns(netns: Option<u64>, cx: &RestoreContext<'_>) ->
                     of its process"
                 .to_owned()
         }
-        Some(netns) if !is_same_boot(cx) => format!(
+        Some(netns) if !cx.is_same_boot() => format!(
             "it is in network namespace net:[{netns}] of another boot, and not in that of its process"
         ),
         Some(netns) if own_netns() != Some(netns) => format!(
@@ -456,11 +456,9 @@ pub(crate) fn warn_if_other_netns(cx: &mut RestoreContext<'_>) {
     let own = *OWN.get_or_init(own_netns);
     let recorded = cx.task.namespaces.get("net").copied();
     let (Some(own), Some(recorded)) = (own, recorded) else { return };
-    if own != recorded && is_same_boot(cx) {
+    if own != recorded && cx.is_same_boot() {
         let line = format!("sockets of network namespace net:[{recorded}] are made in net:[{own}]");
-        if !cx.warnings.contains(&line) {
-            cx.warnings.push(line);
-        }
+        cx.warn_once(line);
     }
 }
 

@@ -3,6 +3,7 @@
 //! MCAST_MSFILTER.
 
 use crate::error::{At, Error, Result};
+use crate::kind::socket::inet::decode_ip;
 use crate::kind::socket::option::SocketClass;
 use crate::proc::Descriptor;
 use crate::sys::socket as sys;
@@ -37,11 +38,14 @@ pub(crate) struct MulticastGroup {
 
 /// Reads the groups that a socket has joined, sorted by address and device. Source: ip(7),
 /// MCAST_MSFILTER of linux/in.h.
-pub(crate) fn read_groups(it: &Descriptor<'_>, class: SocketClass) -> Result<Vec<MulticastGroup>> {
-    let Some(copy) = &it.copy else { return Ok(Vec::new()) };
+pub(crate) fn read_groups(
+    descriptor: &Descriptor<'_>,
+    class: SocketClass,
+) -> Result<Vec<MulticastGroup>> {
+    let Some(copy) = &descriptor.copy else { return Ok(Vec::new()) };
     let fd = copy.as_fd();
     let mut groups = Vec::new();
-    for &(group, device) in it.process.groups().iter() {
+    for &(group, device) in descriptor.process.groups().iter() {
         // An IPv6 socket can join an IPv4 group, unless it is a raw socket.
         let v6 = class.0 == libc::AF_INET6;
         if group.is_ipv6() && !v6 || group.is_ipv4() && v6 && class.1 == libc::SOCK_RAW {
@@ -79,15 +83,6 @@ fn sockaddr_storage(ip: IpAddr) -> [u8; ADDRESS] {
     bytes
 }
 
-/// The address of a struct sockaddr_storage.
-fn decode_address(bytes: &[u8]) -> Option<IpAddr> {
-    match i32::from(u16::from_ne_bytes(*bytes.first_chunk()?)) {
-        libc::AF_INET => Some(IpAddr::from(*bytes.get(4..)?.first_chunk::<4>()?)),
-        libc::AF_INET6 => Some(IpAddr::from(*bytes.get(8..)?.first_chunk::<16>()?)),
-        _ => None,
-    }
-}
-
 /// Encodes a struct group_filter.
 fn group_filter(group: IpAddr, device: u32, only: bool, sources: &[IpAddr]) -> Vec<u8> {
     let mut bytes = [&device.to_ne_bytes()[..], &[0; 4], &sockaddr_storage(group)].concat();
@@ -122,7 +117,7 @@ fn read_sources(
         let (mode, count) = (word(FILTER_HEADER - 8), word(FILTER_HEADER - 4) as usize);
         if count <= room {
             let sources = bytes[FILTER_HEADER..].chunks(ADDRESS).take(count);
-            let found = sources.filter_map(decode_address);
+            let found = sources.filter_map(decode_ip);
             return Ok(Some((mode == 1, found.collect())));
         }
     }
@@ -149,6 +144,12 @@ impl MulticastGroup {
             )));
         }
         Ok((group, sources))
+    }
+
+    /// The group and its device, for messages.
+    pub(crate) fn shown(&self) -> String {
+        let (group, device) = (escape(self.group.as_bytes()), escape(self.device.as_bytes()));
+        format!("{group} on device {device}")
     }
 
     /// Fails with status 3 if the addresses are not valid.
@@ -223,7 +224,7 @@ mod tests {
                 let process = Process::open(std::process::id() as i32).unwrap();
                 let fd = socket.as_raw_fd();
                 let it = Descriptor::read(&process, fd, true, &mut Vec::new()).unwrap();
-                let found = read_groups(&it, it.class().unwrap()).unwrap();
+                let found = read_groups(&it, it.socket_class().unwrap()).unwrap();
                 assert_eq!(found, [wanted]);
             }
         }

@@ -4,9 +4,9 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::PASSIVE_REASON;
-use crate::kind::socket::inet::{NONBLOCK, require_same_netns, warn_if_other_netns};
+use crate::kind::socket::inet::{netns_text, require_same_netns, warn_if_other_netns};
 use crate::kind::socket::option::{Phase, SocketOptions};
+use crate::kind::socket::{NONBLOCK, nonblock_flag};
 use crate::proc::Descriptor;
 use crate::sys::socket as sys;
 use crate::text::escape;
@@ -109,15 +109,13 @@ fn joined_groups(fd: BorrowedFd<'_>) -> Result<Vec<u32>> {
 impl Kind for Netlink {
     const NAME: &'static str = "netlink";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.is_socket() && it.family() == Some(libc::AF_NETLINK)
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.socket_family() == Some(libc::AF_NETLINK)
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (Some(copy), Some(class)) = (&it.copy, it.class()) else {
-            return Err(Error::unrestorable(PASSIVE_REASON));
-        };
-        let fd = copy.as_fd();
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let fd = descriptor.require_copy()?;
+        let class = descriptor.socket_class().ok_or(Errno::ENOTSOCK)?;
         let name = parse_sockaddr_nl(&sys::name(fd).at(|| "getsockname")?).ok_or(Errno::EINVAL)?;
         let peer = parse_sockaddr_nl(&sys::peer(fd).at(|| "getpeername")?).ok_or(Errno::EINVAL)?;
         Ok(Netlink {
@@ -127,8 +125,8 @@ impl Kind for Netlink {
             groups: joined_groups(fd)?,
             peer: Some(peer).filter(|&peer| peer != (0, 0)),
             // MSG_PEEK could make the kernel continue a dump, so the messages are not read.
-            queued: sys::waiting(fd).at(|| "SO_MEMINFO")?,
-            netns: it.other_netns(),
+            queued: sys::receive_memory(fd).at(|| "SO_MEMINFO")?,
+            netns: descriptor.other_netns(),
             options: SocketOptions::read(fd, class)?,
         })
     }
@@ -149,7 +147,7 @@ impl Kind for Netlink {
         if self.queued > 0 {
             text += &format!(" queued={}", self.queued);
         }
-        Some(text)
+        Some(text + &netns_text(self.netns))
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -176,13 +174,13 @@ impl Kind for Netlink {
             warn_if_other_netns(cx);
         }
         let shown = escape(&file.link.0).into_owned();
-        let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
+        let nonblock = nonblock_flag(file.flags);
         let made = sys::new(libc::AF_NETLINK, class | nonblock, protocol).at(|| "socket")?;
         let fd = made.as_fd();
         // The filter is attached before the groups are joined, so that no message passes
         // unfiltered.
         for phase in [Phase::Created, Phase::Last] {
-            options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
+            options.restore(fd, phase, file, cx)?;
         }
         if let Some(port) = port {
             match sys::bind(fd, &sockaddr_nl(port, 0)) {

@@ -5,6 +5,9 @@
 //! a process.
 
 use crate::error::{At, Error, Result};
+use crate::image::OpenFile;
+use crate::kind::context::RestoreContext;
+use crate::messages::Messages;
 use crate::sys::socket as sys;
 use nix::errno::Errno;
 use nix::libc;
@@ -323,11 +326,11 @@ impl OptionSpec {
         }
     }
 
-    /// Reads the value of a socket into a buffer, and returns its length. For a filter the buffer
-    /// is left alone, and the length is not zero if there is one.
-    fn get(&self, fd: BorrowedFd<'_>, into: &mut [u8; MAX_VALUE]) -> nix::Result<usize> {
+    /// Reads the value of a socket into a buffer, and returns its length; none if the socket has no
+    /// such option. For a filter the buffer is left alone, and the length is not zero if there is one.
+    fn get(&self, fd: BorrowedFd<'_>, into: &mut [u8; MAX_VALUE]) -> Result<Option<usize>> {
         let len = self.buffer_len();
-        match self.encoding {
+        let got = match self.encoding {
             // EACCES: the filter is an eBPF program.
             Encoding::Filter => match sys::option_bytes(fd, self.level, self.number, &mut []) {
                 Err(Errno::EACCES) => Ok(MAX_VALUE),
@@ -335,6 +338,19 @@ impl OptionSpec {
             },
             _ => sys::option_bytes(fd, self.level, self.number, &mut into[..len])
                 .map(|got| got.min(len)),
+        };
+        match got {
+            // What getsockopt(2) answers for an option of another class of sockets, of another state
+            // of the socket, or of a kernel that is built with it.
+            Err(
+                Errno::ENOPROTOOPT
+                | Errno::EOPNOTSUPP
+                | Errno::EINVAL
+                | Errno::ENOTCONN
+                | Errno::EADDRNOTAVAIL
+                | Errno::ENODEV,
+            ) => Ok(None),
+            got => got.map(Some).at(|| self.name),
         }
     }
 
@@ -511,14 +527,14 @@ fn defaults(class: SocketClass) -> Result<Arc<[DefaultOption]>> {
     let new = sys::new(family, socket_type | libc::SOCK_CLOEXEC, protocol)
         .at(|| "a new socket of its type")?;
     let mut buffer = [0; MAX_VALUE];
-    let read = |spec: &'static OptionSpec| {
-        let len = spec.get(new.as_fd(), &mut buffer).ok()?;
+    let mut read = |spec: &'static OptionSpec| -> Result<Option<DefaultOption>> {
+        let Some(len) = spec.get(new.as_fd(), &mut buffer)? else { return Ok(None) };
         let bytes = buffer[..len].to_vec();
         // Some can be read from any socket, and set only on some.
         let set = || sys::set_option_bytes(new.as_fd(), spec.level, spec.number, &bytes);
         let read_only = !matches!(spec.encoding, Encoding::Buffer { .. } | Encoding::Filter)
             && matches!(set(), Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP));
-        (!read_only).then_some(DefaultOption { spec, bytes })
+        Ok((!read_only).then_some(DefaultOption { spec, bytes }))
     };
     let is_stream = socket_type == libc::SOCK_STREAM;
     let is_used_by_unix = |spec: &OptionSpec| {
@@ -530,7 +546,9 @@ fn defaults(class: SocketClass) -> Result<Arc<[DefaultOption]>> {
         libc::AF_UNIX => is_used_by_unix(spec),
         _ => !(is_stream && READ_ONLY_ON_STREAM.contains(&spec.name)),
     };
-    let defaults: Arc<[DefaultOption]> = OPTIONS.iter().filter(is_used).filter_map(read).collect();
+    let used = OPTIONS.iter().filter(is_used);
+    let defaults: Arc<[DefaultOption]> =
+        used.filter_map(|spec| read(spec).transpose()).collect::<Result<_>>()?;
     if let Ok(mut cache) = CACHE.write() {
         cache.get_or_insert_default().insert(class, defaults.clone());
     }
@@ -556,12 +574,8 @@ impl SocketOptions {
             if is_tuned(spec.encoding) {
                 continue;
             }
-            let len = match spec.get(fd, &mut buffer) {
-                Ok(len) => len,
-                // Some depend on the state of the socket: a listening one has no
-                // SO_MAX_PACING_RATE.
-                Err(_) => continue,
-            };
+            // A listening socket, for example, has no SO_MAX_PACING_RATE.
+            let Some(len) = spec.get(fd, &mut buffer)? else { continue };
             match spec.encoding {
                 Encoding::Buffer { .. } if locked.is_some() => (),
                 Encoding::Filter if len > 0 => (),
@@ -603,13 +617,13 @@ impl SocketOptions {
         Ok(())
     }
 
-    /// Sets the options of a phase. Calls `warn` for an option that cannot be set and affects only
+    /// Sets the options of a phase. Warns of an option that cannot be set and affects only
     /// performance; fails for any other.
     pub(crate) fn set(
         &self,
         fd: BorrowedFd<'_>,
         phase: Phase,
-        warn: &mut dyn FnMut(String),
+        warnings: &mut Messages<'_>,
     ) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
@@ -618,21 +632,37 @@ impl SocketOptions {
             let Some(value) = self.0.get(spec.name) else { continue };
             // A value that the socket has already may need a privilege to set.
             let mut buffer = [0; MAX_VALUE];
-            let current = spec.get(fd, &mut buffer).map_err(Error::from);
-            let current = current.and_then(|len| spec.decode(fd, &buffer[..len]));
-            let same = current.is_ok_and(|current| current == *value);
+            let current = match spec.get(fd, &mut buffer)? {
+                Some(len) => spec.decode(fd, &buffer[..len]).ok(),
+                None => None,
+            };
+            let same = current.is_some_and(|current| current == *value);
             if same && !matches!(spec.encoding, Encoding::Buffer { .. }) {
                 continue;
             }
             match (spec.set(fd, value), spec.if_refused) {
                 (Ok(()), _) => (),
                 (Err(errno), IfRefused::Warn) => {
-                    warn(format!("{} is not restored: {}", spec.name, errno.desc()));
+                    warnings.push(format!("{} is not restored: {}", spec.name, errno.desc()));
                 }
                 (Err(errno), IfRefused::Fail) => return Err(errno).at(|| spec.name),
             }
         }
         Ok(())
+    }
+
+    /// Sets the options of a phase on the socket of a file. Adds the warnings of
+    /// [`SocketOptions::set`] to those of the restore.
+    pub(crate) fn restore(
+        &self,
+        fd: BorrowedFd<'_>,
+        phase: Phase,
+        file: &OpenFile,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
+        let name = crate::text::escape(&file.link.0);
+        let mut warnings = Messages::passed(|line| cx.warnings.push(format!("{name}: {line}")));
+        self.set(fd, phase, &mut warnings)
     }
 
     /// Removes options by name.
@@ -717,11 +747,11 @@ mod tests {
         let wanted = options(pairs);
         wanted.check(class).unwrap();
         let one = socket(class);
-        let mut warnings = Vec::new();
+        let mut warnings = Messages::kept();
         for phase in [Phase::Created, Phase::Last] {
-            wanted.set(one.as_fd(), phase, &mut |line| warnings.push(line)).unwrap();
+            wanted.set(one.as_fd(), phase, &mut warnings).unwrap();
         }
-        assert_eq!(warnings, Vec::<String>::new());
+        assert_eq!(warnings.lines(), [""; 0]);
         assert_eq!(SocketOptions::read(one.as_fd(), class).unwrap(), wanted);
     }
 
@@ -808,7 +838,7 @@ mod tests {
         read.remove(&["TCP_MAXSEG", "TCP_WINDOW_CLAMP"]);
         let new = socket(class);
         for phase in [Phase::Created, Phase::Last] {
-            read.set(new.as_fd(), phase, &mut |line| panic!("{line}")).unwrap();
+            read.set(new.as_fd(), phase, &mut Messages::passed(|line| panic!("{line}"))).unwrap();
         }
         assert_eq!((read.int("IP_MULTICAST_TTL"), read.bytes("IP_MULTICAST_IF")), (None, None));
     }

@@ -5,9 +5,10 @@ use crate::error::{At, Error, Result};
 use crate::image::{Bytes, OpenFile};
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::PASSIVE_REASON;
-use crate::kind::socket::inet::{NONBLOCK, require_same_netns, warn_if_other_netns};
+use crate::kind::effect::{Allow, Effect};
+use crate::kind::socket::inet::{netns_text, require_same_netns, warn_if_other_netns};
 use crate::kind::socket::option::{Phase, SocketOptions};
+use crate::kind::socket::{NONBLOCK, nonblock_flag};
 use crate::proc::Descriptor;
 use crate::proc::sock_diag;
 use crate::sys::socket as sys;
@@ -122,39 +123,47 @@ impl Membership {
     }
 }
 
+/// The device that a socket is bound to, by its index in a struct sockaddr_ll; zero is no device.
+fn bound_device(fd: BorrowedFd<'_>, index: i32) -> Result<Option<BoundDevice>> {
+    if index == 0 {
+        return Ok(None);
+    }
+    let name = match sys::device_name(fd, index) {
+        // The device was removed.
+        Err(Errno::ENODEV) => Vec::new(),
+        name => name.at(|| format!("device {index}"))?,
+    };
+    Ok(Some(BoundDevice { index, name: Bytes(name) }))
+}
+
 impl Kind for Packet {
     const NAME: &'static str = "packet";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.is_socket()
-            && it.family() == Some(libc::AF_PACKET)
-            && matches!(it.class(), Some((_, libc::SOCK_RAW | libc::SOCK_DGRAM, _)))
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.socket_family() == Some(libc::AF_PACKET)
+            && matches!(descriptor.socket_class(), Some((_, libc::SOCK_RAW | libc::SOCK_DGRAM, _)))
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (Some(copy), Some(inode), Some(class)) = (&it.copy, &it.inode, it.class()) else {
-            return Err(Error::unrestorable(PASSIVE_REASON));
-        };
-        let fd = copy.as_fd();
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let fd = descriptor.require_copy()?;
+        let class = descriptor.socket_class().ok_or(Errno::ENOTSOCK)?;
+        let inode = descriptor.inode.as_ref().ok_or(Errno::ENOTSOCK)?;
         let name = sys::name(fd).at(|| "getsockname")?;
         let (protocol, index) = parse_sockaddr_ll(&name).ok_or(Errno::EINVAL)?;
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
-        let found = it.process.packet_socket(ino)?;
+        let found = descriptor.process.packet_socket(ino, fd)?;
         let fanout =
             || sys::option(fd, libc::SOL_PACKET, libc::PACKET_FANOUT).at(|| "PACKET_FANOUT");
         let members = found.members.into_iter().map(|member| Membership::from_diag(fd, member));
         Ok(Packet {
             class: class.1,
             protocol,
-            device: (index != 0).then(|| BoundDevice {
-                index,
-                name: Bytes(sys::device_name(fd, index).unwrap_or_default()),
-            }),
+            device: bound_device(fd, index)?,
             members: members.collect::<Result<_>>()?,
             fanout: found.fans.then(fanout).transpose()?.map(|fanout| fanout as u32),
             rings: found.rings,
-            queued: sys::waiting(fd).at(|| "SO_MEMINFO")?,
-            netns: it.other_netns(),
+            queued: sys::receive_memory(fd).at(|| "SO_MEMINFO")?,
+            netns: descriptor.other_netns(),
             options: SocketOptions::read(fd, class)?,
         })
     }
@@ -167,7 +176,7 @@ impl Kind for Packet {
         if self.queued > 0 {
             text += &format!(" queued={}", self.queued);
         }
-        Some(text)
+        Some(text + &netns_text(self.netns))
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -186,6 +195,15 @@ impl Kind for Packet {
             return Err(Error::malformed("it has more than 65536 memberships"));
         }
         self.options.validate()
+    }
+
+    fn effects(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let joins = |member: &Membership| {
+            let device = escape(&member.device.0).into_owned();
+            let what = format!("receives from the device {device} what is not for it");
+            Effect::needing(Allow::Network, format!("{what} (PACKET_ADD_MEMBERSHIP)"))
+        };
+        Ok(self.members.iter().map(joins).collect())
     }
 
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -229,12 +247,12 @@ impl Kind for Packet {
             warn_if_other_netns(cx);
         }
         let shown = escape(&file.link.0).into_owned();
-        let nonblock = if file.flags & NONBLOCK != 0 { libc::SOCK_NONBLOCK } else { 0 };
+        let nonblock = nonblock_flag(file.flags);
         // Protocol 0 receives nothing until bind(2) sets the protocol, after all options.
         let made = sys::new(libc::AF_PACKET, class | nonblock, 0).at(|| "socket")?;
         let fd = made.as_fd();
         for phase in [Phase::Created, Phase::Last] {
-            options.set(fd, phase, &mut |line| cx.warnings.push(format!("{shown}: {line}")))?;
+            options.restore(fd, phase, file, cx)?;
         }
         let device = match device {
             Some(BoundDevice { index: _, name }) => device_index(fd, name)?,

@@ -4,11 +4,11 @@
 use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::inet::{self, Inet, NONBLOCK};
+use crate::kind::socket::inet::{self, Inet};
 use crate::kind::socket::option::{Phase, SocketClass};
+use crate::kind::socket::{NONBLOCK, shut_down};
 use crate::proc::Descriptor;
 use crate::text::escape;
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
@@ -27,10 +27,10 @@ pub(crate) struct PortlessSocket {
 impl PortlessSocket {
     /// Captures a socket. `table` is its table in /proc/PID/net (`raw`, `icmp`): getpeername(2)
     /// fails for a peer without a port, and only this table has its address.
-    pub(crate) fn capture(it: &Descriptor<'_>, table: &str) -> Result<PortlessSocket> {
-        let mut socket = Inet::capture(it)?;
-        socket.read_remote(it, table);
-        let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
+    pub(crate) fn capture(descriptor: &Descriptor<'_>, table: &str) -> Result<PortlessSocket> {
+        let mut socket = Inet::capture(descriptor)?;
+        socket.read_remote(descriptor, table);
+        let fd = descriptor.require_copy()?;
         let (queued, shutdown) = inet::queue_state(fd)?;
         Ok(PortlessSocket { socket, queued, shutdown })
     }
@@ -38,7 +38,7 @@ impl PortlessSocket {
     /// The text of [`crate::kind::Kind::describe`]; `name` is the name of the kind.
     pub(crate) fn describe(&self, name: &str) -> String {
         let queued = self.queued.map_or(String::new(), |bytes| format!(" queued={bytes}"));
-        format!("{name} {}{queued}", self.socket.endpoints())
+        format!("{name} {}{queued}{}", self.socket.endpoints(), self.socket.netns_text())
     }
 
     /// Makes the socket, with its options, addresses and shutdown. Warns of lost messages.
@@ -52,7 +52,7 @@ impl PortlessSocket {
         let made = socket.make_bound(socket_type, file, cx)?;
         socket.set_options(Phase::Last, made.as_fd(), file, cx)?;
         socket.connect(made.as_fd())?;
-        inet::shut_down(made.as_fd(), *shutdown)?;
+        shut_down(made.as_fd(), *shutdown)?;
         if queued.is_some() {
             let why =
                 "its unread messages cannot be captured (it has no SO_PEEK_OFF), and are lost";
@@ -63,6 +63,6 @@ impl PortlessSocket {
 }
 
 /// Family, type and protocol of a descriptor, if it is an internet socket of this type.
-pub(crate) fn class(it: &Descriptor<'_>, socket_type: i32) -> Option<SocketClass> {
-    inet::class(it).filter(|class| class.1 == socket_type)
+pub(crate) fn class(descriptor: &Descriptor<'_>, socket_type: i32) -> Option<SocketClass> {
+    inet::class(descriptor).filter(|class| class.1 == socket_type)
 }

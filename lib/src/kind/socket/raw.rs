@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
+use crate::kind::effect::Effect;
 use crate::kind::socket::inet;
 use crate::kind::socket::portless::{self, PortlessSocket};
 use crate::proc::Descriptor;
@@ -19,12 +20,12 @@ pub(crate) struct Raw(PortlessSocket);
 impl Kind for Raw {
     const NAME: &'static str = "raw";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        portless::class(it, libc::SOCK_RAW).is_some()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        portless::class(descriptor, libc::SOCK_RAW).is_some()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        PortlessSocket::capture(it, "raw").map(Raw)
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        PortlessSocket::capture(descriptor, "raw").map(Raw)
     }
 
     fn describe(&self, _: &OpenFile) -> Option<String> {
@@ -33,6 +34,10 @@ impl Kind for Raw {
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
         self.0.socket.validate()
+    }
+
+    fn effects(&self, _: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        Ok(self.0.socket.effects())
     }
 
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

@@ -5,15 +5,16 @@ use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::Kind;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::socket::inet::{self, Inet, NONBLOCK};
+use crate::kind::socket::inet::{self, Inet};
 use crate::kind::socket::option::Phase;
+use crate::kind::socket::{NONBLOCK, listen, shutdown_even_unconnected};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::sys;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{Backlog, Shutdown, listen};
+use nix::sys::socket::Shutdown;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -128,16 +129,16 @@ impl Tcp {
 impl Kind for Tcp {
     const NAME: &'static str = "tcp";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
         matches!(
-            inet::class(it),
+            inet::class(descriptor),
             Some((_, libc::SOCK_STREAM, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP))
         )
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let socket = Inet::capture(it)?;
-        let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let socket = Inet::capture(descriptor)?;
+        let fd = descriptor.require_copy()?;
         let info = TcpInfo::read(fd)?;
         let mut tcp =
             Tcp { socket, state: info.state, listens: None, connection: None, ended: None };
@@ -182,7 +183,7 @@ impl Kind for Tcp {
                 text += &format!(" {name}={bytes}");
             }
         }
-        Some(text)
+        Some(text + &self.socket.netns_text())
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -231,7 +232,7 @@ impl Kind for Tcp {
             }
         };
         if let Some(unread) = *ended {
-            inet::shutdown_even_unconnected(made.as_fd(), Shutdown::Both)?;
+            shutdown_even_unconnected(made.as_fd(), Shutdown::Both)?;
             warn_if_lost(unread, "unread bytes");
         }
         if let Some((_, pending)) = *listens {
@@ -249,18 +250,17 @@ impl Kind for Tcp {
     /// (socket(7)).
     fn finish(
         &self,
-        _: &OpenFile,
+        file: &OpenFile,
         _: RawFd,
         fd: BorrowedFd<'_>,
         _: &Outcome,
-        _: &mut RestoreContext<'_>,
+        cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         let Some((backlog, _)) = self.listens else { return Ok(()) };
-        let backlog = Backlog::new(i32::try_from(backlog).unwrap_or(i32::MAX));
-        match listen(&fd, backlog.unwrap_or(Backlog::MAXCONN)) {
-            Err(Errno::EADDRINUSE) => {
-                Err(Error::unrestorable("another socket now listens on its address"))
-            }
+        match listen(fd, backlog, file, cx) {
+            Err(Errno::EADDRINUSE) => Err(Error::unrestorable(
+                "another socket now listens on its address: end its process first (ss -tlp)",
+            )),
             done => done.at(|| "listen"),
         }
     }
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn a_listening_socket_is_captured_with_backlog_and_pending_connections() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listen(&listener, Backlog::new(7).unwrap()).unwrap();
+        sys::socket::listen(listener.as_fd(), 7).unwrap();
         let address = listener.local_addr().unwrap();
         let _client = TcpStream::connect(address).unwrap();
         let tcp: Tcp = body_of(&listener);

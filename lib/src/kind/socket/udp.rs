@@ -4,9 +4,12 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
 use crate::kind::context::{Held, Opened, RestoreContext};
-use crate::kind::socket::inet::{self, Address, Inet, NONBLOCK};
+use crate::kind::effect::{Allow, Effect};
+use crate::kind::socket::inet::{self, Address, Inet};
 use crate::kind::socket::option::Phase;
-use crate::kind::socket::over_limit;
+use crate::kind::socket::{
+    NONBLOCK, check_queue_limit, check_stop, events_without_error, shut_down,
+};
 use crate::kind::{ContentsContext, Kind, Piece, Sink};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
@@ -14,6 +17,7 @@ use crate::sys::peek_guard::PeekOffset;
 use crate::sys::socket;
 use crate::text::escape;
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -41,13 +45,13 @@ impl Kind for Udp {
     const NAME: &'static str = "udp";
     const SHARES_OBJECT: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        matches!(inet::class(it), Some((_, libc::SOCK_DGRAM, libc::IPPROTO_UDP | UDPLITE)))
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        matches!(inet::class(descriptor), Some((_, libc::SOCK_DGRAM, libc::IPPROTO_UDP | UDPLITE)))
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let socket = Inet::capture(it)?;
-        let fd = it.copy.as_ref().ok_or(Errno::EBADF)?.as_fd();
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let socket = Inet::capture(descriptor)?;
+        let fd = descriptor.require_copy()?;
         let (queued, shutdown) = inet::queue_state(fd)?;
         let unsent = socket::unsent(fd).at(|| "SIOCOUTQ")? as u32;
         Ok(Udp { socket, queued, unsent, shutdown })
@@ -59,19 +63,14 @@ impl Kind for Udp {
         limit: u64,
         to: Sink<'_>,
     ) -> Result<()> {
-        let ready = socket::ready(copy).at(|| "poll")?;
-        if ready & libc::POLLERR != 0 {
-            // recv(2) returns SO_ERROR and clears it, also with MSG_PEEK.
-            return Err(Error::unrestorable("an error is pending on it; reading would clear it"));
-        }
-        if ready & libc::POLLIN == 0 {
+        if events_without_error(copy)? & libc::POLLIN == 0 {
             return Ok(());
         }
         if socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? >= 0 {
             // The program uses SO_PEEK_OFF itself. While it runs, it would peek at another message.
             cx.require_frozen()?;
         }
-        for (from, bytes) in &peek_queue(copy, limit, false)? {
+        for (from, bytes) in &peek_queue(copy, limit, Some(cx))? {
             let from = from.as_ref().map(|from| Bytes(from.to_string().into_bytes()));
             let with = Some(MessageMeta { from, ..MessageMeta::default() });
             to(Piece { bytes, with, ..Piece::default() })?;
@@ -89,7 +88,7 @@ impl Kind for Udp {
         if *unsent > 0 {
             text += &format!(" unsent={unsent}");
         }
-        Some(text)
+        Some(text + &socket.netns_text())
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -99,6 +98,18 @@ impl Kind for Udp {
             return Err(Error::malformed(why));
         }
         self.socket.validate()
+    }
+
+    fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let mut effects = self.socket.effects();
+        // The queue is filled by sending the messages to the address of the socket.
+        if let Some(to) = self.socket.local()?.filter(|_| cx.has_contents(file.object)) {
+            if !is_of_this_machine(&to)? {
+                let what = format!("sends messages to {to}, which is no address of this machine");
+                effects.push(Effect::needing(Allow::Network, what));
+            }
+        }
+        Ok(effects)
     }
 
     fn check(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
@@ -137,7 +148,7 @@ impl Kind for Udp {
         if cx.has_contents(file.object) {
             self.fill(file, fd, cx)?;
         }
-        inet::shut_down(fd, self.shutdown)?;
+        shut_down(fd, self.shutdown)?;
         self.socket.set_options(Phase::Last, fd, file, cx)
     }
 
@@ -149,8 +160,9 @@ impl Kind for Udp {
 /// A message: the address of its sender, and its bytes.
 type Datagram = (Option<Address>, Vec<u8>);
 
-/// Peeks at the next message; none if there is none.
+/// Peeks at the next message; none if there is none. Fails with status 6 if an error is pending.
 fn peek_message(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datagram>> {
+    events_without_error(fd)?;
     match socket::peek(fd, buffer) {
         // Shut down for receiving: each call returns 0 bytes and no address.
         Ok((0, from)) if from.is_empty() => Ok(None),
@@ -163,13 +175,17 @@ fn peek_message(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<Datagram
     }
 }
 
-/// Reads the messages of a queue without consuming them. `exclusive`: no other process has the
+/// Reads the messages of a queue without consuming them. `scan` is absent if no other process has the
 /// socket, so that no guard process needs to restore SO_PEEK_OFF. Fails with status 6 if they have
-/// more than `limit` bytes.
+/// more than `limit` bytes, or are too many for a stop.
 ///
 /// With SO_PEEK_OFF, empty messages that were peeked at before are skipped (Linux 4.13). So the
 /// first message is peeked at without it; later ones cannot be.
-fn peek_queue(fd: BorrowedFd<'_>, limit: u64, exclusive: bool) -> Result<Vec<Datagram>> {
+fn peek_queue(
+    fd: BorrowedFd<'_>,
+    limit: u64,
+    scan: Option<&ContentsContext<'_>>,
+) -> Result<Vec<Datagram>> {
     let mut buffer = vec![0; MAX_CHUNK];
     let mut all = Vec::new();
     if socket::option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0 {
@@ -180,21 +196,20 @@ fn peek_queue(fd: BorrowedFd<'_>, limit: u64, exclusive: bool) -> Result<Vec<Dat
         }
     }
     let set = |at| socket::set_option(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, at);
-    let offset = match exclusive {
-        true => set(0).map(|()| None),
-        false => PeekOffset::take(fd).map(Some),
+    let offset = match scan {
+        None => set(0).map(|()| None),
+        Some(_) => PeekOffset::take(fd).map(Some),
     };
     let offset = offset.at(|| "SO_PEEK_OFF")?;
     let mut total = 0;
     while let Some(message) = peek_message(fd, &mut buffer)? {
         total += message.1.len() as u64;
-        if total > limit {
-            return Err(over_limit(limit));
-        }
+        check_queue_limit(total, limit)?;
         all.push(message);
+        scan.map_or(Ok(()), |cx| check_stop(all.len(), cx))?;
     }
     drop(offset);
-    if exclusive {
+    if scan.is_none() {
         set(-1).at(|| "SO_PEEK_OFF")?;
     }
     Ok(all)
@@ -223,7 +238,7 @@ impl Udp {
         if resender.reconnected {
             self.socket.reconnect(fd, file, cx)?;
         }
-        let received = peek_queue(fd, u64::MAX, true)?;
+        let received = peek_queue(fd, u64::MAX, None)?;
         let (lost, other_sender) = count_differences(&messages, &received);
         for (count, what) in [(lost, "are lost"), (other_sender, "lose their sender addresses")] {
             if count > 0 {
@@ -269,7 +284,7 @@ struct Resender<'a> {
     reconnected: bool,
 }
 
-/// The restored socket of this protocol that is bound to this address, if it is open by now.
+/// The restored socket of this protocol that is bound to this address, if it is open already.
 fn restored_sender(
     cx: &mut RestoreContext<'_>,
     protocol: i32,
@@ -364,6 +379,21 @@ impl Resender<'_> {
         let unbound = unbound.as_ref()?.as_fd();
         socket::send_to(unbound, bytes, &to.encode(unbound).ok()?).ok().map(drop)
     }
+}
+
+/// Reports whether messages to this address stay on this machine: it is INADDR_ANY or in6addr_any, a
+/// loopback address, or one of a device in the network namespace of this process.
+fn is_of_this_machine(address: &Address) -> Result<bool> {
+    let ip = address.unmapped().ip;
+    if ip.is_unspecified() || ip.is_loopback() {
+        return Ok(true);
+    }
+    let mut all = getifaddrs().at(|| "getifaddrs")?;
+    Ok(all.any(|device| {
+        let Some(own) = device.address else { return false };
+        let v4 = own.as_sockaddr_in().map(|own| IpAddr::V4(own.ip()));
+        v4.or_else(|| own.as_sockaddr_in6().map(|own| IpAddr::V6(own.ip()))) == Some(ip)
+    }))
 }
 
 /// The address by which a sender reaches a socket with this local address: for INADDR_ANY and
@@ -485,7 +515,7 @@ mod tests {
         assert_eq!((udp.queued, udp.shutdown), (Some(5), 0));
         let description = format!("udp {} queued=5", a.local_addr().unwrap());
         assert_eq!(describe_of(&a), description);
-        inet::shutdown_even_unconnected(b.as_fd(), Shutdown::Read).unwrap();
+        crate::kind::socket::shutdown_even_unconnected(b.as_fd(), Shutdown::Read).unwrap();
         let udp: Udp = body_of(&b);
         assert_eq!((udp.queued, udp.shutdown), (None, 1));
     }

@@ -2,38 +2,32 @@
 //! (sock_diag(7)). Unread messages are captured with MSG_PEEK, and sent again through the peer.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Bytes, Chunk, MAX_CHUNK, MessageMeta, OpenFile};
-use crate::kind::context::{Held, Opened, OpenedTogether, RestoreContext};
+use crate::image::{Bytes, OpenFile};
+use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
+use crate::kind::effect::{Allow, Effect};
+use crate::kind::socket::inet::{netns_text, require_same_netns};
 use crate::kind::socket::option::{Phase, SocketClass, SocketOptions};
-use crate::kind::socket::{PASSIVE_REASON, over_limit};
-use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Piece, Sink};
+use crate::kind::socket::socket_file::{self, BindPlace, ModeAndOwner, name_in_use, sockaddr_un};
+use crate::kind::socket::unix_queue::{
+    QueueLosses, decode_name, for_each_message, peek_queue, send_message,
+};
+use crate::kind::socket::{NONBLOCK, events_without_error, listen, nonblock_flag, shut_down};
+use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, Sink};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
 use crate::sys;
-use crate::sys::peek_guard::PeekOffset;
 use crate::sys::socket::MAX_FDS;
-use crate::sys::socket::{Ancillary, Ucred};
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{
-    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, connect, listen,
-    shutdown, socket, socketpair,
-};
-use nix::sys::stat::Mode;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, socket, socketpair};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-const NONBLOCK: u32 = libc::O_NONBLOCK as u32;
 /// The length limit of a message, in bytes: beyond any that net.core.wmem_max allows by default.
 const MAX_MESSAGE: usize = 4 << 20;
-/// The limit of successive messages without bytes: each takes a few hundred bytes of the buffer.
-const MAX_EMPTY_MESSAGES: usize = 1 << 20;
 
 /// A unix socket.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -45,14 +39,30 @@ pub(crate) struct Unix {
     name: Option<Bytes>,
     /// Permissions, owner and group of the socket file at its path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    node: Option<(u32, u32, u32)>,
-    /// The inode of its peer; zero if the peer is closed, none if it is not connected.
+    node: Option<ModeAndOwner>,
+    /// The path of the socket file: SIOCUNIXFILE, or, where that is not permitted, the name from the
+    /// directories of the process, if it leads to the file. None if it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<Bytes>,
+    /// The inode of its peer; zero if the peer is closed, none if it is not connected. If it `waits`,
+    /// the inode of the listening socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     peer: Option<u32>,
+    /// It is connected, and the listening socket has not accepted the connection yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    waits: bool,
+    /// If it waits: the memory of what it has sent, in bytes (UNIX_DIAG_RQLEN). No descriptor reads it
+    /// before the connection is accepted, and it is not kept.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    sent: u32,
+    /// Of a listening socket: the inodes of those that wait to be accepted, the first one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    clients: Vec<u32>,
     /// The backlog of a listening socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     backlog: Option<u32>,
-    /// Pending connections. They are not kept.
+    /// The number of connections that wait to be accepted. Those of sockets outside the image are not
+    /// kept.
     pending: u32,
     /// Unread bytes; of a datagram socket, those of the first message.
     queued: u32,
@@ -61,6 +71,10 @@ pub(crate) struct Unix {
     /// An out-of-band byte is unread (MSG_OOB, Linux 5.15). It is not kept.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     urgent: bool,
+    /// The inode of its network namespace, if that is not its process's. Abstract names are those of
+    /// one network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    netns: Option<u64>,
     /// Socket options that differ from those of a new socket.
     #[serde(default, skip_serializing_if = "SocketOptions::is_empty")]
     options: SocketOptions,
@@ -88,6 +102,33 @@ impl Unix {
         Some((file, cx.image.record_as(file.id)?))
     }
 
+    /// The listening socket by which it waits to be accepted, if that is restored too, and knows it.
+    fn listener<'a>(
+        &self,
+        file: &OpenFile,
+        cx: &RestoreContext<'a>,
+    ) -> Option<(&'a OpenFile, &'a Unix)> {
+        let (listener_file, listener) = self.restored_peer(cx).filter(|_| self.waits)?;
+        let inode = file.inode.as_ref()?.ino;
+        let is_client = listener.class == self.class
+            && listener.clients.iter().any(|&client| u64::from(client) == inode);
+        is_client.then_some((listener_file, listener))
+    }
+
+    /// The restored sockets that wait to be accepted by it, the first one first.
+    fn restored_clients<'a>(
+        &self,
+        file: &OpenFile,
+        cx: &RestoreContext<'a>,
+    ) -> Vec<(&'a OpenFile, &'a Unix)> {
+        let clients = self.clients.iter().filter_map(|&client| cx.socket(client));
+        let clients = clients.filter_map(|it| Some((it, cx.image.record_as::<Unix>(it.id)?)));
+        let is_its = |(client, record): &(&OpenFile, &Unix)| {
+            record.listener(client, cx).is_some_and(|(listener, _)| listener.id == file.id)
+        };
+        clients.filter(is_its).collect()
+    }
+
     /// Reports whether its peer is another socket that is connected to this one: a pair, as
     /// socketpair(2) and accept(2) make it.
     fn is_pair(&self, file: &OpenFile, (peer_file, peer): &(&OpenFile, &Unix)) -> bool {
@@ -95,6 +136,10 @@ impl Unix {
             && self.class == peer.class
             && peer.peer.map(u64::from) == file.inode.as_ref().map(|inode| inode.ino)
     }
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Family, type and protocol of a unix socket of this type.
@@ -116,29 +161,45 @@ impl Kind for Unix {
     const SHARES_OBJECT: bool = true;
     const CARRIES_DESCRIPTORS: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.is_socket() && it.family() == Some(libc::AF_UNIX)
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.socket_family() == Some(libc::AF_UNIX)
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let (Some(copy), Some(inode)) = (&it.copy, &it.inode) else {
-            return Err(Error::unrestorable(PASSIVE_REASON));
-        };
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let copy = descriptor.require_copy()?;
+        let inode = descriptor.inode.as_ref().ok_or(Errno::ENOTSOCK)?;
         let ino = u32::try_from(inode.ino).map_err(|_| Errno::EOVERFLOW)?;
-        let found = it.process.unix_socket(ino)?;
+        let (found, netns) = descriptor.process.unix_socket(ino, copy)?;
         let path = found.name.as_deref().filter(|name| name.first() != Some(&0));
-        let stat = path.and_then(|path| it.process.stat_at(path));
+        let file = match path {
+            Some(path) => socket_file::find(descriptor, copy, path, found.file)?,
+            None => socket_file::SocketFile::default(),
+        };
+        // A restore binds only these.
+        if let (true, Some(path)) = (file.unknown && (found.listens || found.peer.is_none()), path)
+        {
+            descriptor.warn(format!(
+                "its name {} is as it was bound, and leads to no file of it now: where that is can be \
+                 read with CAP_NET_ADMIN (run as root), unless it is unlinked",
+                escape(path)
+            ));
+        }
         Ok(Unix {
             class: found.class,
-            node: stat.map(|stat| (stat.st_mode & 0o7777, stat.st_uid, stat.st_gid)),
+            node: file.node,
+            file: file.path.map(Bytes),
             name: found.name.map(Bytes),
-            peer: found.peer,
+            peer: found.listener.or(found.peer),
+            waits: found.listener.is_some(),
+            sent: found.listener.map_or(0, |_| found.queue.1),
             backlog: found.listens.then_some(found.queue.1),
-            pending: found.pending,
+            pending: found.clients.len() as u32,
+            clients: found.clients.into_iter().filter(|&client| client != 0).collect(),
             queued: if found.listens { 0 } else { found.queue.0 },
             shutdown: found.shutdown,
-            urgent: found.queue.0 > 0 && sys::socket::urgent(copy.as_fd()).is_some(),
-            options: SocketOptions::read(copy.as_fd(), class_of(found.class))?,
+            urgent: found.queue.0 > 0 && sys::socket::urgent(copy).is_some(),
+            netns,
+            options: SocketOptions::read(copy, class_of(found.class))?,
         })
     }
 
@@ -152,14 +213,13 @@ impl Kind for Unix {
         if option(libc::SO_ACCEPTCONN)? != 0 {
             return Ok(());
         }
-        let mut polled = [PollFd::new(copy, PollFlags::POLLIN)];
-        let readable = poll(&mut polled, PollTimeout::ZERO).at(|| "poll")? > 0;
+        let readable = events_without_error(copy)? != 0;
         if readable && option(libc::SO_PEEK_OFF)? >= 0 {
             // The program uses SO_PEEK_OFF itself. While it runs, it would peek at another offset,
             // and bytes that it reads would not lower its own.
             cx.require_frozen()?;
         }
-        peek_queue(copy, option(libc::SO_TYPE)?, limit, to)
+        peek_queue(copy, cx, option(libc::SO_TYPE)?, limit, to)
     }
 
     fn describe(&self, file: &OpenFile) -> Option<String> {
@@ -177,10 +237,16 @@ impl Kind for Unix {
             Some(name) => text += &format!(" {}", String::from_utf8_lossy(name)),
             None => (),
         }
+        if let Some(file) = self.file.as_ref().filter(|file| Some(*file) != self.name.as_ref()) {
+            text += &format!(" (file {})", String::from_utf8_lossy(&file.0));
+        }
         match self.peer {
             Some(0) => text += " -> closed",
             Some(peer) => text += &format!(" -> socket:[{peer}]"),
             None => (),
+        }
+        if self.waits {
+            text += " not accepted yet";
         }
         if let Some(backlog) = self.backlog {
             text += &format!(" LISTEN backlog={backlog}");
@@ -190,13 +256,31 @@ impl Kind for Unix {
                 text += &format!(" {name}={count}");
             }
         }
-        Some(text)
+        Some(text + &netns_text(self.netns))
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
         self.socket_type()?;
         if let Some(name) = &self.name {
             unix_addr(&name.0)?;
+            if name.0.is_empty() {
+                return Err(Error::malformed("its name is empty, which bind(2) never makes"));
+            }
+        }
+        if self
+            .file
+            .as_ref()
+            .is_some_and(|file| file.0.first() != Some(&b'/') || file.0.contains(&0))
+        {
+            return Err(Error::malformed("the path of its file is not an absolute path"));
+        }
+        if self.waits && (self.peer.unwrap_or(0) == 0 || self.backlog.is_some()) {
+            return Err(Error::malformed("it waits to be accepted, but not by a listening socket"));
+        }
+        let clients: HashSet<&u32> = self.clients.iter().collect();
+        let are_distinct = clients.len() == self.clients.len();
+        if !self.clients.is_empty() && (self.backlog.is_none() || !are_distinct) {
+            return Err(Error::malformed("its clients are not those of a listening socket"));
         }
         self.options.validate()
     }
@@ -205,18 +289,51 @@ impl Kind for Unix {
         Some(Box::new(QueueCheck::default()))
     }
 
+    fn effects(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        let path = self.name.as_ref().filter(|name| !name.0.starts_with(&[0]));
+        let Some(path) = path.filter(|_| cx.root.is_none() && cx.asks_for_names()) else {
+            return Ok(Vec::new());
+        };
+        if self.is_bound_alone() {
+            let place = self.place(&path.0, cx)?;
+            return Ok(vec![self.bound_at(&place, &path.0, cx)?]);
+        }
+        // The name of an end of a connection is only tried.
+        let bound = || self.bound_at(&self.place(&path.0, cx)?, &path.0, cx);
+        let allowed = |effect: &Effect| effect.permitted(cx.allow).is_ok();
+        let tried = cx.dry_run.then(bound).and_then(Result::ok).filter(allowed);
+        Ok(tried.into_iter().collect())
+    }
+
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         self.options.check(class_of(self.class))?;
-        let bound = match self.backlog {
-            Some(_) => true,
-            None => self.peer.is_none(),
-        };
+        let bound = self.is_bound_alone();
         let path = self.name.as_ref().filter(|name| !name.0.starts_with(&[0]));
         if bound && path.is_some() && cx.root.is_some() {
-            return Err(Error::unrestorable("a socket cannot be bound to a path below --root"));
+            return Err(Error::unrestorable(
+                "a socket cannot be bound to a path below --root: run fdrestore in that root (chroot(8))",
+            ));
+        }
+        match path {
+            // The restore finds its place when it is bound.
+            _ if !bound || !cx.is_plan() => (),
+            Some(path) => {
+                self.place(&path.0, cx)?.check_free(self.node, &escape(&path.0))?;
+            }
+            None => {
+                if let Some(name) = &self.name {
+                    require_same_netns(self.netns, cx)?;
+                    self.check_abstract(&name.0)?;
+                }
+            }
         }
         match self.peer {
             None | Some(0) => Ok(()),
+            Some(_) if self.waits && self.listener(file, cx).is_some() => Ok(()),
+            Some(peer) if self.waits => Err(Error::unrestorable(format!(
+                "it waits to be accepted by socket:[{peer}], which is outside the image or has no such \
+                 client"
+            ))),
             Some(peer) => match self.restored_peer(cx) {
                 Some(found) if self.is_pair(file, &found) => Ok(()),
                 Some((_, found)) if found.name.is_some() && !self.is_stream() => Ok(()),
@@ -227,39 +344,57 @@ impl Kind for Unix {
         }
     }
 
-    fn peer_id(&self, file: &OpenFile) -> Option<u64> {
+    fn socket_inode(&self, file: &OpenFile) -> Option<u64> {
         file.inode.as_ref().map(|inode| inode.ino)
     }
 
-    fn peer_ids(&self) -> Vec<u64> {
+    fn peer_inodes(&self) -> Vec<u64> {
         self.peer.filter(|&peer| peer != 0).map(u64::from).into_iter().collect()
     }
 
-    fn parks_other_end(&self) -> bool {
+    fn has_closed_end(&self) -> bool {
         self.peer == Some(0)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         self.check(file, cx)?;
+        if let Some((listener_file, listener)) = self.listener(file, cx) {
+            // The listening socket is opened with all its clients. One of them is this.
+            let mut opened = listener.restore(listener_file, cx)?;
+            let at = opened.others.iter().position(|other| other.file == file.id);
+            let client = opened.others.swap_remove(at.ok_or(Errno::ENOTCONN)?);
+            let (fd, flags) = (opened.fd, opened.flags);
+            opened.others.push(OpenedTogether { file: listener_file.id, fd, flags });
+            return Ok(Opened { fd: client.fd, flags: client.flags, ..opened });
+        }
         let socket_type = self.socket_type()?;
         let pair = self.restored_peer(cx).filter(|found| self.is_pair(file, found));
         let Unix {
             class: _,
             name,
-            node,
+            // Self::bind
+            node: _,
+            file: _,
             peer,
+            // Self::listener
+            waits: _,
+            sent: _,
+            clients: _,
             backlog,
             pending,
             queued: _,
             shutdown: _,
             urgent,
+            // Self::check
+            netns: _,
             options: _,
         } = self;
-        let made = match (&pair, peer) {
+        let mut socket_file = None;
+        let mut made = match (&pair, peer) {
             (Some((peer_file, record)), _) => {
                 let flags = file.flags & peer_file.flags & NONBLOCK;
                 let (fd, peer_fd) = new_pair(socket_type, flags)?;
-                record.set_options(peer_fd.as_fd(), peer_file, cx)?;
+                record.options.restore(peer_fd.as_fd(), Phase::Created, peer_file, cx)?;
                 record.bind_connected(&peer_fd, peer_file, cx);
                 self.bind_connected(&fd, file, cx);
                 let mut opened = Opened::new(fd, flags);
@@ -271,8 +406,8 @@ impl Kind for Unix {
                 let (fd, closed_end) = new_pair(socket_type, flags)?;
                 self.bind_connected(&fd, file, cx);
                 let mut opened = Opened::new(fd, flags);
-                match cx.needs_parked_end(file) {
-                    true => opened.parked = Some(closed_end),
+                match cx.has_closed_end(file) {
+                    true => opened.closed_end = Some(closed_end),
                     false => self.fill(file, closed_end.as_fd(), cx)?,
                 }
                 opened
@@ -282,19 +417,23 @@ impl Kind for Unix {
                 let made = socket(AddressFamily::Unix, socket_type, socket_flags(flags), None)
                     .at(|| "socket")?;
                 if let Some(name) = name {
-                    self.bind(&made, name, *node, cx)?;
+                    socket_file = self.bind(&made, name, cx)?;
                 }
                 Opened::new(made, flags)
             }
         };
-        self.set_options(made.fd.as_fd(), file, cx)?;
+        self.options.restore(made.fd.as_fd(), Phase::Created, file, cx)?;
         if let Some(backlog) = backlog {
-            let backlog = Backlog::new(i32::try_from(*backlog).unwrap_or(i32::MAX));
-            listen(&made.fd, backlog.unwrap_or(Backlog::MAXCONN)).at(|| "listen")?;
+            listen(made.fd.as_fd(), *backlog, file, cx).at(|| "listen")?;
+        }
+        for (client_file, client) in self.restored_clients(file, cx) {
+            let fd = client.connect_again(client_file, self, socket_file.as_ref(), cx)?;
+            made.others.push(OpenedTogether { file: client_file.id, fd, flags: NONBLOCK });
         }
         let shown = || escape(&file.link.0).into_owned();
-        if *pending > 0 {
-            cx.warnings.push(format!("{}: {pending} pending connections are lost", shown()));
+        let lost = (*pending as usize).saturating_sub(made.others.len());
+        if lost > 0 && backlog.is_some() {
+            cx.warnings.push(format!("{}: {lost} pending connections are lost", shown()));
         }
         if *urgent {
             cx.warnings.push(format!("{}: an unread out-of-band byte (MSG_OOB) is lost", shown()));
@@ -314,19 +453,22 @@ impl Kind for Unix {
         _: &Outcome,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        if let Some(closed_end) = cx.parked_end(file.id) {
+        if self.waits {
+            Ok(())
+        } else if let Some(closed_end) = cx.closed_end(file.id) {
             self.fill(file, closed_end.as_fd(), cx)
         } else if let Some(peer) = self.restored_peer(cx) {
             let peer_fd = cx.held.get(&peer.0.id).cloned().ok_or(Errno::ENOTCONN)?;
             if self.is_pair(file, &peer) {
                 self.fill(file, peer_fd.as_fd(), cx)?;
             } else if let Some(name) = &peer.1.name {
-                connect(fd.as_raw_fd(), &unix_addr(&name.0)?).at(|| "connect")?;
+                let to = socket_file::address_of_socket(peer_fd.as_fd(), &name.0);
+                sys::socket::connect(fd, &to.address).at(|| "connect")?;
                 self.warn_if_no_contents(file, cx);
             }
             Ok(())
         } else if self.peer.is_none() && self.backlog.is_none() {
-            self.fill_bound(file, cx)
+            self.fill_bound(file, fd, cx)
         } else {
             Ok(())
         }
@@ -338,21 +480,11 @@ impl Kind for Unix {
         fd: BorrowedFd<'_>,
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
-        if !self.options.is_empty() {
-            let name = escape(&file.link.0);
-            let mut warn = |line| cx.warnings.push(format!("{name}: {line}"));
-            self.options.set(fd, Phase::Last, &mut warn)?;
-        }
-        let how = match self.shutdown & 3 {
-            0 => return Ok(()),
-            1 => Shutdown::Read,
-            2 => Shutdown::Write,
-            _ => Shutdown::Both,
-        };
+        self.options.restore(fd, Phase::Last, file, cx)?;
         match self.peer {
             Some(0) => Ok(()),
             // Not earlier: shutdown(2) at one end prevents filling the queue of the other.
-            _ => shutdown(fd.as_raw_fd(), how).at(|| "shutdown"),
+            _ => shut_down(fd, self.shutdown),
         }
     }
 
@@ -402,9 +534,9 @@ impl ObjectCheck<Unix> for QueueCheck {
     }
 }
 
-/// The flags of socket(2) for status flags of open(2): SOCK_NONBLOCK.
+/// [`nonblock_flag`] for the functions of nix.
 fn socket_flags(flags: u32) -> SockFlag {
-    if flags & NONBLOCK != 0 { SockFlag::SOCK_NONBLOCK } else { SockFlag::empty() }
+    SockFlag::from_bits_retain(nonblock_flag(flags))
 }
 
 /// Makes a connected pair. `flags` are status flags of open(2), of which O_NONBLOCK counts.
@@ -413,30 +545,22 @@ fn new_pair(socket_type: SockType, flags: u32) -> Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Unix {
-    /// Sets the options of the first phase.
-    fn set_options(
-        &self,
-        fd: BorrowedFd<'_>,
-        file: &OpenFile,
-        cx: &mut RestoreContext<'_>,
-    ) -> Result<()> {
-        let name = escape(&file.link.0);
-        let mut warn = |line| cx.warnings.push(format!("{name}: {line}"));
-        self.options.set(fd, Phase::Created, &mut warn)
-    }
-
     /// Binds an end of a connection to its recorded name, or warns that it cannot be: an accepted
     /// socket has the name of its listening socket.
     fn bind_connected(&self, fd: &OwnedFd, file: &OpenFile, cx: &mut RestoreContext<'_>) {
         let Some(name) = &self.name else { return };
-        let bound = match name.0.starts_with(&[0]) {
+        let is_abstract = name.0.starts_with(&[0]);
+        let bound = match is_abstract {
             _ if listening_names(cx).contains_key(&name.0) => {
                 Err(Error::unrestorable("a listening socket has this name"))
             }
-            false if cx.root.is_some() => {
-                Err(Error::unrestorable("a socket cannot be bound to a path below --root"))
+            false if cx.root.is_some() => Err(Error::unrestorable(
+                "a socket cannot be bound to a path below --root: run fdrestore in that root (chroot(8))",
+            )),
+            _ if is_abstract => {
+                require_same_netns(self.netns, cx).and_then(|()| self.bind(fd, name, cx).map(drop))
             }
-            _ => self.bind(fd, name, self.node, cx),
+            _ => self.bind(fd, name, cx).map(drop),
         };
         if let Err(why) = bound {
             let (link, name) = (escape(&file.link.0), escape(&name.0));
@@ -444,84 +568,110 @@ impl Unix {
         }
     }
 
-    /// Binds a socket to its recorded name. A socket file at the path that no socket is bound to
-    /// (the old process left it) is unlinked first. Fails with status 6 if another socket or
-    /// another file is at the path.
+    /// Fails with status 6 if another socket has this abstract name.
+    fn check_abstract(&self, name: &[u8]) -> Result<()> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let probe =
+            socket(AddressFamily::Unix, self.socket_type()?, flags, None).at(|| "socket")?;
+        match sys::socket::bind(probe.as_fd(), &sockaddr_un(name)) {
+            Err(Errno::EADDRINUSE) => Err(name_in_use(&escape(name))),
+            // The restore says what else fails.
+            _ => Ok(()),
+        }
+    }
+
+    /// Reports whether its name, if it has one, must be bound: that of an end of a connection is only
+    /// tried.
+    fn is_bound_alone(&self) -> bool {
+        self.backlog.is_some() || self.peer.is_none()
+    }
+
+    /// The place at which it can be bound to its path again.
+    fn place(&self, path: &[u8], cx: &RestoreContext<'_>) -> Result<BindPlace> {
+        BindPlace::find(path, self.file.as_ref().map(|file| file.0.as_slice()), cx.task)
+    }
+
+    /// The effect of binding it there. What takes another user to do needs `--allow names`: to remove
+    /// the file that a socket of another user has left, and to give the new file to another user.
+    fn bound_at(&self, place: &BindPlace, name: &[u8], cx: &RestoreContext<'_>) -> Result<Effect> {
+        let shown = escape(name);
+        let unused = place.owner_of_unused(self.node);
+        let what = || match unused {
+            Some(_) => format!("removes an unused socket file and binds a socket to {shown}"),
+            None => format!("binds a socket to {shown}"),
+        };
+        let user = cx.task.credentials.uids[3];
+        let others = [unused, self.node.map(|(_, owner, _)| owner)].into_iter().flatten();
+        let other = others.into_iter().find(|&owner| owner != user);
+        match other.filter(|_| cx.may_exceed_task()) {
+            Some(owner) => {
+                let what = format!("{}, as user {owner}, and its task is of user {user}", what());
+                Ok(Effect::needing(Allow::Names, what))
+            }
+            None => cx.write_to(place.directory(), what),
+        }
+    }
+
+    /// Binds a socket to its recorded name. Gives an O_PATH descriptor of its file, if the name is a
+    /// path. Fails with status 6 if another socket has the name, or another file is at the path.
     fn bind(
         &self,
         fd: &OwnedFd,
         name: &Bytes,
-        node: Option<(u32, u32, u32)>,
         cx: &mut RestoreContext<'_>,
-    ) -> Result<()> {
-        let at = unix_addr(&name.0)?;
+    ) -> Result<Option<OwnedFd>> {
         let shown = escape(&name.0).into_owned();
+        let address = sockaddr_un(&name.0);
         if name.0.starts_with(&[0]) {
-            return match bind(fd.as_raw_fd(), &at) {
-                Err(Errno::EADDRINUSE) => {
-                    Err(Error::unrestorable(format!("another socket is bound to {shown}")))
-                }
-                bound => bound.at(|| format!("bind to {shown}")),
+            return match sys::socket::bind(fd.as_fd(), &address) {
+                Err(Errno::EADDRINUSE) => Err(name_in_use(&shown)),
+                bound => bound.at(|| format!("bind to {shown}")).map(|()| None),
             };
         }
-        let path = Path::new(std::ffi::OsStr::from_bytes(&name.0));
-        let here = std::env::current_dir().ok();
-        let cwd = cx.task.cwd.as_ref().map(|cwd| Path::new(std::ffi::OsStr::from_bytes(&cwd.0)));
-        let chdir = path.is_relative() && here.as_deref() != cwd;
-        if chdir {
-            let cwd = cwd.ok_or_else(|| {
-                Error::unrestorable(format!(
-                    "it is bound to the relative path {shown}, and the working directory of its task \
-                     is not in the image"
-                ))
-            })?;
-            std::env::set_current_dir(cwd).at(|| "working directory of its task")?;
+        let place = self.place(&name.0, cx)?;
+        // The path may lead elsewhere since the plan was checked.
+        if cx.may_exceed_task() {
+            self.bound_at(&place, &name.0, cx)?.permitted(cx.allow)?;
         }
-        let bound = (|| {
-            if let Ok(found) = path.symlink_metadata() {
-                use std::os::unix::fs::FileTypeExt;
-                // connect(2) fails with ECONNREFUSED for any other file type too.
-                if !found.file_type().is_socket() {
-                    let why = format!("a file that is not a socket is at {shown}");
-                    return Err(Error::unrestorable(why));
-                }
-                // A datagram socket: its connect(2) to a listening socket fails with EPROTOTYPE and
-                // queues no connection there, and a datagram socket does not notice it.
-                let no_flags = SockFlag::empty();
-                let probe = socket(AddressFamily::Unix, SockType::Datagram, no_flags, None)?;
-                match connect(probe.as_raw_fd(), &at) {
-                    Err(Errno::ECONNREFUSED) => std::fs::remove_file(path)?,
-                    Ok(()) | Err(Errno::EPERM | Errno::EPROTOTYPE) => {
-                        let why = format!("another socket is bound to {shown}");
-                        return Err(Error::unrestorable(why));
-                    }
-                    Err(errno) => return Err(errno).at(|| shown.clone()),
-                }
-            }
-            bind(fd.as_raw_fd(), &at).at(|| format!("bind to {shown}"))?;
-            let Some((mode, uid, gid)) = node else {
-                // The path was unlinked already: only the socket still has the address.
-                return std::fs::remove_file(path).at(|| format!("unlink {shown}"));
-            };
-            let own_ids = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-            if (uid, gid) != own_ids
-                && std::os::unix::fs::lchown(path, Some(uid), Some(gid)).is_err()
-            {
-                cx.warnings.push(format!("{shown}: its owner {uid}:{gid} is not restored"));
-            }
-            let mode = Mode::from_bits_truncate(mode);
-            nix::sys::stat::fchmodat(
-                nix::fcntl::AT_FDCWD,
-                path,
-                mode,
-                nix::sys::stat::FchmodatFlags::FollowSymlink,
-            )
-            .at(|| format!("chmod {shown}"))
-        })();
-        if let (true, Some(here)) = (chdir, here) {
-            std::env::set_current_dir(here).at(|| "working directory of the caller")?;
+        if self.file.is_none() && self.node.is_none() {
+            cx.warnings.push(format!(
+                "{shown}: a socket is bound to this name and has no file: the image does not say whether \
+                 its file was unlinked, or where it is (scan as root)"
+            ));
         }
-        bound
+        place.bind(fd.as_fd(), &address, self.node, &shown, &mut cx.warnings).map(Some)
+    }
+
+    /// Makes the socket, which waits to be accepted, and connects it to its listening socket, whose
+    /// file is `socket_file`. It has O_NONBLOCK, so that connect(2) does not wait.
+    fn connect_again(
+        &self,
+        file: &OpenFile,
+        listener: &Unix,
+        socket_file: Option<&OwnedFd>,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<OwnedFd> {
+        let flags = socket_flags(NONBLOCK);
+        let fd = socket(AddressFamily::Unix, self.socket_type()?, flags, None).at(|| "socket")?;
+        self.bind_connected(&fd, file, cx);
+        self.options.restore(fd.as_fd(), Phase::Created, file, cx)?;
+        let to = match (socket_file, &listener.name) {
+            (Some(file), _) => socket_file::address_of(file.as_fd()),
+            (None, name) => sockaddr_un(name.as_ref().map_or(&[], |name| &name.0)),
+        };
+        sys::socket::connect(fd.as_fd(), &to).map_err(|errno| match errno {
+            Errno::EAGAIN => Error::unrestorable(
+                "the queue of its listening socket is full: raise net.core.somaxconn with sysctl(8)",
+            ),
+            errno => Error::from(errno).at("connect"),
+        })?;
+        if self.sent > 0 {
+            let shown = escape(&file.link.0);
+            cx.warnings.push(format!(
+                "{shown}: what it has sent is lost: nothing can read that before the connection is accepted"
+            ));
+        }
+        Ok(fd)
     }
 
     /// Warns if the image lacks the contents of its queue.
@@ -565,17 +715,23 @@ impl Unix {
 
     /// Fills the queue of a bound, unconnected datagram socket: each message is sent from the
     /// restored socket that has its sender's name, or from a temporary one bound to that name.
-    fn fill_bound(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<()> {
+    fn fill_bound(
+        &self,
+        file: &OpenFile,
+        fd: BorrowedFd<'_>,
+        cx: &mut RestoreContext<'_>,
+    ) -> Result<()> {
         self.warn_if_no_contents(file, cx);
         let Some(name) = &self.name else { return Ok(()) };
-        let to = sockaddr_un(&name.0);
+        let to = socket_file::address_of_socket(fd, &name.0);
+        let to = &to.address;
         let senders = restored_names(cx);
         let mut losses = QueueLosses::default();
         for_each_message(cx, file, false, |message| {
             let from = message.from;
             let held = from.and_then(|from| cx.held.get(senders.get(from)?)).cloned();
             if let Some(sender) = held {
-                return send_message(message, sender.as_fd(), &to, false, cx, &mut losses);
+                return send_message(message, sender.as_fd(), to, false, cx, &mut losses);
             }
             let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None)?;
             let abstract_name = from.filter(|from| from.starts_with(&[0]));
@@ -584,19 +740,11 @@ impl Unix {
                 None => from.is_none(),
             };
             losses.senders += usize::from(!bound);
-            send_message(message, sender.as_fd(), &to, false, cx, &mut losses)
+            send_message(message, sender.as_fd(), to, false, cx, &mut losses)
         })?;
         losses.warn(file, cx);
         Ok(())
     }
-}
-
-/// Encodes a struct sockaddr_un.
-fn sockaddr_un(name: &[u8]) -> Vec<u8> {
-    let family = (libc::AF_UNIX as libc::sa_family_t).to_ne_bytes();
-    // A path is terminated by a NUL, an abstract name by its length.
-    let end: &[u8] = if name.starts_with(&[0]) { &[] } else { &[0] };
-    [&family, name, end].concat()
 }
 
 /// The names of the listening sockets of the image, restored or not, with their files.
@@ -624,263 +772,6 @@ fn name_and_file((file, record): (&OpenFile, &Unix)) -> Option<(Vec<u8>, u32)> {
     Some((record.name.as_ref()?.0.clone(), file.id))
 }
 
-/// A message of a queue in the image.
-struct QueuedMessage<'m> {
-    /// The name of its sender, as [`Unix::name`].
-    from: Option<&'m [u8]>,
-    /// The files of the descriptors that it carries.
-    files: &'m [u32],
-    /// SCM_CREDENTIALS.
-    credentials: Option<Ucred>,
-    bytes: &'m [u8],
-}
-
-/// Numbers of messages and descriptors of a queue that are not restored as they were.
-#[derive(Default)]
-struct QueueLosses {
-    /// Messages with another sender name.
-    senders: usize,
-    /// Descriptors that are not restored.
-    descriptors: usize,
-    /// Messages whose credentials name this process, since the sender is not restored.
-    processes: usize,
-    /// Messages without their credentials, for lack of a capability.
-    credentials: usize,
-}
-
-impl QueueLosses {
-    /// Warns of each number that is not zero.
-    fn warn(self, file: &OpenFile, cx: &mut RestoreContext<'_>) {
-        let QueueLosses { senders, descriptors, processes, credentials } = self;
-        let name = escape(&file.link.0);
-        for (count, why) in [
-            (senders, "queued messages lose the names of their senders"),
-            (descriptors, "queued descriptors are not restored, and are left out"),
-            (
-                processes,
-                "queued messages name the restored process as sender: their own is not restored",
-            ),
-            (
-                credentials,
-                "queued messages lose their credentials: only root can send those of others",
-            ),
-        ] {
-            if count > 0 {
-                cx.warnings.push(format!("{name}: {count} {why}"));
-            }
-        }
-    }
-}
-
-/// Sends a message of a queue through a socket to an address, or to its peer if `to` is empty.
-/// Fails with status 6 if the queue does not take all of it.
-fn send_message(
-    message: QueuedMessage<'_>,
-    through: BorrowedFd<'_>,
-    to: &[u8],
-    is_stream: bool,
-    cx: &RestoreContext<'_>,
-    losses: &mut QueueLosses,
-) -> Result<()> {
-    let QueuedMessage { from: _, files, credentials, mut bytes } = message;
-    let held: Vec<Rc<Held>> = files.iter().filter_map(|&id| cx.descriptor(id)).collect();
-    losses.descriptors += files.len() - held.len();
-    let mut fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
-    let own_pid = nix::unistd::getpid().as_raw();
-    // Pid 0: no end had SO_PASSCRED when it was sent, so that it has no credentials. No restored
-    // socket has that option yet (Phase::Last).
-    let mut credentials = credentials.filter(|&(pid, ..)| pid != 0).map(|(pid, uid, gid)| {
-        let current = cx.pids.process(pid).filter(|&current| current > 0);
-        losses.processes += usize::from(current.is_none());
-        (current.unwrap_or(own_pid), uid, gid)
-    });
-    loop {
-        match sys::socket::send(through, to, bytes, &fds, credentials) {
-            Err(Errno::EPERM | Errno::ESRCH | Errno::EINVAL) if credentials.is_some() => {
-                // Without CAP_SYS_ADMIN, CAP_SETUID and CAP_SETGID a process can send only its own.
-                losses.credentials += 1;
-                credentials = None;
-            }
-            Err(Errno::ETOOMANYREFS) => {
-                let why = "more descriptors are queued than the limit of open files allows: raise it \
-                           (ulimit -n)";
-                return Err(Error::unrestorable(why));
-            }
-            Err(errno) => return Err(errno).at(|| "fill its queue"),
-            Ok(sent) if sent == bytes.len() => return Ok(()),
-            Ok(_) if !is_stream => {
-                return Err(Error::unrestorable("a queued message does not fit its queue"));
-            }
-            Ok(sent) => {
-                bytes = &bytes[sent..];
-                fds.clear();
-            }
-        }
-    }
-}
-
-/// Calls `take` with each message of a queue in the image, put together from its pieces.
-fn for_each_message(
-    cx: &RestoreContext<'_>,
-    file: &OpenFile,
-    is_stream: bool,
-    mut take: impl FnMut(QueuedMessage<'_>) -> Result<()>,
-) -> Result<()> {
-    let mut bytes = Vec::new();
-    let mut first = MessageMeta::default();
-    let mut in_message = false;
-    cx.contents(file.object, |chunk: &Chunk, more: &[u8]| {
-        let with = chunk.with.as_deref();
-        if !in_message {
-            first = with.cloned().unwrap_or_default();
-        }
-        bytes.extend_from_slice(more);
-        in_message = !is_stream && with.is_some_and(|with| with.more);
-        if !in_message {
-            take(QueuedMessage {
-                from: first.from.as_ref().map(|from| from.0.as_slice()),
-                files: &first.files,
-                credentials: first.credentials,
-                bytes: &bytes,
-            })?;
-            bytes.clear();
-        }
-        Ok(())
-    })
-}
-
-/// Reads the messages of a queue without consuming them. Fails with status 6 if they have more than
-/// `limit` bytes.
-///
-/// MSG_PEEK returns the first message each time, unless SO_PEEK_OFF is set (socket(7), Linux 3.4).
-/// That option belongs to the socket, so it is not set for an empty queue, nor for a stream that
-/// one call returns whole.
-fn peek_queue(copy: BorrowedFd<'_>, socket_type: i32, limit: u64, to: Sink<'_>) -> Result<()> {
-    let is_stream = socket_type == libc::SOCK_STREAM;
-    let no_peek_offset = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_PEEK_OFF)? < 0;
-    let mut buffer = vec![0; 256 << 10];
-    if is_stream {
-        // Room for the whole queue: two calls for one message would each return its descriptors.
-        let unread = sys::readable(copy)?;
-        if unread as u64 > limit {
-            return Err(over_limit(limit));
-        }
-        buffer.resize(buffer.len().max(unread + 1), 0);
-    }
-    if no_peek_offset {
-        let Some(first) = peek_message(copy, &mut buffer)? else { return Ok(()) };
-        let whole = first.len < buffer.len() && first.len >= sys::readable(copy)?;
-        if is_stream && (first.len == 0 || whole && first.with.fds.is_empty()) {
-            return emit(first, &buffer, is_stream, to);
-        }
-    }
-    let inline = sys::socket::option(copy, libc::SOL_SOCKET, libc::SO_OOBINLINE)? != 0;
-    let mut urgent = sys::socket::urgent(copy).filter(|_| is_stream && !inline);
-    let offset = PeekOffset::take(copy).at(|| "SO_PEEK_OFF")?;
-    let (mut total, mut empty) = (0, 0);
-    // Whether the last call returned no descriptors, and its credentials. On a stream a call ends
-    // after descriptors, and before bytes with other credentials.
-    let mut before: Option<(bool, Option<Ucred>)> = None;
-    while let Some(found) = peek_message(copy, &mut buffer)? {
-        let PeekedMessage { len, ref with, .. } = found;
-        empty = if len == 0 { empty + 1 } else { 0 };
-        if len == 0 && (is_stream || is_at_end(copy, total)?) {
-            return Ok(());
-        }
-        if with.cut {
-            let why = "it has more queued descriptors than the limit of open files allows: raise it \
-                       (ulimit -n)";
-            return Err(Error::unrestorable(why));
-        }
-        if empty > MAX_EMPTY_MESSAGES || total + len as u64 > limit {
-            return Err(over_limit(limit));
-        }
-        if len > buffer.len() || is_stream && len == buffer.len() && !with.fds.is_empty() {
-            // The call has advanced the peek offset: it is set back, and a larger buffer is tried.
-            let seen = len.min(buffer.len()) as i32;
-            offset.set(offset.get()?.saturating_sub(seen).max(0))?;
-            buffer.resize(len.max(2 * buffer.len()), 0);
-            continue;
-        }
-        total += len as u64;
-        // Unless it is the first byte of the queue, the out-of-band byte is returned like a byte of
-        // the stream, at the start of a call: the call before has stopped at it.
-        let credentials = with.credentials;
-        let stopped = before.is_some_and(|(no_fds, of)| !no_fds || of == credentials);
-        let is_urgent = stopped && urgent == Some(buffer[0]);
-        before = Some((with.fds.is_empty(), credentials));
-        match is_urgent {
-            true => {
-                urgent = None;
-                let found = PeekedMessage { len: len - 1, ..found };
-                emit(found, &buffer[1..], is_stream, to)?;
-            }
-            false => emit(found, &buffer, is_stream, to)?,
-        }
-    }
-    Ok(())
-}
-
-/// Reports whether only end-of-file can follow after `total` bytes. At the end of a seqpacket queue
-/// whose other end is closed each call returns 0 bytes, as it does for a message without bytes.
-fn is_at_end(copy: BorrowedFd<'_>, total: u64) -> Result<bool> {
-    let closed = sys::socket::reads_end(copy).at(|| "poll")?;
-    Ok(closed && total >= sys::readable(copy)? as u64)
-}
-
-/// A message, or a part of a stream, that one recvmsg(2) with MSG_PEEK returned.
-struct PeekedMessage {
-    /// Its length in bytes, which may be more than the buffer took (MSG_TRUNC).
-    len: usize,
-    /// The name of its sender, as [`Unix::name`].
-    from: Option<Vec<u8>>,
-    with: Ancillary,
-}
-
-/// Peeks at the next message; none if there is none.
-fn peek_message(copy: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Option<PeekedMessage>> {
-    match sys::socket::peek_message(copy, buffer, true) {
-        Ok((len, from, with)) => Ok(Some(PeekedMessage { len, from: decode_name(&from), with })),
-        // EINVAL and ENOTCONN: it is not connected, and so has no queue.
-        Err(Errno::EAGAIN | Errno::EINVAL | Errno::ENOTCONN) => Ok(None),
-        Err(errno) => Err(errno).at(|| "peek"),
-    }
-}
-
-/// Passes a message to the sink in pieces of at most [`MAX_CHUNK`] bytes. The first has its sender,
-/// descriptors and credentials; each piece of a stream has the credentials.
-fn emit(message: PeekedMessage, buffer: &[u8], is_stream: bool, to: Sink<'_>) -> Result<()> {
-    let PeekedMessage { len, from, with } = message;
-    let Ancillary { mut fds, credentials, cut: _ } = with;
-    if is_stream && len == 0 {
-        return Ok(());
-    }
-    let mut pieces = buffer[..len].chunks(MAX_CHUNK).peekable();
-    let mut first = MessageMeta { from: from.map(Bytes), credentials, ..MessageMeta::default() };
-    loop {
-        let bytes = pieces.next().unwrap_or_default();
-        let more = !is_stream && pieces.peek().is_some();
-        let with = MessageMeta { more, ..std::mem::take(&mut first) };
-        let with = (with != MessageMeta::default()).then_some(with);
-        to(Piece { offset: 0, bytes, with, fds: std::mem::take(&mut fds) })?;
-        if pieces.peek().is_none() {
-            return Ok(());
-        }
-        if is_stream {
-            first.credentials = credentials;
-        }
-    }
-}
-
-/// The name in a struct sockaddr_un, as [`Unix::name`]; none for an unbound socket.
-fn decode_name(address: &[u8]) -> Option<Vec<u8>> {
-    let name = address.get(size_of::<libc::sa_family_t>()..)?;
-    match name.first()? {
-        0 => Some(name.to_vec()),
-        _ => Some(name.iter().copied().take_while(|&byte| byte != 0).collect()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -900,7 +791,8 @@ mod tests {
     /// The captured pieces of a queue: bytes, and the number of descriptors.
     fn contents(of: impl AsFd) -> Vec<(Vec<u8>, usize)> {
         let mut seen = Vec::new();
-        let take = |piece: Piece<'_>| seen.push((piece.bytes.to_vec(), piece.fds.len()));
+        let take =
+            |piece: crate::kind::Piece<'_>| seen.push((piece.bytes.to_vec(), piece.fds.len()));
         contents_of::<Unix>(&of, 1 << 20, take).unwrap();
         let offset = sys::socket::option(of.as_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF);
         assert_eq!(offset, Ok(-1));
@@ -921,7 +813,7 @@ mod tests {
     #[test]
     fn descriptors_are_captured_once_with_their_message_in_a_long_queue() {
         let (a, b) = UnixStream::pair().unwrap();
-        // What net.core.wmem_max usually lets anybody have.
+        // The default of net.core.wmem_max.
         sys::socket::set_option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF, 212_992).unwrap();
         let room = sys::socket::option(b.as_fd(), libc::SOL_SOCKET, libc::SO_SNDBUF).unwrap();
         assert!(room > 400_000, "net.core.wmem_max is {}", room / 2);

@@ -7,11 +7,13 @@
 
 use crate::error::{At, Error, Result};
 use crate::image::{Inode, MessageMeta, OpenFile, Typed};
-use crate::kind::context::{Opened, OpenedTogether, RestoreContext};
+use crate::kind::context::{Opened, OpenedTogether, RestoreContext, owner_not_restored};
 use crate::kind::terminal::pty_buffer::{
-    BufferRoundTrip, FLIP_BUFFER_CAPACITY, LDISC_CAPACITY, Pieces, PtyEnds, poll_now,
+    BufferRoundTrip, FLIP_BUFFER_CAPACITY, LDISC_CAPACITY, Pieces, PtyEnds,
 };
-use crate::kind::{ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink};
+use crate::kind::{
+    ContentsContext, ContentsPiece, Kind, ObjectCheck, OpenTerminal, Piece, Sink, check_limit,
+};
 use crate::proc::openers::Opener;
 use crate::proc::{Descriptor, FdInfo};
 use crate::sys::flags::O_LARGEFILE;
@@ -109,47 +111,54 @@ fn default_if_hung_up<T: Default>(result: nix::Result<T>, hung_up: bool) -> Resu
 
 impl Kind for Pty {
     const NAME: &'static str = "pty";
+    const TAKES_CONTENTS_OUT: bool = true;
     const EARLY: bool = true;
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        let char = it.file_type() == Some(libc::S_IFCHR) && !it.is_path();
-        match &it.inode {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        let char = descriptor.file_type() == Some(libc::S_IFCHR) && !descriptor.is_path();
+        match &descriptor.inode {
             Some(inode) => char && (slave_index_of(inode).is_some() || inode.rdev == Some(PTMX)),
-            None => !it.is_path() && (is_ptmx(&it.link.0) || index_of_link(&it.link.0).is_some()),
+            None => {
+                !descriptor.is_path()
+                    && (is_ptmx(&descriptor.link.0) || index_of_link(&descriptor.link.0).is_some())
+            }
         }
     }
 
-    fn object(it: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
-        let inode = it.inode.as_ref()?;
+    fn object(descriptor: &Descriptor<'_>) -> Option<(u32, u32, u64)> {
+        let inode = descriptor.inode.as_ref()?;
         if let Some(index) = slave_index_of(inode) {
             // After a hangup a new pair may have the index.
-            let open = inode.nlink > 0 && !is_hung_up(it.copy.as_ref()?.as_fd()).ok()?;
+            let open = inode.nlink > 0 && !is_hung_up(descriptor.copy.as_ref()?.as_fd()).ok()?;
             return open.then_some((inode.dev.0, inode.dev.1, u64::from(index)));
         }
-        let index = tty::index(it.copy.as_ref()?).ok()?;
-        let node = terminal::slave_node(it.process.pid, &it.link.0, index)?;
+        let index = tty::index(descriptor.copy.as_ref()?).ok()?;
+        let node = terminal::slave_node(descriptor.process.thread, &descriptor.link.0, index)?;
         Some((node.dev.0, node.dev.1, u64::from(index)))
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let slave =
-            it.inode.as_ref().and_then(slave_index_of).or_else(|| index_of_link(&it.link.0));
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let slave = descriptor
+            .inode
+            .as_ref()
+            .and_then(slave_index_of)
+            .or_else(|| index_of_link(&descriptor.link.0));
         let master = slave.is_none();
         let mut this = Pty {
             master,
             index: slave.unwrap_or_default(),
-            hung: it.deleted().is_some(),
+            hung: descriptor.deleted().is_some(),
             queued: 0,
             blocked: false,
             exclusive: false,
             packet: false,
             locked: false,
             settings: None,
-            node: it.inode.as_ref().filter(|_| !master).map(owner_and_mode),
+            node: descriptor.inode.as_ref().filter(|_| !master).map(owner_and_mode),
             session: None,
         };
-        let Some(copy) = &it.copy else {
-            let fdinfo = it.info.get("tty-index").and_then(|index| index.parse().ok());
+        let Some(copy) = &descriptor.copy else {
+            let fdinfo = descriptor.info.get("tty-index").and_then(|index| index.parse().ok());
             let why = "/proc/PID/fdinfo does not tell its index (tty-index)";
             this.index = slave.or(fdinfo).ok_or_else(|| Error::unrestorable(why))?;
             return Ok(this);
@@ -165,7 +174,8 @@ impl Kind for Pty {
             this.packet = tty::packet(copy)?;
             this.locked = tty::locked(copy)?;
             this.session = tty::session(copy).ok();
-            let found = terminal::slave_node(it.process.pid, &it.link.0, this.index);
+            let found =
+                terminal::slave_node(descriptor.process.thread, &descriptor.link.0, this.index);
             this.node = found.as_ref().map(owner_and_mode);
         }
         Ok(this)
@@ -178,10 +188,6 @@ impl Kind for Pty {
         to: Sink<'_>,
     ) -> Result<()> {
         let (major, minor, index) = cx.object;
-        if sys::readable(copy)? == 0 && !cx.frozen {
-            // There may be an unfinished line, but without --freeze it could not be read anyway.
-            return Ok(());
-        }
         let device = terminal::slave_device(index as u32);
         let openers = cx.openers.of_terminal(device, Some((major, minor)));
         let captured = |it: &&Opener| cx.openers.is_captured(it.pid);
@@ -194,12 +200,13 @@ impl Kind for Pty {
         if tty::index(&master) != Ok(index as u32) {
             return Err(Error::unrestorable("its master was closed during the scan"));
         }
-        let input = unread_input(&openers, cx);
+        let input = unread_input(&openers);
         let counted = sys::readable(copy)? + sys::readable(master.as_fd())? + input;
         let uncaptured = uncaptured_opener(&openers, cx);
         let unreadable = uncaptured.is_none().then(|| cx.openers.unreadable()).flatten();
-        if counted == 0 && unreadable.is_some() {
+        if counted == 0 && (unreadable.is_some() || !cx.frozen) {
             // Without root some process is always hidden: no error where FIONREAD counts no bytes.
+            // There may be an unfinished line, but without --freeze it could not be read anyway.
             return Ok(());
         }
         cx.require_frozen_with(|| uncaptured.or(unreadable))?;
@@ -231,12 +238,7 @@ impl Kind for Pty {
         done?;
         let pieces = round_trip.pieces(&log);
         let bytes: usize = pieces.iter().map(|(_, bytes)| bytes.len()).sum();
-        if bytes as u64 > limit {
-            let why = format!(
-                "its {bytes} bytes are more than the limit {limit}: raise it (--data=BYTES)"
-            );
-            return Err(Error::unrestorable(why));
-        }
+        check_limit(bytes as u64, limit)?;
         for (typed, bytes) in &pieces {
             let with =
                 typed.map(|typed| MessageMeta { typed: Some(typed), ..MessageMeta::default() });
@@ -260,7 +262,7 @@ impl Kind for Pty {
             let why = format!("its index is above the limit {MAX_INDEX} of pseudo terminals");
             return Err(Error::malformed(why));
         }
-        self.settings.as_ref().map_or(Ok(()), Settings::check)
+        self.settings.as_ref().map_or(Ok(()), Settings::validate)
     }
 
     fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
@@ -272,6 +274,7 @@ impl Kind for Pty {
         if self.hung && !self.master {
             return Ok(());
         }
+        self.settings.as_ref().map_or(Ok(()), Settings::check)?;
         if !self.master && !peers.iter().any(|(_, peer)| peer.master) {
             return Err(Error::unrestorable("its master is outside the image"));
         }
@@ -307,6 +310,12 @@ impl Kind for Pty {
             node,
             session: _,
         } = master;
+        if !is_ptmx(&master_file.link.0) {
+            let name = crate::text::escape(&master_file.link.0);
+            let line =
+                format!("{name}: it was of another instance of devpts than /dev/pts is here");
+            cx.warnings.push(line);
+        }
         let new = open_master(&master_file.link.0, master_file.flags, *index, cx)?;
         let got = tty::index(&new)?;
         if got != *index {
@@ -343,7 +352,8 @@ impl Kind for Pty {
                 ends.fill_new(&pieces, &line, apply).at(|| "put its contents back")?;
             }
             (Some(settings), _) => warnings = settings.apply(new.as_fd(), true)?,
-            (None, _) => warnings.push("its settings are not in the image".to_owned()),
+            (None, _) => warnings
+                .push("its settings are not in the image: scan without --passive".to_owned()),
         }
         // Without --freeze the slave may have been writing, and its master reading.
         let stopped = blocked && cx.image.head.frozen && (*queued as usize) < LDISC_CAPACITY;
@@ -424,7 +434,7 @@ fn owner_and_mode(inode: &Inode) -> (u32, u32, u32) {
 
 /// Reports whether poll(2) returns an event now.
 fn has_event(copy: BorrowedFd<'_>, event: PollFlags) -> Result<bool> {
-    Ok(poll_now(copy, event).at(|| "poll")?.contains(event))
+    Ok(sys::poll_now(copy, event).at(|| "poll")?.contains(event))
 }
 
 /// Reports POLLHUP: the other end is closed, or the terminal was hung up.
@@ -446,11 +456,10 @@ fn uncaptured_opener(openers: &[Opener], cx: &ContentsContext<'_>) -> Option<i32
     others.next().map(|it| it.pid)
 }
 
-/// The unread bytes of input (FIONREAD), read through a slave that a captured process has open;
-/// zero if there is none.
-fn unread_input(openers: &[Opener], cx: &ContentsContext<'_>) -> usize {
-    let mut captured = openers.iter().filter(|it| cx.openers.is_captured(it.pid));
-    let unread = captured.find_map(|it| {
+/// The number of unread bytes of input (FIONREAD), read through a slave that a process has open;
+/// zero if none can be copied.
+fn unread_input(openers: &[Opener]) -> usize {
+    let unread = openers.iter().find_map(|it| {
         let pidfd = sys::pidfd_open(it.pid).ok()?;
         let mut slaves = it.fds.iter().flatten();
         let slave = slaves.find_map(|&fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok())?;
@@ -600,7 +609,7 @@ fn open_master(path: &[u8], flags: u32, index: u32, cx: &RestoreContext<'_>) -> 
     }
     let mut held = Vec::new();
     loop {
-        let new = match cx.open(path, flags) {
+        let new = match cx.open_seen(path, node.as_fd(), flags).map(|opened| opened.fd) {
             // A pair with another index is better than none.
             Err(_) if !held.is_empty() => break,
             other => other?,
@@ -641,7 +650,7 @@ fn set_slave_owner(
     match chown(path.as_str(), Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))) {
         Ok(()) => Ok(None),
         Err(errno @ (Errno::EPERM | Errno::EINVAL)) => {
-            Ok(Some(format!("its owner {uid}:{gid} is not restored: {}", errno.desc())))
+            Ok(Some(owner_not_restored(uid, gid, errno)))
         }
         Err(errno) => Err(errno).at(|| "chown the slave"),
     }

@@ -11,10 +11,10 @@
 use crate::error::{At, Error, Result, Status};
 use crate::image::Typed;
 use crate::kind::journal::{Journal, RETRY_LIMIT};
-use crate::sys::{self, tty};
+use crate::sys::{self, poll_now, tty};
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use nix::unistd::{read, write};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -44,13 +44,6 @@ pub(crate) struct PtyEnds<'a> {
     pub(crate) master: BorrowedFd<'a>,
     /// A description of this process, with O_NONBLOCK.
     pub(crate) slave: BorrowedFd<'a>,
-}
-
-/// The events that poll(2) returns now.
-pub(crate) fn poll_now(fd: BorrowedFd<'_>, events: PollFlags) -> nix::Result<PollFlags> {
-    let mut polled = [PollFd::new(fd, events)];
-    poll(&mut polled, PollTimeout::ZERO)?;
-    Ok(polled[0].revents().unwrap_or_else(PollFlags::empty))
 }
 
 /// Waits until a condition is true. Fails with ETIME if it is not after so many checks.

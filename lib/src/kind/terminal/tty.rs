@@ -5,10 +5,12 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{CttyPlan, Opened, RestoreContext};
+use crate::kind::effect::{Allow, Effect};
 use crate::kind::{Kind, OpenTerminal, Prerequisite, decode};
 use crate::proc::Descriptor;
 use crate::sys::{self, tty};
 use crate::terminal::{self, Settings};
+use crate::text::escape;
 use nix::errno::Errno;
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -46,24 +48,25 @@ fn is_dev_tty(file: &OpenFile) -> bool {
 impl Kind for Tty {
     const NAME: &'static str = "tty";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        if it.is_path() {
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        if descriptor.is_path() {
             return false;
         }
-        let Some(inode) = &it.inode else {
-            let name = it.link.0.strip_prefix(b"/dev/").unwrap_or_default();
+        let Some(inode) = &descriptor.inode else {
+            let name = descriptor.link.0.strip_prefix(b"/dev/").unwrap_or_default();
             return name.starts_with(b"tty") || name == b"console" || name.starts_with(b"hvc");
         };
-        let is_terminal =
-            |rdev| terminal::is_terminal(rdev) || it.copy.as_ref().is_some_and(answers_tiocgdev);
+        let is_terminal = |rdev| {
+            terminal::is_terminal(rdev) || descriptor.copy.as_ref().is_some_and(has_tiocgdev)
+        };
         inode.mode & libc::S_IFMT == libc::S_IFCHR && inode.rdev.is_some_and(is_terminal)
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let device = it.inode.as_ref().and_then(|inode| inode.rdev).unwrap_or_default();
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let device = descriptor.inode.as_ref().and_then(|inode| inode.rdev).unwrap_or_default();
         let mut this =
             Tty { device, asked: false, hung: false, queued: 0, exclusive: false, settings: None };
-        let Some(copy) = &it.copy else { return Ok(this) };
+        let Some(copy) = &descriptor.copy else { return Ok(this) };
         match tty::device(copy) {
             Ok(device) => this.device = device,
             Err(Errno::EIO) => {
@@ -88,20 +91,42 @@ impl Kind for Tty {
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
-        self.settings.as_ref().map_or(Ok(()), Settings::check)
+        self.settings.as_ref().map_or(Ok(()), Settings::validate)
+    }
+
+    fn effects(&self, file: &OpenFile, _: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        if self.hung || !self.asked || is_dev_tty(file) {
+            return Ok(Vec::new());
+        }
+        let shown = escape(&file.link.0);
+        let device = file.inode.as_ref().and_then(|inode| inode.rdev);
+        let what = match settings_of_caller(device) {
+            None => format!("opens the terminal {shown}, which is not open at 0, 1 or 2"),
+            Some(now) => {
+                let differs = |new: &Settings| Settings { size: now.size, ..new.clone() } != now;
+                if !self.exclusive && !self.settings.as_ref().is_some_and(differs) {
+                    return Ok(Vec::new());
+                }
+                format!("changes the settings of the terminal {shown}")
+            }
+        };
+        Ok(vec![Effect::needing(Allow::Tty, what)])
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         if self.hung {
             return Err(Error::unrestorable("it has hung up, which cannot be restored"));
         }
+        self.settings.as_ref().map_or(Ok(()), Settings::check)?;
         match (is_dev_tty(file), cx.ctty) {
             (true, CttyPlan::Unavailable(why)) => Err(Error::unrestorable(why)),
             (true, CttyPlan::None) => {
                 Err(Error::unrestorable("COMMAND has no controlling terminal"))
             }
             (true, _) => Ok(()),
-            (false, _) if self.asked && !file.inode.as_ref().is_some_and(terminal::is_node) => {
+            (false, _)
+                if self.asked && !file.inode.as_ref().is_some_and(terminal::is_terminal_inode) =>
+            {
                 Err(Error::unrestorable("its path does not name a terminal here"))
             }
             (false, _) if self.asked => cx.check_path(file),
@@ -120,7 +145,16 @@ impl Kind for Tty {
         let dev_tty = is_dev_tty(file);
         // Without O_NONBLOCK, open(2) of a serial line blocks until there is a carrier.
         let nonblock = libc::O_NONBLOCK as u32;
-        let fd = cx.open(&file.link.0, file.flags | nonblock).map_err(|err| match err.errno() {
+        let (place, found) = cx.look(&file.link.0, false)?;
+        let recorded = file.inode.as_ref().and_then(|inode| inode.rdev);
+        if !terminal::is_terminal_inode(&found)
+            || dev_tty != (found.rdev == Some(DEV_TTY))
+            || !dev_tty && found.rdev != recorded
+        {
+            return Err(Error::unrestorable("the path now names something of another type"));
+        }
+        let opened = cx.open_seen(&file.link.0, place.as_fd(), file.flags | nonblock);
+        let fd = opened.map(|opened| opened.fd).map_err(|err| match err.errno() {
             Some(Errno::ENXIO) => Error::unrestorable("COMMAND has no controlling terminal"),
             Some(Errno::EIO) => Error::unrestorable("it has hung up, or is a slave that is locked"),
             _ => err,
@@ -128,9 +162,6 @@ impl Kind for Tty {
         let opened = tty::device(&fd).at(|| "TIOCGDEV")?;
         let mut warnings = Vec::new();
         if !dev_tty {
-            if crate::proc::inode_of(fd.as_fd())?.rdev == Some(DEV_TTY) {
-                return Err(Error::unrestorable("the path now names something of another type"));
-            }
             if cx.set_terminals.insert(opened) {
                 // Not the window size, which is that of the terminal here.
                 let apply = |it: &Settings| it.apply(fd.as_fd(), false);
@@ -148,6 +179,14 @@ impl Kind for Tty {
         }
         Ok(Opened::new(fd, file.flags & !(libc::O_ASYNC as u32) | nonblock))
     }
+}
+
+/// The settings of the terminal with this device number, if the caller has it open at 0, 1 or 2.
+fn settings_of_caller(device: Option<(u32, u32)>) -> Option<Settings> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let all = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let found = all.into_iter().find(|fd| tty::device(fd).ok() == device)?;
+    Settings::read(found).ok()
 }
 
 /// Makes the record of a terminal one of the terminal that `to` describes, which a restore opens by
@@ -170,7 +209,7 @@ pub(crate) fn retarget(file: &OpenFile, to: &OpenFile) -> Option<OpenFile> {
 }
 
 /// Reports whether a device is a terminal: no other driver returns a device number for TIOCGDEV.
-/// That of btrfs-control returns success for unknown requests, and leaves the number zero.
-fn answers_tiocgdev(copy: impl AsFd) -> bool {
+/// The driver of btrfs-control returns success for unknown requests, and leaves the number zero.
+fn has_tiocgdev(copy: impl AsFd) -> bool {
     tty::device(copy).is_ok_and(|device| device != (0, 0))
 }

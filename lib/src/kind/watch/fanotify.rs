@@ -4,7 +4,9 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::watch::fsnotify::{WatchedInode, parse_inode_id, with_path_finder};
+use crate::kind::watch::fsnotify::{
+    WatchedInode, parse_inode_id, warn_if_not_found, warn_of_lost_events, with_path_finder,
+};
 use crate::kind::{Kind, Prerequisite};
 use crate::operation::Outcome;
 use crate::proc::{Descriptor, FdInfo, hex_word};
@@ -14,7 +16,7 @@ use nix::libc;
 use nix::sys::fanotify::{EventFFlags, InitFlags};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The record of a notification group.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -95,7 +97,7 @@ fn lines(info: &str) -> impl Iterator<Item = &str> {
     info.lines().filter(|line| line.starts_with("fanotify "))
 }
 
-/// Reports whether a line is that of the group.
+/// True if a line is that of the group.
 fn is_group(line: &&str) -> bool {
     line.starts_with("fanotify flags:")
 }
@@ -126,18 +128,26 @@ impl Mark {
 impl Kind for Fanotify {
     const NAME: &'static str = "fanotify";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0 == b"anon_inode:[fanotify]" && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0 == b"anon_inode:[fanotify]" && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
+    fn answers_opens(info: &FdInfo) -> bool {
+        // The classes of groups that can have permission events: fanotify_init(2).
+        let classes = libc::FAN_CLASS_CONTENT | libc::FAN_CLASS_PRE_CONTENT;
+        let group = lines(&info.rest).find(is_group);
+        let flags = group.and_then(|line| hex_word(line, "flags"));
+        flags.is_some_and(|flags| flags & u64::from(classes) != 0)
+    }
+
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
         let unknown = || Error::unrestorable("a fanotify line of fdinfo is not understood");
-        let group = lines(&it.info.rest).find(is_group).ok_or_else(unknown)?;
+        let group = lines(&descriptor.info.rest).find(is_group).ok_or_else(unknown)?;
         let number = |key| u32::try_from(hex_word(group, key)?).ok();
         let (flags, event_flags) =
             number("flags").zip(number("event-flags")).ok_or_else(unknown)?;
-        let lines = lines(&it.info.rest).filter(|line| !is_group(line));
-        let mut marks = with_path_finder(it, |finder| {
+        let lines = lines(&descriptor.info.rest).filter(|line| !is_group(line));
+        let mut marks = with_path_finder(descriptor, |finder| {
             let mark = |line| {
                 let MarkLine { scope, flags, mask, ignored } =
                     parse_mark(line).ok_or_else(unknown)?;
@@ -154,11 +164,19 @@ impl Kind for Fanotify {
             lines.map(mark).collect::<Result<Vec<Mark>>>()
         })?;
         marks.sort_by_cached_key(|mark| format!("{mark:?}"));
-        let queued = match &it.copy {
+        for mark in &marks {
+            warn_if_not_found(&mark.on, &format!("its mark on {}", mark.scope.name()), descriptor);
+        }
+        let queued = match &descriptor.copy {
             Some(copy) => sys::readable(copy.as_fd()).at(|| "FIONREAD")? as u32,
             None => 0,
         };
-        Ok(Fanotify { pid: it.process.pid, flags, event_flags, marks, queued })
+        Ok(Fanotify { pid: descriptor.process.pid, flags, event_flags, marks, queued })
+    }
+
+    fn search(descriptor: &Descriptor<'_>) {
+        // The capture in the stop says what fails.
+        let _ = Self::capture(descriptor);
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -196,10 +214,7 @@ impl Kind for Fanotify {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Fanotify { pid: _, flags, event_flags, marks: _, queued } = *self;
-        if queued > 0 {
-            let fd = cx.lowest[&file.id];
-            cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
-        }
+        warn_of_lost_events(queued, file, cx);
         let flags = InitFlags::from_bits_retain(flags);
         let event_flags = EventFFlags::from_bits_retain(event_flags);
         let new = nix::sys::fanotify::Fanotify::init(flags, event_flags);
@@ -232,9 +247,7 @@ impl Kind for Fanotify {
                 notify::mark(fd, &target.path(), flags, mask).at(at)?;
             }
         }
-        let text =
-            std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-        let info = FdInfo::parse(&text);
+        let info = FdInfo::of_own(fd).unwrap_or_default();
         let now: HashSet<MarkLine> = lines(&info.rest).filter_map(parse_mark).collect();
         for mark in self.marks.iter().filter(|mark| !now.contains(&mark.line())) {
             let name = mark.scope.name();

@@ -1,17 +1,17 @@
 //! The inodes that inotify watches and fanotify marks. fdinfo shows the device, the inode number
 //! and a file handle, but no path. A scan finds a path, and a restore opens the inode by that path.
 
-use crate::error::{At, Error, Result, Status};
-use crate::image::{Bytes, Inode};
+use crate::error::{At, Error, Result};
+use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::context::{Changed, Held, Number, Numbers, RestoreContext};
+use crate::kind::watch::watches::READS;
 use crate::proc::mounts::Mount;
-use crate::proc::{self, Descriptor, FdInfo, Process, device, hex_word, inode_of};
+use crate::proc::{self, Descriptor, FdInfo, Process, hex_word, inode_of};
+use crate::sys::device::from_sdev;
 use crate::sys::{self, notify};
-use nix::fcntl::{OFlag, open};
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::inotify::{InitFlags, Inotify};
-use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -46,7 +46,12 @@ impl WatchedInode {
 
     /// An inode that was not found. `sdev` is the device as fdinfo shows it.
     pub(crate) fn not_found(sdev: u32, ino: u64) -> WatchedInode {
-        WatchedInode { dev: device(sdev), ino, kind: 0, path: None, fd: None }
+        WatchedInode { dev: from_sdev(sdev), ino, kind: 0, path: None, fd: None }
+    }
+
+    /// True if neither a path nor a number was found.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.path.is_none() && self.fd.is_none()
     }
 
     /// The device and the inode number.
@@ -182,11 +187,18 @@ fn proc_fd_path(number: i32) -> CString {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct InodeId {
     /// The device number of the superblock (s_dev), which can differ from that of stat(2).
-    sdev: u32,
+    pub(super) sdev: u32,
     /// The inode number.
     ino: u64,
     /// The type and the bytes of the file handle, if the file system has handles.
     handle: Option<(i32, Vec<u8>)>,
+}
+
+impl InodeId {
+    /// True if both are inodes of one file system.
+    pub(super) fn is_on_same_device(&self, other: &InodeId) -> bool {
+        self.sdev == other.sdev
+    }
 }
 
 /// Parses the inode in an `inotify` or `fanotify` line of fdinfo.
@@ -206,7 +218,7 @@ pub(crate) fn parse_inode_id(line: &str) -> Option<InodeId> {
 }
 
 /// The maximum number of paths of a device that a search tries.
-const MAX_PATHS: usize = 16 << 10;
+const MAX_PATHS: usize = 1 << 10;
 
 /// A breadth-first search through the directories of one device, for inodes whose file handle
 /// cannot be opened.
@@ -253,9 +265,8 @@ impl Search {
             self.remaining -= 1;
             self.add_path(&path, finder, sdev);
         }
-        let number = self.inotify.as_fd().as_raw_fd();
-        let info = std::fs::read(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
-        for line in FdInfo::parse(&info).rest.lines() {
+        let info = FdInfo::of_own(&self.inotify).unwrap_or_default();
+        for line in info.rest.lines() {
             let path = hex_word(line, "wd").and_then(|wd| self.paths.get(&(wd as i32)));
             self.found.extend(parse_inode_id(line).zip(path.cloned()));
         }
@@ -293,38 +304,44 @@ pub(crate) struct PathFinder<'a> {
     mounts: &'a [Mount],
     /// The root directory of the process; empty if it is that of the mount namespace.
     root: &'a [u8],
-    /// The process is in the mount namespace of this process.
-    same_namespace: bool,
     /// The mount id of the working directory of this thread, if it was changed.
     cwd_mount: Cell<Option<u64>>,
     /// The searches, by device number of fdinfo.
-    searches: HashMap<u32, Search>,
+    searches: HashMap<(u32, SearchStart), Search>,
+}
+
+/// Where a search begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum SearchStart {
+    /// The paths that the process uses.
+    Process,
+    /// The mount points of the device.
+    Mounts,
 }
 
 /// Runs `work` with a path finder for the process of a descriptor, in a thread that shares its
 /// working directory with no other thread (CLONE_FS of unshare(2)): the finder changes it.
 pub(crate) fn with_path_finder<T: Send>(
-    it: &Descriptor<'_>,
+    descriptor: &Descriptor<'_>,
     work: impl FnOnce(&mut PathFinder<'_>) -> Result<T> + Send,
 ) -> Result<T> {
-    let (process, passive) = (it.process, it.copy.is_none());
+    let (process, passive) = (descriptor.process, descriptor.copy.is_none());
     let find = || {
         unshare(CloneFlags::CLONE_FS).at(|| "unshare")?;
         work(&mut PathFinder::new(process, passive))
     };
-    std::thread::scope(|scope| scope.spawn(find).join())
-        .unwrap_or_else(|_| Err(Error::new(Status::System, "the search for a path failed")))
+    sys::in_thread(find).at(|| "the search for a path")?
 }
 
 impl<'a> PathFinder<'a> {
     fn new(process: &'a Process, passive: bool) -> PathFinder<'a> {
         let view = if passive { None } else { process.mounts() };
-        let (mounts, root, same_namespace) = match view {
-            Some(it) => (&it.mounts[..], &it.root[..], it.is_own_namespace),
+        let (mounts, root) = match view {
+            Some(it) => (&it.mounts[..], &it.root[..]),
             None => Default::default(),
         };
         let (cwd_mount, searches) = Default::default();
-        PathFinder { process, mounts, root, same_namespace, cwd_mount, searches }
+        PathFinder { process, mounts, root, cwd_mount, searches }
     }
 
     /// Finds an inode by a path, or else by a number of the process.
@@ -332,9 +349,11 @@ impl<'a> PathFinder<'a> {
         if self.mounts.is_empty() {
             return WatchedInode::not_found(wanted.sdev, wanted.ino);
         }
-        let path = self.by_handle(wanted).or_else(|| self.by_search(wanted));
-        let path = path.map(|(inode, path)| WatchedInode::new(&inode, Some(path), None));
-        path.or_else(|| self.by_number(wanted))
+        let at_path = |(inode, path)| WatchedInode::new(&inode, Some(path), None);
+        let near = self.by_handle(wanted).or_else(|| self.by_search(wanted, SearchStart::Process));
+        near.map(at_path)
+            .or_else(|| self.by_number(wanted))
+            .or_else(|| self.by_search(wanted, SearchStart::Mounts).map(at_path))
             .unwrap_or_else(|| WatchedInode::not_found(wanted.sdev, wanted.ino))
     }
 
@@ -347,7 +366,8 @@ impl<'a> PathFinder<'a> {
             return Some(path.to_vec());
         }
         let wanted = inode_id_of(copy)?;
-        let found = self.by_handle(&wanted).or_else(|| self.by_search(&wanted));
+        let found =
+            self.by_handle(&wanted).or_else(|| self.by_search(&wanted, SearchStart::Process));
         found.map(|(_, path)| path)
     }
 
@@ -386,7 +406,7 @@ impl<'a> PathFinder<'a> {
 
     /// The mounts of a device, unless a lookup there asks a server.
     fn mounts_of(&self, sdev: u32) -> impl Iterator<Item = &Mount> {
-        let dev = device(sdev);
+        let dev = from_sdev(sdev);
         self.mounts.iter().filter(move |mount| mount.dev == dev && !mount.is_remote())
     }
 
@@ -398,13 +418,7 @@ impl<'a> PathFinder<'a> {
 
     /// Opens a path that readlink(2) has shown, in the mount namespace of the process, with O_PATH.
     fn open_path(&self, path: &[u8]) -> Option<OwnedFd> {
-        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        if self.same_namespace {
-            return open(path, flags, Mode::empty()).ok();
-        }
-        let inside = path.strip_prefix(self.root)?;
-        let root = format!("/proc/{}/root", self.process.pid);
-        open(&[root.as_bytes(), inside].concat()[..], flags, Mode::empty()).ok()
+        self.process.open_path(path)
     }
 
     /// Opens the file handle of an inode by open_by_handle_at(2), and reads its path.
@@ -426,20 +440,35 @@ impl<'a> PathFinder<'a> {
         })
     }
 
-    /// Searches the paths that the process uses, and the directories beside and below them.
-    fn by_search(&mut self, wanted: &InodeId) -> Option<(Inode, Vec<u8>)> {
-        let mut search = match self.searches.remove(&wanted.sdev) {
+    /// Searches paths, and the directories beside and below them.
+    fn by_search(&mut self, wanted: &InodeId, from: SearchStart) -> Option<(Inode, Vec<u8>)> {
+        let (known, key) = (self.process.found_paths(), (wanted.sdev, wanted.ino));
+        if known.searches_have_ended() {
+            let path = known.get(key)?;
+            return Some((inode_of(self.open_path(&path)?.as_fd()).ok()?, path));
+        }
+        let mut search = match self.searches.remove(&(wanted.sdev, from)) {
             Some(search) => search,
-            None => Search::new(self.paths_of_process(), !self.watches_reads())?,
+            None => {
+                let paths = match from {
+                    SearchStart::Process => self.paths_of_process(),
+                    SearchStart::Mounts => {
+                        let points = self.mounts_of(wanted.sdev).map(|mount| &mount.point[..]);
+                        points.map(|point| self.path_outside_root(point)).collect()
+                    }
+                };
+                Search::new(paths, !self.watches_reads())?
+            }
         };
         while !search.found.contains_key(wanted) && search.search_level(self, wanted.sdev) {}
         let path = search.found.get(wanted).cloned();
-        self.searches.insert(wanted.sdev, search);
+        self.searches.insert((wanted.sdev, from), search);
         let path = path?;
+        self.process.found_paths().add(key, path.clone());
         Some((inode_of(self.open_path(&path)?.as_fd()).ok()?, path))
     }
 
-    /// Reports whether a path is on a device: whether the mount with the longest mount point that
+    /// True if a path is on a device: if the mount with the longest mount point that
     /// is a prefix of the path is one of the device, and not remote.
     fn is_on(&self, path: &[u8], sdev: u32) -> bool {
         let below = |mount: &&Mount| {
@@ -449,7 +478,7 @@ impl<'a> PathFinder<'a> {
         };
         let mounts = self.mounts.iter().filter(below);
         let mount = mounts.max_by_key(|mount| mount.point.len());
-        mount.is_some_and(|mount| mount.dev == device(sdev) && !mount.is_remote())
+        mount.is_some_and(|mount| mount.dev == from_sdev(sdev) && !mount.is_remote())
     }
 
     /// The paths of the working directory, the program, the arguments and the descriptors of the
@@ -473,14 +502,12 @@ impl<'a> PathFinder<'a> {
         paths
     }
 
-    /// Reports whether the process has a watch or mark that reports the reading of a directory.
+    /// True if the process has a watch or mark that reports the reading of a directory.
     fn watches_reads(&self) -> bool {
-        const READS: u64 = (libc::IN_ACCESS | libc::IN_OPEN | libc::IN_CLOSE_NOWRITE) as u64;
         let process = self.process;
         let mut text = Vec::new();
         process.numbers().unwrap_or_default().into_iter().any(|number| {
             let read = process.descriptor_info(&number.to_string(), &mut text);
-            // FAN_ACCESS, FAN_OPEN and FAN_CLOSE_NOWRITE of fanotify have the same values.
             let has_reads =
                 |line: &str| hex_word(line, "mask").is_some_and(|mask| mask & READS != 0);
             read.is_ok() && FdInfo::parse(&text).rest.lines().any(has_reads)
@@ -506,11 +533,10 @@ impl<'a> PathFinder<'a> {
 }
 
 /// The inode that a descriptor of this process has open, as fdinfo shows it: by a temporary watch.
-fn inode_id_of(copy: BorrowedFd<'_>) -> Option<InodeId> {
+pub(crate) fn inode_id_of(copy: BorrowedFd<'_>) -> Option<InodeId> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC).ok()?;
     add_temporary_watch(&inotify, copy.as_raw_fd())?;
-    let own = inotify.as_fd().as_raw_fd();
-    let info = FdInfo::parse(&std::fs::read(format!("/proc/self/fdinfo/{own}")).ok()?);
+    let info = FdInfo::of_own(&inotify).ok()?;
     parse_inode_id(info.rest.lines().next()?)
 }
 
@@ -520,9 +546,29 @@ fn add_temporary_watch(inotify: &Inotify, number: i32) -> Option<i32> {
     notify::add_watch(inotify.as_fd(), &proc_fd_path(number), libc::IN_DELETE_SELF).ok()
 }
 
+/// Warns, at the scan, of a watch or mark whose object was not found. `name` names it in messages. A
+/// passive scan does not search.
+pub(crate) fn warn_if_not_found(on: &WatchedInode, name: &str, descriptor: &Descriptor<'_>) {
+    if on.is_not_found() && descriptor.copy.is_some() {
+        let WatchedInode { dev: (major, minor), ino, .. } = on;
+        let why = "cannot be restored: no path was found of inode";
+        descriptor.warn(format!("{name} {why} {ino} on device {major}:{minor}"));
+    }
+}
+
+/// Warns of unread events, which no call can queue again. `queued` is their length in bytes.
+pub(crate) fn warn_of_lost_events(queued: u32, file: &OpenFile, cx: &mut RestoreContext<'_>) {
+    if queued > 0 {
+        let fd = cx.lowest[&file.id];
+        cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::errno::Errno;
+    use nix::sys::fanotify;
     use proptest::prelude::*;
 
     #[test]
@@ -534,6 +580,33 @@ mod tests {
         let bare = parse_inode_id("inotify wd:1 ino:7 sdev:1b mask:2 ignored_mask:0");
         assert_eq!(bare, Some(InodeId { sdev: 0x1b, ino: 7, handle: None }));
         assert_eq!(parse_inode_id("inotify wd:1 ino:7 mask:2"), None);
+    }
+
+    #[test]
+    fn a_mark_that_permits_reads_is_one_for_reads() {
+        let flags = fanotify::InitFlags::FAN_CLASS_CONTENT | fanotify::InitFlags::FAN_CLOEXEC;
+        let group = match fanotify::Fanotify::init(flags, fanotify::EventFFlags::O_RDONLY) {
+            Err(Errno::EPERM | Errno::ENOSYS) => return,
+            group => group.unwrap(),
+        };
+        // Nobody opens the name of a file without one.
+        let file = memfd::MemfdOptions::default().create("marked").unwrap();
+        let path = proc_fd_path(file.as_raw_fd());
+        let added = notify::mark(
+            group.as_fd(),
+            &path,
+            libc::FAN_MARK_ADD,
+            libc::FAN_OPEN_PERM | libc::FAN_ACCESS_PERM,
+        );
+        added.unwrap();
+        let mut child =
+            std::process::Command::new("sleep").arg("600").stdin(OwnedFd::from(group)).spawn();
+        let child = child.as_mut().unwrap();
+        let process = Process::open(child.id() as i32).unwrap();
+        let watches = PathFinder::new(&process, true).watches_reads();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(watches);
     }
 
     proptest! {

@@ -4,7 +4,9 @@
 use crate::error::{At, Error, Result};
 use crate::image::OpenFile;
 use crate::kind::context::{Opened, RestoreContext};
-use crate::kind::watch::fsnotify::{WatchedInode, parse_inode_id, with_path_finder};
+use crate::kind::watch::fsnotify::{
+    WatchedInode, parse_inode_id, warn_if_not_found, warn_of_lost_events, with_path_finder,
+};
 use crate::kind::{Kind, Prerequisite};
 use crate::operation::Outcome;
 use crate::proc::{Descriptor, hex_word};
@@ -52,13 +54,13 @@ fn parse_watch(line: &str) -> Option<(u32, u32)> {
 impl Kind for Inotify {
     const NAME: &'static str = "inotify";
 
-    fn claims(it: &Descriptor<'_>) -> bool {
-        it.link.0 == b"anon_inode:inotify" && !it.is_path()
+    fn claims(descriptor: &Descriptor<'_>) -> bool {
+        descriptor.link.0 == b"anon_inode:inotify" && !descriptor.is_path()
     }
 
-    fn capture(it: &Descriptor<'_>) -> Result<Self> {
-        let lines = it.info.rest.lines().filter(|line| line.starts_with("inotify "));
-        let mut watches = with_path_finder(it, |finder| {
+    fn capture(descriptor: &Descriptor<'_>) -> Result<Self> {
+        let lines = descriptor.info.rest.lines().filter(|line| line.starts_with("inotify "));
+        let mut watches = with_path_finder(descriptor, |finder| {
             let watch = |line| {
                 let unknown = || Error::unrestorable("an inotify line of fdinfo is not understood");
                 let ((wd, mask), inode) =
@@ -68,11 +70,19 @@ impl Kind for Inotify {
             lines.map(watch).collect::<Result<Vec<InotifyWatch>>>()
         })?;
         watches.sort_by_key(|watch| watch.wd);
-        let queued = match &it.copy {
+        for InotifyWatch { wd, mask: _, on } in &watches {
+            warn_if_not_found(on, &format!("its watch {wd}"), descriptor);
+        }
+        let queued = match &descriptor.copy {
             Some(copy) => sys::readable(copy.as_fd()).at(|| "FIONREAD")? as u32,
             None => 0,
         };
-        Ok(Inotify { pid: it.process.pid, watches, queued })
+        Ok(Inotify { pid: descriptor.process.pid, watches, queued })
+    }
+
+    fn search(descriptor: &Descriptor<'_>) {
+        // The capture in the stop says what fails.
+        let _ = Self::capture(descriptor);
     }
 
     fn validate(&self, _: &OpenFile) -> Result<()> {
@@ -113,10 +123,7 @@ impl Kind for Inotify {
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {
         let Inotify { pid: _, watches: _, queued } = *self;
-        if queued > 0 {
-            let fd = cx.lowest[&file.id];
-            cx.warnings.push(format!("fd {fd}: {queued} bytes of its events are lost"));
-        }
+        warn_of_lost_events(queued, file, cx);
         let new = nix::sys::inotify::Inotify::init(InitFlags::empty()).at(|| "inotify_init1")?;
         Ok(Opened::new(new.into(), 0))
     }

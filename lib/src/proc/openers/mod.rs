@@ -4,19 +4,24 @@
 //! readlink(2) for each descriptor of the system, and a few calls more for each that may be of one.
 
 mod terminal;
+mod watch;
 
 pub use terminal::{Opener, copy};
+pub use watch::OpenWatch;
 
 use super::fdinfo::FdInfo;
 use super::read::{bracketed, read_at};
 use super::stat::{self, Stat};
+use crate::error::Error;
 use crate::image::Inode;
+use crate::sys::device;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, readlinkat};
-use nix::sys::stat::{Mode, fstatat, major, minor};
+use nix::sys::stat::{Mode, fstatat};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 use terminal::{Device, PTMX, TerminalEnd, TerminalUser, Terminals};
@@ -24,20 +29,23 @@ use terminal::{Device, PTMX, TerminalEnd, TerminalUser, Terminals};
 /// Flags of a directory that is read.
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
-/// The openers of one terminal and the members of its session, by pid. `devpts` is the device of its
+/// The openers of one terminal and the members of its session, by pid, and the first call that has failed,
+/// so that there may be others. `devpts` is the device of its
 /// file system: each instance of devpts (each container) has terminals of the same device numbers.
 ///
 /// Only links below /dev are followed: a network file system whose server is gone cannot hang this.
-pub fn of_terminal(device: Device, devpts: Option<Device>) -> Vec<Opener> {
+pub fn of_terminal(device: Device, devpts: Option<Device>) -> (Vec<Opener>, Option<String>) {
     let wanted = Wanted { terminals: Terminals::One(device), ..Wanted::default() };
-    Walk::new(&wanted, &HashSet::new()).of_terminal(device, devpts)
+    let walk = Walk::new(&wanted, &HashSet::new());
+    (walk.of_terminal(device, devpts), walk.failed)
 }
 
 /// The openers of the objects of a scan. The first question walks /proc, and the findings answer all
 /// others.
 ///
-/// A scan that stops its processes asks only when all are stopped: the findings do not change with
-/// what a process opens later. A process outside the scan may open an object after the walk.
+/// The walk takes time for each descriptor of the system. A scan that stops its processes makes it
+/// before ([`Openers::walk`]), and looks again only at what may have changed when all are stopped
+/// ([`Openers::update`]).
 #[derive(Debug)]
 pub struct Openers {
     captured: HashSet<i32>,
@@ -57,6 +65,33 @@ impl Openers {
         }
         let captured = captured.into_iter().collect();
         Openers { captured, state: RefCell::new((wanted, None)) }
+    }
+
+    /// Looks for the openers now, and for those of all sockets and pseudo terminals too.
+    pub fn walk(&mut self) {
+        let (wanted, walk) = self.state.get_mut();
+        wanted.sockets = true;
+        wanted.add_terminals();
+        *walk = Some(Walk::new(wanted, &self.captured));
+    }
+
+    /// Brings the findings up to date: looks at the processes of the scan, which are stopped by now,
+    /// and at those that have begun since. Another process cannot have come to an object, unless it has
+    /// opened it or received a descriptor of it.
+    ///
+    /// `opened` says that one was opened, or may have been: then all is looked for again.
+    pub fn update(&mut self, captured: impl IntoIterator<Item = i32>, opened: bool) {
+        let captured: HashSet<i32> = captured.into_iter().collect();
+        let before = std::mem::replace(&mut self.captured, captured);
+        let (wanted, found) = self.state.get_mut();
+        let Some(walk) = found else { return };
+        // One that counts as outside the scan is in the findings with what it has open.
+        let joined =
+            self.captured.iter().any(|pid| !before.contains(pid) && walk.seen.contains(pid));
+        match opened || joined || before.iter().any(|pid| !self.captured.contains(pid)) {
+            true => *found = None,
+            false => walk.look_again(wanted, &self.captured),
+        }
     }
 
     /// True if a process is one of the scan.
@@ -152,37 +187,86 @@ struct Walk {
     users: Vec<TerminalUser>,
     /// Terminals, each with the indices of its users.
     terminals: HashMap<Device, BTreeSet<usize>>,
+    /// The processes that were looked at.
+    seen: HashSet<i32>,
+    /// The first call that has failed, other than for lack of a right or since a process has ended.
+    failed: Option<String>,
 }
 
 impl Walk {
     /// Looks at all processes. Captured ones, and this one, count as users of terminals only.
     fn new(wanted: &Wanted, captured: &HashSet<i32>) -> Walk {
         let mut walk = Walk::default();
+        let pids = walk.pids();
+        let users = walk.look_at(pids, wanted, captured);
+        walk.set_users(users);
+        walk
+    }
+
+    /// Looks again at captured processes, and at those that have begun since.
+    fn look_again(&mut self, wanted: &Wanted, captured: &HashSet<i32>) {
+        let pids = self.pids().into_iter();
+        let pids = pids.filter(|pid| captured.contains(pid) || !self.seen.contains(pid)).collect();
+        let mut users = std::mem::take(&mut self.users);
+        users.retain(|user| !captured.contains(&user.pid));
+        users.extend(self.look_at(pids, wanted, captured));
+        self.set_users(users);
+    }
+
+    /// The ids of all processes.
+    fn pids(&mut self) -> Vec<i32> {
+        stat::pids().unwrap_or_else(|err| {
+            self.fail(None, "/proc".to_owned(), err.into());
+            Vec::new()
+        })
+    }
+
+    /// Records a call that has failed. What this process has open is then not known whole.
+    fn fail(&mut self, pid: Option<i32>, what: String, err: Error) {
+        self.failed.get_or_insert_with(|| format!("{what}: {err}"));
+        self.unreadable = self.unreadable.into_iter().chain(pid).min();
+    }
+
+    /// Looks at processes. Gives those that have to do with a terminal.
+    fn look_at(
+        &mut self,
+        pids: Vec<i32>,
+        wanted: &Wanted,
+        captured: &HashSet<i32>,
+    ) -> Vec<TerminalUser> {
         let us = std::process::id() as i32;
         let terminals = wanted.terminals != Terminals::None;
-        for pid in stat::pids() {
+        let mut users = Vec::new();
+        for pid in pids {
+            self.seen.insert(pid);
             let is_other = pid != us && !captured.contains(&pid);
             if !is_other && !terminals {
                 continue;
             }
             let ends = match Dir::open(format!("/proc/{pid}/fd").as_str(), DIRECTORY, Mode::empty())
             {
-                Ok(dir) => Some(walk.look(pid, dir, wanted, is_other)),
+                Ok(dir) => Some(self.look(pid, dir, wanted, is_other)),
                 // One that has ended meanwhile has nothing open.
                 Err(Errno::ENOENT | Errno::ESRCH) => continue,
                 // Root alone may look at one that is not waited for yet.
                 Err(_) if Stat::of(pid).is_none_or(|stat| stat.is_zombie()) => Some(Vec::new()),
-                Err(_) => {
-                    walk.unreadable = walk.unreadable.or(is_other.then_some(pid));
+                Err(errno) => {
+                    if !matches!(errno, Errno::EACCES | Errno::EPERM) {
+                        self.fail(None, format!("/proc/{pid}/fd"), errno.into());
+                    }
+                    let others = self.unreadable.into_iter().chain(is_other.then_some(pid));
+                    self.unreadable = others.min();
                     None
                 }
             };
             // None of one that has ended meanwhile.
-            if let Some(stat) = terminals.then(|| Stat::of(pid)).flatten() {
-                walk.add_user(TerminalUser { pid, stat, ends });
+            match if terminals { Stat::read(pid) } else { Ok(None) } {
+                Ok(Some(stat)) => users.push(TerminalUser { pid, stat, ends }),
+                Ok(None) => (),
+                Err(err) => self.fail(Some(pid), format!("/proc/{pid}/stat"), err.into()),
             }
         }
-        walk
+        users
     }
 
     /// Looks at the descriptors of a process. Gives those of terminals.
@@ -194,56 +278,76 @@ impl Walk {
         is_other: bool,
     ) -> Vec<(RawFd, TerminalEnd)> {
         let mut numbers: Vec<RawFd> = Vec::new();
-        for entry in dir.iter().flatten() {
+        for entry in dir.iter() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(Errno::ENOENT | Errno::ESRCH) => break,
+                Err(errno) => {
+                    self.fail(is_other.then_some(pid), format!("/proc/{pid}/fd"), errno.into());
+                    break;
+                }
+            };
             numbers.extend(entry.file_name().to_str().ok().and_then(|n| n.parse::<RawFd>().ok()));
         }
         numbers.sort_unstable();
         let mut ends = Vec::new();
         for fd in numbers {
             let name = fd.to_string();
-            let Ok(link) = readlinkat(&dir, name.as_str()) else { continue };
-            let link = link.into_vec();
+            let fail = |walk: &mut Walk, errno: Errno| {
+                if !is_expected(errno) {
+                    walk.fail(
+                        is_other.then_some(pid),
+                        format!("/proc/{pid}/fd/{fd}"),
+                        errno.into(),
+                    );
+                }
+            };
+            let link = match readlinkat(&dir, name.as_str()) {
+                Ok(link) => link.into_vec(),
+                Err(errno) => {
+                    fail(self, errno);
+                    continue;
+                }
+            };
             let at = OpenerFd { pid, dir: &dir, name: &name };
             if is_other {
                 match socket(&link) {
-                    Some(inode) if wanted.sockets => {
-                        self.sockets.entry(inode).or_insert(pid);
-                    }
+                    Some(inode) if wanted.sockets => keep_lowest(&mut self.sockets, inode, pid),
                     Some(_) => (),
                     None => {
                         let inodes = wanted.files.get(last_name(&link));
-                        if let Some(key) = inodes.and_then(|inodes| at.file(inodes)) {
-                            self.files.entry(key).or_insert(pid);
+                        match inodes.map_or(Ok(None), |inodes| at.file(inodes)) {
+                            Ok(Some(key)) => keep_lowest(&mut self.files, key, pid),
+                            Ok(None) => (),
+                            Err(errno) => fail(self, errno),
                         }
                     }
                 }
             }
             if wanted.terminals != Terminals::None && link.starts_with(b"/dev/") {
-                ends.extend(at.end(link, &wanted.terminals).map(|end| (fd, end)));
+                match at.end(link, &wanted.terminals) {
+                    Ok(end) => ends.extend(end.map(|end| (fd, end))),
+                    Err(errno) => fail(self, errno),
+                }
             }
         }
         ends
     }
 
-    fn add_user(&mut self, user: TerminalUser) {
-        let mut devices: Vec<Device> = Vec::new();
-        devices.extend(user.controlling_terminal());
-        for (_, end) in user.ends.iter().flatten() {
-            match end {
-                TerminalEnd::Slave { device, .. } => devices.push(*device),
-                TerminalEnd::Controlling => (),
-                TerminalEnd::Master { index, .. } => {
-                    devices.push(crate::terminal::slave_device(*index))
-                }
+    /// Sets the processes that have to do with terminals.
+    fn set_users(&mut self, mut users: Vec<TerminalUser>) {
+        users.sort_unstable_by_key(|user| user.pid);
+        self.users.clear();
+        self.terminals.clear();
+        for user in users {
+            let devices = user.devices();
+            for device in &devices {
+                self.terminals.entry(*device).or_default().insert(self.users.len());
+            }
+            if !devices.is_empty() {
+                self.users.push(user);
             }
         }
-        if devices.is_empty() {
-            return;
-        }
-        for device in devices {
-            self.terminals.entry(device).or_default().insert(self.users.len());
-        }
-        self.users.push(user);
     }
 
     fn other_opener(&self, inode: &Inode, link: &[u8]) -> Option<i32> {
@@ -259,6 +363,17 @@ impl Walk {
     }
 }
 
+/// Records an opener, unless one with a lower pid is known.
+fn keep_lowest<K: Eq + Hash>(openers: &mut HashMap<K, i32>, key: K, pid: i32) {
+    openers.entry(key).and_modify(|known| *known = pid.min(*known)).or_insert(pid);
+}
+
+/// Reports whether a call has failed since a number was closed, its process has ended, or may not be
+/// looked at (EACCES: proc_fd_permission() and proc_pid_readlink() of the kernel).
+fn is_expected(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EACCES)
+}
+
 /// A descriptor of another process.
 struct OpenerFd<'a> {
     /// The process.
@@ -270,22 +385,22 @@ struct OpenerFd<'a> {
 }
 
 impl OpenerFd<'_> {
-    /// Its fdinfo. None if it is closed meanwhile.
-    fn info(&self) -> Option<FdInfo> {
+    /// Its fdinfo.
+    fn info(&self) -> nix::Result<FdInfo> {
         let path = format!("/proc/{}/fdinfo/{}", self.pid, self.name);
-        Some(FdInfo::parse(&read_at(AT_FDCWD, &path).ok()?))
+        Ok(FdInfo::parse(&read_at(AT_FDCWD, &path)?))
     }
 
     /// Device and inode number of a file whose inode number is among these. No other is asked for
     /// its device, which could wait for a server (FUSE, NFS).
-    fn file(&self, inodes: &HashSet<u64>) -> Option<(Device, u64)> {
+    fn file(&self, inodes: &HashSet<u64>) -> nix::Result<Option<(Device, u64)>> {
         // Before Linux 5.14 fdinfo does not tell.
         let ino = self.info()?.ino;
         if ino != 0 && !inodes.contains(&ino) {
-            return None;
+            return Ok(None);
         }
-        let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
-        Some(((major(found.st_dev) as u32, minor(found.st_dev) as u32), found.st_ino))
+        let found = fstatat(self.dir, self.name, AtFlags::empty())?;
+        Ok(Some((device::from_stat(found.st_dev), found.st_ino)))
     }
 }
 
@@ -416,8 +531,8 @@ mod tests {
         unlockpt(&master_end).unwrap();
         let slave_end = tty::peer(&master_end, close_on_exec.bits() as u32).unwrap();
         let found = fstat(&slave_end).unwrap();
-        let device = (major(found.st_rdev) as u32, minor(found.st_rdev) as u32);
-        let devpts = (major(found.st_dev) as u32, minor(found.st_dev) as u32);
+        let device = device::from_stat(found.st_rdev);
+        let devpts = device::from_stat(found.st_dev);
         let slave = Holder::new(slave_end.try_clone().unwrap());
         let master = Holder::new(master_end.as_fd().try_clone_to_owned().unwrap());
         let openers = Openers::new([slave.pid()], []);
@@ -439,8 +554,51 @@ mod tests {
         assert!(openers.is_captured(slave.pid()) && !openers.is_captured(master.pid()));
         // That of the same number in another devpts.
         assert_eq!(ends((devpts.0, devpts.1 + 1)), (None, None));
-        let alone = of_terminal(device, Some(devpts));
+        let (alone, _) = of_terminal(device, Some(devpts));
         assert!(alone.iter().any(|it| it == &slave_found));
-        assert!(copy(&alone).is_some_and(|fd| tty::winsize(&fd).is_ok()));
+        assert!(copy(&alone).unwrap().is_some_and(|fd| tty::winsize(&fd).is_ok()));
+    }
+
+    #[test]
+    fn an_update_finds_who_has_begun_since_and_what_a_captured_process_has_now() {
+        let close_on_exec = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let master = posix_openpt(close_on_exec).unwrap();
+        unlockpt(&master).unwrap();
+        let slave = tty::peer(&master, close_on_exec.bits() as u32).unwrap();
+        let rdev = fstat(&slave).unwrap().st_rdev;
+        let device = device::from_stat(rdev);
+        let text = "read line; exec 5<&0 </dev/null; echo; exec sleep 600";
+        let mut shell = Command::new("sh")
+            .args(["-c", text])
+            .stdin(slave.try_clone().unwrap())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let captured = shell.id() as i32;
+        let mut openers = Openers::new([captured], []);
+        openers.walk();
+        let of = |openers: &Openers, pid: i32| {
+            let found = openers.of_terminal(device, None);
+            found.into_iter().find(|it| it.pid == pid).and_then(|it| it.fds)
+        };
+        assert_eq!(of(&openers, captured), Some(vec![0]));
+        let late = Holder::new(slave.try_clone().unwrap());
+        assert_eq!(of(&openers, late.pid()), None);
+        nix::unistd::write(&master, b"\n").unwrap();
+        let mut line = [0];
+        std::io::Read::read_exact(shell.stdout.as_mut().unwrap(), &mut line).unwrap();
+        openers.update([captured], false);
+        assert_eq!(
+            (of(&openers, captured), of(&openers, late.pid())),
+            (Some(vec![5]), Some(vec![0]))
+        );
+        // One that was outside the scan, and is of it now.
+        openers.update([captured, late.pid()], false);
+        assert!(openers.is_captured(late.pid()) && of(&openers, late.pid()).is_some());
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+        // All is looked for again.
+        openers.update([late.pid()], true);
+        assert_eq!(of(&openers, captured), None);
     }
 }

@@ -42,18 +42,29 @@ pub struct Opener {
 }
 
 /// A copy of a descriptor of a terminal, or of its master, from one of its openers (pidfd_getfd(2)).
-/// None if no opener gives one that has not hung up.
+/// None if no opener gives one that has not hung up. Fails if there is none since a call failed, other
+/// than for lack of a right.
 ///
 /// To open the terminal could block, and would be noticed at the other end.
-pub fn copy(openers: &[Opener]) -> Option<OwnedFd> {
+pub fn copy(openers: &[Opener]) -> nix::Result<Option<OwnedFd>> {
     let ends =
         |it: &Opener| it.fds.iter().flatten().chain(&it.masters).copied().collect::<Vec<_>>();
-    openers.iter().find_map(|opener| {
-        let pidfd = sys::pidfd_open(opener.pid).ok()?;
-        let has_not_hung_up = |fd: &OwnedFd| tty::winsize(fd) != Err(Errno::EIO);
-        let fetch = |fd| sys::pidfd_getfd(pidfd.as_fd(), fd).ok();
-        ends(opener).into_iter().filter_map(fetch).find(has_not_hung_up)
-    })
+    let mut failed = None;
+    for opener in openers {
+        let copies = ends(opener).into_iter().map(|fd| {
+            let pidfd = sys::pidfd_open(opener.pid)?;
+            sys::pidfd_getfd(pidfd.as_fd(), fd)
+        });
+        for copy in copies {
+            match copy {
+                Ok(copy) if tty::winsize(&copy) == Err(Errno::EIO) => (),
+                Ok(copy) => return Ok(Some(copy)),
+                Err(Errno::EPERM | Errno::ESRCH | Errno::EBADF) => (),
+                Err(errno) => failed = Some(errno),
+            }
+        }
+    }
+    failed.map_or(Ok(None), Err)
 }
 
 /// The terminals whose openers are looked for.
@@ -107,6 +118,17 @@ impl TerminalUser {
         (device != 0).then(|| tty::numbers(device))
     }
 
+    /// The terminals that it has to do with.
+    pub(super) fn devices(&self) -> Vec<Device> {
+        let of_end = |(_, end): &(RawFd, TerminalEnd)| match end {
+            TerminalEnd::Slave { device, .. } => Some(*device),
+            TerminalEnd::Controlling => None,
+            TerminalEnd::Master { index, .. } => Some(terminal::slave_device(*index)),
+        };
+        let ends = self.ends.iter().flatten().filter_map(of_end);
+        self.controlling_terminal().into_iter().chain(ends).collect()
+    }
+
     /// Its descriptors of one terminal. None if it is not of its session and has none.
     pub(super) fn opener(&self, device: Device, devpts: Option<Device>) -> Option<Opener> {
         let member = self.controlling_terminal() == Some(device);
@@ -144,24 +166,28 @@ impl TerminalUser {
 
 impl OpenerFd<'_> {
     /// The end of a terminal that it is. None of another file, and of a mere path (O_PATH).
-    pub(super) fn end(&self, link: Vec<u8>, terminals: &Terminals) -> Option<TerminalEnd> {
-        let found = fstatat(self.dir, self.name, AtFlags::empty()).ok()?;
+    pub(super) fn end(
+        &self,
+        link: Vec<u8>,
+        terminals: &Terminals,
+    ) -> nix::Result<Option<TerminalEnd>> {
+        let found = fstatat(self.dir, self.name, AtFlags::empty())?;
         let device = |device| (major(device) as u32, minor(device) as u32);
         let rdev = device(found.st_rdev);
         if found.st_mode & libc::S_IFMT != libc::S_IFCHR || !terminals.may_have(rdev) {
-            return None;
+            return Ok(None);
         }
-        let info = self.info();
-        if info.as_ref().is_some_and(|it| it.flags & libc::O_PATH as u32 != 0) {
-            return None;
+        let info = self.info()?;
+        if info.flags & libc::O_PATH as u32 != 0 {
+            return Ok(None);
         }
-        match rdev {
+        Ok(match rdev {
             DEV_TTY => Some(TerminalEnd::Controlling),
             PTMX => {
-                let index = info?.get("tty-index")?.parse().ok()?;
-                Some(TerminalEnd::Master { index, link })
+                let index = info.get("tty-index").and_then(|index| index.parse().ok());
+                index.map(|index| TerminalEnd::Master { index, link })
             }
             _ => Some(TerminalEnd::Slave { device: rdev, devpts: device(found.st_dev) }),
-        }
+        })
     }
 }

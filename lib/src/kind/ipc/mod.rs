@@ -1,5 +1,0 @@
-//! Pipes, fifos and POSIX message queues.
-
-pub(super) mod fifo;
-pub(super) mod mqueue;
-pub(super) mod pipe;

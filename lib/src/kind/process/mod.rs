@@ -1,4 +1,0 @@
-//! Descriptors of processes and namespaces.
-
-pub(super) mod ns;
-pub(super) mod pidfd;
