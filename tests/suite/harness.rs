@@ -257,9 +257,28 @@ pub(crate) fn wait_for_program(pid: &str, program: &str) {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        let _ = killpg(Pid::from_raw(self.child.id() as i32), Signal::SIGKILL);
+        let group = Pid::from_raw(self.child.id() as i32);
+        let _ = killpg(group, Signal::SIGKILL);
+        // A member that is not our child may still have descriptors, and so locks, for a moment.
+        // The leader's id is not used anew before the wait below.
+        let until = Instant::now() + LIMIT;
+        while has_living_member(group) && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
         let _ = self.child.wait();
     }
+}
+
+/// True if a process of this process group has not ended. The descriptors of a zombie are closed.
+fn has_living_member(group: Pid) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.into_iter().any(|entry| {
+        let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        // State, parent and process group: fields 3 to 5 of proc_pid_stat(5).
+        let words: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        !matches!(words[0], "Z" | "X")
+            && words.get(2).is_some_and(|pgrp| *pgrp == group.to_string())
+    })
 }
 
 /// The open descriptors of a process, and what readlink(2) shows of each; none if the process does

@@ -643,11 +643,26 @@ fn has_its_jobs(sid: i32) {
         let told: Vec<_> = jobs.iter().map(|&pid| field(pid)).collect();
         let state = |state: &str| told.iter().filter(|it| it.0 == state).count();
         let groups: std::collections::BTreeSet<&String> = told.iter().map(|it| &it.1).collect();
-        let whole = told.len() == 3 && state("T") == 1 && state("S") == 2 && groups.len() == 2;
+        // A job that its shell has just forked still has to execute its program.
+        let sleep = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].map(|call| call.to_string());
+        let asleep = |pid: &i32| {
+            let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+            call.split(' ').next().is_some_and(|number| sleep.iter().any(|it| it == number))
+        };
+        let running = jobs.iter().zip(&told).filter(|(_, it)| it.0 != "T");
+        let whole = told.len() == 3
+            && state("T") == 1
+            && state("S") == 2
+            && groups.len() == 2
+            && running.map(|(pid, _)| pid).all(asleep);
         if whole && told.iter().all(|it| it.2 == sid.to_string() && it.3 == sid.to_string()) {
             return;
         }
-        assert!(begin.elapsed() < LIMIT, "the jobs of {sid} are {told:?}");
+        if begin.elapsed() >= LIMIT {
+            let status = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/status"));
+            let all: Vec<String> = jobs.iter().filter_map(|pid| status(pid).ok()).collect();
+            panic!("the jobs of {sid} are {told:?}: {}", all.concat());
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -961,6 +976,7 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_caller() {
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
     let shell = target.said.clone();
+    has_its_jobs(shell.parse().unwrap());
     let (file, moved) = (scratch.file("a.fdi"), scratch.file("b.fdi"));
     pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
     let link = fs::read_link(format!("/proc/{shell}/fd/0")).unwrap().display().to_string();
@@ -1001,6 +1017,7 @@ fn a_shell_and_its_jobs_run_again_on_the_terminal_of_the_shell_that_runs_fdresto
     let scratch = Scratch::new();
     let target = Target::program(&["python3", "-c", &emulator(JOBS)]);
     let shell = target.said.clone();
+    has_its_jobs(shell.parse().unwrap());
     let file = scratch.file("a.fdi");
     pipeline(&[&["fdscan", "-t", &shell], &["fdimg", "write", &file]]).quiet();
     let link = fs::read_link(format!("/proc/{shell}/fd/0")).unwrap().display().to_string();
