@@ -1,6 +1,9 @@
 //! Locks on files: proc_locks(5), and the `lock:` lines of fdinfo, which are alike.
 
+use super::read::read_whole;
 use crate::image::Lock;
+use std::collections::HashSet;
+use std::fs::File;
 
 /// A lock that a process or an open file description has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,11 +18,32 @@ pub struct HeldLock {
     pub inode: (u32, u32, u64),
 }
 
+/// The most bytes that the kernel gives at a time of a file of several records (fs/seq_file.c).
+const PAGE: usize = 4096;
+
 /// All locks of the system of which this pid namespace is told: /proc/locks. Empty if it cannot be
 /// read.
+///
+/// The kernel gives a page of them at a time, and counts them from the start for the next page. If one
+/// is released meanwhile, another is passed over. So a list of several pages is read twice, and a lock
+/// counts that is in either.
 pub fn locks() -> Vec<HeldLock> {
-    let text = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-    text.lines().filter_map(parse).collect()
+    let mut text = read();
+    if text.len() > PAGE / 2 {
+        text.extend(read());
+    }
+    let mut seen = HashSet::new();
+    let text = String::from_utf8_lossy(&text);
+    // The number in front is that in the list.
+    let lines = text.lines().filter(|line| seen.insert(line.split_once(':').map(|(_, rest)| rest)));
+    lines.filter_map(parse).collect()
+}
+
+fn read() -> Vec<u8> {
+    let mut text = Vec::new();
+    let file = File::open("/proc/locks");
+    let done = file.is_ok_and(|file| read_whole(file.into(), &mut text, false).is_ok());
+    if done { text } else { Vec::new() }
 }
 
 /// Parses `1: POSIX  ADVISORY  WRITE 27637 fe:00:10135418 0 EOF`. None if it is not understood, as a
