@@ -143,6 +143,40 @@ fn a_process_of_another_user_is_denied_with_the_reason() {
 }
 
 #[test]
+fn a_dry_run_refuses_a_file_that_the_user_may_not_open_as_the_restore_does() {
+    may!(rights::other_user());
+    let scratch = Scratch::for_all_users();
+    let (path, copy) = (scratch.file("readable"), scratch.file("fdrestore-copy"));
+    fs::copy(tool("fdrestore"), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &copy];
+    for (access, works) in [("read", true), ("write", false)] {
+        fs::write(&path, "text").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let target = target!(scratch.dir(), &[&format!("regular@3:path={path},{access}")]);
+        let file = scratch.file("a.fdi");
+        scan(&target.pid, &file);
+        let image = fs::read(&file).unwrap();
+        let run = |words: &[&str]| {
+            Pipeline::new(&[&[&nobody[..], words].concat()]).stdin(&image[..]).run()
+        };
+        if works {
+            run(&["-n"]).ok();
+            run(&["--", "true"]).ok();
+            continue;
+        }
+        let why = "Permission denied";
+        run(&["-n"]).refuses(6, &["fd 3", &path, why]);
+        run(&["--", "true"]).refuses(125, &["fd 3", &path, why]);
+        let skip = ["--missing", "skip"];
+        let planned = run(&[&skip[..], &["-n"]].concat()).ok();
+        let ran = run(&[&skip[..], &["--", "true"]].concat()).ok();
+        assert!(planned.stderr(0).contains(why), "{}", planned.whole());
+        assert_eq!(planned.stderr(0), ran.stderr(0));
+    }
+}
+
+#[test]
 fn a_missing_capability_is_named() {
     may!(rights::less("-sys_ptrace"));
     let scratch = Scratch::new();

@@ -671,6 +671,27 @@ fn stopped_tasks_are_restored_as_stopped() {
 }
 
 #[test]
+fn a_missing_file_of_several_tasks_is_left_out_as_the_dry_run_says() {
+    let scratch = Scratch::new();
+    let path = scratch.file("shared");
+    let script = format!("exec 3>{path}; sleep 1001 & wait");
+    let image = ProcessTree::sh(&script, 2).scan();
+    fs::remove_file(&path).unwrap();
+    let restore = ["fdrestore", "--tree"];
+    let run =
+        |words: &[&str]| Pipeline::new(&[&[&restore[..], words].concat()]).stdin(&image[..]).run();
+    run(&["-n"]).refuses(6, &["fd 3", &path, "No such file"]);
+    run(&["--", "true"]).refuses(125, &["fd 3", &path, "No such file"]);
+    for missing in ["skip", "null"] {
+        let missing = ["--missing", missing];
+        let planned = run(&[&missing[..], &["-n"]].concat()).ok();
+        let ran = run(&[&missing[..], &["--", "true"]].concat()).ok();
+        assert_eq!(planned.stderr(0), ran.stderr(0));
+        assert!(ran.stderr(0).contains("fd 3"), "{}", ran.whole());
+    }
+}
+
+#[test]
 fn zombies_are_skipped_and_threads_are_not_tasks() {
     let Some(python) = python() else { skip!("python3 is missing") };
     let script = "import os, signal, threading

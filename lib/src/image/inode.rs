@@ -3,6 +3,7 @@
 use super::Inode;
 use crate::sys;
 use nix::libc;
+use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
 
 impl Inode {
@@ -14,10 +15,18 @@ impl Inode {
 
 /// The record of the inode that a descriptor of this process has open. Fails as statx(2) does.
 pub fn inode_of(fd: BorrowedFd<'_>) -> nix::Result<Inode> {
-    let stat = sys::stat(fd)?;
+    sys::stat(fd).map(from_statx)
+}
+
+/// The record of the inode that a path leads to. Fails as statx(2) does.
+pub fn inode_at(path: &CStr) -> nix::Result<Inode> {
+    sys::stat_path(path).map(from_statx)
+}
+
+fn from_statx(stat: libc::statx) -> Inode {
     let mode = u32::from(stat.stx_mode);
     let device = matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
-    Ok(Inode {
+    Inode {
         dev: (stat.stx_dev_major, stat.stx_dev_minor),
         ino: stat.stx_ino,
         mode,
@@ -27,5 +36,5 @@ pub fn inode_of(fd: BorrowedFd<'_>) -> nix::Result<Inode> {
         size: stat.stx_size,
         mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
         rdev: device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor)),
-    })
+    }
 }

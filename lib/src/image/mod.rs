@@ -15,7 +15,7 @@ pub(crate) mod tests;
 
 pub use check::Checker;
 pub use file::NewFile;
-pub use inode::inode_of;
+pub use inode::{inode_at, inode_of};
 pub use load::{Chunk, Image, QueuedFds};
 pub use read::{RawItem, RawRecord, Reader, Summary};
 pub use record::{

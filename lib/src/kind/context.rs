@@ -2,12 +2,13 @@
 //! directory, and the descriptions that are open already.
 
 use crate::error::{At, Error, Result};
-use crate::image::{Chunk, Inode, OpenFile, Task};
+use crate::image::{Chunk, Inode, OpenFile, Task, inode_at};
 use crate::kind::DecodedImage;
 use crate::kind::effect::{Allow, AllowList, Effect, can_write};
 use crate::messages::Messages;
 use crate::names;
 use crate::proc::{boot_id, inode_of};
+use crate::sys;
 use crate::sys::own_table::PlacedFd;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
@@ -15,6 +16,7 @@ use nix::libc;
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Gid, Uid, dup2, fchownat, getegid, geteuid};
 use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::OnceLock;
@@ -125,8 +127,10 @@ pub struct RestoreContext<'a> {
     pub source: &'a [u8],
     /// The directory below which paths are opened: `--root`.
     pub root: Option<BorrowedFd<'a>>,
-    /// Nothing will be opened: `--dry-run`.
-    pub dry_run: bool,
+    /// All that this system can tell beforehand is checked while the plan is made: for `--dry-run`, and
+    /// if `--missing` replaces descriptors or leaves them out. Otherwise the restore finds out some of it
+    /// when it opens the files.
+    pub checks_all: bool,
     /// The policy for changed files.
     pub changed: Changed,
     /// The effects that the user allows: `--allow`.
@@ -176,7 +180,7 @@ impl<'a> RestoreContext<'a> {
     /// Reports whether [`crate::kind::Kind::effects`] that touch the file system are asked for: to show
     /// them, or since one may need a word of `--allow`.
     pub(crate) fn asks_for_names(&self) -> bool {
-        self.dry_run || self.may_exceed_task()
+        self.checks_all || self.may_exceed_task()
     }
 
     /// Reports whether this process may be able to make names where the task could not: as root for the
@@ -266,16 +270,7 @@ impl<'a> RestoreContext<'a> {
         }
         // The links of /proc/self/fd cannot be opened with O_NOFOLLOW, which the description must
         // have. So the name is opened again, in its directory, where it cannot lead elsewhere.
-        let path = self.renamed_paths.get(path).map_or(path, Vec::as_slice);
-        let (dir, name) = names::split(path);
-        let name = if name.is_empty() { b"." } else { name };
-        let dir = names::open_directory_below(self.root, dir)?;
-        // Opening what another user has put there meanwhile can have any effect.
-        if names::can_be_replaced_in(dir.as_fd()).at(|| "stat")? {
-            return Err(Error::unrestorable(
-                "it was opened with O_NOFOLLOW, and another user can replace it in its directory",
-            ));
-        }
+        let (dir, name) = self.directory_of_unfollowed(path)?;
         let beneath = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let how = OpenHow::new().flags(opening_flags(flags)).resolve(beneath);
         let fd = openat2(&dir, name, how).at(|| "open")?;
@@ -283,6 +278,22 @@ impl<'a> RestoreContext<'a> {
         match (seen.dev, seen.ino) == (found.dev, found.ino) {
             true => Ok(Opened::new(fd, flags & !ASYNC)),
             false => Err(Error::unrestorable("the path now leads to another file")),
+        }
+    }
+
+    /// The directory of a file that is opened with O_NOFOLLOW, and its name there. Fails with status 6
+    /// if another user can replace the name: opening what that user has put there meanwhile can have
+    /// any effect.
+    fn directory_of_unfollowed<'p>(&'p self, path: &'p [u8]) -> Result<(OwnedFd, &'p [u8])> {
+        let path = self.renamed_paths.get(path).map_or(path, Vec::as_slice);
+        let (dir, name) = names::split(path);
+        let name = if name.is_empty() { b"." } else { name };
+        let dir = names::open_directory_below(self.root, dir)?;
+        match names::can_be_replaced_in(dir.as_fd()).at(|| "stat")? {
+            true => Err(Error::unrestorable(
+                "it was opened with O_NOFOLLOW, and another user can replace it in its directory",
+            )),
+            false => Ok((dir, name)),
         }
     }
 
@@ -294,7 +305,7 @@ impl<'a> RestoreContext<'a> {
         &mut self,
         file: &OpenFile,
         allowed: impl Fn(&Inode) -> bool,
-    ) -> Result<OwnedFd> {
+    ) -> Result<(OwnedFd, Inode)> {
         let type_of = |inode: &Inode| inode.mode & libc::S_IFMT;
         let directory = file.inode.as_ref().is_some_and(|it| type_of(it) == libc::S_IFDIR);
         let (place, found) =
@@ -306,7 +317,7 @@ impl<'a> RestoreContext<'a> {
             return Err(another_type());
         }
         self.compare(file, &found)?;
-        Ok(place)
+        Ok((place, found))
     }
 
     /// Opens the path of a file, if the inode found is `allowed`, and compares it with the recorded
@@ -319,7 +330,7 @@ impl<'a> RestoreContext<'a> {
         file: &OpenFile,
         allowed: impl Fn(&Inode) -> bool,
     ) -> Result<Opened> {
-        let place = self.look_for(file, allowed)?;
+        let (place, found) = self.look_for(file, allowed)?;
         if file.flags & libc::O_PATH as u32 != 0 {
             return match file.flags & libc::O_NOFOLLOW as u32 {
                 0 => Ok(Opened::new(place, file.flags)),
@@ -327,7 +338,7 @@ impl<'a> RestoreContext<'a> {
             };
         }
         // A process may have a lease on a regular file, for which open(2) would wait.
-        let regular = inode_of(place.as_fd()).at(|| "stat")?.mode & libc::S_IFMT == libc::S_IFREG;
+        let regular = found.mode & libc::S_IFMT == libc::S_IFREG;
         let nonblock = if regular { libc::O_NONBLOCK as u32 } else { 0 };
         let mut opened = self.open_seen(&file.link.0, place.as_fd(), file.flags | nonblock)?;
         // The first number is nearly always the final one: it was the lowest free number.
@@ -357,28 +368,69 @@ impl<'a> RestoreContext<'a> {
         Ok(())
     }
 
-    /// [`RestoreContext::check_path`] in a dry run. Otherwise opening the path makes the same
-    /// checks.
-    pub fn check_path_in_dry_run(&self, file: &OpenFile) -> Result<()> {
-        if self.dry_run { self.check_path(file) } else { Ok(()) }
-    }
-
     /// Checks that the path of a file exists and is of the recorded type, without opening it.
     ///
     /// A device number must be the same too: opening another device can have any effect. Fails with
-    /// status 6, and for other changes too if [`Changed::Fail`] is set.
+    /// status 6, and for other changes too if [`Changed::Fail`] is set. With
+    /// [`RestoreContext::checks_all`] it also fails if this process may not open the file.
     pub fn check_path(&self, file: &OpenFile) -> Result<()> {
-        let found = match &file.inode {
+        self.check_path_for(file, file.flags)
+    }
+
+    /// [`RestoreContext::check_path`] for a file that is opened with these flags.
+    pub fn check_path_for(&self, file: &OpenFile, flags: u32) -> Result<()> {
+        if !self.checks_all && self.is_unchanged(file) {
+            return Ok(());
+        }
+        let (place, found) = match &file.inode {
             Some(inode) if inode.mode & libc::S_IFMT == libc::S_IFLNK => {
                 let fd = self.open(&file.link.0, (libc::O_PATH | libc::O_NOFOLLOW) as u32)?;
-                inode_of(fd.as_fd()).at(|| "stat")?
+                let found = inode_of(fd.as_fd()).at(|| "stat")?;
+                (fd, found)
             }
-            _ => self.look_recorded(file, false)?.1,
+            _ => self.look_recorded(file, false)?,
         };
         let what = file.inode.as_ref().map(|old| differences(old, &found)).transpose()?;
         match what.unwrap_or_default() {
             what if self.changed == Changed::Fail && !what.is_empty() => Err(changed_error(&what)),
+            _ if self.checks_all => self.check_opening(file, place.as_fd(), flags),
             _ => Ok(()),
+        }
+    }
+
+    /// Reports whether the path of a file leads to the recorded inode, and nothing that
+    /// [`Changed::Fail`] refuses has changed. It is one system call, which follows the magic links of
+    /// /proc: opening the path refuses those.
+    fn is_unchanged(&self, file: &OpenFile) -> bool {
+        let path = self.renamed_paths.get(&file.link.0).unwrap_or(&file.link.0);
+        let (Some(old), None, Ok(path)) = (&file.inode, self.root, CString::new(&path[..])) else {
+            return false;
+        };
+        let found = inode_at(&path).ok().filter(|found| found.key() == old.key());
+        found.is_some_and(|found| match self.changed {
+            Changed::Fail => differences(old, &found).is_ok_and(|what| what.is_empty()),
+            _ => differences(old, &found).is_ok(),
+        })
+    }
+
+    /// Checks that this process may open the file of an O_PATH descriptor with these flags: faccessat2(2)
+    /// with AT_EMPTY_PATH, Linux 5.8.
+    fn check_opening(&self, file: &OpenFile, place: BorrowedFd<'_>, flags: u32) -> Result<()> {
+        if flags & libc::O_PATH as u32 != 0 {
+            return Ok(());
+        }
+        let access = match flags as i32 & libc::O_ACCMODE {
+            libc::O_RDONLY => libc::R_OK,
+            libc::O_WRONLY => libc::W_OK,
+            _ => libc::R_OK | libc::W_OK,
+        };
+        match sys::may_access(place, access) {
+            Ok(()) | Err(Errno::ENOSYS | Errno::EINVAL) => (),
+            Err(errno) => return Err(errno).at(|| "open"),
+        }
+        match flags & libc::O_NOFOLLOW as u32 {
+            0 => Ok(()),
+            _ => self.directory_of_unfollowed(&file.link.0).map(drop),
         }
     }
 

@@ -106,7 +106,7 @@ impl Effect {
 
 /// How a file that exists is opened, for the dry run: the flags of open(2) as words.
 pub(crate) fn opening(file: &OpenFile, cx: &RestoreContext<'_>) -> Vec<Effect> {
-    if !cx.dry_run {
+    if !cx.checks_all {
         return Vec::new();
     }
     let flags = file.flags as i32;

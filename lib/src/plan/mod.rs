@@ -399,7 +399,7 @@ impl<'a> Plan<'a> {
         let (mut losses, mut effects) = (HashMap::new(), HashMap::new());
         {
             let mut cx = self.context(&[], pids, root, options);
-            cx.dry_run = dry_run;
+            cx.checks_all = dry_run || options.missing != Missing::Fail;
             for step in &mut steps {
                 let Some(id) = step.file else { continue };
                 if step.action == Action::Dup {
@@ -517,7 +517,7 @@ impl<'a> Plan<'a> {
             pids,
             source,
             root,
-            dry_run: false,
+            checks_all: false,
             changed: options.changed,
             allow: &options.allow,
             warnings: Messages::kept(),

@@ -35,6 +35,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::cmp::Ordering;
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -117,14 +118,33 @@ pub fn compare_tables(a: i32, b: i32) -> nix::Result<Ordering> {
 
 /// The attributes of a file: statx(2) with AT_STATX_DONT_SYNC, which asks no server.
 pub fn stat(fd: BorrowedFd<'_>) -> nix::Result<libc::statx> {
+    statx(fd.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+}
+
+/// [`stat`] of the file at a path; symbolic links are followed.
+pub fn stat_path(path: &CStr) -> nix::Result<libc::statx> {
+    statx(libc::AT_FDCWD, path, 0)
+}
+
+fn statx(dir: RawFd, path: &CStr, flags: i32) -> nix::Result<libc::statx> {
     let mut found = MaybeUninit::<libc::statx>::uninit();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: the path is an empty C string, and statx fills the whole struct when it succeeds.
+    let flags = flags | libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path is a C string, and statx fills the whole struct when it succeeds.
     unsafe {
         let mask = libc::STATX_BASIC_STATS;
-        Errno::result(libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, found.as_mut_ptr()))?;
+        Errno::result(libc::statx(dir, path.as_ptr(), flags, mask, found.as_mut_ptr()))?;
         Ok(found.assume_init())
     }
+}
+
+/// Checks that this process may use a file, by an O_PATH descriptor of it: faccessat2(2) with
+/// AT_EACCESS and AT_EMPTY_PATH, Linux 5.8. `access` is of R_OK, W_OK and X_OK.
+pub fn may_access(file: BorrowedFd<'_>, access: i32) -> nix::Result<()> {
+    let flags = libc::AT_EACCESS | libc::AT_EMPTY_PATH;
+    let fd = file.as_raw_fd();
+    // SAFETY: the path is an empty C string.
+    let done = unsafe { libc::syscall(libc::SYS_faccessat2, fd, c"".as_ptr(), access, flags) };
+    Errno::result(done).map(drop)
 }
 
 /// The owner of an open file description: struct f_owner_ex of fcntl(2).

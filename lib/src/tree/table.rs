@@ -4,12 +4,12 @@ use super::barrier::Stage;
 use super::exec::{LOCKS_LOST, loses_locks};
 use super::layout::{placement_request, ranges, table_numbers};
 use super::state::{ServiceFds, ServiceNumbers, TableAtFork, TreeRestore};
-use crate::error::{At, Result};
+use crate::error::{At, Error, Result};
 use crate::kind::context::Held;
 use crate::messages::Messages;
 use crate::operation::Operation;
 use crate::placement::{self, Placement};
-use crate::plan::{Action, Plan};
+use crate::plan::{Action, Plan, link_of};
 use crate::table::direct::DirectExecutor;
 use crate::table::driver::{TableRestore, refuse_unlocked, with_lines};
 use crate::table::executor::Executor;
@@ -55,14 +55,22 @@ impl TreeRestore<'_> {
             if message.needs_processes != needs_processes {
                 continue;
             }
-            let held = |id: &u32| restore.cx.descriptor(*id).ok_or(Errno::EBADF);
-            let held = message.files.iter().map(held).collect::<nix::Result<Vec<Rc<Held>>>>()?;
+            let held = |id: &u32| restore.cx.descriptor(*id).ok_or_else(|| self.lost_file(*id));
+            let held = message.files.iter().map(held).collect::<Result<Vec<Rc<Held>>>>();
+            let held = held.map_err(|err| with_lines(err, restore.cx.warnings.lines()))?;
             let fds: Vec<BorrowedFd<'_>> = held.iter().map(|held| held.as_fd()).collect();
             store.put(&fds)?;
         }
         restore.close_placed(|placed| self.table.close(placed));
         own.forget_moves();
         Ok(())
+    }
+
+    /// The error for a file of several tasks that could be restored when it was checked, and not when it
+    /// was made. The tasks are planned with it by then, so that `--missing skip` cannot leave it out.
+    fn lost_file(&self, id: u32) -> Error {
+        let link = self.tree.image.file(id).map(link_of).unwrap_or_default();
+        Error::unrestorable(format!("several tasks have it, and it has changed meanwhile: {link}"))
     }
 
     /// Restores a task that has a table of its own. It returns only to fail.

@@ -53,7 +53,7 @@ impl Kind for Mem {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        cx.check_path_in_dry_run(file)
+        cx.check_path(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

@@ -48,7 +48,7 @@ impl Kind for Directory {
         if file.inode.as_ref().is_some_and(|inode| inode.nlink == 0) {
             return Err(Error::unrestorable("the directory was removed"));
         }
-        cx.check_path_in_dry_run(file)
+        cx.check_path(file)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

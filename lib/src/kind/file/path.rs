@@ -39,11 +39,7 @@ impl Kind for Path {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        if pty::is_restored_slave(&file.link.0, cx) {
-            Ok(())
-        } else {
-            cx.check_path_in_dry_run(file)
-        }
+        if pty::is_restored_slave(&file.link.0, cx) { Ok(()) } else { cx.check_path(file) }
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

@@ -81,7 +81,7 @@ impl Kind for Regular {
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
-        cx.check_path_in_dry_run(&*OtherName::with_existing_name(&self.renamed, file)?)
+        cx.check_path(&*OtherName::with_existing_name(&self.renamed, file)?)
     }
 
     fn restore(&self, file: &OpenFile, cx: &mut RestoreContext<'_>) -> Result<Opened> {

@@ -103,7 +103,10 @@ impl Kind for Fifo {
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {
         match &self.unlinked {
             Some(UnlinkedFifo { alone }) => pipe::check_other_end(file, *alone, cx),
-            None => cx.check_path_in_dry_run(&*OtherName::with_existing_name(&self.renamed, file)?),
+            None => {
+                let file = OtherName::with_existing_name(&self.renamed, file)?;
+                cx.check_path_for(&file, BOTH_ENDS as u32)
+            }
         }
     }
 
@@ -114,7 +117,7 @@ impl Kind for Fifo {
             (None, _) => {
                 let file = OtherName::with_existing_name(renamed, file)?;
                 let is_fifo = |found: &Inode| found.mode & libc::S_IFMT == libc::S_IFIFO;
-                let place = cx.look_for(&file, is_fifo)?;
+                let (place, _) = cx.look_for(&file, is_fifo)?;
                 if peer.is_none() && self.is_filled(&file, cx) {
                     self.filled(place.as_fd(), cx)?.permitted(cx.allow)?;
                 }

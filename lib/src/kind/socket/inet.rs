@@ -253,7 +253,7 @@ impl Inet {
         self.groups.iter().map(joins).collect()
     }
 
-    /// Fails with status 6 if a socket of this type cannot be made here. A dry run also binds a
+    /// Fails with status 6 if a socket of this type cannot be made here. A thorough check also binds a
     /// socket to the address and closes it.
     pub(crate) fn check(&self, socket_type: i32, cx: &RestoreContext<'_>) -> Result<()> {
         let local = self.local()?;
@@ -265,7 +265,7 @@ impl Inet {
         require_same_netns(self.netns, cx)?;
         // A second datagram socket on a shared address could receive messages of the first.
         let try_address = socket_type == libc::SOCK_STREAM || !self.allows_address_reuse();
-        if let (true, Some(local)) = (cx.dry_run && try_address, local) {
+        if let (true, Some(local)) = (cx.checks_all && try_address, local) {
             let probe = self.new_socket(socket_type, 0)?;
             self.options.set(probe.as_fd(), Phase::Created, &mut Messages::kept())?;
             self.bind(&probe, &local)?;

@@ -301,7 +301,7 @@ impl Kind for Unix {
         // The name of an end of a connection is only tried.
         let bound = || self.bound_at(&self.place(&path.0, cx)?, &path.0, cx);
         let allowed = |effect: &Effect| effect.permitted(cx.allow).is_ok();
-        let tried = cx.dry_run.then(bound).and_then(Result::ok).filter(allowed);
+        let tried = cx.checks_all.then(bound).and_then(Result::ok).filter(allowed);
         Ok(tried.into_iter().collect())
     }
 
