@@ -1,8 +1,10 @@
 //! Scans of a shell that changes in the middle of them.
 
+use super::threads::Trace;
 use super::*;
-use crate::proc::Stat;
+use crate::proc::{FdInfo, Stat, attach_refusal};
 use std::io::{BufRead, BufReader};
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
