@@ -22,7 +22,7 @@ pub use fdinfo::{CLOEXEC, FdInfo, hex_word, word};
 pub use locks::{HeldLock, locks};
 pub use network::own_netns;
 pub use process::{
-    FoundPaths, Process, ProcessIdentity, ScanCache, attach_refusal, boot_id, own_mount_namespace,
+    FoundPaths, Process, ProcessIdentity, ScanCache, attach_refusal, boot_id, own_namespace,
 };
 pub use read::bracketed;
 pub use stat::{Stat, all, pids};

@@ -1,7 +1,6 @@
 //! Facts about network namespaces, read once for all processes that are in them.
 
-use super::process::Process;
-use super::read::bracketed;
+use super::process::{Process, own_namespace};
 use crate::error::{At, Error, Result};
 use crate::image::inode_of;
 use crate::proc::sock_diag::{self, Diag, PacketSocket, Recent, Tunnel, UnixSocket};
@@ -13,7 +12,6 @@ use nix::sys::stat::Mode;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex};
 
 /// Address and port of the other end of each connected socket, by its inode number.
@@ -164,7 +162,7 @@ impl Process {
 
     /// The inode number of its network namespace. None if it cannot be read.
     pub fn netns_inode(&self) -> Option<u64> {
-        self.link("ns/net").and_then(|link| bracketed(&link.0))
+        self.namespace("net")
     }
 
     /// Its network namespace.
@@ -215,7 +213,7 @@ impl Process {
 
 /// The inode number of the network namespace of this process. None if it cannot be read.
 pub fn own_netns() -> Option<u64> {
-    bracketed(std::fs::read_link("/proc/self/ns/net").ok()?.as_os_str().as_bytes())
+    own_namespace("net")
 }
 
 /// Parses an address as the kernel prints it: words of 32 bits in base 16, whose bytes in memory are

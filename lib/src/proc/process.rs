@@ -2,7 +2,7 @@
 
 use super::fdinfo::FdInfo;
 use super::mounts::{self, Mount, MountView};
-use super::read::{directory, read_at, read_whole};
+use super::read::{bracketed, directory, read_at, read_whole};
 use super::stat::Stat;
 use super::status::{StatusText, ThreadStatus};
 use crate::error::{Error, Result, Status};
@@ -17,7 +17,7 @@ use nix::poll::PollFlags;
 use nix::sys::stat::{FileStat, Mode, fstatat};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -330,9 +330,7 @@ impl Process {
         let read = || {
             let mounts = read_mounts(self.dir().ok()?, || self.cache.own_mounts())?;
             let root = self.link("root").map(|root| root.0).filter(|root| root != b"/");
-            let own = readlinkat(nix::fcntl::AT_FDCWD, "/proc/self/ns/mnt").ok();
-            let is_own_namespace =
-                self.link("ns/mnt").map(|link| link.0) == own.map(OsStringExt::into_vec);
+            let is_own_namespace = self.namespace("mnt") == own_namespace("mnt");
             Some(MountView::new(mounts, root.unwrap_or_default(), is_own_namespace))
         };
         self.mounts.get_or_init(read).as_ref()
@@ -393,6 +391,11 @@ impl Process {
     /// As [`Process::link`]. Fails as readlink(2) does.
     pub(super) fn read_link(&self, name: &str) -> nix::Result<Bytes> {
         Ok(Bytes(readlinkat(self.dir()?, name)?.into_vec()))
+    }
+
+    /// The inode number of one of its namespaces, by its name in /proc/PID/ns. None if it cannot be read.
+    pub fn namespace(&self, name: &str) -> Option<u64> {
+        bracketed(&self.link(&format!("ns/{name}"))?.0)
     }
 
     /// The numbers in use in its descriptor table, ascending. Fails with status 5 if the process has
@@ -566,10 +569,11 @@ pub fn attach_refusal() -> &'static str {
     }
 }
 
-/// The inode number of the mount namespace of this process. None if /proc does not tell.
-pub fn own_mount_namespace() -> Option<u64> {
-    let link = readlinkat(nix::fcntl::AT_FDCWD, "/proc/self/ns/mnt").ok()?;
-    super::read::bracketed(&link.into_vec())
+/// The inode number of a namespace of this process, by its name in /proc/PID/ns. None if it cannot be
+/// read.
+pub fn own_namespace(name: &str) -> Option<u64> {
+    let link = std::fs::read_link(format!("/proc/self/ns/{name}")).ok()?;
+    bracketed(link.as_os_str().as_bytes())
 }
 
 /// The id of this boot: /proc/sys/kernel/random/boot_id. Empty if it cannot be read.
@@ -582,6 +586,18 @@ pub fn boot_id() -> String {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn the_namespaces_of_a_process_are_found_by_their_names() {
+        let process = Process::open(std::process::id() as i32).unwrap();
+        for name in ["net", "mnt"] {
+            let inode = std::fs::metadata(format!("/proc/self/ns/{name}")).unwrap().ino();
+            let found = (process.namespace(name), own_namespace(name));
+            assert_eq!(found, (Some(inode), Some(inode)), "{name}");
+        }
+        assert_eq!((process.namespace("none"), own_namespace("none")), (None, None));
+    }
 
     #[test]
     fn the_mounts_of_a_process_are_read_once_until_it_is_released() {

@@ -4,7 +4,7 @@
 use crate::error::{At, Result};
 use crate::image::{Bytes, Inode, OpenFile};
 use crate::kind::context::{Opened, RestoreContext};
-use crate::proc::{Descriptor, bracketed, inode_of, own_mount_namespace};
+use crate::proc::{Descriptor, inode_of, own_namespace};
 use serde::{Deserialize, Serialize};
 use std::os::fd::AsFd;
 
@@ -32,9 +32,8 @@ impl Place {
             return Place::default();
         }
         let process = descriptor.process;
-        let namespace = || bracketed(&process.link("ns/mnt")?.0);
         let mntns = match process.sees_alone(descriptor.info.mnt) {
-            true => namespace(),
+            true => process.namespace("mnt"),
             false => None,
         };
         Place { proc: below_own_directory(descriptor), mntns }
@@ -50,7 +49,7 @@ impl Place {
         cx: &mut RestoreContext<'_>,
     ) -> Result<()> {
         let Some(recorded) = self.mntns.filter(|_| cx.root.is_none()) else { return Ok(()) };
-        if own_mount_namespace() == Some(recorded) && cx.is_same_boot() {
+        if own_namespace("mnt") == Some(recorded) && cx.is_same_boot() {
             return Ok(());
         }
         let found = inode_of(opened.fd.as_fd()).at(|| "stat")?;
