@@ -12,11 +12,12 @@ use nix::libc;
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
-/// Where a copy of a description can be had.
+/// The place from which a copy of a description is taken.
 pub(super) enum CopySource {
     /// From a process, by its index, and its number there.
     Number(usize, RawFd),
-    /// From our copies, by its index there. It waits in a queue of the process with the first index.
+    /// From [`Scan::copies`]: the index of the process in one of whose queues it waits, and its index
+    /// among the copies.
     Queued(usize, usize),
 }
 
@@ -33,7 +34,7 @@ impl CopySource {
 pub(super) struct ContentsSource {
     /// Its id in the image.
     pub(super) object: u32,
-    /// Where a copy of the description can be had.
+    /// The place from which a copy of the description is taken.
     pub(super) copy: CopySource,
     /// The kind of the description.
     pub(super) kind: &'static KindOps,
@@ -51,7 +52,7 @@ pub(super) struct ContentsSource {
     pub(super) read: Option<Vec<Data>>,
 }
 
-/// All that it takes to read contents.
+/// The facts that reading the contents of any object needs.
 struct Reading<'a> {
     processes: &'a [Process],
     /// Asked only while the processes are stopped, if they are to be stopped at all.
@@ -204,7 +205,7 @@ impl<W: Write> Scan<'_, '_, W> {
 }
 
 impl ContentsSource {
-    /// Hands on its contents. Fails with status 5 if its number names another file by now, as its
+    /// Passes its contents to `to`. Fails with status 5 if its number names another file by now, as its
     /// kind does, and as `to` does.
     fn read(&self, reading: &Reading<'_>, copies: &[OwnedFd], to: Sink<'_>) -> Result<()> {
         let process = &reading.processes[self.copy.process()];

@@ -24,7 +24,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long the threads of a process may take to stop, unless something else is asked for.
+/// The time in which the threads of a process must stop, unless `--timeout` gives another.
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Processes that are stopped until this is dropped.
@@ -149,7 +149,8 @@ struct Holder {
     told: Instant,
 }
 
-/// What it receives beside the id of a process.
+/// The messages to the holder that are not the id of a process: the scan goes on, and the limit does
+/// not apply until the next message.
 const GOES_ON: i32 = 0;
 const WITHOUT_LIMIT: i32 = -1;
 

@@ -104,7 +104,7 @@ fn scan<W: Write>(
     Ok((scan.out.end()?, status, summary))
 }
 
-/// Raises our own limit of open files as far as it goes.
+/// Raises the soft RLIMIT_NOFILE of this process to the hard limit.
 fn raise_limit() -> Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
@@ -155,7 +155,7 @@ pub fn head(tool: &str, messages: &mut Messages<'_>) -> Head {
 /// Orders two open file descriptions: kcmp(2).
 type CompareFiles = fn(TaskFd, TaskFd) -> nix::Result<Ordering>;
 
-/// A scan that goes on.
+/// The state of a scan.
 struct Scan<'a, 'm, W: Write> {
     options: &'a ScanOptions,
     /// The link of the pipe that the image is written to. Of the descendants, those that read it are
@@ -164,7 +164,7 @@ struct Scan<'a, 'm, W: Write> {
     messages: &'a mut Messages<'m>,
     /// The processes that are stopped.
     frozen: &'a mut Frozen,
-    /// A process that may have to answer before another can open a file.
+    /// A process that may have to answer before another can open a file: fanotify(7).
     answers_opens: Option<i32>,
     status: Status,
     progress: Progress,
@@ -176,7 +176,7 @@ struct Scan<'a, 'm, W: Write> {
     locks: HashSet<(Option<u32>, Bytes, i32, Lock)>,
     /// Objects whose contents are wanted.
     sources: Vec<ContentsSource>,
-    /// Of what waits in queues, one of each description that no table has.
+    /// A copy of each description that waits in a queue and that no table has.
     copies: Vec<OwnedFd>,
     /// The paths that were searched for.
     found_paths: Arc<FoundPaths>,
@@ -190,7 +190,7 @@ struct Scan<'a, 'm, W: Write> {
 }
 
 impl<'a, 'm, W: Write> Scan<'a, 'm, W> {
-    /// A scan that begins.
+    /// The state before anything is read or written.
     fn new(
         options: &'a ScanOptions,
         messages: &'a mut Messages<'m>,

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-/// What was found before the stop, in which nobody should stand still for long.
+/// Facts that were found before the stop, so that the processes are stopped for a shorter time.
 #[derive(Default)]
 pub(super) struct Preview {
     openers: Option<FoundOpeners>,

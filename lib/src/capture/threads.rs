@@ -47,7 +47,7 @@ pub(super) fn look(
     in_order(numbers, threads, &look, each)
 }
 
-/// What tells, by the text of /proc alone, that a number names another file by now.
+/// Facts from the text of /proc by which a second look finds that a number names another file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Trace {
     fd: RawFd,
