@@ -29,9 +29,9 @@ use terminal::{Device, PTMX, TerminalEnd, TerminalUser, Terminals};
 /// Flags of a directory that is read.
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_CLOEXEC);
 
-/// The openers of one terminal and the members of its session, by pid, and the first call that has failed,
-/// so that there may be others. `devpts` is the device of its
-/// file system: each instance of devpts (each container) has terminals of the same device numbers.
+/// The openers of one terminal and the members of its session, by pid; and the first call that failed,
+/// if one did: the list may then lack openers. `devpts` is the device of the file system of the
+/// terminal, since every instance of devpts (every container) has terminals of the same device numbers.
 ///
 /// Only links below /dev are followed: a network file system whose server is gone cannot hang this.
 pub fn of_terminal(device: Device, devpts: Option<Device>) -> (Vec<Opener>, Option<String>) {
