@@ -11,20 +11,20 @@ use std::sync::OnceLock;
 pub struct Chunk {
     /// The offset of its bytes in the stream.
     pub at: u64,
-    /// How many they are.
+    /// The number of bytes.
     pub len: usize,
-    /// The offset in a file.
+    /// Their offset in the file; zero in a queue.
     pub offset: i64,
-    /// What came with it.
+    /// The properties of the message, if it has any.
     pub with: Option<Box<MessageMeta>>,
 }
 
-/// What the messages of an object carry beside bytes.
+/// The queued descriptors of an object, and whether its messages have credentials.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueuedFds {
     /// The files queued with them, each once.
     pub files: BTreeSet<u32>,
-    /// Whether one says who sent it.
+    /// True if a message has the credentials of its sender.
     pub credentials: bool,
 }
 
