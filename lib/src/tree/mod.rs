@@ -236,7 +236,7 @@ impl<'a> Tree<'a> {
         lines
     }
 
-    /// The refusal that lists all problems, if there are any. Each is passed to `say`.
+    /// Fails with status 6 if there are problems, and adds a line for each to `messages`.
     pub fn refuse(&self, messages: &mut Messages<'_>) -> Result<()> {
         crate::plan::refuse(&self.problems, messages)
     }
