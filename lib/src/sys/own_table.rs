@@ -42,7 +42,7 @@ pub fn is_open(number: RawFd) -> bool {
 }
 
 /// Reports whether a number is open and was so before this program was executed: execve(2) closes
-/// descriptors with FD_CLOEXEC, and all that this program opens have it.
+/// descriptors with FD_CLOEXEC, and all that this program opens before a restore have it.
 pub fn was_inherited(number: RawFd) -> bool {
     // SAFETY: as in `is_open`.
     unsafe { libc::fcntl(number, libc::F_GETFD) == 0 }

@@ -22,7 +22,8 @@ const HARMLESS: [i32; 8] = [
 ];
 
 /// A pidfd without close-on-exec, of a process, or of a thread with [`PIDFD_THREAD`]:
-/// pidfd_open(2).
+/// pidfd_open(2). The kernel always sets the flag, and kinds open descriptors without it: COMMAND gets
+/// them all, and a descriptor that is opened at its final number is not duplicated.
 pub fn open(pid: i32, flags: u32) -> nix::Result<OwnedFd> {
     // SAFETY: the call takes two integers and returns a new descriptor that nobody else owns.
     let fd = unsafe {
