@@ -1,6 +1,6 @@
-//! fdkit makes a descriptor table a file.
+//! The library of fdkit, which captures descriptor tables as images and restores them.
 //!
-//! The modules stand in the order in which data meets them, and arrows point one way only.
+//! A module uses only modules above it in the list of CONTRIBUTING.md.
 
 pub mod error;
 pub mod filter;

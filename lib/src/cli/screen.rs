@@ -3,7 +3,7 @@
 use crate::sys::tty;
 use std::io::{self, IsTerminal};
 
-/// The answer to "may the output have colours?".
+/// Whether the output on stdout has colours: the value of `--color`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Color {
     /// On a terminal, unless NO_COLOR is set or TERM is `dumb`.
