@@ -102,7 +102,7 @@ impl PidMap for NotYetForked<'_> {
 
 impl<'a> Tree<'a> {
     /// Plans a tree. `root` is the directory below which paths are looked up; `own` the session of
-    /// fdrestore, which the first tasks may join; `dry` looks whether paths are there.
+    /// fdrestore, which the first tasks may join; with `dry` the existence of paths is checked.
     ///
     /// Fails with status 6 as [`Shape::of`] does.
     pub fn new(

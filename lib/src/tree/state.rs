@@ -23,7 +23,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-/// Options for the processes of a tree, once all of them are restored.
+/// The options that all processes of a tree need.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mode {
     /// Each task runs the program that it ran, in its recorded directory.
@@ -140,7 +140,7 @@ impl SharedState {
         self.memory.set(self.placeholder_cell(group), pid);
     }
 
-    /// Says that the placeholder leader of a group has ended: its process id becomes negative.
+    /// Records that the placeholder leader of a group has ended: its process id becomes negative.
     pub(super) fn set_placeholder_ended(&self, group: usize) {
         self.memory.set(self.placeholder_cell(group), -self.placeholder(group));
     }

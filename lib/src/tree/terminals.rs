@@ -84,7 +84,8 @@ pub(super) fn plan_terminals(
     plans
 }
 
-/// Has a terminal, and the other end of its pair, made for the fdstore.
+/// Sets the origin of a terminal, and of the other end of its pair, to the fdstore, if one task would
+/// make it.
 fn make_for_store(image: &DecodedImage, terminal: u32, origins: &mut HashMap<u32, FileOrigin>) {
     let object = image.file(terminal).and_then(|file| file.object);
     for file in &image.files {
