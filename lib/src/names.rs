@@ -5,6 +5,7 @@
 //! symbolic link that another user could have made.
 
 use crate::error::{At, Error, Result};
+use crate::sys;
 use crate::text::escape;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
@@ -145,7 +146,7 @@ fn walk(root: BorrowedFd<'_>, start: BorrowedFd<'_>, path: &[u8], any: bool) -> 
     let mut pending = components(path);
     let mut links = 0;
     while let Some(component) = pending.pop() {
-        if component == b".." && is_same(fd.as_fd(), root) {
+        if component == b".." && is_root(fd.as_fd(), root)? {
             continue;
         }
         let name = component.as_slice();
@@ -226,6 +227,43 @@ fn read_link(dir: BorrowedFd<'_>, name: &[u8], link: BorrowedFd<'_>, me: u32) ->
 pub fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     let key = |fd| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
     matches!((key(one), key(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// Reports whether a directory is this root directory. Another mount of it is not: `..` leads out of
+/// that one.
+fn is_root(dir: BorrowedFd<'_>, root: BorrowedFd<'_>) -> nix::Result<bool> {
+    if !is_same(dir, root) {
+        return Ok(false);
+    }
+    Ok(sys::stat(dir)?.stx_mnt_id == sys::stat(root)?.stx_mnt_id)
+}
+
+/// Reports whether a condition holds for a directory and for those above it, up to `root`, or to the root
+/// directory of this process.
+pub fn holds_up_to_root(
+    root: Option<BorrowedFd<'_>>,
+    dir: BorrowedFd<'_>,
+    mut condition: impl FnMut(&FileStat) -> bool,
+) -> Result<bool> {
+    let Some(root) = root else {
+        let root = open_root()?;
+        return holds_up_to_root(Some(root.as_fd()), dir, condition);
+    };
+    let mut dir = dir.try_clone_to_owned()?;
+    loop {
+        if !condition(&fstat(&dir)?) {
+            return Ok(false);
+        }
+        if is_root(dir.as_fd(), root)? {
+            return Ok(true);
+        }
+        let above = openat(&dir, "..", DIRECTORY, Mode::empty())?;
+        // A directory outside `root`, such as one of another mount namespace, has another root.
+        if is_root(above.as_fd(), dir.as_fd())? {
+            return Ok(true);
+        }
+        dir = above;
+    }
 }
 
 /// Who can move a directory that is in another one: with the sticky bit its owner is one of them.
@@ -379,6 +417,55 @@ mod tests {
             assert!(refused.to_string().contains("belongs to user 1"), "{refused}");
             std::os::unix::fs::chown(&shared, Some(1), None).unwrap();
             assert_eq!(open(&dir, "a/b").unwrap().movers, Changers::User(1));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_condition_is_asked_of_each_directory_up_to_the_root() {
+        let dir = scratch("up");
+        let [root, below] = ["", "a/b"].map(|path| fs::File::open(dir.join(path)).unwrap());
+        let inode =
+            |path: &str| std::os::unix::fs::MetadataExt::ino(&dir.join(path).metadata().unwrap());
+        let mut seen = Vec::new();
+        let mut see = |stat: &FileStat| {
+            seen.push(stat.st_ino);
+            true
+        };
+        assert!(holds_up_to_root(Some(root.as_fd()), below.as_fd(), &mut see).unwrap());
+        assert_eq!(seen, [inode("a/b"), inode("a"), inode("")]);
+        let middle = inode("a");
+        let other = |stat: &FileStat| stat.st_ino != middle;
+        assert!(!holds_up_to_root(Some(root.as_fd()), below.as_fd(), other).unwrap());
+        assert!(holds_up_to_root(None, below.as_fd(), |_| true).unwrap());
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn two_dots_lead_out_of_another_mount_of_the_root_directory() {
+        use nix::sched::{CloneFlags, unshare};
+        let dir = scratch("mount");
+        fs::create_dir(dir.join("a/other")).unwrap();
+        let inode =
+            |path: &str| std::os::unix::fs::MetadataExt::ino(&dir.join(path).metadata().unwrap());
+        let expected = inode("a");
+        let (at, root) = (dir.join("a/other"), dir.clone());
+        // A thread of its own, since its mount namespace changes.
+        let found = std::thread::spawn(move || {
+            let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS;
+            unshare(flags).ok()?;
+            let mount = |args: &[&std::ffi::OsStr]| {
+                let done = std::process::Command::new("mount").args(args).status();
+                done.is_ok_and(|status| status.success()).then_some(())
+            };
+            mount(&["--make-rprivate".as_ref(), "/".as_ref()])?;
+            mount(&["--bind".as_ref(), root.as_ref(), at.as_ref()])?;
+            let found = open(&root, "a/other/..").unwrap();
+            Some(fstat(&found.fd).unwrap().st_ino)
+        });
+        match found.join().unwrap() {
+            Some(found) => assert_eq!(found, expected),
+            None => eprintln!("SKIP to mount takes CAP_SYS_ADMIN"),
         }
         fs::remove_dir_all(dir).unwrap();
     }

@@ -161,3 +161,39 @@ time.sleep(1000)";
     let read = ["--allow", "names", "--", "head", "-c", "6", &fifo];
     assert_eq!(pipeline(&[&[&restore[..], &read].concat()]).ok().text(), "reboot");
 }
+
+/// A program that becomes the user 65534 and binds a socket to the path of its argument.
+const BINDER: &str = "
+import os, socket, sys, time
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+bound = socket.socket(socket.AF_UNIX); bound.bind(sys.argv[1])
+print('ready', flush=True)
+time.sleep(1000)";
+
+#[test]
+fn a_name_below_a_directory_that_the_recorded_user_cannot_search_is_made_only_if_it_is_allowed() {
+    may!(rights::other_user());
+    needs!(which("python3").is_some(), "python3 is missing");
+    let scratch = Scratch::for_all_users();
+    let (outer, inner) = (scratch.file("outer"), scratch.file("outer/inner"));
+    fs::create_dir_all(&inner).unwrap();
+    chown(&inner, Some(65534), Some(65534)).unwrap();
+    let mode = |mode| fs::set_permissions(&outer, fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o711);
+    let socket = scratch.file("outer/inner/socket");
+    let target = Target::program(&["python3", "-c", BINDER, &socket]);
+    let file = scratch.file("a.fdi");
+    scan(&target.pid, &file);
+    drop(target);
+    fs::remove_file(&socket).unwrap();
+    mode(0o700);
+    let restore = ["fdrestore", "--inherit", "0,1,2", "-i", &file];
+    let plan = |more: &[&str]| pipeline(&[&[&restore[..], more, &["-n"]].concat()]);
+    plan(&[]).refuses(6, &["user 65534 of its task cannot", "--allow names permits that"]);
+    pipeline(&[&[&restore[..], &["--", "true"]].concat()]).refuses(125, &["--allow names"]);
+    assert!(!std::path::Path::new(&socket).exists());
+    plan(&["--allow", "names"]).ok();
+    mode(0o711);
+    plan(&[]).ok();
+    pipeline(&[&[&restore[..], &["--", "true"]].concat()]).ok();
+}

@@ -4,7 +4,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Chunk, Inode, OpenFile, Task, inode_at};
 use crate::kind::DecodedImage;
-use crate::kind::effect::{Allow, AllowList, Effect, can_write};
+use crate::kind::effect::{Allow, AllowList, Effect, can_search, can_write};
 use crate::messages::Messages;
 use crate::names;
 use crate::proc::{boot_id, inode_of};
@@ -189,6 +189,17 @@ impl<'a> RestoreContext<'a> {
         self.task.credentials.uids[3] != 0 && geteuid().is_root()
     }
 
+    /// Reports whether the user of the task can write a file, or make names in a directory. For a
+    /// directory that takes the permission to search it and each one above it.
+    fn can_write(&self, file: BorrowedFd<'_>) -> Result<bool> {
+        let who = &self.task.credentials;
+        let stat = fstat(file).at(|| "stat")?;
+        if !can_write(who, &stat) || stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
+            return Ok(can_write(who, &stat));
+        }
+        names::holds_up_to_root(self.root, file, |dir| can_search(who, dir))
+    }
+
     /// The effect of a name that is made in a directory, or of bytes that are written to a file. It
     /// needs `--allow names` if the user of the task cannot do that.
     pub(crate) fn write_to(
@@ -197,8 +208,7 @@ impl<'a> RestoreContext<'a> {
         what: impl FnOnce() -> String,
     ) -> Result<Effect> {
         let who = &self.task.credentials;
-        let exceeds = self.may_exceed_task() && !can_write(who, &fstat(file).at(|| "stat")?);
-        if !exceeds {
+        if !self.may_exceed_task() || self.can_write(file)? {
             return Ok(Effect::allowed(what()));
         }
         let what = format!("{}, which user {} of its task cannot do there", what(), who.uids[3]);

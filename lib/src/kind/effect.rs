@@ -136,13 +136,23 @@ pub(crate) fn set_id_bits(file: &OpenFile) -> Option<Effect> {
 /// (acl(5)) that permits more is not read. The capabilities of the task do not count: those of a process
 /// in a user namespace are not those that it has here.
 pub(crate) fn can_write(who: &Credentials, file: &FileStat) -> bool {
+    permission(who, file) & libc::S_IWOTH != 0
+}
+
+/// Reports whether a user can look up names in a directory, as [`can_write`].
+pub(crate) fn can_search(who: &Credentials, dir: &FileStat) -> bool {
+    permission(who, dir) & libc::S_IXOTH != 0
+}
+
+/// The bits of a mode that count for a user, as those for others.
+fn permission(who: &Credentials, file: &FileStat) -> libc::mode_t {
     let ([.., uid], [.., gid]) = (who.uids, who.gids);
-    let write = match file {
-        file if file.st_uid == uid => libc::S_IWUSR,
-        file if file.st_gid == gid || who.groups.contains(&file.st_gid) => libc::S_IWGRP,
-        _ => libc::S_IWOTH,
+    let shift = match file {
+        file if file.st_uid == uid => 6,
+        file if file.st_gid == gid || who.groups.contains(&file.st_gid) => 3,
+        _ => 0,
     };
-    file.st_mode & write != 0
+    file.st_mode >> shift & 0o7
 }
 
 #[cfg(test)]
