@@ -90,20 +90,26 @@ impl Line {
 
     /// The settings that differ from [`Line::of_new_pty`], each as an argument of stty(1).
     pub fn stty_arguments(&self) -> Vec<String> {
-        let new = Line::of_new_pty();
+        self.stty_arguments_from(&Line::of_new_pty())
+    }
+
+    /// The settings that differ from others, each as an argument of stty(1).
+    pub fn stty_arguments_from(&self, before: &Line) -> Vec<String> {
         let mut said = Vec::new();
         if self.ispeed != self.ospeed {
             said.push(format!("ispeed {} ospeed {}", self.ispeed, self.ospeed));
-        } else if self.ospeed != new.ospeed {
+        } else if (self.ispeed, self.ospeed) != (before.ispeed, before.ospeed) {
             said.push(format!("speed {}", self.ospeed));
         }
-        let pairs = [(self.cflag, new.cflag), (self.iflag, new.iflag), (self.oflag, new.oflag)];
-        let pairs = pairs.into_iter().chain([(self.lflag, new.lflag)]);
+        let pairs =
+            [(self.cflag, before.cflag), (self.iflag, before.iflag), (self.oflag, before.oflag)];
+        let pairs = pairs.into_iter().chain([(self.lflag, before.lflag)]);
         for ((is, was), names) in pairs.zip([CFLAGS, IFLAGS, OFLAGS, LFLAGS]) {
             for &(mask, bits, name) in names {
                 match (is & mask == bits, was & mask == bits) {
                     (true, false) => said.push(name.to_owned()),
-                    // The setting of a new one that is one of several is cs8, and another cs* says so.
+                    // One of several values ends with another; only cs8 and those of no delay have no
+                    // name here.
                     (false, true) => said.push(format!("-{name}")),
                     _ => (),
                 }
@@ -113,7 +119,7 @@ impl Line {
         for (at, name) in CC.iter().enumerate() {
             let Some(&is) = self.cc.0.get(at).filter(|_| !name.is_empty()) else { continue };
             let counted = matches!(*name, "min" | "time");
-            if Some(&is) != new.cc.0.get(at) && !(counted && canonical) {
+            if Some(&is) != before.cc.0.get(at) && !(counted && canonical) {
                 let shown = if counted { is.to_string() } else { character(is) };
                 said.push(format!("{name} {shown}"));
             }
@@ -271,6 +277,32 @@ impl Settings {
         }
     }
 
+    /// What [`Settings::apply`] changes in a terminal that has the settings `before`, in words of
+    /// stty(1).
+    pub fn changes(&self, before: &Settings, size: bool) -> Vec<String> {
+        let Settings { line, locked, discipline, size: window } = self;
+        let mut said = line.stty_arguments_from(&before.line);
+        // What has no name there: such as a character that the kernel does not use.
+        if said.is_empty() && *line != before.line {
+            said.push("bits without a name".to_owned());
+        }
+        if *discipline != before.discipline {
+            said.push(format!("line {discipline}"));
+        }
+        if size && *window != before.size {
+            said.push(format!("rows {} columns {}", window[0], window[1]));
+        }
+        if locked.is_some() && *locked != before.locked {
+            said.push("locked settings".to_owned());
+        }
+        said
+    }
+
+    /// The settings of a new pseudo terminal.
+    pub fn of_new_pty() -> Settings {
+        Settings { line: Line::of_new_pty(), locked: None, discipline: N_TTY, size: [0; 4] }
+    }
+
     /// Sets those of a terminal, at once and without a loss of what waits in it; those of the
     /// window with `size` only. Gives what could not be set, in words for the user.
     ///
@@ -411,6 +443,13 @@ mod tests {
         let names = ["speed 9600", "cs7", "iutf8", "tab3", "-icanon", "-echo"];
         assert_eq!(said[..6], names);
         assert_eq!(said[6..], ["intr undef", "min 4"]);
+        let back = Line::of_new_pty().stty_arguments_from(&line);
+        assert_eq!(back[..5], ["speed 38400", "-cs7", "-iutf8", "-tab3", "icanon"]);
+        let new = Settings::of_new_pty();
+        let changed = Settings { size: [24, 80, 0, 0], ..new.clone() };
+        assert_eq!(changed.changes(&new, true), ["rows 24 columns 80"]);
+        assert_eq!(changed.changes(&new, false), Vec::<String>::new());
+        assert_eq!(new.changes(&new, true), Vec::<String>::new());
     }
 
     #[test]

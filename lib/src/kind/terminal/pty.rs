@@ -8,6 +8,7 @@
 use crate::error::{At, Error, Result};
 use crate::image::{Inode, MessageMeta, OpenFile, Typed};
 use crate::kind::context::{Opened, OpenedTogether, RestoreContext, owner_not_restored};
+use crate::kind::effect::Effect;
 use crate::kind::terminal::pty_buffer::{
     BufferRoundTrip, FLIP_BUFFER_CAPACITY, LDISC_CAPACITY, Pieces, PtyEnds,
 };
@@ -267,6 +268,14 @@ impl Kind for Pty {
 
     fn object_check() -> Option<Box<dyn ObjectCheck<Self>>> {
         Some(Box::new(PairCheck::default()))
+    }
+
+    fn effects(&self, _: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
+        // The pair is made from the record of its master.
+        let settings = self.settings.as_ref().filter(|_| self.master && cx.checks_all);
+        let set = settings.map(|it| it.changes(&Settings::of_new_pty(), true)).unwrap_or_default();
+        let what = if set.is_empty() { None } else { Some(format!("sets {}", set.join(", "))) };
+        Ok(what.into_iter().map(Effect::allowed).collect())
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

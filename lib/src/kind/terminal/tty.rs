@@ -100,16 +100,25 @@ impl Kind for Tty {
         }
         let shown = escape(&file.link.0);
         let device = file.inode.as_ref().and_then(|inode| inode.rdev);
-        let what = match settings_of_caller(device) {
-            None => format!("opens the terminal {shown}, which is not open at 0, 1 or 2"),
+        let (what, before) = match settings_of_caller(device) {
+            None => {
+                let what = format!("opens the terminal {shown}, which is not open at 0, 1 or 2");
+                (what, Settings::of_new_pty())
+            }
             Some(now) => {
                 let differs = |new: &Settings| Settings { size: now.size, ..new.clone() } != now;
                 if !self.exclusive && !self.settings.as_ref().is_some_and(differs) {
                     return Ok(Vec::new());
                 }
-                format!("changes the settings of the terminal {shown}")
+                (format!("changes the settings of the terminal {shown}"), now)
             }
         };
+        let mut set =
+            self.settings.as_ref().map(|it| it.changes(&before, false)).unwrap_or_default();
+        if self.exclusive {
+            set.push("exclusive mode".to_owned());
+        }
+        let what = if set.is_empty() { what } else { format!("{what}: {}", set.join(", ")) };
         Ok(vec![Effect::needing(Allow::Tty, what)])
     }
 
