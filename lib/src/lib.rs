@@ -7,6 +7,7 @@ pub mod filter;
 pub mod messages;
 pub mod names;
 pub mod placement;
+pub mod sandbox;
 pub mod seccomp;
 pub mod sys;
 pub mod text;

@@ -51,6 +51,7 @@ mod mutants; // images with contradictory records
 mod pipelines; // the usual pipelines with python3, sh and redis-server; filters
 mod placement; // the table sizes that fdimg place computes, and those of the kernel
 mod progress; // the progress line on a terminal
+mod sandbox; // what fdimg gives up before it reads an image
 mod service_descriptors; // COMMAND has no descriptor or process of fdrestore
 mod several_processes; // scans of processes of which some end, or may not be looked at
 mod stats; // fdrestore --stats against strace, and bounds for its numbers

@@ -329,6 +329,13 @@ fn a_system_call_that_fails_is_said_or_changes_nothing() {
         read("fdimg show", &["fdimg", "show", &file]),
         read("fdimg verify", &["fdimg", "verify", &file]),
         read("fdimg select", &["fdimg", "select", "-F", "3-8", &file]),
+        Case {
+            name: "fdimg write",
+            words: words(&["fdimg", "write", out]),
+            output: Some(out.to_owned()),
+            stdin: Some(file.clone()),
+            may_go_on: false,
+        },
         read("fdimg place", &["fdimg", "place", &file]),
         read("fdrestore -n", &["fdrestore", "-n", "--missing", "null", "-i", &file]),
         read(

@@ -48,7 +48,7 @@ _fdimg() {
             esac
             ;;
         fdimg_write)
-            opts="--help"
+            opts="--help --verbose -v"
             case "${prev}" in
                 *)
                     COMPREPLY=( $(compgen -W "${opts} ${cmds}" -- "${cur}") )
@@ -57,7 +57,7 @@ _fdimg() {
             esac
             ;;
         fdimg_read)
-            opts="--help"
+            opts="--help --verbose -v"
             case "${prev}" in
                 *)
                     COMPREPLY=( $(compgen -W "${opts} ${cmds}" -- "${cur}") )
@@ -66,7 +66,7 @@ _fdimg() {
             esac
             ;;
         fdimg_show)
-            opts="--help --filter -F --json -J --color"
+            opts="--help --filter -F --json -J --color --verbose -v"
             case "${prev}" in
                 --filter | -F)
                     COMPREPLY=()
@@ -83,7 +83,7 @@ _fdimg() {
             esac
             ;;
         fdimg_verify)
-            opts="--help"
+            opts="--help --verbose -v"
             case "${prev}" in
                 *)
                     COMPREPLY=( $(compgen -W "${opts} ${cmds}" -- "${cur}") )
@@ -92,7 +92,7 @@ _fdimg() {
             esac
             ;;
         fdimg_select)
-            opts="--help --filter -F"
+            opts="--help --filter -F --verbose -v"
             case "${prev}" in
                 --filter | -F)
                     COMPREPLY=()
@@ -105,7 +105,7 @@ _fdimg() {
             esac
             ;;
         fdimg_place)
-            opts="--help --bytes -b --limit --json -J --color"
+            opts="--help --bytes -b --limit --json -J --color --verbose -v"
             case "${prev}" in
                 --limit)
                     COMPREPLY=()

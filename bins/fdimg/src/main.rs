@@ -12,6 +12,7 @@ mod write;
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::Tool;
 use fdkit::error::{Result, Status};
+use fdkit::sandbox::{self, Needs};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -37,6 +38,16 @@ const TOOL: Tool = Tool::new("fdimg");
 
 /// The advice where an image would be read from a terminal.
 const CURE: &str = "name a FILE or use a pipe";
+
+/// Gives up what is not needed any more, once all inputs and outputs are open, and before anything of an
+/// image is read. With `verbose` it says what was possible.
+fn give_up_all_but(needs: Needs<'_>, verbose: bool) {
+    for line in sandbox::give_up_all_but(needs) {
+        if verbose {
+            TOOL.warn(line);
+        }
+    }
+}
 
 fn main() -> ExitCode {
     TOOL.main(run)

@@ -1,7 +1,7 @@
 //! fdimg place: the sizes of the descriptor tables of an image, as recorded, as needed, and as
 //! forecast for each placement policy.
 
-use crate::{CURE, TOOL};
+use crate::{CURE, TOOL, give_up_all_but};
 use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use fdkit::cli::{self, Arg, Color, ImageInput};
@@ -9,6 +9,7 @@ use fdkit::error::{At, Result, Status};
 use fdkit::image::Task;
 use fdkit::kind::DecodedImage;
 use fdkit::placement::{self, Placement, Size};
+use fdkit::sandbox::Needs;
 use fdkit::table::services::limits_for;
 use fdkit::text::escape;
 use fdkit::tree::Tree;
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// colours: auto (on a terminal), always or never
     #[argh(option, arg_name = "auto|always|never", default = "Color::Auto")]
     color: Color,
+    /// say what fdimg gives up before it reads the image
+    #[argh(switch, short = 'v')]
+    verbose: bool,
     /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
@@ -58,6 +62,7 @@ type Measure = fn(u64) -> u64;
 pub(crate) fn run(args: &Args) -> Result<Status> {
     let input = ImageInput::new(args.file.as_ref());
     let from = input.open(&TOOL, CURE)?;
+    give_up_all_but(Needs::Descriptors, args.verbose);
     let name = || input.to_string();
     let image = DecodedImage::load(from).at(name)?;
     let tree = Tree::unchecked(&image).at(name)?;

@@ -4,7 +4,7 @@
 //! is read three times, and each file takes a few words of memory.
 
 use crate::records::Records;
-use crate::{CURE, TOOL};
+use crate::{CURE, TOOL, give_up_all_but};
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::progress::ProgressReader;
 use fdkit::cli::{self, Arg, ImageInput};
@@ -13,6 +13,7 @@ use fdkit::filter::Filter;
 use fdkit::image::scan::{self, Token};
 use fdkit::image::{Item, RawItem, Reader, Writer};
 use fdkit::kind;
+use fdkit::sandbox::Needs;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -24,6 +25,9 @@ pub(crate) struct Args {
     /// keep only descriptors that pass: 3, 0-9, a kind, deleted, path:GLOB, pid:N; ! negates, commas mean or, repeated options mean and
     #[argh(option, short = 'F', arg_name = "FILTER", from_str_fn(kind::filter))]
     filter: Vec<Filter>,
+    /// say what fdimg gives up before it reads the image
+    #[argh(switch, short = 'v')]
+    verbose: bool,
     /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
@@ -90,9 +94,14 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     let input = ImageInput::new(args.file.as_ref());
     let name = || input.to_string();
     let out = cli::binary_stdout("use a pipe, or fdimg show -F")?;
+    let opened = || give_up_all_but(Needs::Descriptors, args.verbose);
     let mut file = match input.path() {
-        Some(path) => File::open(path).at(name)?,
-        None => input.spool(&TOOL, CURE)?,
+        Some(path) => {
+            let file = File::open(path).at(name)?;
+            opened();
+            file
+        }
+        None => input.spool(&TOOL, CURE, opened)?,
     };
     if !file.metadata().at(name)?.is_file() {
         return Err(Error::misuse("not a regular file; pass the image on stdin").at(name()));

@@ -1,7 +1,7 @@
 //! fdimg show: a line for each descriptor of an image, or JSON.
 
 use crate::records::Records;
-use crate::{CURE, TOOL};
+use crate::{CURE, TOOL, give_up_all_but};
 use argh::{ArgsInfo, FromArgs};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use fdkit::cli::{self, Arg, Color, ImageInput};
@@ -10,6 +10,7 @@ use fdkit::filter::{Filter, Subject};
 use fdkit::image::scan::{self, Token};
 use fdkit::image::{Bytes, Image, Lock, Missing, OpenFile, Slot, Task};
 use fdkit::kind;
+use fdkit::sandbox::Needs;
 use fdkit::text::escape;
 use nix::libc;
 use serde_json::{Map, Value, json};
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// colours: auto (on a terminal), always or never
     #[argh(option, arg_name = "auto|always|never", default = "Color::Auto")]
     color: Color,
+    /// say what fdimg gives up before it reads the image
+    #[argh(switch, short = 'v')]
+    verbose: bool,
     /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
@@ -62,7 +66,9 @@ const TASKS_IN_A_ROW: usize = 16;
 
 pub(crate) fn run(args: &Args) -> Result<Status> {
     let input = ImageInput::new(args.file.as_ref());
-    let image = Image::load(input.open(&TOOL, CURE)?).at(|| input.to_string())?;
+    let from = input.open(&TOOL, CURE)?;
+    give_up_all_but(Needs::Descriptors, args.verbose);
+    let image = Image::load(from).at(|| input.to_string())?;
     for lacks in &image.missing {
         TOOL.warn(format_args!("{input}: {}", lacks.describe()));
     }

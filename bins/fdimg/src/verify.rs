@@ -1,12 +1,13 @@
 //! fdimg verify: checks that an image is complete and correct, and counts the descriptions that cannot
 //! be restored.
 
-use crate::{CURE, TOOL};
+use crate::{CURE, TOOL, give_up_all_but};
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Result, Status};
 use fdkit::image::{Item, Reader};
 use fdkit::kind::{self, Validator};
+use fdkit::sandbox::Needs;
 use fdkit::text::escape;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -15,6 +16,9 @@ use std::io::Write;
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "verify")]
 pub(crate) struct Args {
+    /// say what fdimg gives up before it reads the image
+    #[argh(switch, short = 'v')]
+    verbose: bool,
     /// the image; stdin if - or left out
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
@@ -23,6 +27,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<Status> {
     let input = ImageInput::new(args.file.as_ref());
     let from = input.open(&TOOL, CURE)?;
+    give_up_all_but(Needs::Descriptors, args.verbose);
     let name = || input.to_string();
     let mut reader = Reader::new(from);
     reader.head().at(name)?;

@@ -1,10 +1,11 @@
 //! fdimg write: writes the image on stdin to a file, whole or not at all.
 
-use crate::TOOL;
+use crate::{TOOL, give_up_all_but};
 use argh::{ArgsInfo, FromArgs};
 use fdkit::cli::{self, Arg, ImageInput};
 use fdkit::error::{At, Error, Result, Status};
 use fdkit::image::{Item, NewFile, RawItem, Reader, Task, Writer};
+use fdkit::sandbox::Needs;
 use fdkit::text::escape;
 use std::io::Write;
 use std::path::Path;
@@ -13,6 +14,9 @@ use std::path::Path;
 #[derive(FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "write")]
 pub(crate) struct Args {
+    /// say what fdimg gives up before it reads the image
+    #[argh(switch, short = 'v')]
+    verbose: bool,
     /// the file; if left out, COMM.PID.fdi of the first task, and the name is printed
     #[argh(positional, arg_name = "FILE")]
     file: Option<Arg>,
@@ -27,8 +31,6 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
     }
     let from = ImageInput::STDIN.open(&TOOL, "use a pipe: fdscan PID | fdimg write")?;
     let name = || ImageInput::STDIN.to_string();
-    let mut reader = Reader::new(from);
-    let (_, head) = reader.head().at(name)?;
     // The name may come from the first task; until then the file has none (O_TMPFILE), and nothing is
     // left behind if this fails.
     let given = args.file.as_ref().map(|file| file.as_path().to_owned());
@@ -39,6 +41,9 @@ pub(crate) fn run(args: &Args) -> Result<Status> {
         None => NewFile::create(here),
     };
     let new = new.at(shown)?;
+    give_up_all_but(new.directory().map_or(Needs::Descriptors, Needs::NamesIn), args.verbose);
+    let mut reader = Reader::new(from);
+    let (_, head) = reader.head().at(name)?;
     let mut writer = Writer::new(new);
     writer.pass(&head).at(shown)?;
     let mut first = None;

@@ -27,7 +27,7 @@ pub(crate) fn run(tool: &Tool, args: &Args) -> Result<Status> {
     let target = NamedTerminal::find(args.tty.as_ref())?;
     target.check_owner()?;
     let out = cli::binary_stdout("use a pipe")?;
-    let mut spool = ImageInput::STDIN.spool(tool, "use a pipe")?;
+    let mut spool = ImageInput::STDIN.spool(tool, "use a pipe", || ())?;
     let masters = masters(&mut spool).at(|| "stdin")?;
     spool.rewind()?;
     let mut reader = Reader::new(&mut spool);

@@ -106,16 +106,18 @@ impl<'a> ImageInput<'a> {
         })
     }
 
-    /// Copies the image into an unnamed file in the folder TMPDIR, so that it can be read twice.
+    /// Copies the image into an unnamed file in the folder TMPDIR, so that it can be read twice. `opened`
+    /// is called once the image and the file are open, before the first byte is read.
     ///
     /// Fails as [`ImageInput::open`] does, and where TMPDIR has no room or no unnamed files
     /// (O_TMPFILE of open(2)).
-    pub fn spool(self, tool: &Tool, cure: &str) -> Result<File> {
+    pub fn spool(self, tool: &Tool, cure: &str, opened: impl FnOnce()) -> Result<File> {
         let mut from = self.open(tool, cure)?;
         let dir = std::env::var_os("TMPDIR").unwrap_or("/tmp".into());
         let to = || format!("copy {self} into the folder {} (TMPDIR)", escape(dir.as_bytes()));
         let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
         let file = open(dir.as_os_str(), flags, Mode::S_IRUSR | Mode::S_IWUSR).at(to)?;
+        opened();
         self.copy(&mut *from, File::from(file), &to)
     }
 
@@ -242,7 +244,8 @@ mod tests {
         let name = arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/images/0.1.0.fdi"));
         let image = ImageInput::new(Some(&name));
         let want = std::fs::read(name.as_path()).unwrap();
-        let copies = [image.spool(&TOOL, "").unwrap(), image.spool_sealed(&TOOL, "").unwrap()];
+        let copies =
+            [image.spool(&TOOL, "", || ()).unwrap(), image.spool_sealed(&TOOL, "").unwrap()];
         for mut copy in &copies {
             let mut bytes = Vec::new();
             copy.read_to_end(&mut bytes).unwrap();
@@ -253,7 +256,7 @@ mod tests {
         let all = all.iter().filter_map(|name| SealFlag::from_name(name)).collect();
         assert!(seals.contains(all), "{seals:?}");
         let gone = arg("/no/such");
-        let why = ImageInput::new(Some(&gone)).spool(&TOOL, "").unwrap_err();
+        let why = ImageInput::new(Some(&gone)).spool(&TOOL, "", || ()).unwrap_err();
         assert_eq!(why.to_string(), "/no/such: No such file or directory");
     }
 }

@@ -8,7 +8,7 @@ use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,9 @@ pub struct NewFile {
     /// The directory in which it gets its name, opened once, since its path may lead to another one
     /// later; none for a device or a fifo, which is written directly.
     dir: Option<OwnedFd>,
+    /// The directory again, for fsync(2), which O_PATH does not permit. Opened before anything is read,
+    /// so that no file has to be opened after that; whether it failed matters at the end only.
+    sync: nix::Result<OwnedFd>,
     /// The name that it gets; none if [`NewFile::publish`] is told.
     name: Option<OsString>,
 }
@@ -41,7 +44,9 @@ impl NewFile {
             }
             other => (other?, None),
         };
-        Ok(NewFile { file: file.into(), named, dir: Some(dir), name: None })
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let sync = openat(&dir, ".", flags, Mode::empty());
+        Ok(NewFile { file: file.into(), named, dir: Some(dir), sync, name: None })
     }
 
     /// Makes it in the directory of the file that it will replace. If that file is there and is not
@@ -53,7 +58,13 @@ impl NewFile {
         let target = resolved(target)?;
         if std::fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
             let file = File::options().write(true).open(&target)?;
-            return Ok(NewFile { file, named: None, dir: None, name: None });
+            return Ok(NewFile {
+                file,
+                named: None,
+                dir: None,
+                sync: Err(Errno::ENOTDIR),
+                name: None,
+            });
         }
         let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty());
         let name = target.file_name().map(OsStr::to_owned);
@@ -78,8 +89,15 @@ impl NewFile {
             renameat(dir, new.as_str(), dir, name)?;
             self.named = None;
         }
-        let dir = openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY, Mode::empty())?;
-        Ok(fsync(dir.as_fd())?)
+        match &self.sync {
+            Ok(dir) => Ok(fsync(dir)?),
+            Err(errno) => Err((*errno).into()),
+        }
+    }
+
+    /// The directory in which it gets its name; none for a device or a fifo, which is written directly.
+    pub fn directory(&self) -> Option<BorrowedFd<'_>> {
+        self.dir.as_ref().map(AsFd::as_fd)
     }
 }
 
