@@ -97,3 +97,95 @@ fn restrict_files(needs: Needs<'_>) -> Result<String, RulesetError> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+    use nix::fcntl::{AT_FDCWD, renameat};
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::{Pid, UnlinkatFlags, getppid, unlinkat};
+    use std::fs::{self, File};
+    use std::io;
+    use std::net::TcpListener;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+    use std::path::PathBuf;
+    use std::thread;
+
+    /// A directory with a file `old`, in which nobody else makes names.
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("fdkit-sandbox-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("old"), "old").unwrap();
+        dir
+    }
+
+    fn errno<T>(result: io::Result<T>) -> Option<i32> {
+        result.err().and_then(|err| err.raw_os_error())
+    }
+
+    // landlock_restrict_self(2) and seccomp(2) are of a thread.
+
+    #[test]
+    fn landlock_leaves_names_in_one_directory_and_nothing_else() {
+        let (dir, other) = (scratch("names"), scratch("other"));
+        let at = File::open(&dir).unwrap();
+        let (inside, outside) = (dir.clone(), other.clone());
+        let run = move || {
+            let said = restrict_files(Needs::NamesIn(at.as_fd())).unwrap();
+            let denied = [
+                errno(File::open(inside.join("old"))),
+                errno(fs::read_dir(&inside)),
+                errno(fs::create_dir(inside.join("dir"))),
+                errno(fs::write(outside.join("new"), "")),
+                errno(fs::remove_file(outside.join("old"))),
+            ];
+            let tcp = errno(TcpListener::bind(("127.0.0.1", 0)));
+            let signal = kill(getppid(), None);
+            let renamed = renameat(&at, "old", &at, "new");
+            (said, denied, tcp, signal, renamed, unlinkat(&at, "new", UnlinkatFlags::NoRemoveDir))
+        };
+        let (said, denied, tcp, signal, renamed, removed) = thread::spawn(run).join().unwrap();
+        for dir in [dir, other] {
+            fs::remove_dir_all(dir).unwrap();
+        }
+        if !said.starts_with("ABI") {
+            return;
+        }
+        assert_eq!(denied, [Some(Errno::EACCES as i32); 5]);
+        assert_eq!((renamed, removed), (Ok(()), Ok(())));
+        assert_eq!(tcp == Some(Errno::EACCES as i32), said.contains("no TCP"), "{said}");
+        assert_eq!(signal == Err(Errno::EPERM), said.contains("no signals"), "{said}");
+    }
+
+    #[test]
+    fn the_filter_denies_what_is_not_in_the_list_and_the_thread_goes_on() {
+        let dir = scratch("calls");
+        let (here, at) = (dir.clone(), File::open(&dir).unwrap());
+        let run = move || {
+            let count = calls::restrict(Needs::Descriptors).ok()?;
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+            let set = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+            let renamed = renameat(AT_FDCWD, &here.join("old"), AT_FDCWD, &here.join("new"));
+            let denied = [
+                errno(File::open(&here)),
+                errno(UnixDatagram::unbound()),
+                errno(at.set_len(0)),
+                errno(std::process::Command::new("true").status()),
+                errno(thread::Builder::new().spawn(|| ())),
+                errno(kill(Pid::this(), Some(Signal::SIGTERM)).map_err(io::Error::from)),
+                errno(set.map_err(io::Error::from)),
+                errno(renamed.map_err(io::Error::from)),
+            ];
+            Some((count, denied, at.metadata().is_ok()))
+        };
+        let found = thread::spawn(run).join().unwrap();
+        fs::remove_dir_all(dir).unwrap();
+        let Some((count, denied, looks)) = found else { return };
+        assert_eq!(denied, [Some(Errno::EPERM as i32); 8]);
+        assert!(looks && (30..50).contains(&count), "{count}");
+    }
+}
