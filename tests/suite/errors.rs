@@ -983,6 +983,26 @@ fn a_write_beyond_the_limit_of_file_sizes_is_a_message_and_no_signal() {
 }
 
 #[test]
+fn a_restore_that_may_make_no_process_says_so() {
+    may!(rights::other_user());
+    let scratch = Scratch::for_all_users();
+    let copy = scratch.file("fdrestore-copy");
+    fs::copy(tool("fdrestore"), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let image = fs::read(image(&scratch, &["eventfd@3"])).unwrap();
+    // No other process has this user id.
+    let alone = ["--reuid=64321", "--regid=64321", "--clear-groups"];
+    let run = |words: &[&str]| {
+        let limit = ["prlimit", "--nproc=1", "setpriv"];
+        Pipeline::new(&[&[&limit[..], &alone, &[&copy], words].concat()]).stdin(&image[..]).run()
+    };
+    let why = "fork: the limit of processes is reached (ulimit -u, or pids.max of the cgroup)";
+    run(&["--tree", "--", "true"]).refuses(125, &[why, "(status 7)"]);
+    // A table that is larger than needed only takes memory.
+    assert!(run(&["--", "true"]).ok().stderr(0).contains(why));
+}
+
+#[test]
 fn a_tool_that_gets_no_memory_says_so() {
     let scratch = Scratch::new();
     let target = Target::ready(&["mkfd", "many", "900", "--close-std", "--dir", scratch.dir()]);

@@ -1,6 +1,6 @@
 //! Shrinks the descriptor table of this process to the smallest size for its open numbers.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::proc;
 use crate::sys;
 
@@ -20,7 +20,7 @@ pub fn to(capacity: u64) -> Result<()> {
 
 /// Shrinks the table of this process to the size for its open numbers.
 pub fn now() -> Result<()> {
-    Ok(sys::clone_files::copy_table()?)
+    sys::clone_files::copy_table().map_err(Error::no_process)
 }
 
 #[cfg(test)]
