@@ -156,6 +156,9 @@ fn shape(call: &str) -> String {
 fn calls(log: &str) -> Vec<Call> {
     let mut counts: HashMap<(&str, &str), usize> = HashMap::new();
     let mut executed = HashSet::new();
+    // How often the runtime of Rust has made a call before main. To fail such a call of another process
+    // would fail that of the runtime, which ends the program with a message of its own.
+    let mut before_main: HashMap<&str, usize> = HashMap::new();
     let (mut begun, mut found) = (false, Vec::new());
     for line in log.lines() {
         let Some((pid, rest)) = line.split_once(' ') else { continue };
@@ -170,7 +173,11 @@ fn calls(log: &str) -> Vec<Call> {
         // strace counts the calls of each process by itself.
         let count = counts.entry((pid, name)).or_default();
         *count += 1;
-        if begun && !executed.contains(pid) && !LEFT_OUT.contains(&name) {
+        if !begun {
+            before_main.insert(name, *count);
+        }
+        let of_runtime = before_main.get(name).is_some_and(|most| *count <= *most);
+        if begun && !of_runtime && !executed.contains(pid) && !LEFT_OUT.contains(&name) {
             let args = args.rsplit_once(" = ").map_or(args, |(args, _)| args);
             found.push(Call { name: name.to_owned(), nth: *count, shape: shape(args) });
         }
