@@ -42,7 +42,7 @@ fn a_table_that_cannot_be_shrunk_is_a_warning() {
     needs!(crate::harness::which("strace").is_some(), "strace is missing");
     let (size, said) = restored_without("clone");
     assert_eq!(size, "1024", "{said}");
-    let why = "the descriptor table stays larger than needed: Operation not permitted";
+    let why = "the descriptor table stays larger than needed: fork: Operation not permitted";
     assert_eq!(said, format!("fdrestore: {why}\n"));
 }
 
