@@ -150,7 +150,9 @@ fn a_dry_run_refuses_a_file_that_the_user_may_not_open_as_the_restore_does() {
     fs::copy(tool("fdrestore"), &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &copy];
-    for (access, works) in [("read", true), ("write", false)] {
+    let (denied, no_owner) = ("Permission denied", "Operation not permitted");
+    for (access, why) in [("read", None), ("write", Some(denied)), ("read,noatime", Some(no_owner))]
+    {
         fs::write(&path, "text").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let target = target!(scratch.dir(), &[&format!("regular@3:path={path},{access}")]);
@@ -160,12 +162,11 @@ fn a_dry_run_refuses_a_file_that_the_user_may_not_open_as_the_restore_does() {
         let run = |words: &[&str]| {
             Pipeline::new(&[&[&nobody[..], words].concat()]).stdin(&image[..]).run()
         };
-        if works {
+        let Some(why) = why else {
             run(&["-n"]).ok();
             run(&["--", "true"]).ok();
             continue;
-        }
-        let why = "Permission denied";
+        };
         run(&["-n"]).refuses(6, &["fd 3", &path, why]);
         run(&["--", "true"]).refuses(125, &["fd 3", &path, why]);
         let skip = ["--missing", "skip"];

@@ -160,6 +160,17 @@ time.sleep(1000)";
     pipeline(&[&[&restore[..], &["--", "true"]].concat()]).refuses(125, &why);
     let read = ["--allow", "names", "--", "head", "-c", "6", &fifo];
     assert_eq!(pipeline(&[&[&restore[..], &read].concat()]).ok().text(), "reboot");
+    // The same by another name than the one by which it was opened.
+    let target = Target::program(&["python3", "-c", script, &scratch.file("first")]);
+    fs::hard_link(scratch.file("first"), scratch.file("second")).unwrap();
+    fs::remove_file(scratch.file("first")).unwrap();
+    scan(&target.pid, &file);
+    drop(target);
+    pipeline(&[&[&restore[..], &["-n"]].concat()]).refuses(6, &why);
+    pipeline(&[&[&restore[..], &["--", "true"]].concat()]).refuses(125, &why);
+    let planned = pipeline(&[&[&restore[..], &["--allow", "names", "-n"]].concat()]).ok().text();
+    assert!(planned.contains("writes 6 bytes"), "{planned}");
+    assert!(planned.contains(&format!("by the name {}", scratch.file("second"))), "{planned}");
 }
 
 /// A program that becomes the user 65534 and binds a socket to the path of its argument.

@@ -7,7 +7,7 @@ use crate::kind::DecodedImage;
 use crate::kind::effect::{Allow, AllowList, Effect, can_search, can_write};
 use crate::messages::Messages;
 use crate::names;
-use crate::proc::{boot_id, inode_of};
+use crate::proc::{Process, boot_id, inode_of};
 use crate::sys;
 use crate::sys::own_table::PlacedFd;
 use nix::errno::Errno;
@@ -438,6 +438,16 @@ impl<'a> RestoreContext<'a> {
             Ok(()) | Err(Errno::ENOSYS | Errno::EINVAL) => (),
             Err(errno) => return Err(errno).at(|| "open"),
         }
+        // What may_open of fs/namei.c refuses besides.
+        let stat = sys::stat(place).at(|| "stat")?;
+        let only_appends = stat.stx_attributes & libc::STATX_ATTR_APPEND as u64 != 0;
+        let appends = flags & libc::O_APPEND as u32 != 0;
+        let keeps_access_time = flags & libc::O_NOATIME as u32 != 0;
+        if only_appends && access & libc::W_OK != 0 && !appends
+            || keeps_access_time && stat.stx_uid != geteuid().as_raw() && !owns_all_files()
+        {
+            return Err(Errno::EPERM).at(|| "open");
+        }
         match flags & libc::O_NOFOLLOW as u32 {
             0 => Ok(()),
             _ => self.directory_of_unfollowed(&file.link.0).map(drop),
@@ -649,6 +659,16 @@ pub(crate) fn owner_not_restored(uid: u32, gid: u32, errno: Errno) -> String {
         errno => errno.desc(),
     };
     format!("its owner {uid}:{gid} is not restored: {why}")
+}
+
+/// CAP_FOWNER of capabilities(7).
+const CAP_FOWNER: u32 = 3;
+
+/// Reports whether this process is permitted what the owner of a file is.
+fn owns_all_files() -> bool {
+    let own = Process::open(std::process::id() as i32);
+    let own = own.and_then(|own| own.task(0, None, &mut Messages::kept()));
+    own.is_ok_and(|own| own.credentials.caps[2] >> CAP_FOWNER & 1 != 0)
 }
 
 fn changed_error(what: &str) -> Error {

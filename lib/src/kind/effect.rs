@@ -5,6 +5,7 @@
 use crate::error::{Error, Result};
 use crate::image::{Credentials, OpenFile};
 use crate::kind::context::RestoreContext;
+use crate::text::escape;
 use crate::word_enum::must_be;
 use argh::FromArgValue;
 use nix::libc;
@@ -104,8 +105,9 @@ impl Effect {
     }
 }
 
-/// How a file that exists is opened, for the dry run: the flags of open(2) as words.
-pub(crate) fn opening(file: &OpenFile, cx: &RestoreContext<'_>) -> Vec<Effect> {
+/// How a file that exists is opened, for the dry run: the flags of open(2) as words. `named` is the file by
+/// the name that it has now.
+pub(crate) fn opening(file: &OpenFile, named: &OpenFile, cx: &RestoreContext<'_>) -> Vec<Effect> {
     if !cx.checks_all {
         return Vec::new();
     }
@@ -117,7 +119,11 @@ pub(crate) fn opening(file: &OpenFile, cx: &RestoreContext<'_>) -> Vec<Effect> {
         _ => "opened for reading and writing",
     };
     let append = if flags & libc::O_APPEND != 0 { " at the end" } else { "" };
-    vec![Effect::allowed(format!("{access}{append}"))]
+    let name = match named.link == file.link {
+        true => String::new(),
+        false => format!(" by the name {}", escape(&named.link.0)),
+    };
+    vec![Effect::allowed(format!("{access}{append}{name}"))]
 }
 
 /// The effect of a file that is created with the set-user-ID or set-group-ID bit: inode(7).

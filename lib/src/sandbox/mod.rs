@@ -28,7 +28,8 @@ mod calls {
 pub enum Needs<'a> {
     /// Nothing.
     Descriptors,
-    /// To give a file a name in this directory, and to replace and remove names of files there.
+    /// To give a file a name in this directory, and to replace and remove names of files there. landlock(7)
+    /// has no right for a directory without those below it.
     NamesIn(BorrowedFd<'a>),
 }
 
@@ -76,7 +77,7 @@ fn restrict_files(needs: Needs<'_>) -> Result<String, RulesetError> {
             // file into this one.
             let access: BitFlags<AccessFs> = AccessFs::MakeReg | AccessFs::RemoveFile;
             let rule = PathBeneath::new(dir, access);
-            (ruleset.add_rule(rule)?, "no files but new names in one directory")
+            (ruleset.add_rule(rule)?, "no files but new names in one directory and below")
         }
     };
     Ok(match ruleset.restrict_self()?.landlock {

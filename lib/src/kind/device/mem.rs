@@ -49,7 +49,7 @@ impl Kind for Mem {
     }
 
     fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
-        Ok(opening(file, cx))
+        Ok(opening(file, file, cx))
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

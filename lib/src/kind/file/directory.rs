@@ -41,7 +41,7 @@ impl Kind for Directory {
     }
 
     fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
-        Ok(opening(file, cx))
+        Ok(opening(file, file, cx))
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

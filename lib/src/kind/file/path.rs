@@ -35,7 +35,7 @@ impl Kind for Path {
     }
 
     fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
-        Ok(opening(file, cx))
+        Ok(opening(file, file, cx))
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

@@ -77,7 +77,9 @@ impl Kind for Regular {
     }
 
     fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
-        Ok(opening(file, cx))
+        // The check of its path says what fails.
+        let named = OtherName::with_existing_name(&self.renamed, file);
+        Ok(named.map(|named| opening(file, &named, cx)).unwrap_or_default())
     }
 
     fn check(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<()> {

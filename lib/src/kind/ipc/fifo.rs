@@ -87,10 +87,13 @@ impl Kind for Fifo {
 
     fn effects(&self, file: &OpenFile, cx: &RestoreContext<'_>) -> Result<Vec<Effect>> {
         if self.unlinked.is_none() {
-            let mut effects = opening(file, cx);
-            if cx.asks_for_names() && self.is_filled(file, cx) {
-                // The check of its path says what fails.
-                if let Ok((place, _)) = cx.look(&file.link.0, false) {
+            // The check of its path says what fails.
+            let Ok(named) = OtherName::with_existing_name(&self.renamed, file) else {
+                return Ok(Vec::new());
+            };
+            let mut effects = opening(file, &named, cx);
+            if cx.asks_for_names() && self.is_filled(&named, cx) {
+                if let Ok((place, _)) = cx.look(&named.link.0, false) {
                     effects.push(self.filled(place.as_fd(), cx)?);
                 }
             }
