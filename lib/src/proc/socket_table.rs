@@ -81,9 +81,9 @@ impl Process {
     }
 }
 
-/// Parses a line of an internet table.
-fn internet(table: &'static str, line: &str) -> Option<(u64, SocketLine)> {
-    // include/net/tcp_states.h, from 1 on.
+/// The name of a state of include/net/tcp_states.h; none if it has no such number.
+pub fn tcp_state_name(state: usize) -> Option<&'static str> {
+    // From 1 on.
     const STATES: [&str; 12] = [
         "ESTABLISHED",
         "SYN_SENT",
@@ -98,6 +98,11 @@ fn internet(table: &'static str, line: &str) -> Option<(u64, SocketLine)> {
         "CLOSING",
         "NEW_SYN_RECV",
     ];
+    STATES.get(state.checked_sub(1)?).copied()
+}
+
+/// Parses a line of an internet table.
+fn internet(table: &'static str, line: &str) -> Option<(u64, SocketLine)> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let end = |at: usize| {
         let (ip, port) = words.get(at)?.split_once(':')?;
@@ -106,7 +111,7 @@ fn internet(table: &'static str, line: &str) -> Option<(u64, SocketLine)> {
         is_set.then(|| SocketAddr::new(ip, port).to_string().into_bytes())
     };
     let state = usize::from_str_radix(words.get(3)?, 16).ok()?;
-    let state = state.checked_sub(1).and_then(|at| STATES.get(at)).copied();
+    let state = tcp_state_name(state);
     let (local, remote) = (end(1), end(2));
     let found = SocketLine { table, state, local, remote, ..SocketLine::default() };
     Some((words.get(9)?.parse().ok()?, found))

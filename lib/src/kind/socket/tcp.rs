@@ -10,6 +10,7 @@ use crate::kind::socket::option::Phase;
 use crate::kind::socket::{NONBLOCK, listen, shutdown_even_unconnected};
 use crate::operation::Outcome;
 use crate::proc::Descriptor;
+use crate::proc::socket_table::tcp_state_name;
 use crate::sys;
 use crate::text::escape;
 use nix::errno::Errno;
@@ -18,21 +19,6 @@ use nix::sys::socket::Shutdown;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-/// Names of the states of include/net/tcp_states.h, from 1.
-const STATES: [&str; 12] = [
-    "ESTABLISHED",
-    "SYN_SENT",
-    "SYN_RECV",
-    "FIN_WAIT1",
-    "FIN_WAIT2",
-    "TIME_WAIT",
-    "CLOSE",
-    "CLOSE_WAIT",
-    "LAST_ACK",
-    "LISTEN",
-    "CLOSING",
-    "NEW_SYN_RECV",
-];
 const CLOSE: u8 = 7;
 const LISTEN: u8 = 10;
 
@@ -41,7 +27,7 @@ const LISTEN: u8 = 10;
 pub(crate) struct Tcp {
     /// Its addresses and options.
     socket: Inet,
-    /// Its state, tcpi_state of TCP_INFO: 1 is the first of [`STATES`].
+    /// Its state, tcpi_state of TCP_INFO; see [`tcp_state_name`].
     state: u8,
     /// The backlog of a listening socket, and the number of its pending connections, which are not
     /// kept.
@@ -121,8 +107,7 @@ impl Tcp {
 
     /// The name of its state; `?` if there is no such state.
     fn state_name(&self) -> &'static str {
-        let at = usize::from(self.state).wrapping_sub(1);
-        STATES.get(at).copied().unwrap_or("?")
+        tcp_state_name(self.state.into()).unwrap_or("?")
     }
 }
 
