@@ -232,10 +232,11 @@ pub fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
 /// Reports whether a directory is this root directory. Another mount of it is not: `..` leads out of
 /// that one.
 fn is_root(dir: BorrowedFd<'_>, root: BorrowedFd<'_>) -> nix::Result<bool> {
-    if !is_same(dir, root) {
-        return Ok(false);
-    }
-    Ok(sys::stat(dir)?.stx_mnt_id == sys::stat(root)?.stx_mnt_id)
+    let key = |fd| {
+        let stat = sys::stat(fd)?;
+        Ok((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino, stat.stx_mnt_id))
+    };
+    nix::Result::Ok(key(dir)? == key(root)?)
 }
 
 /// Reports whether a condition holds for a directory and for those above it, up to `root`, or to the root

@@ -7,7 +7,7 @@ use crate::kind::DecodedImage;
 use crate::kind::effect::{Allow, AllowList, Effect, can_search, can_write};
 use crate::messages::Messages;
 use crate::names;
-use crate::proc::{Process, boot_id, inode_of};
+use crate::proc::{boot_id, inode_of, own_capabilities};
 use crate::sys;
 use crate::sys::own_table::PlacedFd;
 use nix::errno::Errno;
@@ -194,10 +194,13 @@ impl<'a> RestoreContext<'a> {
     fn can_write(&self, file: BorrowedFd<'_>) -> Result<bool> {
         let who = &self.task.credentials;
         let stat = fstat(file).at(|| "stat")?;
-        if !can_write(who, &stat) || stat.st_mode & libc::S_IFMT != libc::S_IFDIR {
-            return Ok(can_write(who, &stat));
+        if !can_write(who, &stat) {
+            return Ok(false);
         }
-        names::holds_up_to_root(self.root, file, |dir| can_search(who, dir))
+        match stat.st_mode & libc::S_IFMT {
+            libc::S_IFDIR => names::holds_up_to_root(self.root, file, |dir| can_search(who, dir)),
+            _ => Ok(true),
+        }
     }
 
     /// The effect of a name that is made in a directory, or of bytes that are written to a file. It
@@ -666,9 +669,7 @@ const CAP_FOWNER: u32 = 3;
 
 /// Reports whether this process is permitted what the owner of a file is.
 fn owns_all_files() -> bool {
-    let own = Process::open(std::process::id() as i32);
-    let own = own.and_then(|own| own.task(0, None, &mut Messages::kept()));
-    own.is_ok_and(|own| own.credentials.caps[2] >> CAP_FOWNER & 1 != 0)
+    own_capabilities() & 1 << CAP_FOWNER != 0
 }
 
 fn changed_error(what: &str) -> Error {
