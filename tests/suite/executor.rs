@@ -6,10 +6,8 @@ use crate::harness::{
     Ran, Scratch, Target, fdsize, image, pipeline, python, scan, show, skipped, which,
 };
 use crate::kinds::{CASES, PLACES, at};
-use crate::terminals::{TTY_AND_GROUPS, session};
+use crate::terminals::{TTY_AND_GROUPS, ended_session};
 use fdkit::operation::Operation;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
@@ -156,11 +154,7 @@ fn a_child_that_holds_its_descriptors_has_their_close_on_exec_flags() {
 fn a_child_takes_its_controlling_terminal() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
-    let target = session("5,7");
-    let pid = target.said.split(' ').next().unwrap().to_owned();
-    let file = scratch.file("a.fdi");
-    scan(&pid, &file);
-    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let file = ended_session(&scratch, "5,7");
     let fdchild = env!("CARGO_BIN_EXE_fdchild");
     let log = scratch.file("log");
     let words =

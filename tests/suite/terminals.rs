@@ -220,6 +220,16 @@ fn shown(which: &str) -> Value {
     serde_json::from_slice(&ran.stdout).expect("JSON")
 }
 
+/// The image of a session of [`session`], which has ended.
+pub(crate) fn ended_session(scratch: &Scratch, keep: &str) -> String {
+    let target = session(keep);
+    let pid = target.said.split(' ').next().unwrap();
+    let file = scratch.file("a.fdi");
+    scan(pid, &file);
+    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    file
+}
+
 /// Starts a session leader that has made its own terminal, and prints the number of the terminal.
 /// It keeps the descriptors in `keep` open, at fixed numbers: slave 5, master 7, /dev/tty 4, an
 /// O_PATH descriptor 6.
@@ -274,11 +284,7 @@ pub(crate) const TTY_AND_GROUPS: &str = "read a b c d pg sid tty fg rest < /proc
 fn a_session_leader_gets_its_terminal_back_with_its_settings() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
-    let target = session("4,5,6,7");
-    let pid = target.said.split(' ').next().unwrap().to_owned();
-    let file = scratch.file("a.fdi");
-    scan(&pid, &file);
-    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let file = ended_session(&scratch, "4,5,6,7");
     let (said, warned) = restored(&file, &[], TTY_AND_GROUPS);
     assert!(said.starts_with("33 99\n-echo \nforeground\n/dev/pts/"), "{said}{warned}");
     assert!(said.ends_with("\n/dev/tty\n"), "{said}");
@@ -288,11 +294,7 @@ fn a_session_leader_gets_its_terminal_back_with_its_settings() {
 fn a_controlling_terminal_without_a_descriptor_is_restored() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
-    let target = session("7");
-    let pid = target.said.split(' ').next().unwrap().to_owned();
-    let file = scratch.file("a.fdi");
-    scan(&pid, &file);
-    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let file = ended_session(&scratch, "7");
     let (said, warned) = restored(&file, &[], TTY_AND_GROUPS);
     assert!(said.starts_with("33 99\n-echo \nforeground\n"), "{said}{warned}");
     assert!(!said.contains("/dev/"), "{said}");
@@ -320,11 +322,7 @@ fn a_terminal_gets_another_number_if_its_own_is_in_use_and_paths_follow() {
 fn a_process_that_leads_no_session_is_told_why_it_gets_no_terminal() {
     needs!(which("python3").is_some(), "python3 is missing");
     let scratch = Scratch::new();
-    let target = session("5,7");
-    let pid = target.said.split(' ').next().unwrap().to_owned();
-    let file = scratch.file("a.fdi");
-    scan(&pid, &file);
-    let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+    let file = ended_session(&scratch, "5,7");
     // The suite may have a terminal or none. In both cases there is a message, and COMMAND runs.
     let restore = ["fdrestore", "-i", &file, "--inherit", "0,1,2", "--", "echo", "ran"];
     let ran = pipeline(&[&restore]).ok();
