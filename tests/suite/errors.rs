@@ -3,7 +3,7 @@
 
 use crate::forged::forged;
 use crate::harness::{
-    MKFD, Pipeline, Scratch, Target, image, pipeline, restored, scan, terminal, tool,
+    MKFD, Pipeline, Scratch, Target, image, pipeline, python, restored, scan, terminal, tool,
 };
 use crate::rights;
 use fdkit::image::{Bytes, Data, Item};
@@ -986,6 +986,8 @@ fn a_write_beyond_the_limit_of_file_sizes_is_a_message_and_no_signal() {
 #[test]
 fn a_restore_that_may_make_no_process_says_so() {
     may!(rights::other_user());
+    let Some(python) = python() else { skip!("python3 is missing") };
+    let start = "import os, sys; os.dup2(2, 200); os.execvp(sys.argv[1], sys.argv[1:])";
     let scratch = Scratch::for_all_users();
     let copy = scratch.file("fdrestore-copy");
     fs::copy(tool("fdrestore"), &copy).unwrap();
@@ -994,12 +996,12 @@ fn a_restore_that_may_make_no_process_says_so() {
     // No other process has this user id.
     let alone = ["--reuid=64321", "--regid=64321", "--clear-groups"];
     let run = |words: &[&str]| {
-        let limit = ["prlimit", "--nproc=1", "setpriv"];
+        let limit = [python, "-c", start, "prlimit", "--nproc=1", "setpriv"];
         Pipeline::new(&[&[&limit[..], &alone, &[&copy], words].concat()]).stdin(&image[..]).run()
     };
     let why = "fork: the limit of processes is reached (ulimit -u, or pids.max of the cgroup)";
     run(&["--tree", "--", "true"]).refuses(125, &[why, "(status 7)"]);
-    // A table that is larger than needed only takes memory.
+    // A table that is larger than needed only takes memory. The caller's descriptor 200 makes it so.
     assert!(run(&["--", "true"]).ok().stderr(0).contains(why));
 }
 

@@ -1,12 +1,13 @@
 //! The harness: runs the tools in pipelines, starts the processes to scan, and reports skips.
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::fmt::{Display, Write as _};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -114,9 +115,25 @@ fn program(word: &str) -> String {
     }
 }
 
+/// Sets the close-on-exec flag of every descriptor but 0, 1 and 2: what the caller of the tests has
+/// left open is not inherited by what they start. Descriptors that Rust opened have the flag.
+fn close_inherited_on_exec() {
+    let entries = fs::read_dir("/proc/self/fd").expect("/proc/self/fd");
+    let fds = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    for fd in fds.collect::<Vec<i32>>().into_iter().filter(|fd| *fd > 2) {
+        // SAFETY: the flag alone is changed. The call fails if the descriptor is closed by now, as
+        // that of the directory is.
+        #[expect(unsafe_code)]
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    }
+}
+
 /// A command with these words. The first one, and the one after each `--`, may be the bare name of a
 /// tool.
 pub(crate) fn command(words: &[&str]) -> Command {
+    static CLOSED: OnceLock<()> = OnceLock::new();
+    CLOSED.get_or_init(close_inherited_on_exec);
     let mut command = Command::new(program(words[0]));
     for pair in words.windows(2) {
         command.arg(if pair[0] == "--" { program(pair[1]) } else { pair[1].into() });
